@@ -1,0 +1,193 @@
+"""Documents -> chunks of at most a given number of tokens, each a slice of its document.
+
+Tokens are counted with tiktoken's cl100k_base: one measure for every model, and the one that
+frameworks cut contexts by.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+from fusionrag_integrations.keys import chunk_id
+from fusionrag_integrations.types import Chunk, Document
+
+MIN_CHUNK_TOKENS = 16
+
+_LONGEST_TOKEN = 128  # characters in the longest token of cl100k_base
+
+_PARAGRAPH_END = re.compile(r"\n\s*\n\s*")
+_LINE_END = re.compile(r"[\r\n]\s*")
+_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+|[。！？]["'”’」』）]*\s*""")
+_WORD_END = re.compile(r"\s+")
+_ANY_CHARACTER = re.compile(r"(?s:.)")
+
+_RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+_TOKEN_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"""
+    r"""| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunker:
+    """Cuts documents at the coarsest boundary that helps, and packs the pieces greedily.
+
+    Boundaries, coarsest first: paragraphs, lines, sentences, words, grapheme clusters.
+    `chunk_tokens` is the most cl100k_base tokens in a chunk, at least 16.
+    Raises InvalidInputError where it is less.
+    """
+
+    chunk_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < MIN_CHUNK_TOKENS:
+            raise InvalidInputError(
+                f"chunk_tokens is {self.chunk_tokens}; it must be at least {MIN_CHUNK_TOKENS}."
+            )
+
+    def split(self, document: Document) -> list[Chunk]:
+        """The document's chunks in order; nothing but white space lies between their texts.
+
+        Raises InvalidInputError where the text holds half a surrogate pair, and FusionRAGError
+        where the token table is neither bundled nor cached nor reachable.
+        """
+        try:
+            document.text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"Document {document.id!r} holds half a surrogate pair at character "
+                f"{error.start}; decode its source again, or replace that character."
+            ) from error
+        seen: Counter[str] = Counter()
+        chunks: list[Chunk] = []
+        for text in self._texts(document.text):
+            chunks.append(
+                Chunk(
+                    id=chunk_id(document.id, text, seen[text]),
+                    document_id=document.id,
+                    index=len(chunks),
+                    text=text,
+                    title=document.title,
+                    scope=document.scope,
+                    metadata=dict(document.metadata),
+                )
+            )
+            seen[text] += 1
+        return chunks
+
+    def _texts(self, text: str) -> Iterator[str]:
+        """Stripped slices: as many pieces as fit together, from the first piece on."""
+        pieces = list(self._pieces(text, 0, len(text), _levels()))
+        first = 0
+        while first < len(pieces):
+            start = pieces[first][0]
+
+            def too_long(last: int, start: int = start) -> bool:
+                return not self._fits(text[start : pieces[last][1]])
+
+            # Each probe counts the tokens anew, since counts don't add up over pieces. Growing
+            # by doubling keeps the probes few and about as short as the chunk.
+            step = 1
+            while first + step < len(pieces) and not too_long(first + step):
+                step *= 2
+            stop = bisect_left(
+                range(len(pieces)),
+                True,
+                lo=first + step // 2 + 1,
+                hi=min(first + step, len(pieces)),
+                key=too_long,
+            )
+            if chunk := text[start : pieces[stop - 1][1]].strip():
+                yield chunk
+            first = stop
+
+    def _pieces(
+        self, text: str, start: int, stop: int, levels: Sequence[Any]
+    ) -> Iterator[tuple[int, int]]:
+        """Bounds that cover [start, stop) in order, each of which fits into a chunk."""
+        if not levels or self._fits(text[start:stop]):
+            yield start, stop
+            return
+        ends = (match.end() for match in levels[0].finditer(text, start, stop))
+        for a, b in pairwise((start, *ends, stop)):
+            if a < b:
+                yield from self._pieces(text, a, b, levels[1:])
+
+    def _fits(self, text: str) -> bool:
+        text = text.strip()
+        if len(text) > self.chunk_tokens * _LONGEST_TOKEN:
+            return False  # without counting the tokens of a whole book
+        return len(_encoding().encode_ordinary(text)) <= self.chunk_tokens
+
+
+@cache
+def _levels() -> tuple[Any, ...]:
+    """Patterns whose matches end a piece, coarsest first.
+
+    A cluster may hold any number of combining marks. Only one that overfills a chunk by itself
+    is cut, at the last level, whose pieces are at most four bytes and so at most four tokens.
+    """
+    import regex  # type: ignore[import-untyped]  # tiktoken needs it too
+
+    return (
+        _PARAGRAPH_END,
+        _LINE_END,
+        _SENTENCE_END,
+        _WORD_END,
+        regex.compile(r"\X"),
+        _ANY_CHARACTER,
+    )
+
+
+@cache
+def _encoding() -> Any:
+    """cl100k_base, from the table that llama-index-core bundles, else through tiktoken's cache.
+
+    The bundled table is read here because tiktoken's reader writes a copy into its own cache.
+    """
+    import tiktoken
+
+    bundled = _bundled_ranks()
+    if bundled is not None:
+        lines = (line.split() for line in bundled.read_bytes().splitlines() if line)
+        return tiktoken.Encoding(
+            "cl100k_base",
+            pat_str=_TOKEN_PATTERN,
+            mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in lines},
+            special_tokens={},
+        )
+    try:
+        return tiktoken.get_encoding("cl100k_base")
+    except OSError as error:
+        raise FusionRAGError(
+            "The cl100k_base token table isn't bundled with the installed llama-index-core, and "
+            "tiktoken can't download it. Set TIKTOKEN_CACHE_DIR to a directory that holds "
+            f"{_RANKS_URL} under tiktoken's name for it, {_ranks_name()}."
+        ) from error
+
+
+def _ranks_name() -> str:
+    return hashlib.sha1(_RANKS_URL.encode(), usedforsecurity=False).hexdigest()
+
+
+def _bundled_ranks() -> Path | None:
+    """llama-index-core's copy of the table, found without importing it."""
+    try:
+        distribution = importlib.metadata.distribution("llama-index-core")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    folder = "llama_index/core/_static/tiktoken_cache"
+    path = Path(str(distribution.locate_file(f"{folder}/{_ranks_name()}")))
+    return path if path.is_file() else None

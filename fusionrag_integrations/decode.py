@@ -1,0 +1,131 @@
+"""Warm cache -> tokens, streamed, with sampling and stops.
+
+Logits processors and stopping criteria are transformers' own; text comes out as whole
+characters through the tokenizers library's streaming decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from fusionrag_integrations.model import StepFunction
+from fusionrag_integrations.types import AnswerSettings, FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedToken:
+    """One generated token. `finished` is set on the last."""
+
+    token_id: int
+    finished: FinishReason | None
+
+
+def decode_tokens(
+    logits: torch.Tensor,
+    step: StepFunction,
+    prompt_ids: Sequence[int],
+    settings: AnswerSettings,
+    generation: GenerationConfig,
+) -> Iterator[DecodedToken]:
+    """Generate from the prompt's last logits [V]; `step` appends a token and gives the next.
+
+    Ends at an end-of-sequence token of `generation`, or after `settings.max_new_tokens`.
+    """
+    ids = torch.tensor([list(prompt_ids)], device=logits.device)
+    processors = _processors(settings, generation)
+    limit = StoppingCriteriaList([MaxLengthCriteria(ids.shape[1] + settings.max_new_tokens)])
+    end = StoppingCriteriaList()
+    if generation.eos_token_id is not None:
+        end.append(EosTokenCriteria(generation.eos_token_id))
+    sampler = torch.Generator(logits.device)
+    if settings.seed is None:
+        sampler.seed()
+    else:
+        sampler.manual_seed(settings.seed)
+    while True:
+        scores = processors(ids, logits[None].float())
+        if settings.temperature > 0.0:
+            token = torch.multinomial(scores.softmax(-1), 1, generator=sampler)
+        else:
+            token = scores.argmax(-1, keepdim=True)
+        ids = torch.cat([ids, token], dim=1)
+        finished: FinishReason | None = None
+        if len(end) and bool(end(ids, scores).all()):
+            finished = "stop"
+        elif bool(limit(ids, scores).all()):
+            finished = "length"
+        token_id = int(token.item())
+        yield DecodedToken(token_id, finished)
+        if finished:
+            return
+        logits = step(token_id)
+
+
+def _processors(settings: AnswerSettings, generation: GenerationConfig) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    penalty = generation.repetition_penalty
+    if penalty is not None and penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty))
+    if settings.temperature > 0.0:
+        processors.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_k:
+            processors.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1.0:
+            processors.append(TopPLogitsWarper(settings.top_p))
+    return processors
+
+
+class TextStream:
+    """Turns tokens into text pieces and watches for stop strings.
+
+    Text that may be the beginning of a stop string is held back until it is clear whether it is.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after this token; `stopped` tells that a stop was reached."""
+        self._held += self._decoder.step(self._tokenizer, token_id) or ""
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens come."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of `stop` with which `text` ends."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -1,0 +1,164 @@
+"""Files -> documents: plain text, Markdown, and JSON lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fusionrag_integrations.errors import DocumentFormatError
+from fusionrag_integrations.types import Document, MetadataValue
+
+ENDINGS = (".txt", ".md", ".jsonl")
+
+_HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
+
+
+def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
+    """The documents in files and, recursively and in sorted order, in directories.
+
+    .txt, .md: one document a file. Its id is the path relative to the deepest directory that
+    holds all of `paths`; its title is the first Markdown heading, or the file's stem.
+
+    .jsonl: one object a line, either {"text", and optionally "id", "title", "scope",
+    "metadata"}, or {"passages": [{"title", "text"}, ...]} as in question-answering data sets.
+    Each distinct passage is one document, named by its title; another text under a title that
+    was met before gets a short hash behind it. Without an id or title, file and line name it.
+
+    The same document met twice comes once. Raises DocumentFormatError, naming file and line,
+    for what can't be read, for two texts under one id, and where there is no document at all.
+    """
+    roots = [Path(path).resolve() for path in paths]
+    files = list(dict.fromkeys(file for root in roots for file in _files(root)))
+    if not files:
+        raise DocumentFormatError(
+            f"No documents found in {', '.join(map(str, paths)) or 'no paths'}; "
+            f"give files that end in {_accepted()}, or directories that hold some."
+        )
+    base = Path(os.path.commonpath([p if p.is_dir() else p.parent for p in roots]))
+    seen: dict[str, str] = {}  # id -> hash of what it names
+    for file in files:
+        name = file.relative_to(base).as_posix()
+        read = _read_lines if file.suffix.lower() == ".jsonl" else _read_text
+        for where, document, is_passage in read(file, name):
+            content = hashlib.blake2b(f"{document.scope}\0{document.text}".encode()).hexdigest()
+            if is_passage and seen.get(document.id, content) != content:
+                document = replace(document, id=f"{document.id}#{content[:8]}")
+            if document.id not in seen:
+                seen[document.id] = content
+                yield document
+            elif seen[document.id] != content:
+                raise DocumentFormatError(
+                    f"{where}: the id {document.id!r} already names another text or scope; "
+                    "give each document an id of its own."
+                )
+    if not seen:
+        raise DocumentFormatError(
+            f"No documents found in {', '.join(map(str, paths))}; the files hold no rows."
+        )
+
+
+_Found = Iterator[tuple[str, Document, bool]]
+"""Where a document stands, the document, and whether it is a passage."""
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_dir():
+        return sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+    if not root.is_file():
+        raise DocumentFormatError(f"{root}: there is no such file or directory.")
+    if root.suffix.lower() not in ENDINGS:
+        raise DocumentFormatError(
+            f"{root}: can't read files that end in {root.suffix!r}; accepted: {_accepted()}."
+        )
+    return [root]
+
+
+def _accepted() -> str:
+    return ", ".join(ENDINGS)
+
+
+def _read_text(file: Path, name: str) -> _Found:
+    data = _read_bytes(file)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DocumentFormatError(f"{file}, line {line}: not UTF-8 text.") from error
+    heading = _HEADING.search(text) if file.suffix.lower() == ".md" else None
+    title = heading.group(1) if heading else file.stem
+    yield str(file), Document(id=name, text=text, title=title), False
+
+
+def _read_lines(file: Path, name: str) -> _Found:
+    for number, line in enumerate(_read_bytes(file).split(b"\n"), start=1):
+        where = f"{file}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeDecodeError as error:
+            raise DocumentFormatError(f"{where}: not UTF-8 text.") from error
+        except UnicodeEncodeError as error:
+            raise DocumentFormatError(f"{where}: holds half a surrogate pair.") from error
+        except (ValueError, RecursionError) as error:
+            raise DocumentFormatError(f"{where}: not JSON ({error}).") from error
+        if not isinstance(row, dict) or not {"text", "passages"} & row.keys():
+            raise DocumentFormatError(
+                f'{where}: needs a JSON object with "text", or with "passages".'
+            )
+        if "text" in row:
+            identity = row.get("id")
+            identity = f"{name}:{number}" if identity in (None, "") else identity
+            yield where, _document(row, identity, where), False
+            continue
+        passages = row["passages"]
+        if not isinstance(passages, list) or not all(isinstance(p, dict) for p in passages):
+            raise DocumentFormatError(f'{where}: "passages" must be a list of objects.')
+        for position, passage in enumerate(passages):
+            identity = passage.get("title") or f"{name}:{number}:{position}"
+            yield where, _document(passage, identity, where), True
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DocumentFormatError(f"{file}: can't be read ({error.strerror}).") from error
+
+
+def _document(row: Mapping[str, Any], identity: object, where: str) -> Document:
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise DocumentFormatError(f'{where}: "id" must be a string or a whole number.')
+    return Document(
+        id=str(identity),
+        text=_string(row, "text", where),
+        title=_string(row, "title", where, default=""),
+        scope=_string(row, "scope", where, default=""),
+        metadata=_metadata(row, where),
+    )
+
+
+def _string(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = row.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str):
+        raise DocumentFormatError(f'{where}: "{key}" must be a string, not {json.dumps(value)}.')
+    return value
+
+
+def _metadata(row: Mapping[str, Any], where: str) -> dict[str, MetadataValue]:
+    value = row.get("metadata") or {}
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str | int | float | bool) for item in value.values()
+    ):
+        raise DocumentFormatError(
+            f'{where}: "metadata" must be an object of strings, numbers and booleans.'
+        )
+    return value

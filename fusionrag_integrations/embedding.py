@@ -1,0 +1,140 @@
+"""Text -> vectors: any LangChain or LlamaIndex embedding, or a small lexical one.
+
+Objects are recognised by what they can do, so that neither framework is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from fusionrag_integrations.errors import InvalidInputError
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Vectors of one length for texts. `name` tells a store which embedding made its index."""
+
+    @property
+    def name(self) -> str: ...
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector a text, in order."""
+        ...
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a question."""
+        ...
+
+
+def as_embedder(embedding: object | None) -> Embedder:
+    """The embedding in this package's terms; None is the built-in `LexicalEmbedder`.
+
+    Raises InvalidInputError where `embedding` has the methods of neither framework.
+    """
+    if embedding is None:
+        return LexicalEmbedder()
+    if isinstance(embedding, Embedder) and isinstance(embedding.name, str):
+        return embedding
+    for documents, query in (
+        ("embed_documents", "embed_query"),
+        ("get_text_embedding_batch", "get_query_embedding"),
+    ):
+        if callable(getattr(embedding, documents, None)) and callable(
+            getattr(embedding, query, None)
+        ):
+            return _FrameworkEmbedder(embedding, documents, query)
+    raise InvalidInputError(
+        f"{type(embedding).__name__} is not an embedding: give an object with LangChain's "
+        "embed_documents and embed_query, one with LlamaIndex's get_text_embedding_batch and "
+        "get_query_embedding, or None for the built-in lexical embedding."
+    )
+
+
+class _FrameworkEmbedder:
+    """A framework's embedding, called by the names of its two methods."""
+
+    def __init__(self, embedding: Any, documents: str, query: str) -> None:
+        self.name = _name(embedding)
+        self._documents = getattr(embedding, documents)
+        self._query = getattr(embedding, query)
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        return [_floats(vector) for vector in self._documents(list(texts))]
+
+    def embed_query(self, text: str) -> list[float]:
+        return _floats(self._query(text))
+
+
+def _name(embedding: object) -> str:
+    """The class, and the model where the object names one."""
+    models = (getattr(embedding, attribute, None) for attribute in ("model_name", "model"))
+    model = next((m for m in models if isinstance(m, str) and m), None)
+    kind = type(embedding).__name__
+    return f"{kind}({model})" if model else kind
+
+
+def _floats(vector: Sequence[float]) -> list[float]:
+    return [float(x) for x in vector]
+
+
+class LexicalEmbedder:
+    """Hashed bags of words: nothing to download, the same vectors in every process.
+
+    Each word adds +-(1 + ln count) to one of 2,048 dimensions, half as much again where it is
+    capitalised or holds a digit, as names and years do. Vectors have length 1.
+    """
+
+    name = "lexical-2048-v1"
+    dimensions = 2048
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        counts: Counter[str] = Counter()
+        names: set[str] = set()
+        for word in _WORD.findall(text):
+            if word.casefold() in _STOP_WORDS:
+                continue
+            term = _term(word)
+            counts[term] += 1
+            if word[0].isupper() or any(c.isdigit() for c in word):
+                names.add(term)
+        vector = [0.0] * self.dimensions
+        for term, count in counts.items():
+            weight = (1.0 + math.log(count)) * (_NAME_WEIGHT if term in names else 1.0)
+            digest = zlib.crc32(term.encode("utf-8", "surrogatepass"))
+            vector[(digest >> 1) % self.dimensions] += weight if digest & 1 else -weight
+        norm = math.hypot(*vector)
+        if norm == 0.0:
+            # No usable word: any fixed direction will do, since the cosine of zeros is undefined.
+            return [1.0, *vector[1:]]
+        return [x / norm for x in vector]
+
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_POSSESSIVE = re.compile(r"['’]s$")
+_NAME_WEIGHT = 1.5
+_STOP_WORDS = frozenset(
+    _WORD.findall("""a about after all also am an and any are as at be because been before being between both
+    but by called can could did do does during each for from had has have he her hers him his how
+    i if in into is it its known many may me more most much my name named no nor not of on or
+    other our out over own same she should so some such than that the their theirs them then
+    there these they this those to under until up us was we were what when where which while who
+    whom whose why will with would you your""")
+)
+
+
+def _term(word: str) -> str:
+    """The word without case, possessive or plain plural."""
+    term = _POSSESSIVE.sub("", word.casefold())
+    if len(term) > 4 and term.endswith("ies"):
+        return term[:-3] + "y"
+    if len(term) > 3 and term.endswith("s") and not term.endswith(("ss", "us", "is")):
+        return term[:-1]
+    return term

@@ -1,0 +1,206 @@
+"""FusionEngine: the object that a user makes. It opens a store with a model, and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fusionrag_integrations.catalog import StoreInfo
+from fusionrag_integrations.corpus import Corpus, Progress
+from fusionrag_integrations.embedding import as_embedder
+from fusionrag_integrations.errors import (
+    FusionRAGError,
+    InvalidInputError,
+    StoreError,
+    StoreMismatchError,
+)
+from fusionrag_integrations.ingest import Ingest, IngestReport, collect_garbage
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.prompt import ingest_prefix
+from fusionrag_integrations.serve import Server
+from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore, KVStore
+from fusionrag_integrations.types import Answer, AnswerSettings, Document, Prompt
+
+DEFAULT_CHUNK_TOKENS = 256
+
+
+class FusionEngine:
+    """Ingests documents into a store, and answers prompts from the KV that it keeps there."""
+
+    def __init__(self, model: CausalModel, corpus: Corpus, store: KVStore, prefix: str) -> None:
+        self.corpus = corpus
+        self._model = model
+        self._store = store
+        self._prefix_ids = tuple(self._encode(prefix))
+        self._server = Server(model, corpus, store)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | Path,
+        *,
+        store: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        embedding: object | None = None,
+        chunk_tokens: int | None = None,
+    ) -> FusionEngine:
+        """Load a model and open the store at `store`, which is made where there is none.
+
+        device: "auto" takes CUDA where there is one. dtype: "auto", "float32", "bfloat16" or
+        "float16". embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None
+        for the built-in lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed
+        when the store is made (default 256).
+
+        Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
+        `StoreMismatchError` where the store was made otherwise.
+        """
+        model = CausalModel.load(model_name_or_path, device, dtype)
+        return cls.open(model, store, embedding=embedding, chunk_tokens=chunk_tokens)
+
+    @classmethod
+    def open(
+        cls,
+        model: CausalModel,
+        store: str | Path,
+        *,
+        embedding: object | None = None,
+        chunk_tokens: int | None = None,
+    ) -> FusionEngine:
+        """Like `from_pretrained`, with a model that is loaded already."""
+        prefix = ingest_prefix(model.tokenizer)
+        signature = model.signature(prefix)
+        path = Path(store)
+        if (path / "catalog.sqlite").exists():
+            corpus = Corpus.open(path, embedding)
+            _check_same(corpus, model.name, signature, chunk_tokens)
+        else:
+            info = StoreInfo(
+                format_version=FORMAT_VERSION,
+                signature=signature,
+                model_name=model.name,
+                embedding=as_embedder(embedding).name,
+                chunk_tokens=chunk_tokens or DEFAULT_CHUNK_TOKENS,
+            )
+            corpus = Corpus.create(path, info, embedding)
+        return cls(model, corpus, FileKVStore(path / "kv", signature), prefix)
+
+    @property
+    def model_name(self) -> str:
+        """The model's own name, without the path to it."""
+        return self._model.name
+
+    @property
+    def context_window(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._model.context_window
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` by the model's own tokenizer, without special tokens."""
+        return self._encode(text)
+
+    def ingest(
+        self, documents: Iterable[Document], *, progress: Progress | None = None
+    ) -> IngestReport:
+        """Add documents, or replace those whose ids are known, and compute what KV is missing.
+
+        May be interrupted at any moment and called again: nothing that is there is computed
+        twice, and what was indexed before keeps serving. Raises `StoreError` while another
+        process changes the same store.
+        """
+        with self._writing():
+            return Ingest(
+                self._model,
+                self.corpus,
+                self._store,
+                self._prefix_ids,
+                progress or (lambda stage, done, total: None),
+            ).run(documents)
+
+    def delete(self, document_ids: Iterable[str]) -> int:
+        """Delete documents with all KV made from or with them; returns how many there were.
+
+        Chunks that had a deleted one as neighbour are served isolated until the next ingest.
+        """
+        with self._writing():
+            deleted = self.corpus.delete(document_ids)
+            collect_garbage(self.corpus, self._store)
+            return deleted
+
+    def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
+        """Answer a prompt: a string, or chat messages for the tokenizer's template.
+
+        Raises `InvalidInputError` (an empty prompt, an unknown selector) and
+        `PromptTooLongError`. KV that is missing, damaged or foreign is never served: its tokens
+        are computed afresh, and counted in the answer.
+        """
+        stream = self.stream(prompt, settings)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
+        """Like `answer`, as an iterator over pieces of text. Work begins with the first."""
+        return AnswerStream(self._server.run(prompt, settings or AnswerSettings()))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        lock = FileLock(self.corpus.path / "writing.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"Another ingest or delete is changing the store at {self.corpus.path}. "
+                "Wait for it to end."
+            ) from error
+        with lock:
+            yield
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer's text. `answer` holds the whole once they are exhausted."""
+
+    def __init__(self, events: Iterator[str | Answer]) -> None:
+        self._events = events
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        event = next(self._events)
+        if isinstance(event, Answer):
+            self._answer = event
+            raise StopIteration
+        return event
+
+    @property
+    def answer(self) -> Answer:
+        """The answer with its usage and timing; raises before the stream has ended."""
+        if self._answer is None:
+            raise FusionRAGError("The answer is there once its stream has been read to the end.")
+        return self._answer
+
+
+def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | None) -> None:
+    info = corpus.catalog.info
+    if info.format_version != FORMAT_VERSION:
+        raise StoreMismatchError(
+            f"The store at {corpus.path} has format {info.format_version}; this version reads "
+            f"format {FORMAT_VERSION}. Index the documents into a new store."
+        )
+    if info.signature != signature:
+        raise StoreMismatchError(
+            f"The store at {corpus.path} was made by {info.model_name} (signature "
+            f"{info.signature}), not by this {model} (signature {signature}): weights, dtype, "
+            "tokenizer or RoPE configuration differ. Load that model or make a new store."
+        )
+    if chunk_tokens is not None and chunk_tokens != info.chunk_tokens:
+        raise InvalidInputError(
+            f"The store at {corpus.path} has chunks of up to {info.chunk_tokens} tokens; "
+            f"chunk_tokens={chunk_tokens} needs a new store."
+        )

@@ -1,0 +1,70 @@
+"""Every error that the package raises on purpose.
+
+FusionRAGError
+├── InvalidInputError (also a ValueError)     an argument, document or file that can't be used
+│   ├── UnknownSelectorError                  a selector name that isn't registered
+│   ├── DocumentFormatError                   a file that can't be read as documents
+│   └── PromptTooLongError                    more tokens than the model's context holds
+├── UnsupportedModelError                     an architecture whose KV can't be moved
+└── StoreError
+    ├── StoreNotFoundError                    no store at this path
+    ├── StoreMismatchError                    the store was made by another model or embedding
+    └── KVRecordError                         one record can't be used; in serving, a counted miss
+        ├── KVMissingError                    no such record
+        ├── KVCorruptError                    damaged: truncated, altered or unreadable
+        └── KVForeignError                    intact, but made by another model, format or key
+"""
+
+from __future__ import annotations
+
+
+class FusionRAGError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class InvalidInputError(FusionRAGError, ValueError):
+    """An argument, document or file that can't be used; the message says what is accepted."""
+
+
+class UnknownSelectorError(InvalidInputError):
+    """A selector name that isn't registered; the message lists those that are."""
+
+
+class DocumentFormatError(InvalidInputError):
+    """A file that can't be read as documents; the message names the file and the line."""
+
+
+class PromptTooLongError(InvalidInputError):
+    """The prompt and the answer's budget need more tokens than the model's context holds."""
+
+
+class UnsupportedModelError(FusionRAGError):
+    """A model whose KV can't be moved and partly recomputed; the message gives the reason."""
+
+
+class StoreError(FusionRAGError):
+    """Something is wrong with a store directory or one of its records."""
+
+
+class StoreNotFoundError(StoreError):
+    """There is no store at this path."""
+
+
+class StoreMismatchError(StoreError):
+    """The store was made by another model, ingest prefix or embedding than the one in use."""
+
+
+class KVRecordError(StoreError):
+    """One KV record can't be used. In serving it counts as a miss and is computed afresh."""
+
+
+class KVMissingError(KVRecordError):
+    """The store holds no record under this key."""
+
+
+class KVCorruptError(KVRecordError):
+    """The record is damaged: truncated, altered, or not a record at all."""
+
+
+class KVForeignError(KVRecordError):
+    """The record is intact but belongs to another model, format version or key."""

@@ -1,0 +1,202 @@
+"""Documents -> chunks -> stored KV: the order of the offline steps.
+
+Each step looks at what is there and makes what is missing, so an interrupted ingest goes on
+where it stopped, and what was indexed before stays usable throughout:
+
+catalog    a changed document replaces its old chunks; fused KV made with those is let go
+embed      the vector index follows the catalog
+isolated   KV of every chunk that has none
+fused      KV behind each chunk's neighbours, then the catalog entry that makes it count
+collect    records that no chunk uses any more are deleted
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from time import perf_counter
+
+from fusionrag_integrations.chunk_kv import prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.corpus import Corpus, Progress
+from fusionrag_integrations.errors import InvalidInputError, KVRecordError
+from fusionrag_integrations.keys import fused_key, isolated_key
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.neighbours import (
+    MAX_NEIGHBOUR_TOKENS,
+    MAX_NEIGHBOURS,
+    MAX_PREDECESSORS,
+    choose_neighbours,
+)
+from fusionrag_integrations.prompt import encode_chunk
+from fusionrag_integrations.store import KVStore
+from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, Document
+
+FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
+NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did. Chunks whose KV was there already are not computed again."""
+
+    documents_new: int
+    documents_changed: int
+    documents_unchanged: int
+    chunks: int
+    isolated_computed: int
+    fused_computed: int
+    seconds: float
+
+
+class Ingest:
+    """One run over a store; the caller makes sure that no other runs at the same time."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        corpus: Corpus,
+        store: KVStore,
+        prefix_ids: tuple[int, ...],
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._corpus = corpus
+        self._catalog = corpus.catalog
+        self._store = store
+        self._prefix = prefill_prefix(model, prefix_ids)
+        self._progress = progress
+
+    def run(self, documents: Iterable[Document]) -> IngestReport:
+        """Bring the store up to date with `documents`; others in it stay as they are."""
+        started = perf_counter()
+        new, changed, unchanged = self._update_catalog(documents)
+        self._corpus.embed_missing(self._progress)
+        isolated = self._make_isolated()
+        fused = self._make_fused()
+        collect_garbage(self._corpus, self._store)
+        return IngestReport(
+            documents_new=new,
+            documents_changed=changed,
+            documents_unchanged=unchanged,
+            chunks=len(self._catalog.chunk_ids()),
+            isolated_computed=isolated,
+            fused_computed=fused,
+            seconds=perf_counter() - started,
+        )
+
+    def _update_catalog(self, documents: Iterable[Document]) -> tuple[int, int, int]:
+        chunker = Chunker(self._catalog.info.chunk_tokens)
+        new = changed = unchanged = 0
+        for count, document in enumerate(documents, start=1):
+            self._progress("catalog", count, count)
+            content = _content_hash(document)
+            before = self._catalog.document_hash(document.id)
+            if before == content:
+                unchanged += 1
+                continue
+            records = [self._record(chunk) for chunk in chunker.split(document)]
+            self._corpus.replace(document, content, records)
+            new += before is None
+            changed += before is not None
+        return new, changed, unchanged
+
+    def _record(self, chunk: Chunk) -> ChunkRecord:
+        encoded = encode_chunk(self._model.tokenizer, chunk)
+        needed = len(self._prefix.token_ids) + len(encoded.token_ids)
+        if needed > self._model.context_window:
+            raise InvalidInputError(
+                f"Chunk {chunk.index} of document {chunk.document_id!r} needs {needed} tokens with "
+                f"the ingest prefix; the model's context holds {self._model.context_window}. "
+                "Make a store with a smaller chunk_tokens."
+            )
+        key = isolated_key(encoded.token_ids, self._catalog.info.signature, chunk.scope)
+        return ChunkRecord(encoded, key)
+
+    def _make_isolated(self) -> int:
+        missing = {
+            record.isolated_key: record
+            for record in self._catalog.all_records()
+            if not self._store.contains(record.isolated_key)
+        }
+        for count, record in enumerate(missing.values()):
+            self._progress("isolated", count, len(missing))
+            self._prefill_isolated(record)
+        self._progress("isolated", len(missing), len(missing))
+        return len(missing)
+
+    def _prefill_isolated(self, record: ChunkRecord) -> ChunkKV:
+        kv = prefill_chunk(
+            self._model, self._prefix, record.encoded.token_ids, key=record.isolated_key
+        )
+        self._store.put(kv)
+        return kv
+
+    def _make_fused(self) -> int:
+        unfused = self._catalog.unfused()
+        load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
+        computed = 0
+        for start in range(0, len(unfused), FUSE_BATCH):
+            batch = unfused[start : start + FUSE_BATCH]
+            similar = self._corpus.similar(batch, MAX_NEIGHBOURS + MAX_PREDECESSORS)
+            for count, chunk_id in enumerate(batch, start=start):
+                self._progress("fused", count, len(unfused))
+                record = self._catalog.record(chunk_id)
+                if record is None:
+                    continue
+                near = self._catalog.records(similar[chunk_id])
+                neighbours = self._neighbours(
+                    record, [near[i] for i in similar[chunk_id] if i in near]
+                )
+                if not neighbours:
+                    continue
+                key = fused_key(record.isolated_key, [n.isolated_key for n in neighbours])
+                if not self._store.contains(key):
+                    kvs = [load(neighbour.chunk.id) for neighbour in neighbours]
+                    self._store.put(
+                        prefill_chunk(
+                            self._model,
+                            self._prefix,
+                            record.encoded.token_ids,
+                            key=key,
+                            neighbours=kvs,
+                        )
+                    )
+                    computed += 1
+                self._catalog.set_fused(chunk_id, key, [n.chunk.id for n in neighbours])
+        self._progress("fused", len(unfused), len(unfused))
+        return computed
+
+    def _neighbours(self, record: ChunkRecord, similar: list[ChunkRecord]) -> list[ChunkRecord]:
+        window = self._model.context_window
+        room = window - len(self._prefix.token_ids) - len(record.encoded.token_ids)
+        return choose_neighbours(
+            record,
+            self._catalog.predecessors(record.chunk.id, MAX_PREDECESSORS),
+            similar,
+            max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
+        )
+
+    def _load_isolated(self, chunk_id: str) -> ChunkKV:
+        record = self._catalog.records([chunk_id])[chunk_id]
+        try:
+            return self._store.get(record.isolated_key)
+        except KVRecordError:  # damaged since it was written: make it anew
+            return self._prefill_isolated(record)
+
+
+def collect_garbage(corpus: Corpus, store: KVStore) -> int:
+    """Delete the records that no chunk uses; returns how many."""
+    live = corpus.catalog.live_keys()
+    dead = [key for key in store.keys() if key not in live]
+    for key in dead:
+        store.delete(key)
+    return len(dead)
+
+
+def _content_hash(document: Document) -> str:
+    content = [document.text, document.title, document.scope, dict(document.metadata)]
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

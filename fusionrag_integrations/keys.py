@@ -1,0 +1,59 @@
+"""Ids of chunks and keys of KV records: hashes of everything that the thing depends on.
+
+chunk id      document, text, occurrence        who the chunk is
+isolated key  token ids, signature, salt        KV of a chunk behind the ingest prefix
+fused key     isolated key, neighbours' keys    KV of a chunk behind its neighbours
+
+Whatever changes the KV must change its key; stale KV is then not found rather than served.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from hashlib import sha256
+
+from fusionrag_integrations.errors import InvalidInputError
+
+
+def chunk_id(document_id: str, text: str, occurrence: int) -> str:
+    """The id of the `occurrence`-th chunk (from 0) with this text in this document.
+
+    Counting equal texts, not positions, keeps the id when text is inserted elsewhere in the
+    document. Raises `InvalidInputError` for text that isn't valid Unicode.
+    """
+    return _digest("chunk", _utf8(document_id), _utf8(text), str(occurrence).encode())
+
+
+def isolated_key(token_ids: Sequence[int], signature: str, salt: str) -> str:
+    """The key of isolated KV.
+
+    signature: of the model, its settings and the ingest prefix. salt: separates equal tokens
+    whose KV must not be shared, such as those of two scopes.
+    """
+    ids = struct.pack(f"<{len(token_ids)}q", *token_ids)
+    return _digest("isolated", ids, _utf8(signature), _utf8(salt))
+
+
+def fused_key(isolated_key: str, neighbour_isolated_keys: Sequence[str]) -> str:
+    """The key of KV computed behind these neighbours, in this order."""
+    return _digest("fused", *map(_utf8, (isolated_key, *neighbour_isolated_keys)))
+
+
+def _digest(domain: str, *fields: bytes) -> str:
+    """64 hex digits. Lengths come first, so that no two lists of fields hash the same bytes."""
+    digest = sha256()
+    for field in (domain.encode(), *fields):
+        digest.update(struct.pack("<Q", len(field)))
+        digest.update(field)
+    return digest.hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"A text can't be encoded as UTF-8: {error}. "
+            "Remove or replace lone surrogates before ingesting it."
+        ) from error

@@ -1,0 +1,387 @@
+"""A Hugging Face causal language model, seen as rows of tokens at positions over a KV buffer.
+
+The only file that touches transformers' internals. What it relies on:
+- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, and
+  asks the same object for mask sizes and query offsets, so a cache that writes rows at given
+  positions makes the model compute any positions in any order;
+- attention and mask functions are looked up by one registered name, and extra keyword
+  arguments of the model's forward reach the attention function.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.rope import Rotation
+
+ATTENTION = "fusionrag"
+
+StepFunction = Callable[[int], torch.Tensor]
+"""Appends a token id and gives the logits [V] behind it."""
+
+SUPPORTED_MODEL_TYPES = ("gemma3_text", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
+FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# These change their frequencies with the length of the prompt, so stored keys stay true only
+# below the length at which they switch.
+SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
+SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+_REFUSALS = {
+    "deepseek_v2": "multi-head latent attention keeps no per-head keys to move",
+    "deepseek_v3": "multi-head latent attention keeps no per-head keys to move",
+    "falcon_h1": "it mixes attention with state-space layers, which keep no per-token state",
+    "gemma3": "it is the multimodal model; load its text part (model type gemma3_text)",
+    "jamba": "it mixes attention with state-space layers, which keep no per-token state",
+    "llama4": "chunked attention depends on where a chunk of the prompt begins",
+    "llama4_text": "chunked attention depends on where a chunk of the prompt begins",
+    "mamba": "state-space layers keep no per-token state",
+    "mamba2": "state-space layers keep no per-token state",
+    "qwen3_next": "it mixes attention with linear attention, which keeps no per-token state",
+}
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise `UnsupportedModelError`, naming the reason, unless this configuration is supported."""
+    kind = config.model_type
+    if kind not in SUPPORTED_MODEL_TYPES:
+        reason = _REFUSALS.get(kind, "its attention has not been checked")
+        raise UnsupportedModelError(
+            f"Models of type {kind!r} are not supported: {reason}. "
+            f"Supported types: {', '.join(SUPPORTED_MODEL_TYPES)}."
+        )
+    for layer_type in sorted(set(getattr(config, "layer_types", None) or ())):
+        if layer_type not in SUPPORTED_LAYER_TYPES:
+            raise UnsupportedModelError(
+                f"This {kind} model has {layer_type} layers; only "
+                f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move."
+            )
+    if getattr(config, "use_bidirectional_attention", False):
+        raise UnsupportedModelError(f"This {kind} model attends in both directions.")
+    for rope_type in sorted(_rope_types(config)):
+        if rope_type not in FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"RoPE scaling {rope_type!r} is not supported; supported are "
+                f"{', '.join(FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES)}."
+            )
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """One dictionary of RoPE parameters, or one per layer type."""
+    parameters = config.rope_parameters
+    if "rope_type" in parameters:
+        return [parameters]
+    return [p for p in parameters.values() if p is not None]
+
+
+def _rope_types(config: Any) -> set[str]:
+    return {p["rope_type"] for p in _rope_parameters(config)}
+
+
+def _context_window(config: Any) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    limit = int(config.max_position_embeddings)
+    for parameters in _rope_parameters(config):
+        if parameters["rope_type"] in SWITCHING_ROPE_TYPES:
+            switch = parameters.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            limit = min(limit, int(switch or limit))
+    return limit
+
+
+@dataclass(slots=True)
+class QueryCapture:
+    """Collects the rotated queries of chosen rows, per layer, while the model runs."""
+
+    rows: slice
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    scalings: dict[int, float] = field(default_factory=dict)
+
+    def record(self, layer: int, query: torch.Tensor, scaling: float) -> None:
+        """Keep the chosen rows of one layer's `query` [1, Hq, R, D]."""
+        self.queries[layer] = query[0, :, self.rows]
+        self.scalings[layer] = scaling
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    capture: QueryCapture | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' own SDPA attention, which also shows its queries to a capture."""
+    if capture is not None:
+        capture.record(int(module.layer_idx), query, scaling)  # type: ignore[arg-type]
+    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    )
+    return output
+
+
+def _mask(
+    *, q_offset: int | torch.Tensor, allow_is_causal_skip: bool = True, **kwargs: Any
+) -> torch.Tensor | None:
+    """Transformers' own SDPA mask; scattered rows come as one offset a row, and need it whole."""
+    scattered = isinstance(q_offset, torch.Tensor) and q_offset.dim() > 0
+    mask: torch.Tensor | None = sdpa_mask(
+        q_offset=q_offset, allow_is_causal_skip=allow_is_causal_skip and not scattered, **kwargs
+    )
+    return mask
+
+
+class KVBuffer:
+    """Room for the KV of one prompt and its answer. Owned by one request, never shared.
+
+    keys, values: [L, Hkv, capacity, D]; slot i holds position i. Keys are rotated.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys = keys
+        self.values = values
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy rotated keys and values [L, Hkv, T, D] into slots [T]. Changes the buffer."""
+        self.keys.index_copy_(2, slots, keys.to(self.keys))
+        self.values.index_copy_(2, slots, values.to(self.values))
+
+
+class _RowsCache(Cache):  # type: ignore[misc]
+    """Shows a `KVBuffer` to transformers for one pass over some rows.
+
+    Each layer's new keys and values replace what stands at the rows' positions, and the layer
+    attends to everything below `length`.
+    """
+
+    def __init__(self, buffer: KVBuffer, positions: Sequence[int], slots: torch.Tensor) -> None:
+        super().__init__(layers=[])
+        self._buffer = buffer
+        self._slots = slots  # `positions` on the device: asking the device for them would wait
+        self._length = max(positions) + 1
+        first = positions[0]
+        consecutive = list(positions) == list(range(first, first + len(positions)))
+        self._offset: int | torch.Tensor = (
+            first if consecutive else slots - torch.arange(len(positions), device=slots.device)
+        )
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = self._buffer.keys[layer_idx : layer_idx + 1]
+        values = self._buffer.values[layer_idx : layer_idx + 1]
+        keys.index_copy_(2, self._slots, key_states)
+        values.index_copy_(2, self._slots, value_states)
+        return keys[:, :, : self._length], values[:, :, : self._length]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
+        return self._offset
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._length
+
+
+class CausalModel:
+    """A supported model with its tokenizer. All tensors it takes and gives lie on `device`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+        refuse_unsupported(model.config)
+        AttentionInterface.register(ATTENTION, _attention)
+        AttentionMaskInterface.register(ATTENTION, _mask)
+        model.set_attn_implementation(ATTENTION)
+        self.hf = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.context_window = _context_window(model.config)
+        layers = model.base_model.layers
+        attention = layers[0].self_attn
+        self.num_layers = len(layers)
+        self.num_kv_heads = int(model.config.num_key_value_heads)
+        self.head_dim = int(attention.head_dim)
+        self._rotary = model.base_model.rotary_emb
+        self._apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        self._layer_types: list[str] = list(getattr(model.config, "layer_types", None) or ())
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path, device: str = "auto", dtype: str = "auto"
+    ) -> CausalModel:
+        """Load a model and its tokenizer by name or from a directory.
+
+        device: "auto" takes CUDA where there is one. dtype: "auto" takes the checkpoint's, but
+        float32 on a CPU, whose half-precision arithmetic is slow. Raises `InvalidInputError`
+        where there is no loadable model, and `UnsupportedModelError` where it isn't supported.
+        """
+        target = _torch_device(device)
+        weights_dtype = _torch_dtype(dtype, target)
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"{str(name_or_path)!r} is not a model that transformers can load: {error} "
+                "Give a directory with config.json, weights and tokenizer, or a hub name."
+            ) from error
+        refuse_unsupported(config)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=weights_dtype)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"The model at {str(name_or_path)!r} can't be loaded: {error}"
+            ) from error
+        if not tokenizer.is_fast:
+            raise UnsupportedModelError(
+                f"{str(name_or_path)!r} has no fast tokenizer, which finding chunks by their "
+                "character offsets needs. Convert it to a tokenizer.json."
+            )
+        return cls(model.to(target), tokenizer, name=Path(name_or_path).name)
+
+    def signature(self, ingest_prefix: str) -> str:
+        """Identifies everything that stored KV depends on; another signature, another KV.
+
+        Covers the weights' bytes (adapters and quantised weights included), their dtype, the
+        configuration that shapes attention, the tokenizer and the ingest prefix.
+        """
+        digest = xxhash.xxh3_128()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy())
+        config = self.hf.config.to_dict()
+        for unrelated in ("_name_or_path", "architectures", "transformers_version", "torch_dtype"):
+            config.pop(unrelated, None)
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(ingest_prefix.encode())
+        return digest.hexdigest()
+
+    def new_buffer(self, capacity: int) -> KVBuffer:
+        """Room for `capacity` tokens, on the model's device, with undefined content."""
+        shape = (self.num_layers, self.num_kv_heads, capacity, self.head_dim)
+        return KVBuffer(
+            torch.empty(shape, dtype=self.dtype, device=self.device),
+            torch.empty(shape, dtype=self.dtype, device=self.device),
+        )
+
+    def rotation(self, positions: Sequence[int] | torch.Tensor) -> Rotation:
+        """The turn from position 0 to `positions` [T], for all layers."""
+        at = torch.as_tensor(positions, device=self.device)[None]
+        wide = torch.empty(0, dtype=torch.float32, device=self.device)
+        if not hasattr(self._rotary, "layer_types"):
+            cos, sin = self._rotary(wide, at)
+            scaling = self._rotary.attention_scaling
+            return Rotation(cos / scaling, sin / scaling, self._apply_rotary)
+        by_type: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for kind in self._rotary.layer_types:  # Gemma3: one rotary base per layer type
+            cos, sin = self._rotary(wide, at, kind)
+            scaling = getattr(self._rotary, f"{kind}_attention_scaling")
+            by_type[kind] = (cos / scaling, sin / scaling)
+        return Rotation(
+            torch.cat([by_type[kind][0] for kind in self._layer_types]),
+            torch.cat([by_type[kind][1] for kind in self._layer_types]),
+            self._apply_rotary,
+        )
+
+    @torch.inference_mode()
+    def forward_rows(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        buffer: KVBuffer,
+        capture: QueryCapture | None = None,
+    ) -> torch.Tensor:
+        """Run the model over rows at `positions`; returns the last row's logits [V].
+
+        At every layer the rows' keys and values replace what the buffer holds there, and each
+        row attends to all positions up to its own, as far as the layer's window reaches.
+        Changes the buffer at `positions` only. Rows may come in any order.
+        """
+        rows = torch.tensor(list(positions), device=self.device)
+        output = self.hf(
+            input_ids=torch.tensor([list(token_ids)], device=self.device),
+            position_ids=rows[None],
+            past_key_values=_RowsCache(buffer, positions, rows),
+            use_cache=True,
+            logits_to_keep=1,
+            capture=capture,
+        )
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def appender(self, buffer: KVBuffer, position: int) -> StepFunction:
+        """A function that appends a token to `buffer`, from `position` on, and gives logits [V]."""
+        positions = count(position)
+        return lambda token_id: self.forward_rows([token_id], [next(positions)], buffer)
+
+    @torch.inference_mode()
+    def prefill_dense(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, StepFunction]:
+        """Full attention: the model's own prefill with its own cache.
+
+        Returns the last token's logits [V] and a function that appends a token.
+        """
+        output = self.hf(
+            input_ids=torch.tensor([list(token_ids)], device=self.device),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+
+        @torch.inference_mode()
+        def step(token_id: int) -> torch.Tensor:
+            ids = torch.tensor([[token_id]], device=self.device)
+            logits: torch.Tensor = self.hf(
+                input_ids=ids, past_key_values=cache, use_cache=True
+            ).logits[0, -1]
+            return logits
+
+        return output.logits[0, -1], step
+
+
+def _torch_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
+
+
+def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in choices:
+        raise InvalidInputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(choices)}.")
+    return choices[dtype]

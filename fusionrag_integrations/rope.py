@@ -1,0 +1,44 @@
+"""Move keys between positions.
+
+Rotary embeddings turn each pair of key dimensions by an angle proportional to the position, so
+a key leaves its position by the inverse turn and takes another by the forward one. Stored keys
+stand at position 0, where the turn is none. Everything happens in float32: turning rounded keys
+there and back in bf16 loses precision each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+ApplyRotary = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """The turn from position 0 to a row of positions.
+
+    cos, sin: float32 [L or 1, T, R], without the model's attention scaling, which keys carry
+    already. `apply` is the model's own `apply_rotary_pos_emb`, so that partial and interleaved
+    layouts are exactly the model's.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    apply: ApplyRotary
+
+    def inverse(self) -> Rotation:
+        """The turn back to position 0."""
+        return Rotation(self.cos, -self.sin, self.apply)
+
+
+def rotate(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn keys [L, Hkv, T, D]; returns a new tensor of the same shape and dtype."""
+    wide = keys.float()
+    no_queries = wide[:, :0]  # the model's function turns queries too; give it none
+    _, turned = rotation.apply(no_queries, wide, rotation.cos, rotation.sin)
+    return turned.to(keys.dtype)

@@ -1,0 +1,15 @@
+"""Recompute everything: exact, and the reference for every other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusionrag_integrations.types import AssembledPrompt, Probe, TokenSelection
+
+
+@dataclass(frozen=True, slots=True)
+class SelectAll:
+    """Selects every chunk token."""
+
+    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
+        return TokenSelection(prompt.chunk_positions)

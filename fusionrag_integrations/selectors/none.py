@@ -1,0 +1,15 @@
+"""Recompute nothing: full reuse of the stored KV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusionrag_integrations.types import AssembledPrompt, Probe, TokenSelection
+
+
+@dataclass(frozen=True, slots=True)
+class SelectNone:
+    """Selects no token."""
+
+    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
+        return TokenSelection(())

@@ -1,0 +1,208 @@
+"""Prompt -> answer: the order of the online steps.
+
+prompt --encode, match, assemble--> AssembledPrompt --load, place--> buffer
+       --probe, select--> TokenSelection --recompute--> logits --decode--> text
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.decode import TextStream, decode_tokens
+from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
+from fusionrag_integrations.match import ChunkMatcher, resolve
+from fusionrag_integrations.model import CausalModel, StepFunction
+from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode
+from fusionrag_integrations.recompute import PlacedProbe, place, recompute
+from fusionrag_integrations.selectors import make_selector
+from fusionrag_integrations.store import KVStore
+from fusionrag_integrations.timing import Stopwatch
+from fusionrag_integrations.types import (
+    Answer,
+    AnswerSettings,
+    AssembledPrompt,
+    ChunkKV,
+    ChunkRecord,
+    FinishReason,
+    KVKind,
+    Prompt,
+    Span,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Warm:
+    """A prompt that is computed: what the first token needs, and what it cost."""
+
+    logits: torch.Tensor
+    step: StepFunction
+    usage: Usage
+    fused_chunks: int = 0
+    isolated_chunks: int = 0
+    missed_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LoadedPrompt:
+    """A prompt with only the spans whose KV could be loaded, and that KV, span by span."""
+
+    prompt: AssembledPrompt
+    kvs: tuple[ChunkKV, ...]
+    missed: tuple[Span, ...]
+
+
+class Server:
+    """Answers prompts over one corpus. Requests share nothing that they change."""
+
+    def __init__(self, model: CausalModel, corpus: Corpus, store: KVStore) -> None:
+        self._model = model
+        self._corpus = corpus
+        self._store = store
+        self._known: tuple[int, ChunkMatcher] | None = None
+
+    def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
+        """Yields pieces of text, and at last the answer."""
+        watch = Stopwatch(self._model.device)
+        encoded = encode(self._model.tokenizer, prompt)
+        window = self._model.context_window
+        room = window - len(encoded.token_ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"The prompt has {len(encoded.token_ids)} tokens; the context of "
+                f"{self._model.name} holds {window}, and the answer needs at least one of them. "
+                "Retrieve fewer or shorter chunks."
+            )
+        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+        if settings.kv == "none":
+            warm = self._full_attention(encoded, watch)
+        else:
+            warm = self._reuse(encoded, settings, watch)
+        text = TextStream(self._model.tokenizer, settings.stop)
+        pieces: list[str] = []
+        token_ids: list[int] = []
+        finish: FinishReason = "length"
+        for token in decode_tokens(
+            warm.logits,
+            warm.step,
+            encoded.token_ids,
+            settings,
+            self._model.hf.generation_config,
+        ):
+            if not token_ids:
+                watch.lap("first_token")
+            token_ids.append(token.token_id)
+            if piece := text.push(token.token_id):
+                pieces.append(piece)
+                yield piece
+            finish = "stop" if text.stopped else token.finished or finish
+            if text.stopped:
+                break
+        if rest := text.flush():
+            pieces.append(rest)
+            yield rest
+        yield Answer(
+            text="".join(pieces),
+            token_ids=tuple(token_ids),
+            finish_reason=finish,
+            usage=replace(warm.usage, completion_tokens=len(token_ids)),
+            ttft=watch.breakdown(),
+            fused_chunks=warm.fused_chunks,
+            isolated_chunks=warm.isolated_chunks,
+            missed_chunks=warm.missed_chunks,
+        )
+
+    def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Warm:
+        watch.lap("match")
+        logits, step = self._model.prefill_dense(encoded.token_ids)
+        watch.lap("prefill")
+        count = len(encoded.token_ids)
+        return _Warm(logits, step, Usage(count, 0, 0, count, 0, 0))
+
+    def _reuse(self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch) -> _Warm:
+        selector = make_selector(settings.selector, settings.ratio)
+        wanted = self._assemble(encoded, settings)
+        watch.lap("match")
+        loaded = self._load(wanted, settings)
+        watch.lap("load")
+        prompt = loaded.prompt
+        buffer = place(self._model, prompt, loaded.kvs, len(prompt) + settings.max_new_tokens)
+        watch.lap("place")
+        probe = PlacedProbe(self._model, prompt, buffer)
+        selection = selector.select(prompt, probe)
+        watch.lap("select")
+        watch.move("select", "probe", probe.elapsed_ms)
+        logits = recompute(self._model, prompt, selection, buffer, probe)
+        watch.lap("prefill")
+        found = len(prompt.chunk_positions)
+        kinds = {
+            (span.record.chunk.id, span.start - span.source_start): kv.kind
+            for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
+        }
+        return _Warm(
+            logits,
+            self._model.appender(buffer, len(prompt)),
+            Usage(
+                prompt_tokens=len(prompt),
+                reused_tokens=found - len(selection),
+                recomputed_tokens=len(selection),
+                fresh_tokens=len(prompt) - found,
+                missed_tokens=sum(span.length for span in loaded.missed),
+                completion_tokens=0,
+            ),
+            fused_chunks=sum(kind == "fused" for kind in kinds.values()),
+            isolated_chunks=sum(kind == "isolated" for kind in kinds.values()),
+            missed_chunks=len({span.record.chunk.id for span in loaded.missed}),
+        )
+
+    def _assemble(self, encoded: EncodedPrompt, settings: AnswerSettings) -> AssembledPrompt:
+        found = self._matcher().find(encoded.text, settings.handles)
+        candidates = {chunk_id for text in found for chunk_id in text.chunk_ids}
+        records = self._corpus.catalog.records(sorted(candidates))
+        matches = resolve(found, records, settings.handles)
+        return assemble(encoded, matches, settings.handles)
+
+    def _matcher(self) -> ChunkMatcher:
+        """The known texts, read again after every change of the catalog."""
+        revision = self._corpus.catalog.revision
+        if self._known is None or self._known[0] != revision:
+            self._known = revision, ChunkMatcher(self._corpus.catalog.texts())
+        return self._known[1]
+
+    def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> _LoadedPrompt:
+        loaded: dict[tuple[str, KVKind], ChunkKV | None] = {}
+        kept: list[Span] = []
+        kvs: list[ChunkKV] = []
+        missed: list[Span] = []
+        for span in prompt.spans:
+            wanted: KVKind = "isolated" if settings.kv == "isolated" else span.variant
+            name = (span.record.chunk.id, wanted)
+            if name not in loaded:
+                loaded[name] = self._load_chunk(span.record, wanted)
+            kv = loaded[name]
+            if kv is None:
+                missed.append(span)
+            else:
+                kept.append(span)
+                kvs.append(kv)
+        return _LoadedPrompt(replace(prompt, spans=tuple(kept)), tuple(kvs), tuple(missed))
+
+    def _load_chunk(self, record: ChunkRecord, wanted: KVKind) -> ChunkKV | None:
+        """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable."""
+        keys = [record.fused_key] if wanted == "fused" and record.fused_key else []
+        for key in [*keys, record.isolated_key]:
+            try:
+                kv = self._store.get(key)
+                if kv.token_ids != record.encoded.token_ids:
+                    raise KVForeignError(f"Record {key} holds another chunk's tokens.")
+                return kv
+            except KVRecordError as error:
+                logger.warning("Chunk %s: %s", record.chunk.id, error)
+        return None

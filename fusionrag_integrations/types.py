@@ -1,0 +1,375 @@
+"""The state that flows through the package. Leaf file: imports nothing of ours but errors.
+
+text --chunk--> Chunk --prefill--> ChunkKV --put--> store                          (ingest)
+prompt text --match--> AssembledPrompt --select--> TokenSelection --> Answer       (answer)
+
+Axes, named once: L layers, Hq query heads, Hkv key/value heads, T tokens of a chunk,
+N tokens of a prompt, D head size. Positions count tokens from 0 at the prompt's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
+
+from fusionrag_integrations.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+
+MetadataValue = str | int | float | bool
+KVKind = Literal["isolated", "fused"]
+KVSource = Literal["isolated", "fused", "none"]
+FinishReason = Literal["stop", "length"]
+
+
+class Message(TypedDict):
+    """One chat message, in the form that chat templates take."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to ingest. Ingesting another text under the same id replaces it."""
+
+    id: str
+    text: str
+    title: str = ""
+    scope: str = ""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise InvalidInputError("A document needs a non-empty id.")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document. `text` is canonical: stripped, otherwise byte for byte the source."""
+
+    id: str
+    document_id: str
+    index: int
+    text: str
+    title: str = ""
+    scope: str = ""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.text or self.text != self.text.strip():
+            raise InvalidInputError(
+                f"Chunk {self.id!r} needs a non-empty text without surrounding white space."
+            )
+
+    @property
+    def embedding_text(self) -> str:
+        """What the index embeds: the title says what a chunk full of pronouns is about."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class KVHandle:
+    """Names a chunk and its stored KV, in strings only, so that any metadata can carry it."""
+
+    chunk_id: str
+    isolated_key: str
+    fused_key: str = ""
+
+    def to_metadata(self) -> dict[str, MetadataValue]:
+        """Flat metadata entries, one per field, under `fusionrag_` names."""
+        return {f"fusionrag_{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, object]) -> KVHandle | None:
+        """The handle in `metadata`, or None where there is none."""
+        values = {f.name: str(metadata.get(f"fusionrag_{f.name}", "")) for f in fields(cls)}
+        return cls(**values) if values["chunk_id"] else None
+
+
+HANDLE_METADATA_KEYS = tuple(f"fusionrag_{f.name}" for f in fields(KVHandle))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A chunk in the model's tokens. `offsets[i]` are token i's character bounds in the text."""
+
+    chunk: Chunk
+    token_ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.offsets):
+            raise InvalidInputError(
+                f"Chunk {self.chunk.id!r} has {len(self.token_ids)} tokens "
+                f"but {len(self.offsets)} offsets."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """What the catalog knows of a chunk: its tokens and the keys of its KV.
+
+    `fused_key` is empty while there is no fused KV, or none that is still true.
+    """
+
+    encoded: EncodedChunk
+    isolated_key: str
+    fused_key: str = ""
+
+    @property
+    def chunk(self) -> Chunk:
+        return self.encoded.chunk
+
+    @property
+    def handle(self) -> KVHandle:
+        return KVHandle(self.chunk.id, self.isolated_key, self.fused_key)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkKV:
+    """Keys and values of one chunk, never modified once made.
+
+    keys, values: [L, Hkv, T, D], same dtype, on any device. Keys stand in the canonical frame:
+    as if each token were at position 0, so that they can be rotated to any position.
+    `neighbours` are the isolated keys of the chunks that stood before this one, in order.
+    """
+
+    key: str
+    kind: KVKind
+    token_ids: tuple[int, ...]
+    keys: torch.Tensor
+    values: torch.Tensor
+    neighbours: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.keys.shape)
+        if len(shape) != 4 or shape != tuple(self.values.shape):
+            raise InvalidInputError(
+                f"Keys and values must both be [L, Hkv, T, D]; got {shape} "
+                f"and {tuple(self.values.shape)}."
+            )
+        if shape[2] != len(self.token_ids):
+            raise InvalidInputError(
+                f"KV of {shape[2]} tokens was given {len(self.token_ids)} token ids."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """A chunk that the index found. `score` is cosine similarity, higher is nearer."""
+
+    chunk: Chunk
+    score: float
+    handle: KVHandle
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatch:
+    """Characters [start, stop) of a prompt that equal the first characters of a known chunk."""
+
+    record: ChunkRecord
+    start: int
+    stop: int
+    variant: KVKind = "fused"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of a chunk's tokens in a prompt.
+
+    The chunk's tokens [source_start, source_start + length) stand at the prompt's
+    positions [start, start + length).
+    """
+
+    record: ChunkRecord
+    variant: KVKind
+    source_start: int
+    start: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledPrompt:
+    """A prompt as tokens, with the runs whose KV is known.
+
+    Spans are in order of position, don't overlap, and never hold the last token: it is
+    always computed, since its logits give the first token of the answer.
+    `question` bounds the positions behind the last chunk that hold the user's words.
+    """
+
+    token_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    question: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise InvalidInputError("The prompt is empty.")
+        stop = 0
+        for span in self.spans:
+            if span.start < stop or span.length < 1:
+                raise InvalidInputError("Spans must be non-empty, in order and apart.")
+            stop = span.stop
+        if stop >= len(self.token_ids):
+            raise InvalidInputError("The prompt's last token can't belong to a chunk.")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def chunk_positions(self) -> tuple[int, ...]:
+        """Positions whose KV is known, ascending."""
+        return tuple(p for span in self.spans for p in range(span.start, span.stop))
+
+    @property
+    def fresh_positions(self) -> tuple[int, ...]:
+        """Positions that must be computed, ascending."""
+        known = set(self.chunk_positions)
+        return tuple(p for p in range(len(self)) if p not in known)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSelection:
+    """Chunk positions to recompute, ascending and without repeats."""
+
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(b <= a for a, b in zip(self.positions, self.positions[1:], strict=False)):
+            raise InvalidInputError("Selected positions must be ascending, without repeats.")
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How to answer: which KV, which tokens to recompute, and how to generate.
+
+    kv: "fused" (isolated where no fused KV is true), "isolated", or "none", which is full
+    attention by the model's own dense prefill. selector and ratio choose the chunk tokens to
+    recompute. handles name chunks that the prompt is known to hold. temperature 0 is greedy.
+    """
+
+    kv: KVSource = "fused"
+    selector: str = "fusionrag"
+    ratio: float = 0.15
+    handles: tuple[KVHandle, ...] = ()
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv not in get_args(KVSource):
+            raise InvalidInputError(
+                f"Unknown kv {self.kv!r}; choose one of {', '.join(get_args(KVSource))}."
+            )
+        if not 0.0 <= self.ratio <= 1.0:
+            raise InvalidInputError(f"ratio is {self.ratio}; it must lie in [0, 1].")
+        if self.max_new_tokens < 1:
+            raise InvalidInputError(
+                f"max_new_tokens is {self.max_new_tokens}; it must be at least 1."
+            )
+        if self.temperature < 0.0:
+            raise InvalidInputError(f"temperature is {self.temperature}; it must not be negative.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
+        if self.top_k < 0:
+            raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")
+
+
+class Probe(Protocol):
+    """Signals about a placed prompt that a selector may ask for; computed when asked, and timed."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def question_queries(self, layer: int) -> torch.Tensor:
+        """Rotated queries [Hq, Tq, D] of the question's tokens over the placed KV."""
+        ...
+
+    def placed_keys(self, layer: int) -> torch.Tensor:
+        """Rotated keys [Hkv, N, D] of the whole prompt."""
+        ...
+
+    def scaling(self, layer: int) -> float:
+        """What the layer multiplies QK by, usually 1/sqrt(D)."""
+        ...
+
+
+class Selector(Protocol):
+    """Chooses the chunk tokens worth recomputing. One method, no state between calls."""
+
+    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TTFTBreakdown:
+    """Where the time to first token went, in milliseconds.
+
+    match: template, tokens, finding chunks. load: reading KV. place: rotating and copying it.
+    probe and select: choosing tokens. prefill: recomputing them and the fresh tokens (or, under
+    full attention, everything). first_token: from logits to the token.
+    """
+
+    match: float = 0.0
+    load: float = 0.0
+    place: float = 0.0
+    probe: float = 0.0
+    select: float = 0.0
+    prefill: float = 0.0
+    first_token: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How a prompt's tokens were obtained.
+
+    prompt_tokens = reused + recomputed + fresh, and missed <= fresh counts the fresh tokens
+    of known chunks whose KV was missing, corrupt or foreign.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    recomputed_tokens: int
+    fresh_tokens: int
+    missed_tokens: int
+    completion_tokens: int
+
+    @property
+    def recompute_ratio(self) -> float:
+        """Recomputed share of the chunk tokens that were found; 1.0 where none was reused."""
+        found = self.reused_tokens + self.recomputed_tokens
+        return self.recomputed_tokens / found if found else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and how it came about. Counts of chunks say which KV stood in for them."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    ttft: TTFTBreakdown
+    fused_chunks: int = 0
+    isolated_chunks: int = 0
+    missed_chunks: int = 0
+
+
+Prompt = str | Sequence[Message]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from llama_index.core.embeddings import MockEmbedding
+
+from fusionrag_integrations.embedding import Embedder, LexicalEmbedder, as_embedder
+from fusionrag_integrations.errors import InvalidInputError
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def lexical(text: str) -> list[float]:
+    return LexicalEmbedder().embed_query(text)
+
+
+@given(st.text(alphabet=st.characters()))
+def test_lexical_vectors_have_length_one(text: str) -> None:
+    vector = lexical(text)
+    assert len(vector) == LexicalEmbedder.dimensions == 2048
+    assert math.hypot(*vector) == pytest.approx(1.0)
+
+
+def test_lexical_documents_and_questions_share_a_space() -> None:
+    embedder = LexicalEmbedder()
+    texts = ["Nora Bell kept bees.", "The harbour froze in 1911.", "Bread needs salt."]
+    vectors = embedder.embed_documents(texts)
+    assert vectors == [embedder.embed_query(text) for text in texts]
+    for question, expected in [
+        ("What did Nora Bell keep?", 0),
+        ("When did the harbour freeze, in 1911?", 1),
+        ("Does bread need salt?", 2),
+    ]:
+        scores = [cosine(embedder.embed_query(question), v) for v in vectors]
+        assert scores.index(max(scores)) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("museums", "Museum's the".lower()),
+        ("cities", "city"),
+        ("STRASSE", "straße"),
+        ("what is the harbour", "harbour"),
+        ("the and of", "  "),
+        ("", "？！"),
+    ],
+)
+def test_lexical_ignores_form(one: str, other: str) -> None:
+    a, b = lexical(one), lexical(other)
+    assert {i for i, x in enumerate(a) if x} == {i for i, x in enumerate(b) if x}
+
+
+@pytest.mark.parametrize("word", ["glass", "virus", "basis", "gas", "is"])
+def test_lexical_leaves_words_that_only_look_plural(word: str) -> None:
+    if word == "is":
+        assert lexical("is") == lexical("")
+    elif word != "gas":
+        assert cosine(lexical(word), lexical(word[:-1])) < 0.5
+
+
+def test_lexical_weighs_names_more_and_repeats_less() -> None:
+    names = lexical("keeper Ardenne")
+    plain = lexical("keeper ardenne")
+    assert sorted(abs(x) for x in plain if x) == pytest.approx([math.sqrt(0.5)] * 2)
+    assert sorted(abs(x) for x in names if x) == pytest.approx(
+        [1 / math.hypot(1, 1.5), 1.5 / math.hypot(1, 1.5)]
+    )
+    twice = sorted(abs(x) for x in lexical("keeper keeper ardenne") if x)
+    assert twice[1] / twice[0] == pytest.approx(1 + math.log(2))
+
+
+def test_lexical_is_the_same_in_every_process() -> None:
+    program = (
+        "from fusionrag_integrations.embedding import LexicalEmbedder\n"
+        "print([(i, x) for i, x in enumerate(LexicalEmbedder().embed_query('Nora Bell 1911'))"
+        " if x])"
+    )
+    expected = [(i, x) for i, x in enumerate(lexical("Nora Bell 1911")) if x]
+    for seed in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+        )
+        assert run.stdout.strip() == str(expected)
+
+
+def test_none_is_lexical_and_an_embedder_stays_itself() -> None:
+    embedder = as_embedder(None)
+    assert isinstance(embedder, LexicalEmbedder)
+    assert as_embedder(embedder) is embedder
+    assert embedder.name == "lexical-2048-v1"
+
+
+def test_langchain_embeddings() -> None:
+    source = DeterministicFakeEmbedding(size=7)
+    embedder = as_embedder(source)
+    assert isinstance(embedder, Embedder)
+    assert embedder.embed_documents(("a", "b")) == source.embed_documents(["a", "b"])
+    assert embedder.embed_query("a") == source.embed_query("a")
+    assert embedder.name == "DeterministicFakeEmbedding"
+
+
+def test_llama_index_embeddings() -> None:
+    embedder = as_embedder(MockEmbedding(embed_dim=5, model_name="tiny"))
+    assert embedder.embed_documents(["a", "b"]) == [[0.5] * 5] * 2
+    assert embedder.embed_query("a") == [0.5] * 5
+    assert embedder.name == "MockEmbedding(tiny)"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"),
+    [
+        ({"model": "m"}, "Duck(m)"),
+        ({"model": "m", "model_name": "n"}, "Duck(n)"),
+        ({"model": object()}, "Duck"),
+        ({"model_name": ""}, "Duck"),
+    ],
+)
+def test_names_hold_the_model_where_there_is_one(attributes: dict[str, Any], name: str) -> None:
+    class Duck:
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            assert isinstance(texts, list)
+            return [[1] for _ in texts]
+
+        def embed_query(self, text: str) -> list[float]:
+            return [2]
+
+    duck = Duck()
+    vars(duck).update(attributes)
+    embedder = as_embedder(duck)
+    assert embedder.name == name
+    assert all(isinstance(x, float) for x in embedder.embed_documents(("a",))[0])
+    assert isinstance(embedder.embed_query("a")[0], float)
+
+
+def test_anything_else_is_refused_with_what_is_accepted() -> None:
+    class Half:
+        embed_documents = "not callable"
+
+        def embed_query(self, text: str) -> list[float]:
+            return [0.0]
+
+    for thing in ("all-MiniLM", Half(), object()):
+        with pytest.raises(InvalidInputError, match=r"embed_documents.*get_text_embedding_batch"):
+            as_embedder(thing)
+
+
+def test_frameworks_are_not_imported() -> None:
+    program = (
+        "import sys\nfrom fusionrag_integrations.embedding import as_embedder\nas_embedder(None)\n"
+        "print([m for m in ('langchain_core', 'llama_index', 'torch', 'chromadb')"
+        " if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr

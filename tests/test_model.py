@@ -1,0 +1,107 @@
+"""Loading, refusing and identifying models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, Phi3Config, Qwen2Config
+
+from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.model import CausalModel, _context_window, refuse_unsupported
+from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
+
+
+@pytest.mark.parametrize("family", FACTORIES)
+def test_supported_families_pass(family: str) -> None:
+    refuse_unsupported(build(family).config)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MambaConfig(), "no per-token state"),
+        (SimpleNamespace(model_type="deepseek_v3"), "latent attention"),
+        (SimpleNamespace(model_type="llama4_text"), "chunked attention"),
+        (SimpleNamespace(model_type="qwen3_next"), "linear attention"),
+        (SimpleNamespace(model_type="brand_new"), "Supported types: gemma3_text, glm4, llama"),
+        (
+            Qwen2Config(
+                **COMMON,
+                **heads(4, 2),
+                layer_types=["full_attention", "chunked_attention", "full_attention"],
+            ),
+            "chunked_attention layers",
+        ),
+    ],
+)
+def test_unsupported_models_are_refused_with_the_reason(config: object, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        refuse_unsupported(config)
+
+
+def test_context_ends_where_scaling_would_switch() -> None:
+    longrope = Phi3Config(
+        **COMMON | {"max_position_embeddings": 512},
+        **heads(4, 2),
+        original_max_position_embeddings=128,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+            "original_max_position_embeddings": 128,
+        },
+    )
+    assert _context_window(longrope) == 128
+    yarn = LlamaConfig(
+        **COMMON, **heads(4, 2), **rope("yarn", factor=8.0, original_max_position_embeddings=64)
+    )
+    assert _context_window(yarn) == 512
+
+
+def test_loading_nothing_says_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"config\.json"):
+        CausalModel.load(tmp_path)
+    with pytest.raises(InvalidInputError, match="not a model"):
+        CausalModel.load(tmp_path / "absent")
+
+
+def test_unknown_dtype_lists_the_known(tmp_path: Path) -> None:
+    build("llama_gqa2").save_pretrained(tmp_path)
+    with pytest.raises(InvalidInputError, match="bfloat16"):
+        CausalModel.load(tmp_path, dtype="int3")
+
+
+class TestSignature:
+    def model(self, **changes: object) -> CausalModel:
+        torch.manual_seed(0)
+        hf = LlamaForCausalLM(LlamaConfig(**COMMON, **heads(4, 2)))
+        for name, value in changes.items():
+            setattr(hf.config, name, value)
+        tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "{}"))
+        return CausalModel(hf, tokenizer, "tiny")
+
+    def test_is_the_same_for_the_same(self) -> None:
+        assert self.model().signature("S") == self.model().signature("S")
+
+    def test_changes_with_everything_that_changes_kv(self) -> None:
+        plain = self.model()
+        one_weight = self.model()
+        with torch.no_grad():
+            one_weight.hf.model.layers[1].self_attn.k_proj.weight[0, 0] += 1e-3
+        half = self.model()
+        half.hf.to(torch.bfloat16)
+        other_tokenizer = self.model()
+        other_tokenizer.tokenizer.backend_tokenizer.to_str = lambda: "{1}"
+        signatures = [
+            plain.signature("S"),
+            plain.signature("S "),
+            one_weight.signature("S"),
+            half.signature("S"),
+            other_tokenizer.signature("S"),
+            self.model(rope_parameters={"rope_type": "default", "rope_theta": 5e5}).signature("S"),
+        ]
+        assert len(set(signatures)) == len(signatures)
