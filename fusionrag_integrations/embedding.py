@@ -121,12 +121,16 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _POSSESSIVE = re.compile(r"['’]s$")
 _NAME_WEIGHT = 1.5
 _STOP_WORDS = frozenset(
-    _WORD.findall("""a about after all also am an and any are as at be because been before being between both
-    but by called can could did do does during each for from had has have he her hers him his how
-    i if in into is it its known many may me more most much my name named no nor not of on or
-    other our out over own same she should so some such than that the their theirs them then
-    there these they this those to under until up us was we were what when where which while who
-    whom whose why will with would you your""")
+    _WORD.findall(
+        """
+        a about after all also am an and any are as at be because been before being between both
+        but by called can could did do does during each for from had has have he her hers him his
+        how i if in into is it its known many may me more most much my name named no nor not of on
+        or other our out over own same she should so some such than that the their theirs them
+        then there these they this those to under until up us was we were what when where which
+        while who whom whose why will with would you your
+        """
+    )
 )
 
 

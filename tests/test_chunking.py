@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import unicodedata
+from itertools import pairwise
 
 import pytest
 import tiktoken
@@ -15,7 +16,8 @@ from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.types import Document
 
-WORDS = "the river rose in spring and the millers of Ardenne moved their carts uphill".split()
+SENTENCE = "the river rose in spring and the millers of Ardenne moved their carts uphill."
+WORDS = SENTENCE.removesuffix(".").split()
 
 TEXTS = st.lists(
     st.one_of(
@@ -87,11 +89,11 @@ def test_blank_documents_have_no_chunks(blank: str) -> None:
 
 
 def test_cuts_at_paragraphs_before_lines_before_sentences_before_words() -> None:
-    sentence = " ".join(WORDS) + "."  # 15 tokens or so
-    n = count(sentence)
-    assert texts(f"{sentence}\n\n{sentence}\n\n{sentence}", n + 5) == [sentence] * 3
-    assert texts(f"{sentence}\r\n{sentence}", n + 5) == [sentence] * 2
-    assert texts(f"{sentence} {sentence}", n + 5) == [sentence] * 2
+    n = count(SENTENCE)
+    assert texts(f"{SENTENCE}\n\n{SENTENCE}\n\n{SENTENCE}", n + 5) == [SENTENCE] * 3
+    line = SENTENCE.removesuffix(".")
+    assert texts(f"{line}\r\n{line}", n + 5) == [line] * 2
+    assert texts(f"{SENTENCE} {SENTENCE}", n + 5) == [SENTENCE] * 2
     assert texts("川は春に増水した。" * 4, 16) == ["川は春に増水した。"] * 4
     for part in texts(" ".join(WORDS * 5), 16):
         assert set(part.split()) <= set(WORDS)  # no word is cut
@@ -101,7 +103,7 @@ def test_short_paragraphs_are_packed_as_long_as_the_next_one_fits() -> None:
     paragraphs = [f"Paragraph number {i} stands here." for i in range(7)]
     parts = texts("\n\n".join(paragraphs), 20)
     assert "\n\n".join(parts) == "\n\n".join(paragraphs)
-    for part, following in zip(parts, parts[1:], strict=False):
+    for part, following in pairwise(parts):
         assert count(part + "\n\n" + following.split("\n\n")[0]) > 20
     assert len(parts) < len(paragraphs)
 
@@ -138,7 +140,7 @@ def test_special_tokens_are_plain_text() -> None:
 
 
 def test_fields_come_from_the_document_and_ids_tell_equal_texts_apart() -> None:
-    text = " ".join(WORDS) + "."
+    text = SENTENCE
     document = Document("doc", f"{text}\n\n{text}", "Mills", "private", {"year": 1911})
     first, second = Chunker(count(text) + 3).split(document)
     assert (first.index, second.index) == (0, 1)
@@ -151,9 +153,9 @@ def test_fields_come_from_the_document_and_ids_tell_equal_texts_apart() -> None:
 
 
 def test_too_few_tokens_and_half_characters_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="15.*at least 16"):
+    with pytest.raises(InvalidInputError, match=r"15.*at least 16"):
         Chunker(15)
-    with pytest.raises(InvalidInputError, match="'d'.*character 3"):
+    with pytest.raises(InvalidInputError, match=r"'d'.*character 3"):
         Chunker().split(Document("d", "abc\ud83d"))
 
 

@@ -48,7 +48,7 @@ def test_lexical_documents_and_questions_share_a_space() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("museums", "Museum's the".lower()),
+        ("museums", "the museum's"),
         ("cities", "city"),
         ("STRASSE", "straße"),
         ("what is the harbour", "harbour"),
@@ -61,12 +61,9 @@ def test_lexical_ignores_form(one: str, other: str) -> None:
     assert {i for i, x in enumerate(a) if x} == {i for i, x in enumerate(b) if x}
 
 
-@pytest.mark.parametrize("word", ["glass", "virus", "basis", "gas", "is"])
+@pytest.mark.parametrize("word", ["glass", "virus", "basis", "gas"])
 def test_lexical_leaves_words_that_only_look_plural(word: str) -> None:
-    if word == "is":
-        assert lexical("is") == lexical("")
-    elif word != "gas":
-        assert cosine(lexical(word), lexical(word[:-1])) < 0.5
+    assert cosine(lexical(word), lexical(word[:-1])) < 0.5
 
 
 def test_lexical_weighs_names_more_and_repeats_less() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.types import Chunk
 
 
-def chunk(name: str, scope: str = "", **metadata: str | int | float | bool) -> Chunk:
-    return Chunk(name, f"doc-{name}", 0, f"text of {name}", f"Title {name}", scope, metadata)
+def chunk(name: str, scope: str = "", metadata: dict[str, str | int | bool] | None = None) -> Chunk:
+    return Chunk(name, f"doc-{name}", 0, f"text of {name}", f"Title {name}", scope, metadata or {})
 
 
 @pytest.fixture
@@ -120,8 +121,6 @@ def test_reopening_finds_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_directory_made_anew_is_empty(tmp_path: Path) -> None:
-    import shutil
-
     first = ChunkIndex(tmp_path / "x")
     first.add([chunk("a")], [[1.0]])
     first.close()
@@ -141,7 +140,7 @@ def test_more_than_one_batch(index: ChunkIndex, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_text_and_metadata_are_kept_and_user_keys_cannot_hide_ours(index: ChunkIndex) -> None:
-    index.add([chunk("a", "s", year=1911, scope="public", ok=True)], [[1.0, 0.0]])
+    index.add([chunk("a", "s", {"year": 1911, "scope": "public", "ok": True})], [[1.0, 0.0]])
     stored = index._collection.get(include=["documents", "metadatas"])
     assert stored["documents"] == ["text of a"]
     assert stored["metadatas"] == [

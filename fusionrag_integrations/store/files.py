@@ -159,17 +159,18 @@ class RecordProblem:
 
 
 def verify(
-    store: FileKVStore, checked: Callable[[], object] = lambda: None
+    store: FileKVStore, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> Iterator[RecordProblem]:
-    """Read every record and yield the bad ones; `checked` is called after each of `paths()`."""
-    for path in store.paths():
+    """Read every record and yield the bad ones; progress: called with files done and in all."""
+    paths = store.paths()
+    for done, path in enumerate(paths, start=1):
         try:
             store.check(path)
         except KVMissingError:
             pass  # deleted since it was listed
         except KVRecordError as error:
             yield RecordProblem(path, error)
-        checked()
+        progress(done, len(paths))
 
 
 def _encode(record: ChunkKV, signature: str) -> list[bytes | memoryview]:
@@ -246,7 +247,7 @@ def _split(content: bytes, path: Path) -> tuple[Header, memoryview]:
     """Header and data of a file whose header is written exactly as we write it."""
     length = int.from_bytes(content[:8], "little")
     if length > min(MAX_HEADER_BYTES, len(content) - 8):
-        raise KVCorruptError(f"{path} is damaged: it has {len(content)} bytes and no header.")
+        raise KVCorruptError(f"{path} is damaged: it has no header of a length in bounds.")
     stop = 8 + length
     try:
         header: Header = json.loads(content[8:stop])
@@ -309,5 +310,5 @@ def _canonical(header: Header) -> bytes:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = tensor.detach().cpu().flatten()
     return flat.view(torch.uint8).numpy().data

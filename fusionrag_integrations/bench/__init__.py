@@ -1,0 +1,1 @@
+"""Measuring: metrics, and comparisons of strategies on questions with known answers."""

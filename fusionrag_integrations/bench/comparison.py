@@ -1,0 +1,111 @@
+"""The same questions under several strategies, side by side.
+
+Strategies take turns on each question, so that the machine's drift touches all alike, and the
+one that goes first changes from question to question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from fusionrag_integrations.bench.metrics import exact_match, f1
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.types import Answer, AnswerSettings, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its accepted answers and the prompt that asks it."""
+
+    kind: str
+    question: str
+    answers: tuple[str, ...]
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One question answered under one strategy. `ttft_ratio` is full attention's TTFT over it."""
+
+    strategy: str
+    question: Question
+    answer: Answer
+    ttft_ratio: float
+
+    @property
+    def exact(self) -> float:
+        return exact_match(self.answer.text, self.question.answers)
+
+    @property
+    def f1(self) -> float:
+        return f1(self.answer.text, self.question.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A strategy's results on one kind of question.
+
+    ttft_ms and speedup are medians; speedup is over full attention, paired by question.
+    """
+
+    strategy: str
+    kind: str
+    n: int
+    f1: float
+    em: float
+    recompute_ratio: float
+    ttft_ms: float
+    speedup: float
+
+
+def compare(
+    engine: FusionEngine,
+    questions: Sequence[Question],
+    strategies: dict[str, AnswerSettings],
+    reference: str,
+    progress: Callable[[int, int], None],
+) -> list[Outcome]:
+    """Answer every question under every strategy; speed-ups are over the one named `reference`."""
+    names = list(strategies)
+    engine.answer(questions[0].prompt, strategies[reference])  # the first call warms up
+    outcomes: list[Outcome] = []
+    for number, question in enumerate(questions):
+        progress(number, len(questions))
+        turn = number % len(names)
+        answers = {
+            name: engine.answer(question.prompt, strategies[name])
+            for name in names[turn:] + names[:turn]
+        }
+        baseline = answers[reference].ttft.total
+        outcomes += [
+            Outcome(name, question, answers[name], baseline / answers[name].ttft.total)
+            for name in names
+        ]
+    progress(len(questions), len(questions))
+    return outcomes
+
+
+def summarise(outcomes: Iterable[Outcome]) -> list[Row]:
+    """One row a strategy and kind, in the order of first appearance."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.strategy, outcome.question.kind), []).append(outcome)
+    return [
+        Row(
+            strategy=strategy,
+            kind=kind,
+            n=len(group),
+            f1=_mean([o.f1 for o in group]),
+            em=_mean([o.exact for o in group]),
+            recompute_ratio=_mean([o.answer.usage.recompute_ratio for o in group]),
+            ttft_ms=median(o.answer.ttft.total for o in group),
+            speedup=median(o.ttft_ratio for o in group),
+        )
+        for (strategy, kind), group in groups.items()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,273 @@
+"""The `fusionrag` command: index documents, ask questions, look at a store.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fusionrag_integrations.errors import FusionRAGError
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The store's directory.",
+)
+model_option = click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="A model directory or hub name; 'demo' is the small one that comes with the package.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+class _Commands(click.Group):
+    """Turns the package's own errors into one clear line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FusionRAGError as error:
+            err.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
+            err.print(str(error), markup=False)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            err.print("Interrupted. What was computed is kept: run the command again to go on.")
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fusionrag-integrations")
+def main() -> None:
+    """Answer questions from precomputed, fused KV caches of your chunks.
+
+    \b
+    First steps:
+      fusionrag demo                              see it work, with the bundled model
+      fusionrag index docs/ --store my-store      chunk, embed and prefill your files
+      fusionrag ask "..." --store my-store        retrieve and answer
+    """
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@store_option
+@model_option
+@click.option("--chunk-tokens", type=int, help="Longest chunk, for a new store.  [default: 256]")
+@json_option
+def index(
+    paths: tuple[Path, ...], store: Path, model: str, chunk_tokens: int | None, as_json: bool
+) -> None:
+    """Chunk, embed and prefill files: .txt, .md and .jsonl, or directories of them.
+
+    A .jsonl file holds one document a line: {"text": ...}, with an optional "id", "title",
+    "scope" and "metadata". Documents whose ids are known and whose text has changed replace the
+    old ones. May be interrupted and run again: nothing is computed twice.
+    """
+    from fusionrag_integrations.documents import read_documents
+
+    documents = list(read_documents(paths))
+    engine = _engine(model, store, chunk_tokens)
+    with _bars() as progress:
+        report = engine.ingest(documents, progress=progress)
+    if as_json:
+        _print_json(asdict(report))
+        return
+    out.print(
+        f"{report.documents_new} documents added, {report.documents_changed} replaced, "
+        f"{report.documents_unchanged} unchanged; {report.chunks} chunks in {store}."
+    )
+    out.print(
+        f"Computed isolated KV of {report.isolated_computed} chunks and fused KV of "
+        f"{report.fused_computed} in {report.seconds:.1f} s."
+    )
+
+
+@main.command()
+@click.argument("question")
+@store_option
+@model_option
+@click.option("-k", type=int, default=5, show_default=True, help="Chunks to retrieve.")
+@click.option("--selector", default="fusionrag", show_default=True, help="How tokens are chosen.")
+@click.option("--ratio", type=float, default=0.15, show_default=True, help="Share to recompute.")
+@click.option(
+    "--kv",
+    type=click.Choice(["fused", "isolated", "none"]),
+    default="fused",
+    show_default=True,
+    help="Which stored KV to use; 'none' is full attention.",
+)
+@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
+@json_option
+def ask(
+    question: str,
+    store: Path,
+    model: str,
+    k: int,
+    selector: str,
+    ratio: float,
+    kv: Any,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
+    """Retrieve the chunks nearest to QUESTION and answer from their stored KV."""
+    from fusionrag_integrations.corpus import document_order
+    from fusionrag_integrations.prompt import question_prompt
+    from fusionrag_integrations.types import AnswerSettings
+
+    engine = _engine(model, _existing(store))
+    hits = document_order(engine.corpus.search(question, k))
+    settings = AnswerSettings(
+        kv=kv,
+        selector=selector,
+        ratio=ratio,
+        handles=tuple(hit.handle for hit in hits),
+        max_new_tokens=max_tokens,
+    )
+    answer = engine.answer(question_prompt([h.chunk.text for h in hits], question), settings)
+    if as_json:
+        _print_json(
+            {
+                "question": question,
+                "answer": answer.text.strip(),
+                "finish_reason": answer.finish_reason,
+                "usage": asdict(answer.usage) | {"recompute_ratio": answer.usage.recompute_ratio},
+                "ttft_ms": asdict(answer.ttft) | {"total": answer.ttft.total},
+                "chunks": [
+                    asdict(hit.handle)
+                    | {
+                        "document_id": hit.chunk.document_id,
+                        "title": hit.chunk.title,
+                        "score": hit.score,
+                    }
+                    for hit in hits
+                ],
+            }
+        )
+        return
+    out.print(answer.text.strip(), markup=False)
+    usage = answer.usage
+    err.print(
+        f"[dim]{len(hits)} chunks, {answer.fused_chunks} fused and {answer.isolated_chunks} "
+        f"isolated; of {usage.prompt_tokens} prompt tokens {usage.reused_tokens} reused, "
+        f"{usage.recomputed_tokens} recomputed, {usage.fresh_tokens} computed afresh; first "
+        f"token after {answer.ttft.total:.0f} ms[/dim]"
+    )
+
+
+@main.command()
+@store_option
+@json_option
+def inspect(store: Path, as_json: bool) -> None:
+    """Show what a store holds: documents, chunks, KV, and the model it is for."""
+    from fusionrag_integrations.catalog import Catalog
+    from fusionrag_integrations.store import FileKVStore
+
+    catalog = Catalog.open(store / "catalog.sqlite")
+    kv = FileKVStore(store / "kv", catalog.info.signature)
+    stored = set(kv.keys())
+    facts = (
+        asdict(catalog.info)
+        | asdict(catalog.counts())
+        | {
+            "records": len(stored),
+            "missing_records": len(catalog.live_keys() - stored),
+            "kv_bytes": kv.size_bytes(),
+        }
+    )
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(show_header=False, title=str(store))
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+    out.print(table)
+
+
+@main.command()
+@store_option
+@json_option
+def verify(store: Path, as_json: bool) -> None:
+    """Check every KV record of a store: checksum, format, model. Exit status 1 on a problem."""
+    from fusionrag_integrations.catalog import Catalog
+    from fusionrag_integrations.store import FileKVStore
+    from fusionrag_integrations.store import verify as verify_records
+
+    catalog = Catalog.open(store / "catalog.sqlite")
+    kv = FileKVStore(store / "kv", catalog.info.signature)
+    keys = set(kv.keys())
+    with _bars() as progress:
+        problems = [
+            {"path": str(p.path), "error": type(p.error).__name__, "message": str(p.error)}
+            for p in verify_records(kv, lambda done, total: progress("verify", done, total))
+        ]
+    problems += [
+        {"path": key, "error": "KVMissingError", "message": f"There is no record {key}."}
+        for key in sorted(catalog.live_keys() - keys)
+    ]
+    if as_json:
+        _print_json({"records": len(keys), "problems": problems})
+    else:
+        for problem in problems:
+            out.print(f"{problem['error']}: {problem['message']}", markup=False)
+        out.print(f"{len(keys)} records checked, {len(problems)} problems.")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _existing(store: Path) -> Path:
+    """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
+    from fusionrag_integrations.catalog import Catalog
+
+    Catalog.open(store / "catalog.sqlite").close()
+    return store
+
+
+def _engine(model: str, store: Path, chunk_tokens: int | None = None) -> Any:
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.engine import FusionEngine
+
+    with err.status("Loading the model"):
+        return FusionEngine.from_pretrained(
+            MODEL_DIR if model == "demo" else model, store=store, chunk_tokens=chunk_tokens
+        )
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage that reports."""
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

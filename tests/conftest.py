@@ -1,0 +1,43 @@
+"""Shared fixtures: a tiny random model in a directory, as users have theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fusionrag_integrations import Document, FusionEngine
+from tests.tiny_models import COMMON, heads
+from tests.tiny_tokenizers import byte_level_tokenizer
+
+torch.set_num_threads(1)  # tiny tensors are slower on many threads, and rounding varies
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of three layers with a byte-level tokenizer and a chat template."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = byte_level_tokenizer(chat=True)
+    torch.manual_seed(0)
+    config = COMMON | {"vocab_size": len(tokenizer), "max_position_embeddings": 2048}
+    LlamaForCausalLM(LlamaConfig(**config, **heads(4, 2))).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def town(number: int, paragraphs: int = 3) -> Document:
+    """A document whose paragraphs become one chunk each at 48 tokens a chunk."""
+    text = "\n\n".join(
+        f"Town number {number} has a paragraph {part} which tells of the river, the old bridge, "
+        f"house {number * 7 + part}, and of a fox that jumps over the lazy dog near the bank."
+        for part in range(paragraphs)
+    )
+    return Document(id=f"town-{number}", text=text, title=f"Town {number}")
+
+
+@pytest.fixture
+def engine(model_dir: Path, tmp_path: Path) -> FusionEngine:
+    """An engine with an empty store of its own."""
+    return FusionEngine.from_pretrained(model_dir, store=tmp_path / "store", chunk_tokens=48)

@@ -1,0 +1,405 @@
+"""The catalog: round trips, the staleness rule, transactions, several connections."""
+
+import sqlite3
+import threading
+
+import pytest
+
+from fusionrag_integrations.catalog import Catalog, CatalogCounts, StoreInfo
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreError,
+    StoreMismatchError,
+    StoreNotFoundError,
+)
+from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+
+INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256)
+
+
+def record(document_id, index, text, *, scope="", title="", metadata=None, key=None):
+    chunk = Chunk(f"{document_id}:{text}", document_id, index, text, title, scope, metadata or {})
+    ids = tuple(range(index, index + len(text)))
+    offsets = tuple((i, i + 1) for i in range(len(text)))
+    return ChunkRecord(EncodedChunk(chunk, ids, offsets), key or f"iso-{text}")
+
+
+def put(catalog, document_id, texts, content_hash="hash", **settings):
+    records = [record(document_id, i, text, **settings) for i, text in enumerate(texts)]
+    catalog.replace_document(Document(document_id, "source"), content_hash, records)
+
+
+def fuse(catalog, chunk_id, *neighbour_ids):
+    assert catalog.set_fused(chunk_id, f"fused-{chunk_id}", neighbour_ids)
+
+
+def everything(catalog):
+    """All that a catalog says, for before-and-after comparisons."""
+    ids = catalog.chunk_ids()
+    return (
+        [(d, catalog.document_hash(d)) for d in catalog.document_ids()],
+        list(catalog.all_records()),
+        [catalog.neighbours(i) for i in ids],
+        catalog.counts(),
+        catalog.live_keys(),
+        catalog.revision,
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "catalog ?#%.sqlite"
+
+
+@pytest.fixture
+def catalog(path):
+    with Catalog.create(path, INFO) as catalog:
+        yield catalog
+
+
+@pytest.fixture
+def fused(catalog):
+    """Documents a (a1, a2, a3) and b (b1, b2), x on its own; some chunks with fused KV."""
+    put(catalog, "a", ["a1", "a2", "a3"])
+    put(catalog, "b", ["b1", "b2"])
+    put(catalog, "x", ["x1", "x2"])
+    fuse(catalog, "a:a2", "a:a1")
+    fuse(catalog, "b:b1", "a:a1", "x:x1")
+    fuse(catalog, "b:b2", "a:a3", "b:b1")
+    fuse(catalog, "x:x2", "x:x1")
+    return catalog
+
+
+def fused_ids(catalog):
+    return [r.chunk.id for r in catalog.all_records() if r.fused_key]
+
+
+def test_a_record_comes_back_as_it_was(catalog):
+    metadata = {"page": 3, "score": 0.1, "draft": True, "source": 'é "quoted"'}
+    wanted = record("d", 0, "Zoë's 日本 🙂", scope="s", title="Title", metadata=metadata)
+    catalog.replace_document(Document("d", "source"), "hash", [wanted])
+    assert catalog.record(wanted.chunk.id) == wanted
+    assert catalog.record("other") is None
+    assert catalog.document_hash("d") == "hash"
+    assert catalog.document_hash("other") is None
+    assert catalog.texts() == [(wanted.chunk.id, wanted.chunk.text)]
+
+
+def test_large_token_ids_and_no_tokens(catalog):
+    chunk = Chunk("c", "d", 0, "text")
+    large = ChunkRecord(EncodedChunk(chunk, (0, 2**31 - 1), ((0, 1), (1, 70_000))), "k")
+    catalog.replace_document(Document("d", "text"), "h", [large])
+    assert catalog.record("c") == large
+    none = ChunkRecord(EncodedChunk(chunk, (), ()), "k")
+    catalog.replace_document(Document("d", "text"), "h", [none])
+    assert catalog.record("c") == none
+
+
+def test_reopening_keeps_everything(fused, path):
+    before = everything(fused)
+    fused.close()
+    with Catalog.open(path) as again:
+        assert everything(again) == before
+        assert again.info == INFO
+
+
+def test_records_come_in_the_order_asked_for_in_any_number(catalog):
+    texts = [f"t{i:04}" for i in range(1203)]
+    put(catalog, "d", texts)
+    catalog._db.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)  # as in old SQLite builds
+    ids = [f"d:{text}" for text in reversed(texts)]
+    found = catalog.records([*ids[:700], "unknown", *ids[700:], ids[0]])
+    assert list(found) == ids
+    assert [r.chunk.text for r in found.values()] == texts[::-1]
+    assert catalog.records([]) == {}
+
+
+def test_chunks_stand_by_document_and_index(catalog):
+    put(catalog, "b", ["z", "y"])
+    put(catalog, "a", ["q", "p"])
+    order = ["a:q", "a:p", "b:z", "b:y"]
+    assert catalog.chunk_ids() == order
+    assert [r.chunk.id for r in catalog.all_records()] == order
+    assert [chunk_id for chunk_id, _ in catalog.texts()] == order
+    assert catalog.unfused() == order
+    assert catalog.document_ids() == ["a", "b"]
+    assert catalog.chunk_ids(["b", "none"]) == ["b:z", "b:y"]
+    assert catalog.chunk_ids([]) == []
+
+
+def test_predecessors_are_the_nearest_in_document_order(catalog):
+    put(catalog, "other", ["o"])
+    put(catalog, "d", ["e", "d", "c", "b"])
+
+    def before(chunk_id, count):
+        return [r.chunk.text for r in catalog.predecessors(chunk_id, count)]
+
+    assert before("d:b", 2) == ["d", "c"]
+    assert before("d:b", 9) == ["e", "d", "c"]
+    assert before("d:d", 2) == ["e"]
+    assert before("d:e", 2) == []
+    assert before("d:b", 0) == []
+    assert before("unknown", 2) == []
+
+
+def test_fused_keys_neighbours_counts_and_live_keys(fused):
+    assert fused_ids(fused) == ["a:a2", "b:b1", "b:b2", "x:x2"]
+    assert fused.neighbours("b:b1") == ("a:a1", "x:x1")
+    assert fused.neighbours("a:a1") == ()
+    assert fused.record("b:b1").handle.fused_key == "fused-b:b1"
+    assert fused.unfused() == ["a:a1", "a:a3", "x:x1"]
+    assert fused.counts() == CatalogCounts(documents=3, chunks=7, fused_chunks=4, tokens=14)
+    texts = ["a1", "a2", "a3", "b1", "b2", "x1", "x2"]
+    assert fused.live_keys() == {f"iso-{t}" for t in texts} | {
+        f"fused-{i}" for i in fused_ids(fused)
+    }
+
+
+def test_an_empty_catalog(catalog):
+    assert everything(catalog) == ([], [], [], CatalogCounts(0, 0, 0, 0), set(), 0)
+
+
+def test_fusing_again_replaces_the_neighbours(fused):
+    assert fused.set_fused("b:b1", "new", ["x:x2"])
+    assert fused.record("b:b1").fused_key == "new"
+    assert fused.neighbours("b:b1") == ("x:x2",)
+    fused.delete_documents(["a"])
+    assert fused.record("b:b1").fused_key == "new"
+
+
+@pytest.mark.parametrize(
+    ("chunk_id", "neighbours"),
+    [("gone", ["a:a1"]), ("a:a2", ["gone"]), ("a:a2", ["a:a1", "gone"]), ("gone", [])],
+)
+def test_fusing_with_what_is_gone_writes_nothing(fused, chunk_id, neighbours):
+    before = everything(fused)
+    assert fused.set_fused(chunk_id, "new", neighbours) is False
+    assert everything(fused) == before
+
+
+def test_fusing_across_scopes_writes_nothing(fused):
+    put(fused, "secret", ["s"], scope="private")
+    before = everything(fused)
+    assert fused.set_fused("a:a2", "new", ["secret:s"]) is False
+    assert everything(fused) == before
+
+
+def test_an_edited_neighbour_clears_the_fused_keys_made_with_it(fused):
+    put(fused, "a", ["a1 edited", "a2", "a3"], "new hash")
+    # a2 had a1 as neighbour and is of the document; b1 had a1; b2 had a3, which stayed.
+    assert fused_ids(fused) == ["b:b2", "x:x2"]
+    assert [fused.neighbours(i) for i in ("a:a2", "b:b1")] == [(), ()]
+    assert fused.neighbours("b:b2") == ("a:a3", "b:b1")
+    assert fused.record("a:a1") is None
+    assert fused.document_hash("a") == "new hash"
+
+
+def test_the_documents_own_fused_keys_are_cleared_even_if_their_neighbours_stay(fused):
+    put(fused, "x", ["x1", "x2", "x3"])
+    assert fused_ids(fused) == ["a:a2", "b:b1", "b:b2"]
+    assert fused.neighbours("x:x2") == ()
+
+
+def test_an_unchanged_chunk_keeps_its_id_and_isolated_key(fused):
+    put(fused, "a", ["new", "a3", "a1"])
+    kept = fused.records(["a:a3", "a:a1"])
+    assert [(r.chunk.index, r.isolated_key) for r in kept.values()] == [
+        (1, "iso-a3"),
+        (2, "iso-a1"),
+    ]
+    assert fused.chunk_ids(["a"]) == ["a:new", "a:a3", "a:a1"]
+    # Only a2 went; it was nobody's neighbour.
+    assert fused_ids(fused) == ["b:b1", "b:b2", "x:x2"]
+
+
+def test_what_a_kept_chunk_says_of_itself_is_updated(fused):
+    put(fused, "x", ["x1", "x2"], title="New", metadata={"page": 2})
+    chunk = fused.record("x:x1").chunk
+    assert (chunk.title, chunk.metadata) == ("New", {"page": 2})
+    assert "b:b1" in fused_ids(fused)
+
+
+@pytest.mark.parametrize("change", [{"scope": "private"}, {"key": "iso-other"}])
+def test_a_neighbour_that_changed_scope_or_key_counts_as_gone(fused, change):
+    put(fused, "x", ["x1", "x2"], **change)
+    assert fused_ids(fused) == ["a:a2", "b:b2"]
+
+
+def test_a_deleted_document_takes_the_fused_keys_made_with_it(fused):
+    assert fused.delete_documents(["a", "none", "a"]) == 1
+    assert fused_ids(fused) == ["x:x2"]
+    assert fused.document_ids() == ["b", "x"]
+    assert fused.chunk_ids() == ["b:b1", "b:b2", "x:x1", "x:x2"]
+    assert fused.neighbours("b:b2") == ()
+    assert fused.live_keys() == {"iso-b1", "iso-b2", "iso-x1", "iso-x2", "fused-x:x2"}
+
+
+def test_deleting_everything_and_nothing(fused):
+    before = everything(fused)
+    assert fused.delete_documents(["none"]) == 0
+    assert everything(fused) == before
+    assert fused.delete_documents(fused.document_ids()) == 3
+    assert everything(fused)[:5] == ([], [], [], CatalogCounts(0, 0, 0, 0), set())
+
+
+def test_a_document_without_chunks_is_known(fused):
+    put(fused, "x", [], "empty")
+    assert fused.document_hash("x") == "empty"
+    assert fused.chunk_ids(["x"]) == []
+    assert fused_ids(fused) == ["a:a2", "b:b2"]
+
+
+def test_fused_keys_of_given_records_are_not_taken_over(catalog):
+    base = record("d", 0, "text")
+    given = ChunkRecord(base.encoded, base.isolated_key, "fused")
+    catalog.replace_document(Document("d", "text"), "h", [given])
+    assert catalog.record(base.chunk.id) == base
+
+
+def test_wrong_records_are_refused(fused):
+    before = everything(fused)
+    with pytest.raises(InvalidInputError, match="another"):
+        fused.replace_document(Document("a", "s"), "h", [record("b", 0, "b9")])
+    with pytest.raises(InvalidInputError, match="same id"):
+        fused.replace_document(Document("a", "s"), "h", [record("a", i, "t") for i in (0, 1)])
+    with pytest.raises(InvalidInputError, match="Metadata of document 'a'"):
+        put(fused, "a", ["t"], metadata={"when": object()})
+    assert everything(fused) == before
+
+
+def test_a_change_that_fails_in_the_middle_changes_nothing(fused):
+    before = everything(fused)
+    taken = Chunk("b:b1", "a", 1, "text")  # an id of document b: fails when it is inserted
+    records = [record("a", 0, "new"), ChunkRecord(EncodedChunk(taken, (), ()), "k")]
+    with pytest.raises(StoreError, match="UNIQUE"):
+        fused.replace_document(Document("a", "s"), "h", records)
+    assert everything(fused) == before
+    with pytest.raises(InvalidInputError, match="surrogate"):
+        put(fused, "a", ["new"], title="\ud800")
+    assert everything(fused) == before
+    fuse(fused, "a:a1", "a:a2")  # no transaction was left open
+
+
+def test_a_failing_deletion_changes_nothing(fused, monkeypatch):
+    before = everything(fused)
+
+    def fail(db):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusionrag_integrations.catalog._raise_revision", fail)
+    for change in (
+        lambda: fused.delete_documents(["a"]),
+        lambda: fused.set_fused("a:a1", "new", ["a:a2"]),
+        lambda: put(fused, "a", ["new"]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            change()
+    assert everything(fused) == before
+
+
+def test_two_connections_see_one_anothers_changes(catalog, path):
+    with Catalog.open(path) as other:
+        revisions = [other.revision]
+        put(catalog, "d", ["t", "u"])
+        revisions.append(other.revision)
+        assert other.chunk_ids() == ["d:t", "d:u"]
+        fuse(other, "d:u", "d:t")
+        revisions.append(catalog.revision)
+        assert catalog.neighbours("d:u") == ("d:t",)
+        other.delete_documents(["d"])
+        revisions.append(catalog.revision)
+        assert catalog.chunk_ids() == []
+    assert revisions == sorted(set(revisions))
+
+
+def test_threads_and_connections_change_one_file(catalog, path):
+    errors = []
+
+    def work(own, name):
+        try:
+            for i in range(10):
+                put(own, f"{name}{i}", ["t", "u"])
+                fuse(own, f"{name}{i}:u", f"{name}{i}:t")
+        except StoreError as error:
+            errors.append(error)
+
+    with Catalog.open(path) as other:
+        threads = [
+            threading.Thread(target=work, args=(own, name))
+            for own, name in ((catalog, "a"), (catalog, "b"), (other, "c"), (other, "d"))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert catalog.counts() == CatalogCounts(documents=40, chunks=80, fused_chunks=40, tokens=80)
+    assert catalog.revision == 80
+
+
+def test_where_there_is_no_store(path):
+    with pytest.raises(StoreNotFoundError, match="missing"):
+        Catalog.open(path)
+    assert not path.exists()
+
+
+def test_a_creation_that_was_cut_off_can_be_made_good(path):
+    path.touch()
+    with pytest.raises(StoreNotFoundError, match="empty"):
+        Catalog.open(path)
+    with Catalog.create(path, INFO) as catalog:
+        assert catalog.info == INFO
+
+
+def test_a_store_is_never_made_over_another(catalog, path):
+    put(catalog, "d", ["t"])
+    with pytest.raises(StoreError, match="already"):
+        Catalog.create(path, INFO)
+    assert catalog.chunk_ids() == ["d:t"]
+
+
+def test_other_files_are_no_catalog_and_stay_as_they_are(path):
+    path.write_bytes(b"Not a database, but long enough to look at. " * 40)
+    before = path.read_bytes()
+    for use in (Catalog.open, lambda path: Catalog.create(path, INFO)):
+        with pytest.raises(StoreError, match="not a database"):
+            use(path)
+    assert path.read_bytes() == before
+
+
+def test_another_database_is_no_catalog_and_stays_as_it_is(path):
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE t (x)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="not the catalog"):
+        Catalog.open(path)
+    with pytest.raises(StoreError, match="already"):
+        Catalog.create(path, INFO)
+    assert path.read_bytes() == before
+    with pytest.raises(StoreError, match="can't be used"):
+        Catalog.open(path.parent)
+
+
+def test_another_schema_version_is_refused(catalog, path):
+    catalog.close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 2")
+    db.close()
+    with pytest.raises(StoreMismatchError, match="version 2"):
+        Catalog.open(path)
+
+
+def test_a_closed_catalog_says_so(catalog):
+    catalog.close()
+    with pytest.raises(StoreError, match="closed"):
+        catalog.texts()
+
+
+def test_the_file_is_journalled_for_a_killed_process(catalog, path):
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+    assert catalog._rows("PRAGMA synchronous") == [(2,)]
+    assert catalog._rows("PRAGMA foreign_keys") == [(1,)]

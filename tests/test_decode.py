@@ -1,0 +1,122 @@
+"""Sampling, stopping and streaming text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from fusionrag_integrations.decode import TextStream, decode_tokens
+from fusionrag_integrations.types import AnswerSettings
+from tests.tiny_tokenizers import byte_level_tokenizer
+
+VOCABULARY = 10
+
+
+def scripted(script: list[int]):  # noqa: ANN201
+    """A model that always prefers the script's next token; also the list of what it was fed."""
+    fed: list[int] = []
+
+    def logits(at: int) -> torch.Tensor:
+        row = torch.zeros(VOCABULARY)
+        row[script[min(at, len(script) - 1)]] = 5.0
+        return row
+
+    def step(token_id: int) -> torch.Tensor:
+        fed.append(token_id)
+        return logits(len(fed))
+
+    return logits(0), step, fed
+
+
+def run(script: list[int], settings: AnswerSettings, **generation: object):  # noqa: ANN201
+    logits, step, fed = scripted(script)
+    config = GenerationConfig(**generation)
+    return list(decode_tokens(logits, step, [1, 1, 1], settings, config)), fed
+
+
+def test_greedy_ends_at_the_end_token() -> None:
+    tokens, fed = run([3, 4, 9, 5], AnswerSettings(), eos_token_id=9)
+    assert [t.token_id for t in tokens] == [3, 4, 9]
+    assert [t.finished for t in tokens] == [None, None, "stop"]
+    assert fed == [3, 4]  # the last token is never fed
+
+
+def test_several_end_tokens() -> None:
+    tokens, _ = run([3, 8, 4], AnswerSettings(), eos_token_id=[9, 8])
+    assert [t.token_id for t in tokens] == [3, 8]
+
+
+def test_length_limit() -> None:
+    tokens, _ = run([3], AnswerSettings(max_new_tokens=4))
+    assert [t.token_id for t in tokens] == [3] * 4
+    assert tokens[-1].finished == "length"
+
+
+def test_end_token_wins_over_length_limit() -> None:
+    tokens, _ = run([3, 9], AnswerSettings(max_new_tokens=2), eos_token_id=9)
+    assert tokens[-1].finished == "stop"
+
+
+def test_repetition_penalty_is_the_models_own() -> None:
+    """After the prompt's 1s, a heavily penalised favourite 1 loses to the second best."""
+    logits = torch.zeros(VOCABULARY)
+    logits[1], logits[2] = 5.0, 4.0
+    config = GenerationConfig(repetition_penalty=2.0)
+    tokens = decode_tokens(
+        logits, lambda _: logits, [1], AnswerSettings(max_new_tokens=1), config
+    )
+    assert next(tokens).token_id == 2
+
+
+def test_sampling_follows_the_seed_and_the_limits() -> None:
+    flat = torch.tensor([3.0, 2.9, 2.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+
+    def sample(seed: int, **more: object) -> list[int]:
+        settings = AnswerSettings(temperature=1.0, seed=seed, max_new_tokens=60, **more)
+        tokens = decode_tokens(flat, lambda _: flat, [1], settings, GenerationConfig())
+        return [t.token_id for t in tokens]
+
+    assert sample(7) == sample(7)
+    assert sample(7) != sample(8)
+    assert len(set(sample(7))) > 3
+    assert set(sample(7, top_k=2)) == {0, 1}
+    assert set(sample(7, top_p=0.3)) <= {0, 1}
+
+
+class TestTextStream:
+    tokenizer = byte_level_tokenizer()
+
+    def pieces(self, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+        stream = TextStream(self.tokenizer, stop)
+        out = []
+        for token in self.tokenizer(text, add_special_tokens=False).input_ids:
+            out.append(stream.push(token))
+            if stream.stopped:
+                return out, stream
+        return [*out, stream.flush()], stream
+
+    @pytest.mark.parametrize("text", ["plain words here", "naïve 日本語 🙂 done", "a\n\n b  c"])
+    def test_pieces_make_the_text(self, text: str) -> None:
+        out, _ = self.pieces(text)
+        assert "".join(out) == text
+
+    def test_characters_come_whole(self) -> None:
+        out, _ = self.pieces("🙂🙂")
+        assert all("\ufffd" not in piece for piece in out)
+
+    def test_stops_across_token_borders(self) -> None:
+        text = "the answer is here. Observation: nothing"
+        out, stream = self.pieces(text, ("Observation:",))
+        assert stream.stopped
+        assert "".join(out) == "the answer is here. "
+
+    def test_the_earliest_stop_counts(self) -> None:
+        out, _ = self.pieces("one two three", ("three", "two"))
+        assert "".join(out) == "one "
+
+    def test_an_unfinished_stop_is_given_out_in_the_end(self) -> None:
+        out, stream = self.pieces("one STO", ("STOP",))
+        assert not stream.stopped
+        assert "".join(out) == "one STO"
+        assert "".join(out[:-1]) == "one "
