@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusionrag_integrations.corpus import Corpus
-    from fusionrag_integrations.engine import AnswerStream, FusionEngine, IngestReport
+    from fusionrag_integrations.engine import AnswerStream, FusionEngine
     from fusionrag_integrations.errors import FusionRAGError
-    from fusionrag_integrations.types import Answer, Chunk, Document, KVHandle
+    from fusionrag_integrations.ingest import IngestReport
+    from fusionrag_integrations.types import Answer, AnswerSettings, Chunk, Document, KVHandle
 
 _MODULE_OF = {
     "Answer": "types",
+    "AnswerSettings": "types",
     "AnswerStream": "engine",
     "Chunk": "types",
     "Corpus": "corpus",
     "Document": "types",
     "FusionEngine": "engine",
     "FusionRAGError": "errors",
-    "IngestReport": "engine",
+    "IngestReport": "ingest",
     "KVHandle": "types",
 }
 
 __all__ = [
     "Answer",
+    "AnswerSettings",
     "AnswerStream",
     "Chunk",
     "Corpus",

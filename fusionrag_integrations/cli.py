@@ -138,7 +138,7 @@ def ask(
         selector=selector,
         ratio=ratio,
         handles=tuple(hit.handle for hit in hits),
-        max_new_tokens=max_tokens,
+        max_tokens=max_tokens,
     )
     answer = engine.answer(question_prompt([h.chunk.text for h in hits], question), settings)
     if as_json:
@@ -146,10 +146,7 @@ def ask(
             {
                 "question": question,
                 "answer": answer.text.strip(),
-                "finish_reason": answer.finish_reason,
-                "usage": asdict(answer.usage) | {"recompute_ratio": answer.usage.recompute_ratio},
-                "ttft_ms": asdict(answer.ttft) | {"total": answer.ttft.total},
-                "chunks": [
+                "retrieved": [
                     asdict(hit.handle)
                     | {
                         "document_id": hit.chunk.document_id,
@@ -159,6 +156,7 @@ def ask(
                     for hit in hits
                 ],
             }
+            | answer.report()
         )
         return
     out.print(answer.text.strip(), markup=False)

@@ -45,11 +45,11 @@ def decode_tokens(
 ) -> Iterator[DecodedToken]:
     """Generate from the prompt's last logits [V]; `step` appends a token and gives the next.
 
-    Ends at an end-of-sequence token of `generation`, or after `settings.max_new_tokens`.
+    Ends at an end-of-sequence token of `generation`, or after `settings.max_tokens`.
     """
     ids = torch.tensor([list(prompt_ids)], device=logits.device)
     processors = _processors(settings, generation)
-    limit = StoppingCriteriaList([MaxLengthCriteria(ids.shape[1] + settings.max_new_tokens)])
+    limit = StoppingCriteriaList([MaxLengthCriteria(ids.shape[1] + settings.max_tokens)])
     end = StoppingCriteriaList()
     if generation.eos_token_id is not None:
         end.append(EosTokenCriteria(generation.eos_token_id))

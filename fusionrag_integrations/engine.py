@@ -98,6 +98,11 @@ class FusionEngine:
         """Tokens that a prompt and its answer may have together."""
         return self._model.context_window
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model's tokenizer words chat messages."""
+        return self._model.tokenizer.chat_template is not None
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""
         return self._encode(text)
@@ -184,6 +189,21 @@ class AnswerStream(Iterator[str]):
         if self._answer is None:
             raise FusionRAGError("The answer is there once its stream has been read to the end.")
         return self._answer
+
+
+def corpus_of(engine: FusionEngine | None, corpus: Corpus | None) -> Corpus:
+    """What a retriever searches: the engine's corpus, or one opened without a model.
+
+    Raises `InvalidInputError` unless exactly one of them is given.
+    """
+    if engine is not None and corpus is None:
+        return engine.corpus
+    if corpus is not None and engine is None:
+        return corpus
+    raise InvalidInputError(
+        "A FusionKVRetriever needs either an engine or a corpus: FusionKVRetriever(engine=engine), "
+        "or FusionKVRetriever.from_store(path) to retrieve without loading a model."
+    )
 
 
 def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | None) -> None:

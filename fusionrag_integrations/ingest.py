@@ -191,7 +191,7 @@ class Ingest:
 def collect_garbage(corpus: Corpus, store: KVStore) -> int:
     """Delete the records that no chunk uses; returns how many."""
     live = corpus.catalog.live_keys()
-    dead = [key for key in store.keys() if key not in live]
+    dead = sorted(set(store.keys()) - live)
     for key in dead:
         store.delete(key)
     return len(dead)

@@ -80,7 +80,7 @@ class Server:
                 f"{self._model.name} holds {window}, and the answer needs at least one of them. "
                 "Retrieve fewer or shorter chunks."
             )
-        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+        settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         if settings.kv == "none":
             warm = self._full_attention(encoded, watch)
         else:
@@ -133,7 +133,7 @@ class Server:
         loaded = self._load(wanted, settings)
         watch.lap("load")
         prompt = loaded.prompt
-        buffer = place(self._model, prompt, loaded.kvs, len(prompt) + settings.max_new_tokens)
+        buffer = place(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
         watch.lap("place")
         probe = PlacedProbe(self._model, prompt, buffer)
         selection = selector.select(prompt, probe)

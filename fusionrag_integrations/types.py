@@ -10,8 +10,8 @@ N tokens of a prompt, D head size. Positions count tokens from 0 at the prompt's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -261,7 +261,7 @@ class AnswerSettings:
     selector: str = "fusionrag"
     ratio: float = 0.15
     handles: tuple[KVHandle, ...] = ()
-    max_new_tokens: int = 256
+    max_tokens: int = 256
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
@@ -275,18 +275,25 @@ class AnswerSettings:
             )
         if not 0.0 <= self.ratio <= 1.0:
             raise InvalidInputError(f"ratio is {self.ratio}; it must lie in [0, 1].")
-        if self.max_new_tokens < 1:
-            raise InvalidInputError(
-                f"max_new_tokens is {self.max_new_tokens}; it must be at least 1."
-            )
+        if self.max_tokens < 1:
+            raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
         if self.temperature < 0.0:
             raise InvalidInputError(f"temperature is {self.temperature}; it must not be negative.")
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")
+
+    def changed(self, changes: Mapping[str, Any]) -> AnswerSettings:
+        """These settings with some of them changed; raises `InvalidInputError` for other names."""
+        known = {f.name for f in fields(self)}
+        if unknown := sorted(changes.keys() - known):
+            raise InvalidInputError(
+                f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+            )
+        return replace(self, **changes)
 
 
 class Probe(Protocol):
@@ -333,7 +340,7 @@ class TTFTBreakdown:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +377,19 @@ class Answer:
     fused_chunks: int = 0
     isolated_chunks: int = 0
     missed_chunks: int = 0
+
+    def report(self) -> dict[str, Any]:
+        """How the answer came about, without its text, as plain values for logs and metadata."""
+        return {
+            "finish_reason": self.finish_reason,
+            "usage": asdict(self.usage) | {"recompute_ratio": self.usage.recompute_ratio},
+            "ttft_ms": asdict(self.ttft) | {"total": self.ttft.total},
+            "chunks": {
+                "fused": self.fused_chunks,
+                "isolated": self.isolated_chunks,
+                "missed": self.missed_chunks,
+            },
+        }
 
 
 Prompt = str | Sequence[Message]

@@ -13,7 +13,7 @@ from tests.tiny_tokenizers import byte_level_tokenizer
 VOCABULARY = 10
 
 
-def scripted(script: list[int]):  # noqa: ANN201
+def scripted(script: list[int]):
     """A model that always prefers the script's next token; also the list of what it was fed."""
     fed: list[int] = []
 
@@ -29,7 +29,7 @@ def scripted(script: list[int]):  # noqa: ANN201
     return logits(0), step, fed
 
 
-def run(script: list[int], settings: AnswerSettings, **generation: object):  # noqa: ANN201
+def run(script: list[int], settings: AnswerSettings, **generation: object):
     logits, step, fed = scripted(script)
     config = GenerationConfig(**generation)
     return list(decode_tokens(logits, step, [1, 1, 1], settings, config)), fed
@@ -48,13 +48,13 @@ def test_several_end_tokens() -> None:
 
 
 def test_length_limit() -> None:
-    tokens, _ = run([3], AnswerSettings(max_new_tokens=4))
+    tokens, _ = run([3], AnswerSettings(max_tokens=4))
     assert [t.token_id for t in tokens] == [3] * 4
     assert tokens[-1].finished == "length"
 
 
 def test_end_token_wins_over_length_limit() -> None:
-    tokens, _ = run([3, 9], AnswerSettings(max_new_tokens=2), eos_token_id=9)
+    tokens, _ = run([3, 9], AnswerSettings(max_tokens=2), eos_token_id=9)
     assert tokens[-1].finished == "stop"
 
 
@@ -63,9 +63,7 @@ def test_repetition_penalty_is_the_models_own() -> None:
     logits = torch.zeros(VOCABULARY)
     logits[1], logits[2] = 5.0, 4.0
     config = GenerationConfig(repetition_penalty=2.0)
-    tokens = decode_tokens(
-        logits, lambda _: logits, [1], AnswerSettings(max_new_tokens=1), config
-    )
+    tokens = decode_tokens(logits, lambda _: logits, [1], AnswerSettings(max_tokens=1), config)
     assert next(tokens).token_id == 2
 
 
@@ -73,7 +71,7 @@ def test_sampling_follows_the_seed_and_the_limits() -> None:
     flat = torch.tensor([3.0, 2.9, 2.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
     def sample(seed: int, **more: object) -> list[int]:
-        settings = AnswerSettings(temperature=1.0, seed=seed, max_new_tokens=60, **more)
+        settings = AnswerSettings(temperature=1.0, seed=seed, max_tokens=60, **more)
         tokens = decode_tokens(flat, lambda _: flat, [1], settings, GenerationConfig())
         return [t.token_id for t in tokens]
 

@@ -12,9 +12,16 @@ from typing import Literal
 
 EntityKind = Literal["person", "company", "place", "thing"]
 
-_ONSETS = "b br c ch d dr f g gr h j k l m n p r s st t tr v w z".split()
-_VOWELS = "a e i o u ai ea oa".split()
-_CODAS = "l n r s m nd rk sk th ld".split()
+_ONSETS = (
+    "b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "r", "s",
+    "st", "t", "tr", "v", "w", "z",
+)  # fmt: skip
+_VOWELS = (
+    "a", "e", "i", "o", "u", "ai", "ea", "oa",
+)  # fmt: skip
+_CODAS = (
+    "l", "n", "r", "s", "m", "nd", "rk", "sk", "th", "ld",
+)  # fmt: skip
 
 
 def _pieces(seed: str, count: int, pattern: str, taken: set[str]) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def pack(
             hint[stops[at + stop]] = next(hop_answers).ids[0]
         label = [IGNORED] * (len(asked.ids) - 1) + [*answer, end]
         if form is None:
-            hint = [IGNORED if l != IGNORED else h for h, l in zip(hint, label, strict=True)]
+            hint = [h if a == IGNORED else IGNORED for h, a in zip(hint, label, strict=True)]
         piece = [*asked.ids, *answer]
         ids += piece
         positions += range(start, start + len(piece))
@@ -147,8 +147,10 @@ def draw_sample(
         if questions:
             break
     draw.shuffle(questions)
-    by_kind = {kind: [q for q in questions if q.kind == kind] for kind in
-               ("bridge", "back_reference", "single_hop")}
+    by_kind = {
+        kind: [q for q in questions if q.kind == kind]
+        for kind in ("bridge", "back_reference", "single_hop")
+    }
     chosen: list[WorldQuestion] = []
     while len(chosen) < most_questions and any(by_kind.values()):
         for group in by_kind.values():

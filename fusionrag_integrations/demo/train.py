@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations.demo.evaluate import measure
-from fusionrag_integrations.demo.packing import Batch, collate, draw_sample
+from fusionrag_integrations.demo.induction import write_induction_circuit
+from fusionrag_integrations.demo.packing import IGNORED, Batch, collate, draw_sample
 from fusionrag_integrations.demo.prompts import DEFAULT, FORMATS
 from fusionrag_integrations.demo.train_tokenizer import build as build_tokenizer
 from fusionrag_integrations.demo.world import Style
@@ -59,7 +59,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("cloze", 500, 24, documents=(1, 3), fillers=(0, 1), cloze_share=1.0),
     Stage("mixed", 500, 16, documents=(2, 4), fillers=(0, 1), cloze_share=0.5),
     Stage("formats", 600, 12, documents=(2, 7), fillers=(0, 2), cloze_share=0.1, bridges=True),
-    Stage("bridge", 1400, 10, documents=(3, 9), fillers=(0, 3), bridges=True, hint_weight=0.5),
+    Stage("bridge", 1600, 8, documents=(3, 9), fillers=(0, 3), bridges=True, hint_weight=0.5),
     Stage("long", 350, 3, documents=(7, 10), fillers=(2, 5), questions=40, bridges=True,
           hint_weight=0.5),
 )  # fmt: skip
@@ -67,7 +67,7 @@ STAGES: tuple[Stage, ...] = (
 
 def new_model(tokenizer: Any) -> LlamaForCausalLM:
     """An untrained model of the demo's shape."""
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=160,
@@ -77,12 +77,16 @@ def new_model(tokenizer: Any) -> LlamaForCausalLM:
             num_key_value_heads=5,
             head_dim=32,
             max_position_embeddings=4096,
+            # Slow rotations: content is compared over thousands of positions in few dimensions.
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    write_induction_circuit(model)
+    return model
 
 
 def copy_batch(draw: random.Random, size: int, vocabulary: int, first: int) -> Batch:
@@ -91,12 +95,12 @@ def copy_batch(draw: random.Random, size: int, vocabulary: int, first: int) -> B
     rows = [[draw.randrange(first, vocabulary) for _ in range(length)] * 3 for _ in range(size)]
     ids = torch.tensor(rows)
     labels = ids.roll(-1, 1)
-    labels[:, : length - 1] = -100
-    labels[:, -1] = -100
+    labels[:, : length - 1] = IGNORED
+    labels[:, -1] = IGNORED
     width = ids.shape[1]
     mask = torch.ones(width, width, dtype=torch.bool).tril().expand(size, 1, -1, -1)
     positions = torch.arange(width).expand(size, -1)
-    nothing = torch.full_like(labels, -100)
+    nothing = torch.full_like(labels, IGNORED)
     return Batch(ids, positions, torch.zeros_like(ids), labels, nothing, mask)
 
 
@@ -128,14 +132,16 @@ def draw_batch(draw: random.Random, stage: Stage, tokenizer: Any) -> Batch:
 
 def loss_of(model: LlamaForCausalLM, batch: Batch, hint_weight: float) -> torch.Tensor:
     """Mean cross entropy of the answers' tokens, and of the hints, weighted."""
-    hidden = model.model(
-        input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.positions
-    ).last_hidden_state
-    total = hidden.new_zeros(())
-    for labels, weight in ((batch.labels, 1.0), (batch.hints, hint_weight)):
-        at = labels != -100
-        if weight and bool(at.any()):
-            total = total + weight * cross_entropy(model.lm_head(hidden[at]), labels[at])
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(
+            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.positions
+        ).last_hidden_state
+        total = torch.zeros(())
+        for labels, weight in ((batch.labels, 1.0), (batch.hints, hint_weight)):
+            at = labels != IGNORED
+            if weight and bool(at.any()):
+                logits = model.lm_head(hidden[at]).float()
+                total = total + weight * cross_entropy(logits, labels[at])
     return total
 
 
@@ -153,9 +159,7 @@ def train(out: Path, seed: int, peak: float, resume: bool) -> None:
     tokenizer = build_tokenizer()
     model = new_model(tokenizer)
     logger.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.01)
     done = load_checkpoint(out, model, optimizer) if resume else 0
     steps = sum(stage.steps for stage in STAGES)
     schedule = [stage for stage in STAGES for _ in range(stage.steps)]
@@ -167,7 +171,7 @@ def train(out: Path, seed: int, peak: float, resume: bool) -> None:
             group["lr"] = learning_rate(step, steps, peak)
         loss = loss_of(model, draw_batch(draw, stage, tokenizer), stage.hint_weight)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -190,12 +194,10 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{n}": t for n, t in state.items()}
     save_file(tensors, out / "checkpoint.tmp", {"step": json.dumps(step)})
-    os.replace(out / "checkpoint.tmp", out / "checkpoint.safetensors")
+    (out / "checkpoint.tmp").replace(out / "checkpoint.safetensors")
 
 
-def load_checkpoint(
-    out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
-) -> int:
+def load_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
     """Restore the last checkpoint; returns the steps done, 0 where there is none."""
     path = out / "checkpoint.safetensors"
     if not path.exists():
@@ -228,7 +230,9 @@ def export(model: LlamaForCausalLM, tokenizer: Any, directory: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -150,9 +150,7 @@ def _write(draw: random.Random, subject: Entity, style: Style) -> WorldDocument:
     return WorldDocument(subject, tuple(paragraphs), tuple(facts))
 
 
-def _answer(
-    draw: random.Random, kind: AnswerKind, held_out: bool
-) -> tuple[str, Entity | None]:
+def _answer(draw: random.Random, kind: AnswerKind, held_out: bool) -> tuple[str, Entity | None]:
     if kind == "person" or kind == "place" or kind == "company":
         entity = draw_entity(draw, kind, held_out)
         return entity.name, entity
@@ -162,7 +160,9 @@ def _answer(
 def _filler(draw: random.Random, subject: Entity, held_out: bool) -> str:
     clause = draw.choice(FILLER_SCENES)
     if draw.random() < 0.3:
-        kind: EntityKind = draw.choice(("place", "company")) if subject.kind == "person" else "person"
+        kind: EntityKind = (
+            draw.choice(("place", "company")) if subject.kind == "person" else "person"
+        )
         entity = draw_entity(draw, kind, held_out)
         clause = draw.choice(FILLER_MENTIONS[kind]).format(name=entity.name)
     return f"{draw.choice(FILLER_STARTS)} {clause}."

@@ -1,0 +1,162 @@
+"""FusionRAGLLM: LlamaIndex's language model over an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+
+from fusionrag_integrations.engine import AnswerStream
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.options import AnswerOptions
+from fusionrag_integrations.types import Message, Prompt
+
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+}
+_Item = TypeVar("_Item")
+
+
+class FusionRAGLLM(AnswerOptions, CustomLLM):
+    """Answers prompts and chat messages from the KV of the chunks that stand in them.
+
+    Chunks are found by their content, so any response mode and prompt template will do. A
+    response's `raw` tells how many tokens were reused, recomputed and computed afresh, and where
+    the time to first token went. Every setting can be given per call:
+    `llm.complete(prompt, ratio=0.3)`.
+
+        llm = FusionRAGLLM(engine=engine)
+        RetrieverQueryEngine.from_args(retriever=retriever, llm=llm).query("Who ...?")
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "FusionRAGLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """The model's real context window, and whether its tokenizer words chats."""
+        return LLMMetadata(
+            context_window=self.engine.context_window,
+            num_output=self.max_tokens,
+            is_chat_model=self.engine.has_chat_template,
+            model_name=self.engine.model_name,
+        )
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        answer = self.engine.answer(self._worded(prompt, formatted), self.settings(None, kwargs))
+        return CompletionResponse(text=answer.text, raw=answer.report())
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        stream = self.engine.stream(self._worded(prompt, formatted), self.settings(None, kwargs))
+        for text, delta, raw in _so_far(stream):
+            yield CompletionResponse(text=text, delta=delta, raw=raw)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        answer = self.engine.answer(self._prompt(messages), self.settings(None, kwargs))
+        return ChatResponse(message=_assistant(answer.text), raw=answer.report())
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        stream = self.engine.stream(self._prompt(messages), self.settings(None, kwargs))
+        for text, delta, raw in _so_far(stream):
+            yield ChatResponse(message=_assistant(text), delta=delta, raw=raw)
+
+    # The parent's asynchronous methods block the event loop while the model works.
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        return _in_threads(self.stream_complete(prompt, formatted, **kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await asyncio.to_thread(self.chat, messages, **kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        return _in_threads(self.stream_chat(messages, **kwargs))
+
+    def _worded(self, prompt: str, formatted: bool) -> str:
+        """LlamaIndex lets users wrap prompts by a function of their own."""
+        if formatted or self.completion_to_prompt is None:
+            return prompt
+        return self.completion_to_prompt(prompt)
+
+    def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        if self.engine.has_chat_template or self.messages_to_prompt is None:
+            return to_messages(messages)
+        return self.messages_to_prompt(messages)
+
+
+def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """LlamaIndex's messages as chat templates take them: system, user and assistant, with text.
+
+    Raises `InvalidInputError` for other roles, and for content other than text.
+    """
+    converted: list[Message] = []
+    for message in messages:
+        if message.role not in _ROLES:
+            raise InvalidInputError(
+                f"Messages with the role {message.role.value!r} are not supported; give "
+                f"{', '.join(role.value for role in _ROLES)} messages."
+            )
+        if not all(isinstance(block, TextBlock) for block in message.blocks):
+            raise InvalidInputError(
+                f"A {message.role.value} message holds content other than text."
+            )
+        converted.append({"role": _ROLES[message.role], "content": message.content or ""})
+    return converted
+
+
+def _assistant(text: str) -> ChatMessage:
+    return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+
+
+def _so_far(stream: AnswerStream) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+    """The text so far, the newest piece, and at last the answer's report."""
+    text = ""
+    for piece in stream:
+        text += piece
+        yield text, piece, None
+    yield text, "", stream.answer.report()
+
+
+async def _in_threads(items: Iterator[_Item]) -> AsyncGenerator[_Item, None]:
+    """An iterator whose every step runs in a thread."""
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield item  # type: ignore[misc]

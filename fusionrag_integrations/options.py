@@ -1,0 +1,65 @@
+"""The fields that every adapter's language model has, and how calls change them.
+
+Both frameworks' components are pydantic models, so one set of declared fields serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.types import AnswerSettings, KVSource
+
+
+class AnswerOptions(BaseModel):
+    """An engine, and how it answers unless a call says otherwise."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    engine: FusionEngine = Field(exclude=True, repr=False)
+    kv: KVSource = Field("fused", description="fused, isolated, or none: full attention")
+    selector: str = Field("fusionrag", description="How the tokens to recompute are chosen.")
+    ratio: float = Field(0.15, description="Share of the chunk tokens to recompute, 0 to 1.")
+    max_tokens: int = Field(256, description="The longest answer, in tokens.")
+    temperature: float = Field(0.0, description="0 is greedy decoding.")
+    top_p: float = Field(1.0, description="Nucleus sampling, for a temperature above 0.")
+    top_k: int = Field(0, description="Sample from the k likeliest tokens; 0 is no limit.")
+    seed: int | None = Field(None, description="Makes sampling repeatable.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end the answer.")
+
+    @model_validator(mode="after")
+    def _check(self) -> AnswerOptions:
+        self.settings()
+        return self
+
+    def settings(
+        self, stop: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None
+    ) -> AnswerSettings:
+        """The settings of one call. `stop` takes the place of the field's; so do `changes`.
+
+        Raises `InvalidInputError` for values that can't be and names that aren't settings.
+        """
+        settings = AnswerSettings(
+            kv=self.kv,
+            selector=self.selector,
+            ratio=self.ratio,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stop=tuple(self.stop if stop is None else stop),
+        )
+        changes = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in (changes or {}).items()
+        }
+        return settings.changed(changes)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one configuration from another, in logs and in a framework's cache."""
+        chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
+        return {"model_name": self.engine.model_name} | chosen
