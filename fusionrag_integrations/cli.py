@@ -6,18 +6,26 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fusionrag_integrations.errors import FusionRAGError
+from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.bench.comparison import Outcome, Row
+    from fusionrag_integrations.engine import FusionEngine
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -33,6 +41,12 @@ model_option = click.option(
     default="demo",
     show_default=True,
     help="A model directory or hub name; 'demo' is the small one that comes with the package.",
+)
+embedding_option = click.option(
+    "--embedding",
+    metavar="MODULE:NAME",
+    help="A LangChain or LlamaIndex embedding, or what makes one, from an importable module.  "
+    "[default: a small lexical one]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -69,10 +83,16 @@ def main() -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @store_option
 @model_option
+@embedding_option
 @click.option("--chunk-tokens", type=int, help="Longest chunk, for a new store.  [default: 256]")
 @json_option
 def index(
-    paths: tuple[Path, ...], store: Path, model: str, chunk_tokens: int | None, as_json: bool
+    paths: tuple[Path, ...],
+    store: Path,
+    model: str,
+    embedding: str | None,
+    chunk_tokens: int | None,
+    as_json: bool,
 ) -> None:
     """Chunk, embed and prefill files: .txt, .md and .jsonl, or directories of them.
 
@@ -83,7 +103,7 @@ def index(
     from fusionrag_integrations.documents import read_documents
 
     documents = list(read_documents(paths))
-    engine = _engine(model, store, chunk_tokens)
+    engine = _engine(model, store, embedding, chunk_tokens)
     with _bars() as progress:
         report = engine.ingest(documents, progress=progress)
     if as_json:
@@ -103,6 +123,7 @@ def index(
 @click.argument("question")
 @store_option
 @model_option
+@embedding_option
 @click.option("-k", type=int, default=5, show_default=True, help="Chunks to retrieve.")
 @click.option("--selector", default="fusionrag", show_default=True, help="How tokens are chosen.")
 @click.option("--ratio", type=float, default=0.15, show_default=True, help="Share to recompute.")
@@ -119,6 +140,7 @@ def ask(
     question: str,
     store: Path,
     model: str,
+    embedding: str | None,
     k: int,
     selector: str,
     ratio: float,
@@ -131,7 +153,7 @@ def ask(
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
-    engine = _engine(model, _existing(store))
+    engine = _engine(model, _existing(store), embedding)
     hits = document_order(engine.corpus.search(question, k))
     settings = AnswerSettings(
         kv=kv,
@@ -166,6 +188,35 @@ def ask(
         f"isolated; of {usage.prompt_tokens} prompt tokens {usage.reused_tokens} reused, "
         f"{usage.recomputed_tokens} recomputed, {usage.fresh_tokens} computed afresh; first "
         f"token after {answer.ttft.total:.0f} ms[/dim]"
+    )
+
+
+@main.command()
+@json_option
+def demo(as_json: bool) -> None:
+    """See it work: the bundled model and corpus, four ways to answer, side by side.
+
+    \b
+    full_attention       the model reads the whole prompt: the reference
+    full_reuse           stored KV of each chunk alone, nothing recomputed
+    fusionrag            KV fused with neighbouring chunks, 15% of the tokens recomputed
+    fusionrag_isolated   as fusionrag, but with the neighbours off
+
+    Questions of three kinds: single_hop asks for a fact that stands in one chunk, back_reference
+    for one whose sentence refers back to the chunk before, bridge joins two documents.
+    """
+    from fusionrag_integrations.demo.run import run_demo
+
+    with _bars() as progress:
+        result = run_demo(progress)
+    if as_json:
+        _print_json({"model": result.model, "rows": [asdict(row) for row in result.rows]})
+        return
+    out.print(_answers_table(result.outcomes))
+    out.print(_rows_table(result.rows))
+    out.print(
+        f"{result.ingest.chunks} chunks indexed in {result.ingest.seconds:.0f} s. TTFT: median "
+        "time to first token; speed-up: full attention's TTFT over it, median over questions."
     )
 
 
@@ -229,6 +280,54 @@ def verify(store: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+def _rows_table(rows: Sequence[Row]) -> Table:
+    """One line a strategy and kind of question."""
+    table = Table(title="Four strategies, side by side")
+    for heading in ("questions", "strategy", "n", "EM", "F1", "recomputed", "TTFT", "speed-up"):
+        table.add_column(
+            heading, justify="left" if heading in ("questions", "strategy") else "right"
+        )
+    for kind, group in groupby(sorted(rows, key=_kind), key=_kind):
+        for row in group:
+            table.add_row(
+                kind,
+                row.strategy,
+                str(row.n),
+                f"{row.em:.2f}",
+                f"{row.f1:.2f}",
+                f"{row.recompute_ratio:.0%}",
+                f"{row.ttft_ms:.0f} ms",
+                f"{row.speedup:.1f}x",
+            )
+        table.add_section()
+    return table
+
+
+def _kind(row: Row) -> str:
+    return row.kind
+
+
+def _answers_table(outcomes: Sequence[Outcome]) -> Table:
+    """The first question of each kind with each strategy's answer."""
+    table = Table(title="One question of each kind")
+    for heading in ("question", "expected", "strategy", "answer"):
+        table.add_column(heading)
+    shown: set[tuple[str, str]] = set()
+    for outcome in outcomes:
+        question = outcome.question
+        if (outcome.strategy, question.kind) in shown:
+            continue
+        shown.add((outcome.strategy, question.kind))
+        mark = "green" if outcome.exact else "red"
+        table.add_row(
+            escape(question.question),
+            escape(" / ".join(question.answers)),
+            outcome.strategy,
+            f"[{mark}]{escape(outcome.answer.text.strip())}[/{mark}]",
+        )
+    return table
+
+
 def _existing(store: Path) -> Path:
     """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
     from fusionrag_integrations.catalog import Catalog
@@ -237,14 +336,38 @@ def _existing(store: Path) -> Path:
     return store
 
 
-def _engine(model: str, store: Path, chunk_tokens: int | None = None) -> Any:
+def _engine(
+    model: str, store: Path, embedding: str | None, chunk_tokens: int | None = None
+) -> FusionEngine:
+    from transformers.utils.logging import disable_progress_bar
+
     from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
 
+    disable_progress_bar()  # it would be drawn over ours
     with err.status("Loading the model"):
         return FusionEngine.from_pretrained(
-            MODEL_DIR if model == "demo" else model, store=store, chunk_tokens=chunk_tokens
+            MODEL_DIR if model == "demo" else model,
+            store=store,
+            embedding=None if embedding is None else _imported(embedding),
+            chunk_tokens=chunk_tokens,
         )
+
+
+def _imported(name: str) -> object:
+    """The embedding that MODULE:NAME names, called first where it is a class or a function."""
+    module, _, attribute = name.partition(":")
+    try:
+        found: object = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(
+            f"--embedding {name!r} can't be imported ({error}). Give MODULE:NAME of something in "
+            "an installed module, or in one on PYTHONPATH."
+        ) from error
+    if isinstance(found, type | FunctionType):
+        made: object = found()
+        return made
+    return found
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from fusionrag_integrations.catalog import Catalog, StoreInfo
 from fusionrag_integrations.embedding import Embedder, as_embedder
-from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError
+from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.types import ChunkRecord, Document, SearchHit
+from fusionrag_integrations.types import Chunk, ChunkRecord, Document, SearchHit
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
@@ -24,10 +25,36 @@ Progress = Callable[[str, int, int], None]
 EMBEDDING_BATCH = 64
 
 
-class Corpus:
-    """The text side of a store."""
+class Index(Protocol):
+    """Embeddings of chunks by their ids; `ChunkIndex` keeps them in Chroma."""
 
-    def __init__(self, path: Path, catalog: Catalog, embedder: Embedder) -> None:
+    def ids(self) -> set[str]:
+        """The ids of all chunks in the index."""
+        ...
+
+    def add(self, chunks: Sequence[Chunk], embeddings: Sequence[Sequence[float]]) -> None:
+        """Add chunks, or replace those whose ids are known. One embedding a chunk, in order."""
+        ...
+
+    def remove(self, chunk_ids: Iterable[str]) -> None:
+        """Remove chunks; ids that aren't in the index are passed over."""
+        ...
+
+    def search(
+        self, embedding: Sequence[float], k: int, scope: str | None = None
+    ) -> list[tuple[str, float]]:
+        """The ids and scores of the `k` nearest chunks, best first."""
+        ...
+
+    def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
+        """For each chunk the `k` most similar others of its own scope, nearest first."""
+        ...
+
+
+class Corpus:
+    """The text side of a store. `open` and `create` take Chroma for the index."""
+
+    def __init__(self, path: Path, catalog: Catalog, embedder: Embedder, index: Index) -> None:
         if catalog.info.embedding != embedder.name:
             raise StoreMismatchError(
                 f"The store at {path} was indexed with the embedding {catalog.info.embedding!r}, "
@@ -36,7 +63,7 @@ class Corpus:
         self.path = path
         self.catalog = catalog
         self._embedder = embedder
-        self._index = ChunkIndex(path / "index")
+        self._index = index
 
     @classmethod
     def open(cls, path: str | Path, embedding: object | None = None) -> Corpus:
@@ -47,13 +74,18 @@ class Corpus:
         `StoreMismatchError` for another embedding.
         """
         path = Path(path)
-        return cls(path, Catalog.open(path / "catalog.sqlite"), as_embedder(embedding))
+        catalog = Catalog.open(path / "catalog.sqlite")
+        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
 
     @classmethod
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
         """Make an empty corpus in the directory `path`."""
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, Catalog.create(path / "catalog.sqlite", info), as_embedder(embedding))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"Can't make a store at {path}: {error}") from error
+        catalog = Catalog.create(path / "catalog.sqlite", info)
+        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
 
     def search(self, question: str, k: int = 5, *, scope: str | None = None) -> list[SearchHit]:
         """The `k` chunks nearest to the question, best first; of one scope, or of all (None)."""

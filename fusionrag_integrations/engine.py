@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import StoreInfo
+from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import Corpus, Progress
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
@@ -78,12 +79,13 @@ class FusionEngine:
             corpus = Corpus.open(path, embedding)
             _check_same(corpus, model.name, signature, chunk_tokens)
         else:
+            chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
             info = StoreInfo(
                 format_version=FORMAT_VERSION,
                 signature=signature,
                 model_name=model.name,
                 embedding=as_embedder(embedding).name,
-                chunk_tokens=chunk_tokens or DEFAULT_CHUNK_TOKENS,
+                chunk_tokens=chunker.chunk_tokens,
             )
             corpus = Corpus.create(path, info, embedding)
         return cls(model, corpus, FileKVStore(path / "kv", signature), prefix)
@@ -165,8 +167,10 @@ class FusionEngine:
                 f"Another ingest or delete is changing the store at {self.corpus.path}. "
                 "Wait for it to end."
             ) from error
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
 
 class AnswerStream(Iterator[str]):

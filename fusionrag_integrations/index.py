@@ -1,4 +1,7 @@
-"""Chunk ids by similarity: a Chroma collection whose embeddings are made by the caller."""
+"""Chunk ids by similarity: a Chroma collection whose embeddings are made by the caller.
+
+Chroma is imported when a directory is opened, so that an engine with another index needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import chromadb
-from chromadb.config import Settings
-from chromadb.errors import ChromaError, InvalidArgumentError
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.types import Chunk, MetadataValue
@@ -30,6 +29,9 @@ class ChunkIndex:
     """
 
     def __init__(self, directory: Path) -> None:
+        import chromadb
+        from chromadb.config import Settings
+
         self._directory = directory
         # Once a directory has failed to open, Chroma keeps what it began of it for the rest of the
         # process, and answers the next try with one of these.
@@ -157,6 +159,8 @@ class ChunkIndex:
     @contextmanager
     def _errors(self, *others: type[Exception]) -> Iterator[None]:
         """Chroma's errors, the system's and `others` as ours, with the directory."""
+        from chromadb.errors import ChromaError, InvalidArgumentError
+
         try:
             yield
         except InvalidArgumentError as error:

@@ -136,7 +136,12 @@ class Ingest:
         return kv
 
     def _make_fused(self) -> int:
-        unfused = self._catalog.unfused()
+        lost = [
+            record.chunk.id
+            for record in self._catalog.all_records()
+            if record.fused_key and not self._store.contains(record.fused_key)
+        ]
+        unfused = [*self._catalog.unfused(), *lost]
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
         for start in range(0, len(unfused), FUSE_BATCH):

@@ -373,9 +373,12 @@ def _torch_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"There is no device {device!r} here; choose auto or cpu.")
+    return target
 
 
 def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:

@@ -35,6 +35,11 @@ class AnswerOptions(BaseModel):
         self.settings()
         return self
 
+    @property
+    def model_name(self) -> str:
+        """The model's own name, under which traces show it."""
+        return self.engine.model_name
+
     def settings(
         self, stop: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None
     ) -> AnswerSettings:
@@ -62,4 +67,5 @@ class AnswerOptions(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What tells one configuration from another, in logs and in a framework's cache."""
         chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
-        return {"model_name": self.engine.model_name} | chosen
+        signature = self.engine.corpus.catalog.info.signature  # names alone are not unique
+        return {"model_name": self.model_name, "signature": signature} | chosen

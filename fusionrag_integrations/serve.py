@@ -31,6 +31,7 @@ from fusionrag_integrations.types import (
     FinishReason,
     KVKind,
     Prompt,
+    Selector,
     Span,
     Usage,
 )
@@ -71,6 +72,7 @@ class Server:
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
         watch = Stopwatch(self._model.device)
+        selector = make_selector(settings.selector, settings.ratio)
         encoded = encode(self._model.tokenizer, prompt)
         window = self._model.context_window
         room = window - len(encoded.token_ids)
@@ -84,7 +86,7 @@ class Server:
         if settings.kv == "none":
             warm = self._full_attention(encoded, watch)
         else:
-            warm = self._reuse(encoded, settings, watch)
+            warm = self._reuse(encoded, settings, selector, watch)
         text = TextStream(self._model.tokenizer, settings.stop)
         pieces: list[str] = []
         token_ids: list[int] = []
@@ -126,8 +128,9 @@ class Server:
         count = len(encoded.token_ids)
         return _Warm(logits, step, Usage(count, 0, 0, count, 0, 0))
 
-    def _reuse(self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch) -> _Warm:
-        selector = make_selector(settings.selector, settings.ratio)
+    def _reuse(
+        self, encoded: EncodedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
+    ) -> _Warm:
         wanted = self._assemble(encoded, settings)
         watch.lap("match")
         loaded = self._load(wanted, settings)

@@ -1,4 +1,13 @@
-"""A small model, a corpus and questions, to see the package work without downloading anything."""
+"""A small model, a corpus and questions, to see the package work without downloading anything.
+
+run.py          the `fusionrag demo` command: four strategies, side by side
+tasks.py        the bundled questions, and the prompts that ask them
+
+How the bundled files were made (none of it runs in the demo):
+names.py, relations.py, world.py    the generator of invented documents and questions
+make_corpus.py                      corpus.jsonl and questions.jsonl, about names held out
+prompts.py, train_tokenizer.py, packing.py, induction.py, train.py, evaluate.py    the model
+"""
 
 from __future__ import annotations
 
@@ -7,3 +16,4 @@ from pathlib import Path
 MODEL_DIR = Path(__file__).parent / "model"
 CORPUS_PATH = Path(__file__).parent / "corpus.jsonl"
 QUESTIONS_PATH = Path(__file__).parent / "questions.jsonl"
+CHUNK_TOKENS = 100  # one paragraph of the corpus a chunk

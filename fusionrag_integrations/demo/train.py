@@ -5,9 +5,11 @@ In stages, each building on what the one before has taught:
 copy      random tokens, three times over: heads that copy form within minutes, and nothing
           else is learned without them
 cloze     short contexts, questions as bare clozes
-formats   whole prompts in many formats, with ever more documents
-bridge    questions over two documents join in
-long      prompts of about 2,000 tokens
+mixed     some of them as whole prompts
+formats   whole prompts in many formats; questions over two documents join in
+bridge    longer contexts, more questions over two documents
+longer    prompts of about 1,200 tokens
+long      prompts of up to 2,500 tokens
 """
 
 from __future__ import annotations
@@ -59,8 +61,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("cloze", 500, 24, documents=(1, 3), fillers=(0, 1), cloze_share=1.0),
     Stage("mixed", 500, 16, documents=(2, 4), fillers=(0, 1), cloze_share=0.5),
     Stage("formats", 600, 12, documents=(2, 7), fillers=(0, 2), cloze_share=0.1, bridges=True),
-    Stage("bridge", 1600, 8, documents=(3, 9), fillers=(0, 3), bridges=True, hint_weight=0.5),
-    Stage("long", 350, 3, documents=(7, 10), fillers=(2, 5), questions=40, bridges=True,
+    Stage("bridge", 350, 8, documents=(3, 9), fillers=(0, 3), questions=8, bridges=True,
+          hint_weight=0.5),
+    Stage("longer", 500, 5, documents=(4, 11), fillers=(1, 4), questions=8, bridges=True,
+          hint_weight=0.5),
+    Stage("long", 1000, 4, documents=(4, 14), fillers=(2, 6), questions=12, bridges=True,
           hint_weight=0.5),
 )  # fmt: skip
 
@@ -133,8 +138,11 @@ def draw_batch(draw: random.Random, stage: Stage, tokenizer: Any) -> Batch:
 def loss_of(model: LlamaForCausalLM, batch: Batch, hint_weight: float) -> torch.Tensor:
     """Mean cross entropy of the answers' tokens, and of the hints, weighted."""
     with torch.autocast("cpu", torch.bfloat16):
+        # Attention takes an additive mask; given another, every layer would convert it anew.
+        mask = torch.zeros(batch.mask.shape, dtype=torch.bfloat16)
+        mask.masked_fill_(~batch.mask, -torch.inf)
         hidden = model.model(
-            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.positions
+            input_ids=batch.token_ids, attention_mask=mask, position_ids=batch.positions
         ).last_hidden_state
         total = torch.zeros(())
         for labels, weight in ((batch.labels, 1.0), (batch.hints, hint_weight)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -64,51 +64,64 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        answer = self.engine.answer(self._worded(prompt, formatted), self.settings(None, kwargs))
-        return CompletionResponse(text=answer.text, raw=answer.report())
+        return self._complete(self._worded(prompt, formatted), kwargs)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        stream = self.engine.stream(self._worded(prompt, formatted), self.settings(None, kwargs))
-        for text, delta, raw in _so_far(stream):
-            yield CompletionResponse(text=text, delta=delta, raw=raw)
+        return self._stream_complete(self._worded(prompt, formatted), kwargs)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        answer = self.engine.answer(self._prompt(messages), self.settings(None, kwargs))
-        return ChatResponse(message=_assistant(answer.text), raw=answer.report())
+        return self._chat(self._prompt(messages), kwargs)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        stream = self.engine.stream(self._prompt(messages), self.settings(None, kwargs))
-        for text, delta, raw in _so_far(stream):
-            yield ChatResponse(message=_assistant(text), delta=delta, raw=raw)
+        return self._stream_chat(self._prompt(messages), kwargs)
 
-    # The parent's asynchronous methods block the event loop while the model works.
+    # The parent's asynchronous methods block the event loop while the model works, and call the
+    # decorated ones above, so that one call counts as two.
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+        return await asyncio.to_thread(self._complete, self._worded(prompt, formatted), kwargs)
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        return _in_threads(self.stream_complete(prompt, formatted, **kwargs))
+        return _in_threads(self._stream_complete(self._worded(prompt, formatted), kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await asyncio.to_thread(self.chat, messages, **kwargs)
+        return await asyncio.to_thread(self._chat, self._prompt(messages), kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return _in_threads(self.stream_chat(messages, **kwargs))
+        return _in_threads(self._stream_chat(self._prompt(messages), kwargs))
+
+    def _complete(self, prompt: str, changes: Mapping[str, Any]) -> CompletionResponse:
+        answer = self.engine.answer(prompt, self.settings(None, changes))
+        return CompletionResponse(text=answer.text, raw=answer.report())
+
+    def _stream_complete(self, prompt: str, changes: Mapping[str, Any]) -> CompletionResponseGen:
+        stream = self.engine.stream(prompt, self.settings(None, changes))
+        for text, delta, raw in _so_far(stream):
+            yield CompletionResponse(text=text, delta=delta, raw=raw)
+
+    def _chat(self, prompt: Prompt, changes: Mapping[str, Any]) -> ChatResponse:
+        answer = self.engine.answer(prompt, self.settings(None, changes))
+        return ChatResponse(message=_assistant(answer.text), raw=answer.report())
+
+    def _stream_chat(self, prompt: Prompt, changes: Mapping[str, Any]) -> ChatResponseGen:
+        stream = self.engine.stream(prompt, self.settings(None, changes))
+        for text, delta, raw in _so_far(stream):
+            yield ChatResponse(message=_assistant(text), delta=delta, raw=raw)
 
     def _worded(self, prompt: str, formatted: bool) -> str:
         """LlamaIndex lets users wrap prompts by a function of their own."""
@@ -117,8 +130,9 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
         return self.completion_to_prompt(prompt)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        converted = to_messages(messages)
         if self.engine.has_chat_template or self.messages_to_prompt is None:
-            return to_messages(messages)
+            return converted
         return self.messages_to_prompt(messages)
 
 

@@ -1,0 +1,59 @@
+"""The demo's questions over its corpus, as prompts of about 2,000 tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionrag_integrations.bench.comparison import Question
+from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.demo import QUESTIONS_PATH
+from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.types import ChunkRecord
+
+CHUNKS = 30  # a prompt's chunks, at about 65 tokens each
+CANDIDATES = 60
+
+
+def load_questions(
+    corpus: Corpus, *, path: Path = QUESTIONS_PATH, limit: int | None = None
+) -> list[Question]:
+    """The questions of the file, at most `limit` of each kind.
+
+    As in multi-hop benchmarks, a question's prompt holds the documents that answer it among
+    distractors: those that the index finds nearest to the question, whole, in shuffled order.
+    """
+    counts: dict[str, int] = {}
+    questions: list[Question] = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+        if limit is not None and counts[row["kind"]] > limit:
+            continue
+        context = _context(corpus, row["question"], row["documents"])
+        questions.append(
+            Question(
+                kind=row["kind"],
+                question=row["question"],
+                answers=tuple(row["answers"]),
+                prompt=question_prompt(context, row["question"]),
+            )
+        )
+    return questions
+
+
+def _context(corpus: Corpus, question: str, gold: Sequence[str]) -> list[str]:
+    """Texts of the prompt's chunks, in order."""
+    hits = corpus.search(question, CANDIDATES)
+    nearest = dict.fromkeys([*gold, *(hit.chunk.document_id for hit in hits)])
+    documents: list[list[ChunkRecord]] = []
+    room = CHUNKS
+    for document_id in nearest:
+        records = list(corpus.catalog.records(corpus.catalog.chunk_ids([document_id])).values())
+        if len(records) <= room:
+            documents.append(records)
+            room -= len(records)
+    random.Random(question).shuffle(documents)
+    return [record.chunk.text for document in documents for record in document]

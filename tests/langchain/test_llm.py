@@ -1,0 +1,202 @@
+"""FusionRAGLLM: it answers as the engine does, with settings by field and by call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document as Found
+from pydantic import ValidationError
+
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine, KVHandle
+from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
+from fusionrag_integrations.langchain import FusionKVRetriever, FusionRAGLLM
+
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def documents(engine: FusionEngine) -> list[Found]:
+    return FusionKVRetriever(engine=engine, k=3).invoke("Where is house 15 of town number 2?")
+
+
+@pytest.fixture(scope="module")
+def prompt(documents: list[Found]) -> str:
+    context = "\n\n".join(document.page_content for document in documents)
+    return f"Read this.\n{context}\n\nWhere is house 15?"
+
+
+@pytest.fixture
+def llm(engine: FusionEngine) -> FusionRAGLLM:
+    return FusionRAGLLM(engine=engine, max_tokens=MAX_TOKENS)
+
+
+def usage(llm: FusionRAGLLM, prompt: str, **changes: Any) -> dict[str, Any]:
+    info: dict[str, Any] = llm.generate([prompt], **changes).generations[0][0].generation_info
+    return info["usage"]
+
+
+def test_it_answers_as_the_engine_does(
+    engine: FusionEngine, llm: FusionRAGLLM, prompt: str
+) -> None:
+    settings = AnswerSettings(ratio=0.5, selector="random", kv="isolated", max_tokens=MAX_TOKENS)
+    expected = engine.answer(prompt, settings)
+    [[generation]] = llm.generate([prompt], ratio=0.5, selector="random", kv="isolated").generations
+    assert generation.text == expected.text
+    told = {name: generation.generation_info[name] for name in ("finish_reason", "usage", "chunks")}
+    assert told == {name: expected.report()[name] for name in told}
+
+
+def test_several_prompts_are_answered_in_order(llm: FusionRAGLLM, prompt: str) -> None:
+    other = "Where is the bridge?"
+    generations = llm.generate([prompt, other]).generations
+    assert [g[0].text for g in generations] == [llm.invoke(prompt), llm.invoke(other)]
+    assert [g[0].generation_info["chunks"]["fused"] for g in generations] == [3, 0]
+
+
+def test_generation_info_tells_where_the_time_went(llm: FusionRAGLLM, prompt: str) -> None:
+    [[generation]] = llm.generate([prompt]).generations
+    spent = generation.generation_info["ttft_ms"]
+    assert spent["prefill"] > 0.0
+    assert spent["total"] == pytest.approx(sum(v for k, v in spent.items() if k != "total"))
+
+
+def test_pieces_of_a_stream_join_to_the_answer(llm: FusionRAGLLM, prompt: str) -> None:
+    pieces = list(llm.stream(prompt))
+    assert len(pieces) > 2
+    assert "".join(pieces) == llm.invoke(prompt)
+
+
+def test_callbacks_get_each_new_token_once(llm: FusionRAGLLM, prompt: str) -> None:
+    seen: list[str] = []
+
+    class Watch(BaseCallbackHandler):
+        def on_llm_new_token(self, token: str, **_: Any) -> None:
+            seen.append(token)
+
+    pieces = list(llm.stream(prompt, config={"callbacks": [Watch()]}))
+    assert seen == [piece for piece in pieces if piece]
+
+
+def test_callbacks_get_the_report_of_a_stream(llm: FusionRAGLLM, prompt: str) -> None:
+    ends: list[dict[str, Any]] = []
+
+    class Watch(BaseCallbackHandler):
+        def on_llm_end(self, response: Any, **_: Any) -> None:
+            ends.append(response.generations[0][0].generation_info)
+
+    list(llm.stream(prompt, config={"callbacks": [Watch()]}))
+    assert ends[0]["usage"] == usage(llm, prompt)
+
+
+def test_fields_are_the_settings_of_every_call(engine: FusionEngine, prompt: str) -> None:
+    fields = {"selector": "random", "ratio": 0.5, "kv": "isolated", "max_tokens": 3}
+    llm = FusionRAGLLM(engine=engine, **fields)
+    [[generation]] = llm.generate([prompt]).generations
+    report = engine.answer(prompt, AnswerSettings(**fields)).report()
+    assert generation.generation_info["usage"] == report["usage"]
+    assert generation.generation_info["chunks"] == {"fused": 0, "isolated": 3, "missed": 0}
+    assert report["usage"]["recompute_ratio"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_call_changes_its_own_settings_only(llm: FusionRAGLLM, prompt: str) -> None:
+    before = usage(llm, prompt)
+    changed = usage(llm, prompt, selector="none", max_tokens=2)
+    assert (changed["recomputed_tokens"], changed["completion_tokens"]) == (0, 2)
+    assert before["recomputed_tokens"] > 0
+    assert usage(llm, prompt) == before
+
+
+def test_bind_reaches_the_engine(engine: FusionEngine, llm: FusionRAGLLM, prompt: str) -> None:
+    expected = engine.answer(
+        prompt, AnswerSettings(ratio=0.7, selector="random", max_tokens=MAX_TOKENS)
+    )
+    assert llm.bind(ratio=0.7, selector="random").invoke(prompt) == expected.text
+    with pytest.raises(UnknownSelectorError, match="nonesuch"):
+        llm.bind(selector="nonesuch").invoke(prompt)
+
+
+def test_handles_name_a_chunk_too_short_to_be_found(model_dir: Path, tmp_path: Path) -> None:
+    engine = FusionEngine.from_pretrained(model_dir, store=tmp_path)
+    engine.ingest([Document(id="short", text="A fox is here.")])
+    [found] = FusionKVRetriever(engine=engine).invoke("Where is the fox?")
+    llm = FusionRAGLLM(engine=engine, max_tokens=1)
+    prompt = f"Read this.\n\n{found.page_content}\n\nWhere is the fox?"
+    handle = KVHandle.from_metadata(found.metadata)
+    named, unnamed = usage(llm, prompt, handles=[handle]), usage(llm, prompt)
+    assert named["reused_tokens"] > 0
+    assert unnamed["reused_tokens"] == 0
+
+
+def test_full_attention_equals_recomputing_everything(llm: FusionRAGLLM, prompt: str) -> None:
+    assert llm.invoke(prompt, kv="none") == llm.invoke(prompt, selector="all")
+    assert usage(llm, prompt, kv="none")["recomputed_tokens"] == 0
+    assert usage(llm, prompt, selector="all")["reused_tokens"] == 0
+
+
+def test_a_stop_string_ends_the_answer_before_it(llm: FusionRAGLLM, prompt: str) -> None:
+    whole = llm.invoke(prompt)
+    stop = whole[len(whole) // 2 :][:3]
+    expected = whole[: whole.index(stop)]
+    assert llm.invoke(prompt, stop=[stop]) == expected
+    assert llm.bind(stop=[stop]).invoke(prompt) == expected
+    assert "".join(llm.stream(prompt, stop=[stop])) == expected
+    assert llm.model_copy(update={"stop": [stop]}).invoke(prompt) == expected
+
+
+def test_a_calls_stop_takes_the_place_of_the_fields(engine: FusionEngine, prompt: str) -> None:
+    whole = FusionRAGLLM(engine=engine, max_tokens=MAX_TOKENS).invoke(prompt)
+    llm = FusionRAGLLM(engine=engine, max_tokens=MAX_TOKENS, stop=[whole[:3]])
+    assert llm.invoke(prompt) == ""
+    assert llm.invoke(prompt, stop=["never said"]) == whole
+
+
+def test_a_seed_repeats_a_sample(llm: FusionRAGLLM, prompt: str) -> None:
+    def sample(seed: int) -> str:
+        return llm.invoke(prompt, temperature=1.0, seed=seed)
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_an_unknown_setting_of_a_call_is_named(llm: FusionRAGLLM, prompt: str) -> None:
+    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+        llm.invoke(prompt, raito=0.3)
+    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+        list(llm.stream(prompt, raito=0.3))
+
+
+def test_impossible_values_are_refused(engine: FusionEngine, llm: FusionRAGLLM) -> None:
+    with pytest.raises(ValidationError, match=r"ratio is 2\.0"):
+        FusionRAGLLM(engine=engine, ratio=2)
+    with pytest.raises(InvalidInputError, match="ratio is 2"):
+        llm.invoke("Where is it?", ratio=2)
+
+
+def test_an_empty_prompt_is_refused(llm: FusionRAGLLM) -> None:
+    with pytest.raises(InvalidInputError, match="prompt is empty"):
+        llm.invoke("")
+
+
+def test_a_cache_tells_fields_apart(engine: FusionEngine, prompt: str) -> None:
+    cache = InMemoryCache()
+    one = FusionRAGLLM(engine=engine, max_tokens=2, cache=cache)
+    other = FusionRAGLLM(engine=engine, max_tokens=5, cache=cache)
+    assert one.invoke(prompt) != other.invoke(prompt)
+
+
+def test_models_of_one_name_have_identities_of_their_own(
+    engine: FusionEngine, model_dir: Path, tmp_path: Path
+) -> None:
+    half = FusionEngine.from_pretrained(model_dir, store=tmp_path, dtype="bfloat16")
+    assert half.model_name == engine.model_name
+    assert FusionRAGLLM(engine=half).identity() != FusionRAGLLM(engine=engine).identity()
+
+
+def test_tokens_are_counted_by_the_models_own_tokenizer(
+    engine: FusionEngine, llm: FusionRAGLLM
+) -> None:
+    text = "The quick brown fox, naïve 日本."
+    assert llm.get_num_tokens(text) == len(engine.encode(text)) > 0

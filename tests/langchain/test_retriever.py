@@ -1,0 +1,114 @@
+"""FusionKVRetriever: what its documents hold, how many come, in what order, and its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from pydantic import ValidationError
+
+from fusionrag_integrations import Corpus, FusionEngine, KVHandle
+from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
+from fusionrag_integrations.langchain import FusionKVRetriever
+from fusionrag_integrations.model import CausalModel
+
+QUESTION = "Where is house 15 of town number 2?"
+
+
+@pytest.fixture
+def documents(engine: FusionEngine) -> list[Document]:
+    return FusionKVRetriever(engine=engine, k=5).invoke(QUESTION)
+
+
+def test_documents_are_chunks_by_id_and_text(
+    engine: FusionEngine, documents: list[Document]
+) -> None:
+    records = engine.corpus.catalog.records([document.id for document in documents])
+    assert len(records) == 5
+    assert [d.page_content for d in documents] == [r.chunk.text for r in records.values()]
+
+
+def test_metadata_holds_strings_and_numbers_only(documents: list[Document]) -> None:
+    values = [value for document in documents for value in document.metadata.values()]
+    assert {type(value) for value in values} == {str, int, float}
+
+
+def test_metadata_names_the_chunk_and_keeps_the_users_own(engine: FusionEngine) -> None:
+    [document] = FusionKVRetriever(engine=engine, k=1).invoke("house 22 of town number 3")
+    named = {name: document.metadata[name] for name in ("document_id", "title", "index", "page")}
+    assert named == {"document_id": "town-3", "title": "Town 3", "index": 1, "page": 7}
+
+
+def test_metadata_carries_the_handle(engine: FusionEngine, documents: list[Document]) -> None:
+    for document in documents:
+        handle = KVHandle.from_metadata(document.metadata)
+        assert handle == engine.corpus.catalog.record(document.id).handle
+        assert handle.fused_key
+
+
+def test_scores_are_the_searchs(engine: FusionEngine, documents: list[Document]) -> None:
+    hits = engine.corpus.search(QUESTION, 5)
+    assert {d.id: d.metadata["score"] for d in documents} == {h.chunk.id: h.score for h in hits}
+
+
+def test_the_best_document_comes_first_and_its_chunks_in_order(engine: FusionEngine) -> None:
+    found = FusionKVRetriever(engine=engine, k=12).invoke(QUESTION)
+    best = engine.corpus.search(QUESTION, 1)[0].chunk.document_id
+    places = [(d.metadata["document_id"], d.metadata["index"]) for d in found]
+    assert [name for name, _ in places[::3]] == list(dict.fromkeys(name for name, _ in places))
+    assert places[0][0] == best
+    assert [index for _, index in places] == [0, 1, 2] * 4
+
+
+def test_k_as_a_field_and_per_call(engine: FusionEngine) -> None:
+    retriever = FusionKVRetriever(engine=engine, k=2)
+    assert len(retriever.invoke(QUESTION)) == 2
+    assert len(retriever.invoke(QUESTION, k=4)) == 4
+
+
+def test_scope_limits_the_search(engine: FusionEngine) -> None:
+    found = FusionKVRetriever(engine=engine, scope="north", k=12).invoke(QUESTION)
+    assert [document.metadata["document_id"] for document in found] == ["town-3"] * 3
+
+
+@pytest.mark.asyncio
+async def test_the_asynchronous_call_finds_the_same(
+    engine: FusionEngine, documents: list[Document]
+) -> None:
+    assert await FusionKVRetriever(engine=engine, k=5).ainvoke(QUESTION) == documents
+
+
+def test_a_store_opens_without_a_model(
+    engine: FusionEngine, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(CausalModel, "load")
+    monkeypatch.delattr(CausalModel, "__init__")
+    retriever = FusionKVRetriever.from_store(engine.corpus.path, k=5)
+    assert retriever.engine is None
+    assert retriever.invoke(QUESTION) == documents
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError):
+        FusionKVRetriever.from_store(tmp_path / "none")
+
+
+@pytest.mark.parametrize("names", [(), ("engine", "corpus")])
+def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str, ...]) -> None:
+    given: dict[str, Any] = {"engine": engine, "corpus": Corpus.open(engine.corpus.path)}
+    with pytest.raises(ValidationError, match="either an engine or a corpus"):
+        FusionKVRetriever(**{name: given[name] for name in names})
+
+
+def test_k_below_one_is_refused(engine: FusionEngine) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        FusionKVRetriever(engine=engine, k=0)
+    with pytest.raises(InvalidInputError, match="k is 0"):
+        FusionKVRetriever(engine=engine).invoke(QUESTION, k=0)
+
+
+def test_an_empty_question_is_refused(engine: FusionEngine) -> None:
+    with pytest.raises(InvalidInputError, match="question is empty"):
+        FusionKVRetriever(engine=engine).invoke("  \n")

@@ -1,0 +1,320 @@
+"""The command line, run in this process, with a tiny model's directory as --model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from fusionrag_integrations import ingest
+from fusionrag_integrations.cli import main
+from fusionrag_integrations.store import FileKVStore
+from tests.conftest import town
+
+Run = Callable[..., Result]
+
+
+def run_command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def said(result: Result) -> Any:
+    """The JSON that a command printed."""
+    return json.loads(result.stdout)
+
+
+def error_of(result: Result) -> str:
+    """The one line that a refused command says."""
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # no traceback of ours
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    (line,) = [line for line in lines if "Loading" not in line]
+    return line
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two text files and a third document in JSON lines."""
+    path = tmp_path / "files"
+    path.mkdir()
+    for number in (0, 1):
+        (path / f"town-{number}.txt").write_text(town(number).text)
+    (path / "more.jsonl").write_text(json.dumps({"id": "town-2", "text": town(2).text}))
+    return path
+
+
+@pytest.fixture
+def index(model_dir: Path, files: Path, tmp_path: Path) -> Run:
+    """`fusionrag index` over the files into the test's store."""
+
+    def run(*options: object) -> Result:
+        where = ("--store", tmp_path / "store", "--model", model_dir)
+        return run_command("index", files, *where, "--chunk-tokens", 48, *options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that was made by the command; nobody changes it."""
+    path = tmp_path_factory.mktemp("made")
+    for number in range(3):
+        (path / f"town-{number}.txt").write_text(town(number).text)
+    where = ("--store", path / "store", "--model", model_dir)
+    assert run_command("index", path, *where, "--chunk-tokens", 48).exit_code == 0
+    return path / "store"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of that store, to be damaged."""
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    return sorted(main.commands.items())
+
+
+class TestHelp:
+    @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
+    def test_every_command_and_option_is_explained(self, name: str, command: click.Command) -> None:
+        result = run_command(name, "--help")
+        assert result.exit_code == 0
+        assert command.help
+        shown = " ".join(result.stdout.split())
+        assert " ".join(command.help.split()[:12]) in shown
+        options = [p for p in command.params if isinstance(p, click.Option)]
+        assert all(option.help for option in options)
+
+    def test_the_group_lists_its_commands(self) -> None:
+        result = run_command("--help")
+        for name, _ in commands():
+            assert f"\n  {name} " in result.stdout
+
+    def test_an_unknown_command_is_a_usage_error(self) -> None:
+        result = run_command("answer")
+        assert result.exit_code == 2
+        assert "No such command" in result.stderr
+
+
+class TestIndex:
+    def test_reports_what_it_did(self, index: Run) -> None:
+        report = said(index("--json"))
+        assert (report["documents_new"], report["chunks"]) == (3, 9)
+        assert (report["isolated_computed"], report["fused_computed"]) == (9, 9)
+        again = index()
+        assert again.exit_code == 0
+        assert "0 documents added, 0 replaced, 3 unchanged; 9 chunks" in again.stdout
+
+    def test_a_changed_file_is_replaced(self, index: Run, files: Path) -> None:
+        index()
+        (files / "town-0.txt").write_text(town(5).text)
+        report = said(index("--json"))
+        assert (report["documents_changed"], report["documents_unchanged"]) == (1, 2)
+        assert report["isolated_computed"] == 3
+
+    def test_goes_on_after_an_interrupt(self, index: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        prefill, computed = ingest.prefill_chunk, []
+
+        def interrupted(*args: Any, **settings: Any) -> Any:
+            if len(computed) == 4:
+                raise KeyboardInterrupt
+            computed.append(settings["key"])
+            return prefill(*args, **settings)
+
+        monkeypatch.setattr(ingest, "prefill_chunk", interrupted)
+        result = index()
+        assert result.exit_code == 130
+        assert "run the command again" in result.stderr
+        monkeypatch.undo()
+        report = said(index("--json"))
+        assert (report["isolated_computed"], report["fused_computed"]) == (5, 9)
+
+    def test_an_unreadable_file_is_named(self, index: Run, files: Path) -> None:
+        (files / "bad.txt").write_bytes(b"good\n\xff\xfe bad")
+        error = error_of(index())
+        assert "DocumentFormatError" in error
+        assert "bad.txt, line 2: not UTF-8" in error
+
+    def test_a_bad_row_is_named_with_its_line(self, index: Run, files: Path) -> None:
+        (files / "bad.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')
+        assert "bad.jsonl, line 2" in error_of(index())
+
+    def test_a_kind_of_file_that_is_not_read(self, model_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "paper.pdf").write_bytes(b"%PDF")
+        where = ("--store", tmp_path / "store", "--model", model_dir)
+        error = error_of(run_command("index", tmp_path / "paper.pdf", *where))
+        assert "accepted: .txt, .md, .jsonl" in error
+
+    def test_a_path_that_is_not_there_is_a_usage_error(self, tmp_path: Path) -> None:
+        result = run_command("index", tmp_path / "none", "--store", tmp_path / "store")
+        assert result.exit_code == 2
+        assert "does not exist" in result.stderr
+
+    def test_other_chunk_tokens_than_the_stores(self, index: Run) -> None:
+        index()
+        assert "needs a new store" in error_of(index("--chunk-tokens", 64))
+
+    def test_what_is_no_model(self, files: Path, tmp_path: Path) -> None:
+        where = ("--store", tmp_path / "store", "--model", files)
+        assert "InvalidInputError" in error_of(run_command("index", files, *where))
+        assert not (tmp_path / "store").exists()
+
+
+class TestAsk:
+    QUESTION = "What is in town number 1?"
+
+    def ask(self, store: Path, model_dir: Path, *options: object) -> Result:
+        where = ("--store", store, "--model", model_dir, "--max-tokens", 4)
+        return run_command("ask", self.QUESTION, *where, *options)
+
+    def test_json_says_how_the_answer_came_about(self, made: Path, model_dir: Path) -> None:
+        result = said(self.ask(made, model_dir, "--json", "-k", 3))
+        assert result["question"] == self.QUESTION
+        assert result["chunks"] == {"fused": 3, "isolated": 0, "missed": 0}
+        assert result["usage"]["completion_tokens"] <= 4
+        assert result["ttft_ms"]["total"] > 0
+        assert len(result["retrieved"]) == 3
+        for chunk in result["retrieved"]:
+            assert chunk["document_id"] == "town-1.txt"
+            assert chunk["fused_key"]
+
+    @pytest.mark.parametrize("kv", ["fused", "isolated"])
+    def test_selector_all_answers_like_full_attention(
+        self, made: Path, model_dir: Path, kv: str
+    ) -> None:
+        full = said(self.ask(made, model_dir, "--json", "--kv", "none"))
+        same = said(self.ask(made, model_dir, "--json", "--kv", kv, "--selector", "all"))
+        assert same["answer"] == full["answer"]
+        assert same["usage"]["recompute_ratio"] == 1.0
+
+    def test_the_ratio_is_obeyed(self, made: Path, model_dir: Path) -> None:
+        usage = said(self.ask(made, model_dir, "--json", "--ratio", 0.5))["usage"]
+        assert usage["recompute_ratio"] == pytest.approx(0.5, abs=0.01)
+
+    def test_text_gives_the_answer_alone_on_stdout(self, made: Path, model_dir: Path) -> None:
+        result = self.ask(made, model_dir)
+        answer = said(self.ask(made, model_dir, "--json"))["answer"]
+        assert result.stdout == f"{answer}\n"
+        assert "5 chunks, 5 fused" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--selector", "best"), "Known selectors: none, all, random, fusionrag"),
+            (("--ratio", 1.5), "must lie in [0, 1]"),
+            (("--max-tokens", 0), "at least 1"),
+            (("-k", 0), "at least 1"),
+        ],
+    )
+    def test_values_that_cannot_be(
+        self, made: Path, model_dir: Path, options: tuple[object, ...], message: str
+    ) -> None:
+        assert message in error_of(self.ask(made, model_dir, *options))
+
+    def test_an_empty_question(self, made: Path, model_dir: Path) -> None:
+        result = run_command("ask", " ", "--store", made, "--model", model_dir)
+        assert "question is empty" in error_of(result)
+
+    def test_no_store_makes_none(self, tmp_path: Path, model_dir: Path) -> None:
+        error = error_of(self.ask(tmp_path / "none", model_dir))
+        assert "StoreNotFoundError" in error
+        assert not (tmp_path / "none").exists()
+
+    def test_damaged_kv_is_counted_and_answered_around(self, store: Path, model_dir: Path) -> None:
+        expected = said(self.ask(store, model_dir, "--json", "--kv", "none"))["answer"]
+        for path in store.glob("kv/??/*"):
+            path.write_bytes(path.read_bytes()[:-1])
+        result = said(self.ask(store, model_dir, "--json"))
+        assert result["chunks"] == {"fused": 0, "isolated": 0, "missed": 5}
+        assert result["answer"] == expected
+
+
+class TestInspect:
+    def test_json_counts_what_is_there(self, made: Path, model_dir: Path) -> None:
+        facts = said(run_command("inspect", "--store", made, "--json"))
+        assert facts["model_name"] == model_dir.name
+        assert facts["chunk_tokens"] == 48
+        assert (facts["documents"], facts["chunks"], facts["fused_chunks"]) == (3, 9, 9)
+        assert (facts["records"], facts["missing_records"]) == (18, 0)
+        assert facts["kv_bytes"] == sum(p.stat().st_size for p in made.glob("kv/??/*"))
+
+    def test_missing_records_are_counted(self, store: Path) -> None:
+        next(store.glob("kv/??/*")).unlink()
+        facts = said(run_command("inspect", "--store", store, "--json"))
+        assert (facts["records"], facts["missing_records"]) == (17, 1)
+
+    def test_text_names_the_same_facts(self, made: Path) -> None:
+        result = run_command("inspect", "--store", made)
+        assert result.exit_code == 0
+        assert "fused chunks" in result.stdout
+
+
+class TestVerify:
+    def test_a_sound_store(self, made: Path) -> None:
+        result = run_command("verify", "--store", made, "--json")
+        assert result.exit_code == 0
+        assert said(result) == {"records": 18, "problems": []}
+
+    def problem(self, store: Path) -> dict[str, str]:
+        """The one problem of a store, which the text form names too."""
+        result = run_command("verify", "--store", store, "--json")
+        assert result.exit_code == 1
+        (problem,) = said(result)["problems"]
+        text = run_command("verify", "--store", store)
+        assert text.exit_code == 1
+        assert f"{problem['error']}: {problem['message']}" in text.stdout
+        return dict(problem)
+
+    def test_a_flipped_byte(self, store: Path) -> None:
+        path = sorted(store.glob("kv/??/*"))[7]
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        problem = self.problem(store)
+        assert problem["error"] == "KVCorruptError"
+        assert problem["path"] == str(path)
+        assert path.name in problem["message"]
+
+    def test_a_record_of_another_model(self, store: Path) -> None:
+        facts = said(run_command("inspect", "--store", store, "--json"))
+        ours = FileKVStore(store / "kv", facts["signature"])
+        key = next(ours.keys())
+        FileKVStore(store / "kv", "another").put(ours.get(key))
+        problem = self.problem(store)
+        assert problem["error"] == "KVForeignError"
+        assert "another model" in problem["message"]
+
+    def test_a_file_that_is_no_record(self, store: Path) -> None:
+        (store / "kv" / "notes.txt").write_text("hello")
+        problem = self.problem(store)
+        assert problem["error"] == "KVForeignError"
+        assert "notes.txt" in problem["path"]
+
+    def test_a_missing_record(self, store: Path) -> None:
+        path = next(store.glob("kv/??/*"))
+        path.unlink()
+        problem = self.problem(store)
+        assert problem["error"] == "KVMissingError"
+        assert path.name.split(".")[0] in problem["message"]
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify"])
+def test_no_store_is_named_and_not_made(name: str, tmp_path: Path) -> None:
+    error = error_of(run_command(name, "--store", tmp_path / "none"))
+    assert "StoreNotFoundError" in error
+    assert str(tmp_path / "none") in error
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify"])
+def test_a_damaged_catalog_is_named(name: str, store: Path) -> None:
+    for path in store.glob("catalog.sqlite*"):
+        path.write_bytes(b"no database" * 99)
+    assert "StoreError" in error_of(run_command(name, "--store", store))

@@ -1,0 +1,236 @@
+"""Opening a store with a model: what fits, what is refused and why, and what reopening keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MambaConfig
+
+from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine
+from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, corpus_of
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreError,
+    StoreMismatchError,
+    StoreNotFoundError,
+    UnsupportedModelError,
+)
+from fusionrag_integrations.prompt import question_prompt
+from tests.conftest import town
+from tests.tiny_tokenizers import byte_level_tokenizer
+
+
+class Letters:
+    """An embedding of a user's own."""
+
+    name = "letters"
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return [1.0, *(float(text.count(letter)) for letter in "aeiou")]
+
+
+@pytest.fixture
+def copy(model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the model under the same name, to be changed."""
+    return shutil.copytree(model_dir, tmp_path / "elsewhere" / model_dir.name)
+
+
+class TestModels:
+    def refuse(self, model: Path, store: Path, error: type[Exception], match: str) -> None:
+        """Refused with this error, and without a trace of a store."""
+        with pytest.raises(error, match=match):
+            FusionEngine.from_pretrained(model, store=store)
+        assert not store.exists()
+
+    def test_a_directory_without_a_model(self, tmp_path: Path) -> None:
+        self.refuse(tmp_path, tmp_path / "store", InvalidInputError, r"config\.json")
+
+    def test_no_directory_at_all(self, tmp_path: Path) -> None:
+        self.refuse(tmp_path / "none", tmp_path / "store", InvalidInputError, "not a model")
+
+    def test_a_configuration_that_is_no_json(self, copy: Path, tmp_path: Path) -> None:
+        (copy / "config.json").write_text("{")
+        self.refuse(copy, tmp_path / "store", InvalidInputError, "not a model")
+
+    def test_a_model_without_weights(self, copy: Path, tmp_path: Path) -> None:
+        (copy / "model.safetensors").unlink()
+        self.refuse(copy, tmp_path / "store", InvalidInputError, "can't be loaded")
+
+    def test_an_unsupported_architecture_is_named(self, tmp_path: Path) -> None:
+        MambaConfig().save_pretrained(tmp_path)
+        reason = "'mamba' are not supported: state-space"
+        self.refuse(tmp_path, tmp_path / "store", UnsupportedModelError, reason)
+
+    def test_unknown_devices_and_dtypes(self, model_dir: Path, tmp_path: Path) -> None:
+        for wrong in ({"device": "toaster"}, {"dtype": "int3"}):
+            with pytest.raises(InvalidInputError, match="choose auto"):
+                FusionEngine.from_pretrained(model_dir, store=tmp_path / "store", **wrong)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_a_device_that_is_not_there(self, model_dir: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="cuda"):
+            FusionEngine.from_pretrained(model_dir, store=tmp_path / "store", device="cuda")
+
+
+class TestAnotherModel:
+    """A store belongs to the model that made it, whatever the model is called."""
+
+    @pytest.fixture(autouse=True)
+    def made(self, engine: FusionEngine) -> None:
+        engine.ingest([town(0)])
+
+    def refuse(self, model: Path, engine: FusionEngine, **settings: Any) -> None:
+        with pytest.raises(StoreMismatchError, match="made by tiny-llama"):
+            FusionEngine.from_pretrained(model, store=engine.corpus.path, **settings)
+
+    def test_other_weights(self, engine: FusionEngine, copy: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(copy)
+        with torch.no_grad():
+            model.model.layers[0].self_attn.k_proj.weight[0, 0] += 0.01
+        model.save_pretrained(copy)
+        self.refuse(copy, engine)
+
+    def test_another_rope_base(self, engine: FusionEngine, copy: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 5_000.0
+        (copy / "config.json").write_text(json.dumps(config))
+        self.refuse(copy, engine)
+
+    def test_another_tokenizer(self, engine: FusionEngine, copy: Path) -> None:
+        tokenizer = json.loads((copy / "tokenizer.json").read_text())
+        tokenizer["model"]["merges"].pop()
+        (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+        self.refuse(copy, engine)
+
+    def test_another_template(self, engine: FusionEngine, copy: Path) -> None:
+        (copy / "chat_template.jinja").unlink()
+        self.refuse(copy, engine)
+
+    def test_another_precision(self, engine: FusionEngine, model_dir: Path) -> None:
+        self.refuse(model_dir, engine, dtype="bfloat16")
+
+    def test_the_same_weights_from_elsewhere_fit(self, engine: FusionEngine, copy: Path) -> None:
+        renamed = copy.rename(copy.with_name("other-name"))
+        other = FusionEngine.from_pretrained(renamed, store=engine.corpus.path)
+        assert other.ingest([town(0)]).documents_unchanged == 1
+
+
+class TestStores:
+    def test_reopening_keeps_everything(self, engine: FusionEngine, model_dir: Path) -> None:
+        engine.ingest([town(0), town(1)])
+        texts = [text for _, text in engine.corpus.catalog.texts()]
+        prompt, settings = question_prompt(texts, "Which house?"), AnswerSettings(max_tokens=8)
+        before = engine.answer(prompt, settings)
+        hits = engine.corpus.search("Town number 1", 4)
+        engine.corpus.close()
+        again = FusionEngine.from_pretrained(str(model_dir), store=str(engine.corpus.path))
+        after = again.answer(prompt, settings)
+        assert after.token_ids == before.token_ids
+        assert after.fused_chunks == 6
+        assert again.corpus.search("Town number 1", 4) == hits
+        assert again.ingest([town(0), town(1)]).documents_unchanged == 2
+
+    def test_a_corpus_opens_without_a_model(self, engine: FusionEngine) -> None:
+        engine.ingest([town(0)])
+        hits = Corpus.open(engine.corpus.path).search("river", 2)
+        assert hits == engine.corpus.search("river", 2)
+        assert all(hit.handle.fused_key for hit in hits)
+
+    def test_a_corpus_of_no_store(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreNotFoundError, match="no store at"):
+            Corpus.open(tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
+    def test_another_embedding_is_refused(self, engine: FusionEngine, model_dir: Path) -> None:
+        path = engine.corpus.path
+        with pytest.raises(StoreMismatchError, match=r"'lexical.*not 'letters'"):
+            FusionEngine.from_pretrained(model_dir, store=path, embedding=Letters())
+        with pytest.raises(StoreMismatchError, match=r"'lexical.*not 'letters'"):
+            Corpus.open(path, Letters())
+
+    def test_an_embedding_of_ones_own(self, model_dir: Path, tmp_path: Path) -> None:
+        store = tmp_path / "store"
+        engine = FusionEngine.from_pretrained(model_dir, store=store, embedding=Letters())
+        engine.ingest([Document("a", "banana"), Document("o", "bonobo")])
+        (hit,) = Corpus.open(store, Letters()).search("oooo", 1)
+        assert hit.chunk.text == "bonobo"
+
+    def test_what_is_no_embedding_is_refused(self, model_dir: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="not an embedding"):
+            FusionEngine.from_pretrained(model_dir, store=tmp_path / "store", embedding="best")
+
+    def test_other_chunk_tokens_are_refused(self, engine: FusionEngine, model_dir: Path) -> None:
+        with pytest.raises(InvalidInputError, match=r"up to 48 tokens.*chunk_tokens=64"):
+            FusionEngine.from_pretrained(model_dir, store=engine.corpus.path, chunk_tokens=64)
+        same = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path, chunk_tokens=48)
+        assert same.corpus.catalog.info.chunk_tokens == 48
+
+    def test_chunk_tokens_have_a_default(self, model_dir: Path, tmp_path: Path) -> None:
+        engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
+        assert engine.corpus.catalog.info.chunk_tokens == DEFAULT_CHUNK_TOKENS
+
+    @pytest.mark.parametrize("wrong", [0, 8, -1])
+    def test_too_few_chunk_tokens_make_no_store(
+        self, model_dir: Path, tmp_path: Path, wrong: int
+    ) -> None:
+        store = tmp_path / "store"
+        with pytest.raises(InvalidInputError, match="at least 16"):
+            FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=wrong)
+        assert not store.exists()
+
+    def test_another_format_is_refused(self, engine: FusionEngine, model_dir: Path) -> None:
+        engine.corpus.close()
+        with sqlite3.connect(engine.corpus.path / "catalog.sqlite") as db:
+            db.execute("UPDATE store SET format_version = 99")
+        db.close()
+        with pytest.raises(StoreMismatchError, match="format 99"):
+            FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+
+    def test_a_file_is_no_store(self, model_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(StoreError, match="file"):
+            FusionEngine.from_pretrained(model_dir, store=tmp_path / "file")
+
+    def test_a_damaged_catalog_is_named(self, engine: FusionEngine, model_dir: Path) -> None:
+        engine.corpus.close()
+        for path in engine.corpus.path.glob("catalog.sqlite*"):
+            path.write_bytes(b"not a database" * 100)
+        with pytest.raises(StoreError, match=r"catalog\.sqlite"):
+            FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+
+
+def test_what_an_engine_says_of_its_model(engine: FusionEngine, model_dir: Path) -> None:
+    assert engine.model_name == model_dir.name
+    assert engine.context_window == 2048
+    assert engine.has_chat_template
+    text = "Mira makes lamps."
+    assert engine.encode(text) == byte_level_tokenizer()(text).input_ids
+
+
+def test_a_model_without_template_answers_strings(model_dir: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(model_dir, tmp_path / "plain")
+    (model / "chat_template.jinja").unlink()
+    engine = FusionEngine.from_pretrained(model, store=tmp_path / "store", chunk_tokens=48)
+    assert not engine.has_chat_template
+    engine.ingest([town(0)])
+    texts = [text for _, text in engine.corpus.catalog.texts()]
+    answer = engine.answer("\n\n".join([*texts, "Which house?"]), AnswerSettings(max_tokens=2))
+    assert answer.fused_chunks == 3
+
+
+def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine) -> None:
+    assert corpus_of(engine, None) is engine.corpus
+    assert corpus_of(None, engine.corpus) is engine.corpus
+    for neither_nor in ((None, None), (engine, engine.corpus)):
+        with pytest.raises(InvalidInputError, match="from_store"):
+            corpus_of(*neither_nor)

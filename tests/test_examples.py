@@ -1,0 +1,63 @@
+"""The examples run as they stand and print what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from tests.tiny_models import COMMON, heads
+from tests.tiny_tokenizers import byte_level_tokenizer
+
+ROOT = Path(__file__).parent.parent
+PASSAGES = ROOT / "tests" / "data" / "hotpotqa_5.jsonl"
+
+
+def run_example(name: str, *arguments: object) -> str:
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
+def test_a_pipeline_answers_from_the_notes(name: str) -> None:
+    printed = run_example(name)
+    for answer in ("Pelfield", "Sile Steange", "Jeaskai Foundry"):
+        assert answer in printed
+
+
+@pytest.fixture
+def qwen3_dir(tmp_path: Path) -> Path:
+    """A random Qwen3 with a tokenizer that knows the passages' words, as real ones do."""
+    rows = [json.loads(line) for line in PASSAGES.read_text().splitlines()]
+    texts = tuple(passage["text"] for row in rows for passage in row["passages"])
+    tokenizer = byte_level_tokenizer(chat=True, training=texts, vocabulary=3000)
+    config = COMMON | {"vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**config, **heads(4, 2, head_dim=32)))
+    model.save_pretrained(tmp_path / "qwen3")
+    tokenizer.save_pretrained(tmp_path / "qwen3")
+    return tmp_path / "qwen3"
+
+
+def test_real_passages_are_taken_from_the_store(qwen3_dir: Path, tmp_path: Path) -> None:
+    arguments = (PASSAGES, "--store", tmp_path / "store", "--model", qwen3_dir)
+    first = json.loads(run_example("real_passages.py", *arguments))
+    assert first["isolated_computed"] == first["chunks"] >= 50
+    assert first["recall_at_5"] >= 0.7
+    assert first["langchain_share_from_store"] >= 0.95
+    assert first["llama_index_share_from_store"] >= 0.95
+    again = json.loads(run_example("real_passages.py", *arguments, "--limit", 1))
+    assert again["isolated_computed"] == again["fused_computed"] == 0

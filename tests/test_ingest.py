@@ -1,0 +1,265 @@
+"""Ingest: what is computed, what is kept, what goes, and what an interrupt leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from fusionrag_integrations import Document, FusionEngine
+from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.types import Answer, AnswerSettings, ChunkRecord
+from tests.conftest import town
+
+
+def records(engine: FusionEngine, *document_ids: str) -> list[ChunkRecord]:
+    catalog = engine.corpus.catalog
+    return list(catalog.records(catalog.chunk_ids(document_ids or None)).values())
+
+
+def stored(engine: FusionEngine) -> FileKVStore:
+    """The engine's KV records, seen through a store of its own."""
+    return FileKVStore(engine.corpus.path / "kv", engine.corpus.catalog.info.signature)
+
+
+def answer(engine: FusionEngine, *document_ids: str) -> Answer:
+    texts = [record.chunk.text for record in records(engine, *document_ids)]
+    return engine.answer(question_prompt(texts, "Which house?"), AnswerSettings(max_tokens=4))
+
+
+def stop_at(stage: str, step: int) -> Callable[[str, int, int], None]:
+    def progress(at: str, done: int, total: int) -> None:
+        if (at, done) == (stage, step):
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_every_chunk_gets_isolated_and_fused_kv(engine: FusionEngine) -> None:
+    report = engine.ingest([town(0), town(1)])
+    assert (report.documents_new, report.chunks) == (2, 6)
+    assert (report.isolated_computed, report.fused_computed) == (6, 6)
+    store = stored(engine)
+    for record in records(engine):
+        isolated, fused = store.get(record.isolated_key), store.get(record.fused_key)
+        assert isolated.token_ids == fused.token_ids == record.encoded.token_ids
+        assert (isolated.kind, fused.kind) == ("isolated", "fused")
+        assert not torch.equal(isolated.values, fused.values)
+
+
+def test_fused_kv_stands_behind_the_documents_previous_chunks(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    first, second, third = records(engine, "town-0")
+    neighbours = engine.corpus.catalog.neighbours(third.chunk.id)
+    assert neighbours[-2:] == (first.chunk.id, second.chunk.id)
+    keys = engine.corpus.catalog.records(neighbours)
+    assert stored(engine).get(third.fused_key).neighbours == tuple(
+        record.isolated_key for record in keys.values()
+    )
+
+
+def test_neighbours_come_from_the_chunks_own_scope(engine: FusionEngine) -> None:
+    engine.ingest([town(0), replace(town(1), scope="secret"), replace(town(2), scope="secret")])
+    for record in records(engine):
+        near = engine.corpus.catalog.records(engine.corpus.catalog.neighbours(record.chunk.id))
+        assert {n.chunk.scope for n in near.values()} == {record.chunk.scope}
+
+
+def test_equal_texts_of_two_scopes_share_no_kv(engine: FusionEngine) -> None:
+    secret = replace(town(0), id="copy", scope="secret")
+    engine.ingest([town(0), secret])
+    keys = [{r.isolated_key for r in records(engine, name)} for name in ("town-0", "copy")]
+    assert keys[0].isdisjoint(keys[1])
+
+
+def test_a_chunk_alone_has_only_isolated_kv(engine: FusionEngine) -> None:
+    report = engine.ingest([town(0, paragraphs=1)])
+    assert (report.isolated_computed, report.fused_computed) == (1, 0)
+    assert answer(engine).isolated_chunks == 1
+
+
+def test_unchanged_documents_cost_nothing(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    before = records(engine)
+    report = engine.ingest([town(0), town(1)])
+    assert (report.documents_unchanged, report.documents_new, report.documents_changed) == (2, 0, 0)
+    assert (report.isolated_computed, report.fused_computed) == (0, 0)
+    assert records(engine) == before
+
+
+def test_a_changed_document_costs_only_what_changed(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    text = town(1).text
+    report = engine.ingest([replace(town(1), text=text.replace("paragraph 2", "paragraph two"))])
+    assert (report.documents_changed, report.chunks) == (1, 6)
+    assert report.isolated_computed == 1
+    assert "paragraph two" in records(engine, "town-1")[2].chunk.text
+
+
+def test_new_metadata_costs_no_kv(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    report = engine.ingest([replace(town(1), metadata={"page": 3})])
+    assert (report.documents_changed, report.isolated_computed, report.fused_computed) == (1, 0, 0)
+    assert {record.chunk.metadata["page"] for record in records(engine, "town-1")} == {3}
+    assert answer(engine).fused_chunks == 6
+
+
+def test_documents_that_are_not_named_stay(engine: FusionEngine) -> None:
+    engine.ingest([town(0)])
+    report = engine.ingest([town(1)])
+    assert (report.documents_new, report.chunks) == (1, 6)
+    assert answer(engine).fused_chunks == 6
+
+
+def test_what_no_chunk_uses_is_deleted(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    old = set(stored(engine).keys())
+    engine.ingest([replace(town(1), text=town(5).text)])
+    left = set(stored(engine).keys())
+    assert left == engine.corpus.catalog.live_keys()
+    assert old - left
+
+
+def test_deleting_takes_all_kv_made_from_or_with_the_document(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    isolated = {record.isolated_key for record in records(engine, "town-0")}
+    assert engine.delete(["town-1", "unknown"]) == 1
+    assert set(stored(engine).keys()) == isolated
+    hits = engine.corpus.search("Town number 1", 9)
+    assert {hit.chunk.document_id for hit in hits} == {"town-0"}
+
+
+def test_deleting_leaves_isolated_kv_that_another_document_shares(engine: FusionEngine) -> None:
+    engine.ingest([town(0), replace(town(0), id="copy"), town(1)])
+    engine.delete(["copy"])
+    assert answer(engine, "town-0").missed_chunks == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "isolated", "fused"),
+    [("catalog", 2, 6, 6), ("isolated", 0, 6, 6), ("isolated", 4, 2, 6), ("fused", 5, 0, 1)],
+)
+def test_an_interrupted_ingest_goes_on_where_it_stopped(
+    engine: FusionEngine, stage: str, step: int, isolated: int, fused: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        engine.ingest([town(0), town(1)], progress=stop_at(stage, step))
+    report = engine.ingest([town(0), town(1)])
+    assert (report.isolated_computed, report.fused_computed) == (isolated, fused)
+    assert answer(engine).fused_chunks == 6
+
+
+def test_an_interrupted_ingest_ends_as_one_that_was_not(
+    engine: FusionEngine, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        engine.ingest([town(0), town(1)], progress=stop_at("fused", 3))
+    engine.ingest([town(0), town(1)])
+    other = FusionEngine.from_pretrained(model_dir, store=tmp_path / "other", chunk_tokens=48)
+    other.ingest([town(0), town(1)])
+    assert records(engine) == records(other)
+    for key in stored(other).keys():  # noqa: SIM118  a store, not a dictionary
+        assert torch.equal(stored(engine).get(key).values, stored(other).get(key).values)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("embed", 0), ("isolated", 1), ("fused", 1)])
+def test_what_was_there_keeps_serving_after_an_interrupt(
+    engine: FusionEngine, stage: str, step: int
+) -> None:
+    engine.ingest([town(0), town(1)])
+    before = answer(engine, "town-0")
+    with pytest.raises(KeyboardInterrupt):
+        engine.ingest([town(2), town(3)], progress=stop_at(stage, step))
+    after = answer(engine, "town-0")
+    assert after.fused_chunks == 3
+    assert after.token_ids == before.token_ids
+
+
+def test_a_document_that_fails_leaves_the_others(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    before = answer(engine, "town-0").token_ids
+    with pytest.raises(InvalidInputError, match="surrogate"):
+        engine.ingest([town(2), Document("bad", "half \ud83d")])
+    assert engine.corpus.catalog.document_hash("bad") is None
+    assert answer(engine, "town-0").token_ids == before
+    assert engine.ingest([]).chunks == 9
+
+
+def test_a_chunk_longer_than_the_context_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "s", chunk_tokens=5_000)
+    text = " ".join(f"word{i}" for i in range(1_000))
+    with pytest.raises(InvalidInputError, match="smaller chunk_tokens"):
+        engine.ingest([Document("long", text)])
+
+
+def test_only_one_ingest_or_delete_runs_at_a_time(engine: FusionEngine, model_dir: Path) -> None:
+    other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+    refused: list[str] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if stage == "fused" and not refused:
+            for attempt in (lambda: other.ingest([town(1)]), lambda: other.delete(["town-0"])):
+                with pytest.raises(StoreError, match="Another ingest or delete") as error:
+                    attempt()
+                refused.append(str(error.value))
+
+    assert engine.ingest([town(0)], progress=meanwhile).chunks == 3
+    assert len(refused) == 2
+    assert other.ingest([town(1)]).chunks == 6
+
+
+def test_the_lock_is_let_go_at_the_end(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[FileLock] = []
+
+    def kept(*args: Any, **settings: Any) -> FileLock:
+        made.append(FileLock(*args, **settings))
+        return made[-1]
+
+    monkeypatch.setattr("fusionrag_integrations.engine.FileLock", kept)
+    engine.ingest([])
+    assert [lock.is_locked for lock in made] == [False]
+
+
+def test_a_damaged_neighbour_is_made_anew(engine: FusionEngine) -> None:
+    engine.ingest([town(0)])
+    first = records(engine)[0]
+    intact = stored(engine).get(first.isolated_key)
+    for path in engine.corpus.path.glob(f"kv/*/{first.isolated_key}*"):
+        path.write_bytes(path.read_bytes()[:-7])
+    engine.ingest([town(1)])
+    assert first.chunk.id in engine.corpus.catalog.neighbours(records(engine, "town-1")[0].chunk.id)
+    assert torch.equal(stored(engine).get(first.isolated_key).keys, intact.keys)
+
+
+def test_records_that_went_missing_are_made_anew(engine: FusionEngine) -> None:
+    engine.ingest([town(0)])
+    first, second, _ = records(engine)
+    stored(engine).delete(first.isolated_key)
+    stored(engine).delete(second.fused_key)
+    report = engine.ingest([])
+    assert (report.isolated_computed, report.fused_computed) == (1, 1)
+    assert answer(engine).fused_chunks == 3
+
+
+def test_progress_names_each_stage_and_reaches_its_end(engine: FusionEngine) -> None:
+    last: dict[str, tuple[int, int]] = {}
+    engine.ingest(
+        [town(0), town(1)], progress=lambda stage, done, total: last.update({stage: (done, total)})
+    )
+    assert list(last) == ["catalog", "embed", "isolated", "fused"]
+    assert last == {"catalog": (2, 2), "embed": (6, 6), "isolated": (6, 6), "fused": (6, 6)}
+
+
+def test_a_document_without_text_is_known_and_has_no_chunks(engine: FusionEngine) -> None:
+    report = engine.ingest([Document("empty", "  \n")])
+    assert (report.documents_new, report.chunks) == (1, 0)
+    assert engine.ingest([Document("empty", "  \n")]).documents_unchanged == 1

@@ -1,0 +1,56 @@
+"""Which chunks stand before a chunk when its KV is fused, and in which order."""
+
+from __future__ import annotations
+
+from fusionrag_integrations.neighbours import MAX_NEIGHBOURS, MAX_PREDECESSORS, choose_neighbours
+from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
+
+
+def record(text: str, tokens: int = 10) -> ChunkRecord:
+    ids = tuple(range(tokens))
+    chunk = Chunk(f"id-{text}", "d", 0, text)
+    return ChunkRecord(EncodedChunk(chunk, ids, tuple((i, i + 1) for i in ids)), f"iso-{text}")
+
+
+def records(names: str) -> list[ChunkRecord]:
+    return [record(name) for name in names]
+
+
+def chosen(predecessors: str, similar: str, max_tokens: int = 4_096) -> str:
+    found = choose_neighbours(record("x"), records(predecessors), records(similar), max_tokens)
+    return "".join(neighbour.chunk.text for neighbour in found)
+
+
+def test_the_nearest_stands_closest_and_predecessors_last() -> None:
+    assert chosen("pq", "abc") == "cbapq"
+
+
+def test_only_the_last_predecessors_count() -> None:
+    assert MAX_PREDECESSORS == 2
+    assert chosen("nopq", "a") == "apq"
+
+
+def test_no_more_than_the_papers_number_in_all() -> None:
+    assert MAX_NEIGHBOURS == 10
+    assert chosen("pq", "abcdefghijkl") == "hgfedcbapq"
+
+
+def test_a_text_counts_once_and_the_chunks_own_not_at_all() -> None:
+    assert chosen("q", "xaqab") == "baq"
+    assert chosen("qq", "") == "q"
+
+
+def test_the_least_similar_go_where_tokens_run_out() -> None:
+    assert chosen("pq", "abc", max_tokens=39) == "apq"
+    assert chosen("pq", "abc", max_tokens=15) == "q"
+    assert chosen("pq", "abc", max_tokens=9) == ""
+
+
+def test_a_long_neighbour_leaves_its_room_to_a_shorter_one() -> None:
+    similar = [record("long", 30), record("short", 5)]
+    found = choose_neighbours(record("x"), records("p"), similar, max_tokens=20)
+    assert [n.chunk.text for n in found] == ["short", "p"]
+
+
+def test_a_chunk_alone_has_none() -> None:
+    assert chosen("", "") == ""
