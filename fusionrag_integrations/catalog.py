@@ -27,6 +27,7 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
 
+CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
 SCHEMA_VERSION = 1
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
@@ -34,7 +35,7 @@ BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 _APPLICATION_ID = 0x46524147  # "FRAG": tells our files from other SQLite databases
 _SCHEMA = (
     """CREATE TABLE store (
-        format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_name TEXT NOT NULL,
+        format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, revision INTEGER NOT NULL)""",
     "CREATE TABLE documents (id TEXT PRIMARY KEY, content_hash TEXT NOT NULL)",
     """CREATE TABLE chunks (
@@ -57,11 +58,14 @@ _COLUMNS = """id, document_id, position, text, title, scope, metadata, token_ids
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """What a store was made with; none of it can change afterwards."""
+    """What a store was made with; none of it can change afterwards.
+
+    model_source: the directory or hub name that the model was loaded from.
+    """
 
     format_version: int
     signature: str
-    model_name: str
+    model_source: str
     embedding: str
     chunk_tokens: int
 
@@ -86,7 +90,7 @@ class Catalog:
         self._path = path
         self._db = connection
         self._lock = RLock()
-        columns = "format_version, signature, model_name, embedding, chunk_tokens"
+        columns = "format_version, signature, model_source, embedding, chunk_tokens"
         self._info = StoreInfo(*self._rows(f"SELECT {columns} FROM store")[0])
 
     @classmethod

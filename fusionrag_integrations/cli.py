@@ -38,9 +38,8 @@ store_option = click.option(
 )
 model_option = click.option(
     "--model",
-    default="demo",
-    show_default=True,
-    help="A model directory or hub name; 'demo' is the small one that comes with the package.",
+    help="A model directory or hub name.  [default: the store's own; for a new store 'demo', the "
+    "small one that comes with the package]",
 )
 embedding_option = click.option(
     "--embedding",
@@ -89,7 +88,7 @@ def main() -> None:
 def index(
     paths: tuple[Path, ...],
     store: Path,
-    model: str,
+    model: str | None,
     embedding: str | None,
     chunk_tokens: int | None,
     as_json: bool,
@@ -111,7 +110,8 @@ def index(
         return
     out.print(
         f"{report.documents_new} documents added, {report.documents_changed} replaced, "
-        f"{report.documents_unchanged} unchanged; {report.chunks} chunks in {store}."
+        f"{report.documents_unchanged} unchanged; {report.chunks} chunks in {store}.",
+        markup=False,
     )
     out.print(
         f"Computed isolated KV of {report.isolated_computed} chunks and fused KV of "
@@ -139,7 +139,7 @@ def index(
 def ask(
     question: str,
     store: Path,
-    model: str,
+    model: str | None,
     embedding: str | None,
     k: int,
     selector: str,
@@ -225,10 +225,10 @@ def demo(as_json: bool) -> None:
 @json_option
 def inspect(store: Path, as_json: bool) -> None:
     """Show what a store holds: documents, chunks, KV, and the model it is for."""
-    from fusionrag_integrations.catalog import Catalog
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
     from fusionrag_integrations.store import FileKVStore
 
-    catalog = Catalog.open(store / "catalog.sqlite")
+    catalog = Catalog.open(store / CATALOG_FILE)
     kv = FileKVStore(store / "kv", catalog.info.signature)
     stored = set(kv.keys())
     facts = (
@@ -243,9 +243,11 @@ def inspect(store: Path, as_json: bool) -> None:
     if as_json:
         _print_json(facts)
         return
-    table = Table(show_header=False, title=str(store))
+    table = Table(show_header=False, title=escape(str(store)))
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+        table.add_row(
+            name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(value)
+        )
     out.print(table)
 
 
@@ -254,11 +256,11 @@ def inspect(store: Path, as_json: bool) -> None:
 @json_option
 def verify(store: Path, as_json: bool) -> None:
     """Check every KV record of a store: checksum, format, model. Exit status 1 on a problem."""
-    from fusionrag_integrations.catalog import Catalog
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
     from fusionrag_integrations.store import FileKVStore
     from fusionrag_integrations.store import verify as verify_records
 
-    catalog = Catalog.open(store / "catalog.sqlite")
+    catalog = Catalog.open(store / CATALOG_FILE)
     kv = FileKVStore(store / "kv", catalog.info.signature)
     keys = set(kv.keys())
     with _bars() as progress:
@@ -275,7 +277,8 @@ def verify(store: Path, as_json: bool) -> None:
     else:
         for problem in problems:
             out.print(f"{problem['error']}: {problem['message']}", markup=False)
-        out.print(f"{len(keys)} records checked, {len(problems)} problems.")
+        found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        out.print(f"{len(keys)} records checked, {found}.")
     if problems:
         raise click.exceptions.Exit(1)
 
@@ -330,24 +333,29 @@ def _answers_table(outcomes: Sequence[Outcome]) -> Table:
 
 def _existing(store: Path) -> Path:
     """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
-    from fusionrag_integrations.catalog import Catalog
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 
-    Catalog.open(store / "catalog.sqlite").close()
+    Catalog.open(store / CATALOG_FILE).close()
     return store
 
 
 def _engine(
-    model: str, store: Path, embedding: str | None, chunk_tokens: int | None = None
+    model: str | None, store: Path, embedding: str | None, chunk_tokens: int | None = None
 ) -> FusionEngine:
     from transformers.utils.logging import disable_progress_bar
 
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
     from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
 
+    catalog_path = store / CATALOG_FILE
+    if model is None and catalog_path.exists():
+        with Catalog.open(catalog_path) as catalog:
+            model = catalog.info.model_source
     disable_progress_bar()  # it would be drawn over ours
     with err.status("Loading the model"):
         return FusionEngine.from_pretrained(
-            MODEL_DIR if model == "demo" else model,
+            MODEL_DIR if model in (None, "demo") else model,
             store=store,
             embedding=None if embedding is None else _imported(embedding),
             chunk_tokens=chunk_tokens,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fusionrag_integrations.catalog import Catalog, StoreInfo
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.embedding import Embedder, as_embedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.index import ChunkIndex
@@ -74,7 +74,7 @@ class Corpus:
         `StoreMismatchError` for another embedding.
         """
         path = Path(path)
-        catalog = Catalog.open(path / "catalog.sqlite")
+        catalog = Catalog.open(path / CATALOG_FILE)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
 
     @classmethod
@@ -84,7 +84,7 @@ class Corpus:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"Can't make a store at {path}: {error}") from error
-        catalog = Catalog.create(path / "catalog.sqlite", info)
+        catalog = Catalog.create(path / CATALOG_FILE, info)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
 
     def search(self, question: str, k: int = 5, *, scope: str | None = None) -> list[SearchHit]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fusionrag_integrations.catalog import StoreInfo
+from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import Corpus, Progress
 from fusionrag_integrations.embedding import as_embedder
@@ -75,15 +75,15 @@ class FusionEngine:
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(prefix)
         path = Path(store)
-        if (path / "catalog.sqlite").exists():
+        if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
-            _check_same(corpus, model.name, signature, chunk_tokens)
+            _check_same(corpus, model.source, signature, chunk_tokens)
         else:
             chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
             info = StoreInfo(
                 format_version=FORMAT_VERSION,
                 signature=signature,
-                model_name=model.name,
+                model_source=model.source,
                 embedding=as_embedder(embedding).name,
                 chunk_tokens=chunker.chunk_tokens,
             )
@@ -130,8 +130,11 @@ class FusionEngine:
     def delete(self, document_ids: Iterable[str]) -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
 
-        Chunks that had a deleted one as neighbour are served isolated until the next ingest.
+        Chunks that had a deleted one as neighbour are served isolated until the next ingest. Raises
+        `InvalidInputError` for a single string, whose letters would pass for ids.
         """
+        if isinstance(document_ids, str):
+            raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
         with self._writing():
             deleted = self.corpus.delete(document_ids)
             collect_garbage(self.corpus, self._store)
@@ -219,8 +222,8 @@ def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | 
         )
     if info.signature != signature:
         raise StoreMismatchError(
-            f"The store at {corpus.path} was made by {info.model_name} (signature "
-            f"{info.signature}), not by this {model} (signature {signature}): weights, dtype, "
+            f"The store at {corpus.path} was made by {info.model_source} (signature "
+            f"{info.signature}), not by {model} (signature {signature}): weights, dtype, "
             "tokenizer or RoPE configuration differ. Load that model or make a new store."
         )
     if chunk_tokens is not None and chunk_tokens != info.chunk_tokens:

@@ -214,14 +214,15 @@ class _RowsCache(Cache):  # type: ignore[misc]
 class CausalModel:
     """A supported model with its tokenizer. All tensors it takes and gives lie on `device`."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
         refuse_unsupported(model.config)
         AttentionInterface.register(ATTENTION, _attention)
         AttentionMaskInterface.register(ATTENTION, _mask)
         model.set_attn_implementation(ATTENTION)
         self.hf = model.eval()
         self.tokenizer = tokenizer
-        self.name = name
+        self.source = source  # the directory or hub name that it was loaded from
+        self.name = Path(source).name
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.context_window = _context_window(model.config)
@@ -244,6 +245,8 @@ class CausalModel:
         float32 on a CPU, whose half-precision arithmetic is slow. Raises `InvalidInputError`
         where there is no loadable model, and `UnsupportedModelError` where it isn't supported.
         """
+        path = Path(name_or_path)
+        source = str(path.resolve() if path.is_dir() else name_or_path)
         target = _torch_device(device)
         weights_dtype = _torch_dtype(dtype, target)
         try:
@@ -266,7 +269,7 @@ class CausalModel:
                 f"{str(name_or_path)!r} has no fast tokenizer, which finding chunks by their "
                 "character offsets needs. Convert it to a tokenizer.json."
             )
-        return cls(model.to(target), tokenizer, name=Path(name_or_path).name)
+        return cls(model.to(target), tokenizer, source)
 
     def signature(self, ingest_prefix: str) -> str:
         """Identifies everything that stored KV depends on; another signature, another KV.

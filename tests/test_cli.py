@@ -14,10 +14,17 @@ from click.testing import CliRunner, Result
 
 from fusionrag_integrations import ingest
 from fusionrag_integrations.cli import main
+from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.store import FileKVStore
 from tests.conftest import town
 
 Run = Callable[..., Result]
+
+
+class OtherEmbedding(LexicalEmbedder):
+    """Like the built-in one, under another name."""
+
+    name = "other"
 
 
 def run_command(*arguments: object) -> Result:
@@ -218,6 +225,26 @@ class TestAsk:
     ) -> None:
         assert message in error_of(self.ask(made, model_dir, *options))
 
+    def test_the_store_remembers_its_model(self, made: Path, model_dir: Path) -> None:
+        where = ("--store", made, "--max-tokens", 4, "--json")
+        remembered = said(run_command("ask", "Which town?", *where))
+        named = said(run_command("ask", "Which town?", *where, "--model", model_dir))
+        assert remembered["answer"] == named["answer"]
+        assert remembered["usage"] == named["usage"]
+
+    def test_an_embedding_from_a_module(self, made: Path, model_dir: Path) -> None:
+        name = "fusionrag_integrations.embedding:LexicalEmbedder"
+        assert self.ask(made, model_dir, "--embedding", name).exit_code == 0
+        assert "indexed with the embedding" in error_of(
+            self.ask(made, model_dir, "--embedding", "tests.test_cli:OtherEmbedding")
+        )
+
+    @pytest.mark.parametrize("name", ["nowhere:Thing", "tests.test_cli:Nothing", "json", ":"])
+    def test_an_embedding_that_cannot_be_imported(
+        self, made: Path, model_dir: Path, name: str
+    ) -> None:
+        assert "MODULE:NAME" in error_of(self.ask(made, model_dir, "--embedding", name))
+
     def test_an_empty_question(self, made: Path, model_dir: Path) -> None:
         result = run_command("ask", " ", "--store", made, "--model", model_dir)
         assert "question is empty" in error_of(result)
@@ -239,7 +266,7 @@ class TestAsk:
 class TestInspect:
     def test_json_counts_what_is_there(self, made: Path, model_dir: Path) -> None:
         facts = said(run_command("inspect", "--store", made, "--json"))
-        assert facts["model_name"] == model_dir.name
+        assert facts["model_source"] == str(model_dir.resolve())
         assert facts["chunk_tokens"] == 48
         assert (facts["documents"], facts["chunks"], facts["fused_chunks"]) == (3, 9, 9)
         assert (facts["records"], facts["missing_records"]) == (18, 0)

@@ -90,7 +90,7 @@ class TestAnotherModel:
         engine.ingest([town(0)])
 
     def refuse(self, model: Path, engine: FusionEngine, **settings: Any) -> None:
-        with pytest.raises(StoreMismatchError, match="made by tiny-llama"):
+        with pytest.raises(StoreMismatchError, match="made by .*tiny-llama"):
             FusionEngine.from_pretrained(model, store=engine.corpus.path, **settings)
 
     def test_other_weights(self, engine: FusionEngine, copy: Path) -> None:
@@ -234,3 +234,8 @@ def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine)
     for neither_nor in ((None, None), (engine, engine.corpus)):
         with pytest.raises(InvalidInputError, match="from_store"):
             corpus_of(*neither_nor)
+
+
+def test_delete_refuses_a_single_string(engine: FusionEngine) -> None:
+    with pytest.raises(InvalidInputError, match=r"\['town-1'\]"):
+        engine.delete("town-1")

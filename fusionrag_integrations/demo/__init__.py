@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODEL_DIR = Path(__file__).parent / "model"
+MODEL_DIR = Path(__file__).parent / "fusionrag-demo-2m"
 CORPUS_PATH = Path(__file__).parent / "corpus.jsonl"
 QUESTIONS_PATH = Path(__file__).parent / "questions.jsonl"
 CHUNK_TOKENS = 100  # one paragraph of the corpus a chunk

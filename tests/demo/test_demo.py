@@ -1,0 +1,149 @@
+"""The bundled model, corpus and questions, and the demo over them."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+import fusionrag_integrations.demo.run as demo_run
+from fusionrag_integrations.bench.comparison import Row
+from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.cli import main
+from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
+from fusionrag_integrations.demo.make_corpus import make
+from fusionrag_integrations.demo.names import is_held_out
+from fusionrag_integrations.demo.run import STRATEGIES, DemoResult, run_demo
+from fusionrag_integrations.documents import read_documents
+
+KINDS = ["single_hop", "back_reference", "bridge"]
+
+
+def rows_of(path: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+CORPUS = {row["id"]: row for row in rows_of(CORPUS_PATH)}
+QUESTIONS = rows_of(QUESTIONS_PATH)
+
+
+def test_the_model_is_small() -> None:
+    with safe_open(MODEL_DIR / "model.safetensors", "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+    assert sum(tensor.numel() for tensor in tensors) <= 4_000_000
+    assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) <= 8_000_000
+
+
+def test_corpus_and_questions_are_what_the_generator_makes() -> None:
+    corpus, questions = make("demo corpus")
+    assert corpus == list(CORPUS.values())
+    assert questions == QUESTIONS
+
+
+def test_every_paragraph_is_one_chunk() -> None:
+    chunker = Chunker(CHUNK_TOKENS)
+    for document in read_documents([CORPUS_PATH]):
+        assert [c.text for c in chunker.split(document)] == document.text.split("\n\n")
+
+
+def test_no_subject_was_seen_in_training() -> None:
+    assert all(is_held_out(row["title"]) for row in CORPUS.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_questions_of_each_kind(kind: str) -> None:
+    asked = [q for q in QUESTIONS if q["kind"] == kind]
+    assert len(asked) == len({q["question"] for q in asked}) == 100
+
+
+def paragraphs_with(question: dict[str, Any]) -> list[str]:
+    """Paragraphs of the question's last document that state its answer."""
+    text = CORPUS[question["documents"][-1]]["text"]
+    return [p for p in text.split("\n\n") if f"{question['answers'][0]}." in p]
+
+
+def test_answers_stand_where_their_kind_says() -> None:
+    for question in QUESTIONS:
+        subject = CORPUS[question["documents"][-1]]["title"]
+        named = [subject in paragraph for paragraph in paragraphs_with(question)]
+        assert named
+        if question["kind"] == "back_reference":
+            assert not all(named)  # the paragraph says he, she or it
+        else:
+            assert any(named)
+
+
+def test_a_bridge_does_not_name_its_second_document() -> None:
+    for question in QUESTIONS:
+        if question["kind"] == "bridge":
+            first, second = (CORPUS[i] for i in question["documents"])
+            assert first["title"] in question["question"]
+            assert second["title"] not in question["question"]
+            assert second["title"] in first["text"]
+
+
+@pytest.fixture(scope="module")
+def result() -> DemoResult:
+    return run_demo(lambda stage, done, total: None, limit=20)
+
+
+def em(result: DemoResult, strategy: str, kind: str) -> float:
+    (row,) = (r for r in result.rows if (r.strategy, r.kind) == (strategy, kind))
+    return row.em
+
+
+def test_the_demo_covers_every_strategy_and_kind(result: DemoResult) -> None:
+    assert [(row.strategy, row.kind) for row in result.rows] == [
+        (strategy, kind) for kind in KINDS for strategy in STRATEGIES
+    ]
+    assert all(row.n == 20 for row in result.rows)
+
+
+def test_prompts_are_about_two_thousand_tokens(result: DemoResult) -> None:
+    sizes = [outcome.answer.usage.prompt_tokens for outcome in result.outcomes]
+    assert min(sizes) > 1_600
+    assert max(sizes) < 2_600
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_full_attention_answers(result: DemoResult, kind: str) -> None:
+    assert em(result, "full_attention", kind) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_fusionrag_answers_as_well(result: DemoResult, kind: str) -> None:
+    assert em(result, "fusionrag", kind) >= em(result, "full_attention", kind) - 0.1
+
+
+def test_full_reuse_breaks_back_references(result: DemoResult) -> None:
+    broken = em(result, "full_reuse", "back_reference")
+    assert broken <= em(result, "full_attention", "back_reference") - 0.3
+
+
+def test_no_strategy_recomputes_more_than_it_says(result: DemoResult) -> None:
+    for row in result.rows:
+        allowed = {"full_attention": 1.0, "full_reuse": 0.0}.get(row.strategy, 0.15)
+        assert row.recompute_ratio <= allowed
+
+
+def test_the_command_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_run, "run_demo", partial(run_demo, limit=1))
+    printed = CliRunner().invoke(main, ["demo", "--json"])
+    assert printed.exit_code == 0, printed.output
+    parsed = json.loads(printed.stdout)
+    assert parsed["model"] == "fusionrag-demo-2m"
+    assert [set(row) for row in parsed["rows"]] == [set(Row.__slots__)] * 12
+
+
+def test_the_command_prints_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_run, "run_demo", partial(run_demo, limit=1))
+    printed = CliRunner().invoke(main, ["demo"])
+    assert printed.exit_code == 0, printed.output
+    for word in (*STRATEGIES, *KINDS, "speed-up", QUESTIONS[0]["question"].split()[0]):
+        assert word in printed.stdout
