@@ -6,11 +6,10 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
-from itertools import groupby
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from rich.table import Table
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 
 if TYPE_CHECKING:
-    from fusionrag_integrations.bench.comparison import Outcome, Row
     from fusionrag_integrations.engine import FusionEngine
 
 out = Console(soft_wrap=True, highlight=False)
@@ -205,6 +203,7 @@ def demo(as_json: bool) -> None:
     Questions of three kinds: single_hop asks for a fact that stands in one chunk, back_reference
     for one whose sentence refers back to the chunk before, bridge joins two documents.
     """
+    from fusionrag_integrations.bench.tables import answers_table, rows_table
     from fusionrag_integrations.demo.run import run_demo
 
     with _bars() as progress:
@@ -212,8 +211,8 @@ def demo(as_json: bool) -> None:
     if as_json:
         _print_json({"model": result.model, "rows": [asdict(row) for row in result.rows]})
         return
-    out.print(_answers_table(result.outcomes))
-    out.print(_rows_table(result.rows))
+    out.print(answers_table(result.outcomes))
+    out.print(rows_table(result.rows))
     out.print(
         f"{result.ingest.chunks} chunks indexed in {result.ingest.seconds:.0f} s. TTFT: median "
         "time to first token; speed-up: full attention's TTFT over it, median over questions."
@@ -281,54 +280,6 @@ def verify(store: Path, as_json: bool) -> None:
         out.print(f"{len(keys)} records checked, {found}.")
     if problems:
         raise click.exceptions.Exit(1)
-
-
-def _rows_table(rows: Sequence[Row]) -> Table:
-    """One line a strategy and kind of question."""
-    table = Table(title="Four strategies, side by side")
-    for heading in ("questions", "strategy", "n", "EM", "F1", "recomputed", "TTFT", "speed-up"):
-        table.add_column(
-            heading, justify="left" if heading in ("questions", "strategy") else "right"
-        )
-    for kind, group in groupby(sorted(rows, key=_kind), key=_kind):
-        for row in group:
-            table.add_row(
-                kind,
-                row.strategy,
-                str(row.n),
-                f"{row.em:.2f}",
-                f"{row.f1:.2f}",
-                f"{row.recompute_ratio:.0%}",
-                f"{row.ttft_ms:.0f} ms",
-                f"{row.speedup:.1f}x",
-            )
-        table.add_section()
-    return table
-
-
-def _kind(row: Row) -> str:
-    return row.kind
-
-
-def _answers_table(outcomes: Sequence[Outcome]) -> Table:
-    """The first question of each kind with each strategy's answer."""
-    table = Table(title="One question of each kind")
-    for heading in ("question", "expected", "strategy", "answer"):
-        table.add_column(heading)
-    shown: set[tuple[str, str]] = set()
-    for outcome in outcomes:
-        question = outcome.question
-        if (outcome.strategy, question.kind) in shown:
-            continue
-        shown.add((outcome.strategy, question.kind))
-        mark = "green" if outcome.exact else "red"
-        table.add_row(
-            escape(question.question),
-            escape(" / ".join(question.answers)),
-            outcome.strategy,
-            f"[{mark}]{escape(outcome.answer.text.strip())}[/{mark}]",
-        )
-    return table
 
 
 def _existing(store: Path) -> Path:

@@ -90,7 +90,7 @@ class TestAnotherModel:
         engine.ingest([town(0)])
 
     def refuse(self, model: Path, engine: FusionEngine, **settings: Any) -> None:
-        with pytest.raises(StoreMismatchError, match="made by .*tiny-llama"):
+        with pytest.raises(StoreMismatchError, match=r"made by .*tiny-llama"):
             FusionEngine.from_pretrained(model, store=engine.corpus.path, **settings)
 
     def test_other_weights(self, engine: FusionEngine, copy: Path) -> None:

@@ -1,0 +1,59 @@
+"""Comparisons as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from rich.markup import escape
+from rich.table import Table
+
+from fusionrag_integrations.bench.comparison import Outcome, Row
+
+_TEXT = ("questions", "strategy")
+_NUMBERS = ("n", "EM", "F1", "recomputed", "TTFT", "speed-up")
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """One line a strategy, the kinds of question apart. `rows` come kind by kind."""
+    table = Table(title="Strategies side by side")
+    for heading in _TEXT:
+        table.add_column(heading)
+    for heading in _NUMBERS:
+        table.add_column(heading, justify="right")
+    for kind, group in groupby(rows, key=attrgetter("kind")):
+        for row in group:
+            table.add_row(
+                kind,
+                row.strategy,
+                str(row.n),
+                f"{row.em:.2f}",
+                f"{row.f1:.2f}",
+                f"{row.recompute_ratio:.0%}",
+                f"{row.ttft_ms:.0f} ms",
+                f"{row.speedup:.1f}x",
+            )
+        table.add_section()
+    return table
+
+
+def answers_table(outcomes: Sequence[Outcome]) -> Table:
+    """The first question of each kind, with each strategy's answer: green where it is right."""
+    table = Table(title="One question of each kind")
+    for heading in ("question", "expected", "strategy", "answer"):
+        table.add_column(heading)
+    shown: set[tuple[str, str]] = set()
+    for outcome in outcomes:
+        question = outcome.question
+        if (outcome.strategy, question.kind) in shown:
+            continue
+        shown.add((outcome.strategy, question.kind))
+        colour = "green" if outcome.exact else "red"
+        table.add_row(
+            escape(question.question),
+            escape(" / ".join(question.answers)),
+            outcome.strategy,
+            f"[{colour}]{escape(outcome.answer.text.strip())}[/{colour}]",
+        )
+    return table
