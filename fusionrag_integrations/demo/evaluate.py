@@ -1,17 +1,24 @@
-"""How well the model answers under full attention, each question asked alone."""
+"""How well the model answers under full attention, each question asked alone.
+
+`python -m fusionrag_integrations.demo.evaluate` prints the model card's table.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from transformers import LlamaForCausalLM
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from fusionrag_integrations.demo import MODEL_DIR
 from fusionrag_integrations.demo.packing import IGNORED, collate, draw_sample
-from fusionrag_integrations.demo.prompts import DEFAULT, PromptFormat
-from fusionrag_integrations.demo.world import Style
+from fusionrag_integrations.demo.prompts import DEFAULT, FORMATS, PromptFormat
+from fusionrag_integrations.demo.world import QuestionKind, Style
+
+KINDS = get_args(QuestionKind)
 
 
 @torch.inference_mode()
@@ -25,8 +32,8 @@ def measure(
     held_out_wordings: bool = False,
     form: PromptFormat = DEFAULT,
     seed: str = "evaluation",
-) -> dict[str, str]:
-    """Exact match by kind of question, on names that training never saw: "0.98 (120)".
+) -> dict[str, tuple[float, int]]:
+    """Exact match and number of questions by kind, on names that training never saw.
 
     An answer is right where greedy decoding gives it token by token with the end token behind.
     """
@@ -44,8 +51,34 @@ def measure(
         correct = model.lm_head(hidden[at]).argmax(-1) == labels[at]
         owner = batch.segments[0][at]
         for index, question in enumerate(sample.questions, start=1):
-            kind = question.kind + (" (new wording)" if question.new_wording else "")
-            right[kind].append(bool(correct[owner == index].all()))
-    return {
-        kind: f"{sum(hits) / len(hits):.3f} ({len(hits)})" for kind, hits in sorted(right.items())
+            if held_out_wordings and not question.new_wording:
+                continue
+            right[question.kind].append(bool(correct[owner == index].all()))
+    return {kind: (sum(hits) / len(hits), len(hits)) for kind, hits in sorted(right.items())}
+
+
+def main() -> None:
+    """Print exact match by context length, wording and prompt format."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    long = {"documents": 12, "worlds": 12, "fillers": (4, 5), "seed": "model card"}
+    cases: dict[str, dict[str, Any]] = {
+        "5 documents, about 500 tokens": {"documents": 5, "worlds": 30, "seed": "model card"},
+        "12 documents, about 2,000 tokens": long,
+        "the same, wordings that training never saw": long | {"held_out_wordings": True},
+        **{
+            f"the same as the second, format {form.name!r}": long | {"form": form}
+            for form in FORMATS
+            if form.held_out
+        },
     }
+    console = Console(soft_wrap=True, highlight=False)
+    console.print("| context | " + " | ".join(KINDS) + " |\n| --- |" + " --- |" * len(KINDS))
+    for name, case in cases.items():
+        result = measure(model, tokenizer, **case)
+        cells = (f"{result[kind][0]:.3f} ({result[kind][1]})" for kind in KINDS)
+        console.print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

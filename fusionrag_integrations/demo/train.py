@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ STAGES: tuple[Stage, ...] = (
           hint_weight=0.5),
     Stage("longer", 500, 5, documents=(4, 11), fillers=(1, 4), questions=8, bridges=True,
           hint_weight=0.5),
-    Stage("long", 1000, 4, documents=(4, 14), fillers=(2, 6), questions=12, bridges=True,
+    Stage("long", 1300, 4, documents=(4, 14), fillers=(2, 6), questions=20, bridges=True,
           hint_weight=0.5),
 )  # fmt: skip
 
@@ -116,10 +115,11 @@ def draw_batch(draw: random.Random, stage: Stage, tokenizer: Any) -> Batch:
     known = [f for f in FORMATS if not f.held_out]
     samples = []
     cloze = draw.random() < stage.cloze_share
+    # One size for the whole batch, so that little of it is padding.
     documents = draw.randint(*stage.documents)
+    low, high = sorted(draw.choices(range(stage.fillers[0], stage.fillers[1] + 1), k=2))
+    style = Style(held_out_names=False, held_out_wordings=False, fillers=(low, high))
     for _ in range(stage.batch):
-        low, high = sorted(draw.choices(range(stage.fillers[0], stage.fillers[1] + 1), k=2))
-        style = Style(held_out_names=False, held_out_wordings=False, fillers=(low, high))
         form = DEFAULT if draw.random() < 0.3 else draw.choice(known)
         samples.append(
             draw_sample(
@@ -154,10 +154,8 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, hint_weight: float) -> torch.
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps, then a cosine to a thirtieth of the peak."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    return peak * (1 / 30 + (1 - 1 / 30) * (1 + math.cos(math.pi * step / steps)) / 2)
+    """Warm-up over 100 steps, then constant, and linear to nothing over the last 600 steps."""
+    return peak * min((step + 1) / 100, 1.0, (steps - step) / 600)
 
 
 def train(out: Path, seed: int, peak: float, resume: bool) -> None:
@@ -243,7 +241,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
