@@ -10,6 +10,12 @@ formats   whole prompts in many formats; questions over two documents join in
 bridge    longer contexts, more questions over two documents
 longer    prompts of about 1,200 tokens
 long      prompts of up to 2,500 tokens
+conflicts documents say the same of different subjects
+subjects  the same as bare clozes, few words about each: whom a statement is about
+again     whole prompts of that kind
+all       prompts of up to 2,500 tokens, with and without such distractors
+dense     many documents and few other sentences: the most distractors for the tokens
+final     as all, while the learning rate falls
 """
 
 from __future__ import annotations
@@ -53,6 +59,7 @@ class Stage:
     cloze_share: float = 0.0
     bridges: bool = False
     hint_weight: float = 1.0
+    wordings: tuple[int | None, ...] = (None,)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -64,8 +71,19 @@ STAGES: tuple[Stage, ...] = (
           hint_weight=0.5),
     Stage("longer", 500, 5, documents=(4, 11), fillers=(1, 4), questions=8, bridges=True,
           hint_weight=0.5),
-    Stage("long", 1300, 4, documents=(4, 14), fillers=(2, 6), questions=20, bridges=True,
+    Stage("long", 450, 4, documents=(4, 14), fillers=(2, 6), questions=16, bridges=True,
           hint_weight=0.5),
+    Stage("conflicts", 250, 10, documents=(3, 8), fillers=(0, 2), questions=10, bridges=True,
+          wordings=(2, 3, 4)),
+    Stage("subjects", 450, 24, documents=(4, 8), questions=12, cloze_share=1.0, wordings=(1, 2)),
+    Stage("again", 300, 12, documents=(3, 8), fillers=(0, 2), questions=10, cloze_share=0.3,
+          bridges=True, wordings=(1, 2, 3, 5)),
+    Stage("all", 250, 4, documents=(4, 13), fillers=(2, 6), questions=12, bridges=True,
+          hint_weight=0.5, wordings=(2, 3, 5, 8, None)),
+    Stage("dense", 500, 8, documents=(7, 14), fillers=(0, 1), questions=12, cloze_share=0.3,
+          bridges=True, hint_weight=0.5, wordings=(2, 3, 4)),
+    Stage("final", 900, 4, documents=(7, 13), fillers=(0, 6), questions=14, bridges=True,
+          hint_weight=0.5, wordings=(2, 3, 4, None)),
 )  # fmt: skip
 
 
@@ -118,7 +136,12 @@ def draw_batch(draw: random.Random, stage: Stage, tokenizer: Any) -> Batch:
     # One size for the whole batch, so that little of it is padding.
     documents = draw.randint(*stage.documents)
     low, high = sorted(draw.choices(range(stage.fillers[0], stage.fillers[1] + 1), k=2))
-    style = Style(held_out_names=False, held_out_wordings=False, fillers=(low, high))
+    style = Style(
+        held_out_names=False,
+        held_out_wordings=False,
+        fillers=(low, high),
+        wordings=draw.choice(stage.wordings),
+    )
     for _ in range(stage.batch):
         form = DEFAULT if draw.random() < 0.3 else draw.choice(known)
         samples.append(

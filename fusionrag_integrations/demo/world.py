@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fusionrag_integrations.demo.names import Entity, EntityKind, draw_entity
 from fusionrag_integrations.demo.relations import (
@@ -77,12 +77,32 @@ class WorldQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How documents are written. Fillers are sentences a paragraph, drawn from the range."""
+    """How documents are written. Fillers are sentences a paragraph, drawn from the range.
+
+    wordings: how many wordings a kind of subject has in one world. With few, many documents say
+    the same of different subjects, and only the subject tells them apart.
+    """
 
     held_out_names: bool
     held_out_wordings: bool
     fillers: tuple[int, int]
     paragraphs: tuple[int, int] = (2, 3)
+    wordings: int | None = None
+
+    def usable(self, draw: random.Random) -> dict[EntityKind, list[Relation]]:
+        """The wordings of one world by kind of subject."""
+        found: dict[EntityKind, list[Relation]] = {}
+        for kind in get_args(EntityKind):
+            all_of_kind = [
+                r
+                for r in RELATIONS
+                if r.subject == kind and (self.held_out_wordings or not r.held_out)
+            ]
+            if self.wordings is None or self.wordings >= len(all_of_kind):
+                found[kind] = all_of_kind
+            else:
+                found[kind] = draw.sample(all_of_kind, self.wordings)
+        return found
 
 
 def build_world(
@@ -92,6 +112,7 @@ def build_world(
 
     Some documents are about a person that another document names, which makes bridges.
     """
+    usable = style.usable(draw)
     documents: list[WorldDocument] = []
     wanted: list[Entity] = []  # people that a document named and that have none of their own
     taken: set[str] = set()
@@ -105,7 +126,7 @@ def build_world(
         if subject.name in taken:
             continue
         taken.add(subject.name)
-        document = _write(draw, subject, style)
+        document = _write(draw, subject, style, usable[subject.kind])
         documents.append(document)
         if subject.kind != "person":
             wanted += [
@@ -117,22 +138,19 @@ def build_world(
     return documents, _questions(draw, documents)
 
 
-def _write(draw: random.Random, subject: Entity, style: Style) -> WorldDocument:
-    usable = [
-        r
-        for r in RELATIONS
-        if r.subject == subject.kind and (style.held_out_wordings or not r.held_out)
-    ]
+def _write(
+    draw: random.Random, subject: Entity, style: Style, usable: list[Relation]
+) -> WorldDocument:
     relations = draw.sample(usable, min(len(usable), 5))
     facts: list[Fact] = []
     paragraphs: list[str] = []
     named_before = False
     for number in range(draw.randint(*style.paragraphs)):
+        if not relations:
+            break
         by_name = number == 0 or draw.random() < 0.2
         stated = []
         for position in range(1 if len(relations) < 3 or draw.random() < 0.6 else 2):
-            if not relations:
-                break
             relation = relations.pop()
             answer, entity = _answer(draw, relation.answer, style.held_out_names)
             use_name = by_name and position == 0
