@@ -71,9 +71,9 @@ def main() -> None:
     with tqdm(desc="index") as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
-            bar.set_description(stage)
-            bar.total, bar.n = total, done
-            bar.refresh()
+            bar.set_description(stage, refresh=False)
+            bar.total = total
+            bar.update(done - bar.n)
 
         report = engine.ingest(read_documents([options.path]), progress=progress)
     rows = [json.loads(line) for line in options.path.read_text().splitlines()][: options.limit]

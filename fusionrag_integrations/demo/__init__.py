@@ -16,4 +16,4 @@ from pathlib import Path
 MODEL_DIR = Path(__file__).parent / "fusionrag-demo-2m"
 CORPUS_PATH = Path(__file__).parent / "corpus.jsonl"
 QUESTIONS_PATH = Path(__file__).parent / "questions.jsonl"
-CHUNK_TOKENS = 100  # one paragraph of the corpus a chunk
+CHUNK_TOKENS = 120  # one paragraph of the corpus a chunk

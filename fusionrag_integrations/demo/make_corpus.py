@@ -19,7 +19,7 @@ from fusionrag_integrations.demo.world import QuestionKind, Style, build_world
 
 DOCUMENTS = 320
 QUESTIONS_A_KIND = 100
-STYLE = Style(held_out_names=True, held_out_wordings=False, fillers=(4, 5))
+STYLE = Style(held_out_names=True, held_out_wordings=False, fillers=(5, 6))
 
 
 def make(seed: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

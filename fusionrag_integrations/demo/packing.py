@@ -12,15 +12,23 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fusionrag_integrations.demo.prompts import PromptFormat
-from fusionrag_integrations.demo.world import Style, WorldDocument, WorldQuestion, build_world
+from fusionrag_integrations.demo.world import (
+    QuestionKind,
+    Style,
+    WorldDocument,
+    WorldQuestion,
+    build_world,
+)
 
 IGNORED = -100
 CONTEXT, PADDING = 0, -1
+# Kinds take turns; back references, the hardest to learn, come twice.
+TURNS: tuple[QuestionKind, ...] = ("bridge", "back_reference", "single_hop", "back_reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +155,10 @@ def draw_sample(
         if questions:
             break
     draw.shuffle(questions)
-    by_kind = {
-        kind: [q for q in questions if q.kind == kind]
-        for kind in ("bridge", "back_reference", "single_hop")
-    }
+    waiting = {kind: [q for q in questions if q.kind == kind] for kind in get_args(QuestionKind)}
     chosen: list[WorldQuestion] = []
-    while len(chosen) < most_questions and any(by_kind.values()):
-        for group in by_kind.values():
-            if group and len(chosen) < most_questions:
-                chosen.append(group.pop())
+    while len(chosen) < most_questions and any(waiting.values()):
+        for kind in TURNS:
+            if waiting[kind] and len(chosen) < most_questions:
+                chosen.append(waiting[kind].pop())
     return pack(tokenizer, world, chosen, form)

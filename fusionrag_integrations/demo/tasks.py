@@ -13,8 +13,7 @@ from fusionrag_integrations.demo import QUESTIONS_PATH
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import ChunkRecord
 
-CHUNKS = 30  # a prompt's chunks, at about 65 tokens each
-CANDIDATES = 60
+CHUNKS = 25  # a prompt's chunks, at about 77 tokens each
 
 
 def load_questions(
@@ -23,7 +22,8 @@ def load_questions(
     """The questions of the file, at most `limit` of each kind.
 
     As in multi-hop benchmarks, a question's prompt holds the documents that answer it among
-    distractors: those that the index finds nearest to the question, whole, in shuffled order.
+    distractors: other documents of the corpus, all of them whole. Which ones, and in what order,
+    is drawn at random, always the same for the same question.
     """
     counts: dict[str, int] = {}
     questions: list[Question] = []
@@ -46,14 +46,17 @@ def load_questions(
 
 def _context(corpus: Corpus, question: str, gold: Sequence[str]) -> list[str]:
     """Texts of the prompt's chunks, in order."""
-    hits = corpus.search(question, CANDIDATES)
-    nearest = dict.fromkeys([*gold, *(hit.chunk.document_id for hit in hits)])
+    draw = random.Random(question)
+    others = corpus.catalog.document_ids()
+    draw.shuffle(others)
     documents: list[list[ChunkRecord]] = []
     room = CHUNKS
-    for document_id in nearest:
+    for document_id in dict.fromkeys([*gold, *others]):
         records = list(corpus.catalog.records(corpus.catalog.chunk_ids([document_id])).values())
         if len(records) <= room:
             documents.append(records)
             room -= len(records)
-    random.Random(question).shuffle(documents)
+        if not room:
+            break
+    draw.shuffle(documents)
     return [record.chunk.text for document in documents for record in document]

@@ -82,7 +82,7 @@ STAGES: tuple[Stage, ...] = (
           hint_weight=0.5, wordings=(2, 3, 5, 8, None)),
     Stage("dense", 500, 8, documents=(7, 14), fillers=(0, 1), questions=12, cloze_share=0.3,
           bridges=True, hint_weight=0.5, wordings=(2, 3, 4)),
-    Stage("final", 900, 4, documents=(7, 13), fillers=(0, 6), questions=14, bridges=True,
+    Stage("final", 1080, 4, documents=(7, 13), fillers=(0, 6), questions=14, bridges=True,
           hint_weight=0.5, wordings=(2, 3, 4, None)),
 )  # fmt: skip
 
