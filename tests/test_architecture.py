@@ -73,8 +73,9 @@ def test_the_rule_sees_a_forbidden_import(tmp_path: Path) -> None:
     assert imported_rooms(file) == {"engine"}
 
 
-def test_only_the_model_room_touches_transformers_internals() -> None:
-    allowed = {"model", "decode", "demo"}
+def test_few_rooms_touch_transformers() -> None:
+    # decode takes logits processors, cli hides progress bars, demo holds a training script
+    allowed = {"model", "decode", "cli", "demo"}
     importing = {
         room_of_file(file)
         for file in FILES
