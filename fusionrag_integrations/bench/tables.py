@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,9 +18,12 @@ _NUMBERS = ("n", "EM", "F1", "recomputed", "TTFT", "speed-up")
 
 def rows_table(rows: Sequence[Row]) -> Table:
     """One line a strategy, the kinds of question apart. `rows` come kind by kind."""
-    table = Table(title="Strategies side by side")
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(
+        title="Strategies side by side", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for heading in _TEXT:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in _NUMBERS:
         table.add_column(heading, justify="right")
     for kind, group in groupby(rows, key=attrgetter("kind")):

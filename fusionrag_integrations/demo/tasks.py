@@ -13,6 +13,8 @@ from fusionrag_integrations.demo import QUESTIONS_PATH
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import ChunkRecord
 
+NEAREST = 4
+HITS = 60  # enough to find so many documents in
 CHUNKS = 25  # a prompt's chunks, at about 77 tokens each
 
 
@@ -22,8 +24,9 @@ def load_questions(
     """The questions of the file, at most `limit` of each kind.
 
     As in multi-hop benchmarks, a question's prompt holds the documents that answer it among
-    distractors: other documents of the corpus, all of them whole. Which ones, and in what order,
-    is drawn at random, always the same for the same question.
+    distractors, all of them whole: `NEAREST` that the index finds for the question, which say the
+    same of others, and documents drawn at random. The order is random too. Draws are always the
+    same for the same question.
     """
     counts: dict[str, int] = {}
     questions: list[Question] = []
@@ -47,11 +50,13 @@ def load_questions(
 def _context(corpus: Corpus, question: str, gold: Sequence[str]) -> list[str]:
     """Texts of the prompt's chunks, in order."""
     draw = random.Random(question)
+    near = dict.fromkeys(hit.chunk.document_id for hit in corpus.search(question, HITS))
+    distractors = [i for i in near if i not in gold][:NEAREST]
     others = corpus.catalog.document_ids()
     draw.shuffle(others)
     documents: list[list[ChunkRecord]] = []
     room = CHUNKS
-    for document_id in dict.fromkeys([*gold, *others]):
+    for document_id in dict.fromkeys([*gold, *distractors, *others]):
         records = list(corpus.catalog.records(corpus.catalog.chunk_ids([document_id])).values())
         if len(records) <= room:
             documents.append(records)
