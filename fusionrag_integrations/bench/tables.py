@@ -13,7 +13,7 @@ from rich.table import Table
 from fusionrag_integrations.bench.comparison import Outcome, Row
 
 _TEXT = ("questions", "strategy")
-_NUMBERS = ("n", "EM", "F1", "recomputed", "TTFT", "speed-up")
+_NUMBERS = ("n", "EM", "F1", "redone", "TTFT", "speed-up")
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
