@@ -23,7 +23,9 @@ from rich.table import Table
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 
 if TYPE_CHECKING:
+    from fusionrag_integrations.catalog import Catalog
     from fusionrag_integrations.engine import FusionEngine
+    from fusionrag_integrations.store import FileKVStore
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -224,11 +226,7 @@ def demo(as_json: bool) -> None:
 @json_option
 def inspect(store: Path, as_json: bool) -> None:
     """Show what a store holds: documents, chunks, KV, and the model it is for."""
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.store import FileKVStore
-
-    catalog = Catalog.open(store / CATALOG_FILE)
-    kv = FileKVStore(store / "kv", catalog.info.signature)
+    catalog, kv = _opened(store)
     stored = set(kv.keys())
     facts = (
         asdict(catalog.info)
@@ -255,12 +253,9 @@ def inspect(store: Path, as_json: bool) -> None:
 @json_option
 def verify(store: Path, as_json: bool) -> None:
     """Check every KV record of a store: checksum, format, model. Exit status 1 on a problem."""
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.store import FileKVStore
     from fusionrag_integrations.store import verify as verify_records
 
-    catalog = Catalog.open(store / CATALOG_FILE)
-    kv = FileKVStore(store / "kv", catalog.info.signature)
+    catalog, kv = _opened(store)
     keys = set(kv.keys())
     with _bars() as progress:
         problems = [
@@ -280,6 +275,15 @@ def verify(store: Path, as_json: bool) -> None:
         out.print(f"{len(keys)} records checked, {found}.")
     if problems:
         raise click.exceptions.Exit(1)
+
+
+def _opened(store: Path) -> tuple[Catalog, FileKVStore]:
+    """What a store holds, opened without a model."""
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+    from fusionrag_integrations.store import FileKVStore
+
+    catalog = Catalog.open(store / CATALOG_FILE)
+    return catalog, FileKVStore(store / "kv", catalog.info.signature)
 
 
 def _existing(store: Path) -> Path:
