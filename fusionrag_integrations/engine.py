@@ -35,7 +35,7 @@ class FusionEngine:
         self.corpus = corpus
         self._model = model
         self._store = store
-        self._prefix_ids = tuple(self._encode(prefix))
+        self._prefix_ids = tuple(self.encode(prefix))
         self._server = Server(model, corpus, store)
 
     @classmethod
@@ -107,7 +107,8 @@ class FusionEngine:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""
-        return self._encode(text)
+        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def ingest(
         self, documents: Iterable[Document], *, progress: Progress | None = None
@@ -155,10 +156,6 @@ class FusionEngine:
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins with the first."""
         return AnswerStream(self._server.run(prompt, settings or AnswerSettings()))
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
