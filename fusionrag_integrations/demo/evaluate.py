@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from fusionrag_integrations.demo import MODEL_DIR
+from fusionrag_integrations.demo.packed_attention import read, use_packed_attention
 from fusionrag_integrations.demo.packing import IGNORED, collate, draw_sample
 from fusionrag_integrations.demo.prompts import DEFAULT, FORMATS, PromptFormat
 from fusionrag_integrations.demo.world import QuestionKind, Style
@@ -30,30 +31,35 @@ def measure(
     worlds: int,
     fillers: tuple[int, int] = (0, 2),
     held_out_wordings: bool = False,
-    form: PromptFormat = DEFAULT,
+    wordings: int | None = None,
+    form: PromptFormat | None = DEFAULT,
     seed: str = "evaluation",
 ) -> dict[str, tuple[float, int]]:
     """Exact match and number of questions by kind, on names that training never saw.
 
+    wordings: how many a kind of subject has in one world; with few, more distractors say the same.
+    The model must read packed batches (`use_packed_attention`).
     An answer is right where greedy decoding gives it token by token with the end token behind.
     """
     right: dict[str, list[bool]] = defaultdict(list)
-    style = Style(held_out_names=True, held_out_wordings=held_out_wordings, fillers=fillers)
+    style = Style(
+        held_out_names=True,
+        held_out_wordings=held_out_wordings,
+        fillers=fillers,
+        wordings=wordings,
+    )
     for number in range(worlds):
         draw = random.Random(f"{seed}:{number}")
         sample = draw_sample(draw, tokenizer, documents, style, form, 60, bridges=True)
         batch = collate([sample], tokenizer.pad_token_id)
-        hidden = model.model(
-            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.positions
-        ).last_hidden_state[0]
-        labels = batch.labels[0]
-        at = labels != IGNORED
-        correct = model.lm_head(hidden[at]).argmax(-1) == labels[at]
-        owner = batch.segments[0][at]
-        for index, question in enumerate(sample.questions, start=1):
+        correct = model.lm_head(read(model, batch)[-1][0]).argmax(-1) == batch.answers[0]
+        told = batch.answers[0] != IGNORED
+        starts = range(batch.in_context.shape[1], len(told), batch.size)
+        for question, start in zip(sample.questions, starts, strict=True):
             if held_out_wordings and not question.new_wording:
                 continue
-            right[question.kind].append(bool(correct[owner == index].all()))
+            own = slice(start, start + batch.size)
+            right[question.kind].append(bool(correct[own][told[own]].all()))
     return {kind: (sum(hits) / len(hits), len(hits)) for kind, hits in sorted(right.items())}
 
 
@@ -61,11 +67,14 @@ def main() -> None:
     """Print exact match by context length, wording and prompt format."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    use_packed_attention(model)
     long = {"documents": 12, "worlds": 12, "fillers": (4, 5), "seed": "model card"}
     cases: dict[str, dict[str, Any]] = {
         "5 documents, about 500 tokens": {"documents": 5, "worlds": 30, "seed": "model card"},
         "12 documents, about 2,000 tokens": long,
-        "the same, wordings that training never saw": long | {"held_out_wordings": True},
+        "the same, three wordings a kind of subject": long | {"wordings": 3},
+        "the same as the second, wordings that training never saw": long
+        | {"held_out_wordings": True},
         **{
             f"the same as the second, format {form.name!r}": long | {"form": form}
             for form in FORMATS

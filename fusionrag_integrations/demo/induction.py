@@ -5,11 +5,16 @@ An induction circuit (Elhage et al., 2021; Olsson et al., 2022) continues "... a
 layer 0, head 0   looks one position back and notes what stands there
 layer 1           looks for a position whose note equals the current token, and copies its token
 
+Later layers that are to copy, too, start with values that write what was read; where to look is
+left to training.
+
 With random weights a model of this size spends thousands of steps before it has found one; with
 the circuit in place, copying is learned within a hundred. Training is free to change all of it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from transformers import LlamaForCausalLM
@@ -23,8 +28,8 @@ COPY = 0.1  # size of what is copied
 
 
 @torch.no_grad()
-def write_induction_circuit(model: LlamaForCausalLM) -> None:
-    """Change the embeddings and the first two layers' attention; the rest stays as it is."""
+def write_induction_circuit(model: LlamaForCausalLM, copying: Sequence[int]) -> None:
+    """Change the embeddings, the first two layers' attention, and values of layers `copying`."""
     size, width = model.config.head_dim, model.config.hidden_size
     embeddings = model.model.embed_tokens.weight
     embeddings.normal_(0.0, EMBEDDING_STD)
@@ -52,6 +57,7 @@ def write_induction_circuit(model: LlamaForCausalLM) -> None:
     heads = model.config.num_attention_heads
     match.q_proj.weight.copy_(MATCH * content.repeat(heads, 1))
     match.k_proj.weight.copy_(MATCH * note.repeat(heads, 1))
-    values = torch.nn.init.orthogonal_(torch.empty(width, width))
-    match.v_proj.weight.copy_(values)
-    match.o_proj.weight.copy_(COPY * values.T)
+    for layer in (1, *copying):
+        values = torch.nn.init.orthogonal_(torch.empty(width, width))
+        model.model.layers[layer].self_attn.v_proj.weight.copy_(values)
+        model.model.layers[layer].self_attn.o_proj.weight.copy_(COPY * values.T)

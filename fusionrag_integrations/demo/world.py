@@ -31,6 +31,7 @@ class Fact:
     """`<subject> <verb> <answer>`, stated in one paragraph by name or by pronoun.
 
     `askable` is false where the pronoun's antecedent isn't in the paragraph just before.
+    `paragraph` is the number, from 0, of the one that states it.
     """
 
     subject: Entity
@@ -39,6 +40,12 @@ class Fact:
     answer_entity: Entity | None
     by_name: bool
     askable: bool
+    paragraph: int
+
+    @property
+    def lead(self) -> str:
+        """What stands before the answer."""
+        return f"{self.subject.name if self.by_name else self.subject.pronoun} {self.relation.verb}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +62,25 @@ class WorldDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class WorldQuestion:
-    """A question, each clause of it a cloze whose next words are known.
+class Hop:
+    """A clause of a question, and the fact that it asks for.
 
-    cloze is the question up to where the answer would stand; hops holds, for every clause, how
-    many characters of the cloze it ends at and what would stand there.
+    It ends with the first `stop` characters of the question, where the fact's answer would stand.
     """
+
+    fact: Fact
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorldQuestion:
+    """A question: `cloze` up to where the answer would stand, and what it asks for there."""
 
     kind: QuestionKind
     cloze: str
     ask: str
     answer: str
-    hops: tuple[tuple[int, str], ...]
+    hops: tuple[Hop, ...]
     documents: tuple[str, ...]
     new_wording: bool
 
@@ -156,10 +170,9 @@ def _write(
             use_name = by_name and position == 0
             # A pronoun behind a name in its own paragraph is neither kind of question.
             askable = use_name or (not by_name and named_before)
-            facts.append(Fact(subject, relation, answer, entity, use_name, askable))
-            stated.append(
-                f"{subject.name if use_name else subject.pronoun} {relation.verb} {answer}."
-            )
+            fact = Fact(subject, relation, answer, entity, use_name, askable, number)
+            facts.append(fact)
+            stated.append(f"{fact.lead} {answer}.")
         count = draw.randint(*style.fillers)
         fillers = [_filler(draw, subject, style.held_out_names) for _ in range(count)]
         before = draw.randint(0, len(fillers))
@@ -200,7 +213,7 @@ def _questions(draw: random.Random, documents: list[WorldDocument]) -> list[Worl
                     cloze=cloze,
                     ask=draw.choice(ASK[fact.relation.answer]),
                     answer=fact.answer,
-                    hops=((len(cloze), fact.answer),),
+                    hops=(Hop(fact, len(cloze)),),
                     documents=(document.id,),
                     new_wording=fact.relation.held_out,
                 )
@@ -224,7 +237,7 @@ def _bridge(
         cloze=cloze,
         ask=draw.choice(ASK[second.relation.answer]),
         answer=second.answer,
-        hops=((len(head), first.answer), (len(cloze), second.answer)),
+        hops=(Hop(first, len(head)), Hop(second, len(cloze))),
         documents=(document.id, person.id),
         new_wording=first.relation.held_out or second.relation.held_out,
     )
