@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -62,3 +63,17 @@ def test_links_lead_somewhere() -> None:
 @pytest.mark.parametrize("command", ["index", "ask", "demo", "inspect", "verify"])
 def test_readme_mentions_every_command(command: str) -> None:
     assert f"fusionrag {command}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_the_demo_table_holds_the_results_on_file(page: str) -> None:
+    results = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())
+    text = (ROOT / page).read_text()
+    table = text[text.index("<!-- demo-table -->") : text.index("<!-- /demo-table -->")]
+    shown = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert shown == [
+        f"| {row['kind']} | {row['strategy']} | {row['em']:.2f} | {row['f1']:.2f} | "
+        f"{row['recompute_ratio']:.0%} | {row['ttft_ms']:.0f} ms | {row['speedup']:.1f}x |"
+        for row in results["rows"]
+    ]
+    assert results["date"] in table

@@ -6,7 +6,9 @@ tasks.py        the bundled questions, and the prompts that ask them
 How the bundled files were made (none of it runs in the demo):
 names.py, relations.py, world.py    the generator of invented documents and questions
 make_corpus.py                      corpus.jsonl and questions.jsonl, about names held out
-prompts.py, train_tokenizer.py, packing.py, induction.py, train.py, evaluate.py    the model
+prompts.py, train_tokenizer.py      how prompts are worded; the model's tokenizer
+packing.py, packed_attention.py     many questions behind each context, each asked alone
+induction.py, supervision.py, train.py, evaluate.py    the model
 """
 
 from __future__ import annotations

@@ -110,19 +110,22 @@ def test_prompts_are_about_two_thousand_tokens(result: DemoResult) -> None:
     assert max(sizes) < 2_600
 
 
-@pytest.mark.parametrize(("kind", "least"), [("single_hop", 0.8), ("back_reference", 0.6)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("single_hop", 0.9), ("back_reference", 0.9), ("bridge", 0.8)]
+)
 def test_full_attention_answers(result: DemoResult, kind: str, least: float) -> None:
     assert em(result, "full_attention", kind) >= least
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fusionrag_answers_as_well(result: DemoResult, kind: str) -> None:
-    assert em(result, "fusionrag", kind) >= em(result, "full_attention", kind) - 0.1
+    assert em(result, "fusionrag", kind) >= em(result, "full_attention", kind) - 0.05
 
 
 def test_fusing_repairs_what_full_reuse_breaks(result: DemoResult) -> None:
     broken = em(result, "full_reuse", "back_reference")
-    assert broken <= em(result, "fusionrag", "back_reference") - 0.1
+    assert broken <= em(result, "full_attention", "back_reference") - 0.3
+    assert broken <= em(result, "fusionrag", "back_reference") - 0.3
 
 
 def test_no_strategy_recomputes_more_than_it_says(result: DemoResult) -> None:
