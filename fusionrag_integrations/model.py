@@ -168,11 +168,6 @@ class KVBuffer:
     def capacity(self) -> int:
         return self.keys.shape[2]
 
-    def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Copy rotated keys and values [L, Hkv, T, D] into slots [T]. Changes the buffer."""
-        self.keys.index_copy_(2, slots, keys.to(self.keys))
-        self.values.index_copy_(2, slots, values.to(self.values))
-
 
 class _RowsCache(Cache):  # type: ignore[misc]
     """Shows a `KVBuffer` to transformers for one pass over some rows.

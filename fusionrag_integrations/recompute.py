@@ -28,13 +28,14 @@ def place(
     What stands at fresh positions is undefined until they are computed.
     """
     buffer = model.new_buffer(capacity)
-    if not prompt.spans:
-        return buffer
-    sources = [slice(s.source_start, s.source_start + s.length) for s in prompt.spans]
-    keys = torch.cat([kv.keys[:, :, at] for kv, at in zip(kvs, sources, strict=True)], dim=2)
-    values = torch.cat([kv.values[:, :, at] for kv, at in zip(kvs, sources, strict=True)], dim=2)
-    slots = torch.tensor(prompt.chunk_positions, device=model.device)
-    buffer.write(slots, rotate(keys.to(model.device), model.rotation(slots)), values)
+    rotation = model.rotation(range(len(prompt)))
+    # Span by span: one fits in a CPU's cache, all of them together don't.
+    for span, kv in zip(prompt.spans, kvs, strict=True):
+        source = slice(span.source_start, span.source_start + span.length)
+        slots = slice(span.start, span.start + span.length)
+        keys = kv.keys[:, :, source].to(model.device)
+        buffer.keys[:, :, slots] = rotate(keys, rotation.at(slots))
+        buffer.values[:, :, slots] = kv.values[:, :, source]
     return buffer
 
 

@@ -31,6 +31,10 @@ class Rotation:
     sin: torch.Tensor
     apply: ApplyRotary
 
+    def at(self, rows: slice) -> Rotation:
+        """The turn to some of the positions."""
+        return Rotation(self.cos[:, rows], self.sin[:, rows], self.apply)
+
     def inverse(self) -> Rotation:
         """The turn back to position 0."""
         return Rotation(self.cos, -self.sin, self.apply)
