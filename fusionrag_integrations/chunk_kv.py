@@ -53,9 +53,7 @@ def place_consecutively(model: CausalModel, buffer: KVBuffer, kvs: Sequence[Chun
     start = 0
     for kv in kvs:
         stop = start + len(kv.token_ids)
-        keys = rotate(kv.keys.to(model.device), model.rotation(range(start, stop)))
-        buffer.keys[:, :, start:stop] = keys
-        buffer.values[:, :, start:stop] = kv.values.to(model.device)
+        buffer.place(start, kv.keys, kv.values, model.rotation(range(start, stop)))
         start = stop
 
 

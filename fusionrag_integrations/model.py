@@ -33,7 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.rope import Rotation
+from fusionrag_integrations.rope import Rotation, rotate
 
 ATTENTION = "fusionrag"
 
@@ -167,6 +167,16 @@ class KVBuffer:
     @property
     def capacity(self) -> int:
         return self.keys.shape[2]
+
+    def place(
+        self, start: int, keys: torch.Tensor, values: torch.Tensor, rotation: Rotation
+    ) -> None:
+        """Copy unrotated keys, turned by `rotation`, and values [L, Hkv, T, D] into slots from
+        `start` on. They may lie on any device and stay as they are. Changes the buffer.
+        """
+        slots = slice(start, start + keys.shape[2])
+        self.keys[:, :, slots] = rotate(keys.to(self.keys.device), rotation)
+        self.values[:, :, slots] = values
 
 
 class _RowsCache(Cache):  # type: ignore[misc]

@@ -13,7 +13,6 @@ from time import perf_counter
 import torch
 
 from fusionrag_integrations.model import CausalModel, KVBuffer, QueryCapture
-from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.timing import settle
 from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
 
@@ -28,14 +27,12 @@ def place(
     What stands at fresh positions is undefined until they are computed.
     """
     buffer = model.new_buffer(capacity)
-    rotation = model.rotation(range(len(prompt)))
+    rotation = model.rotation(torch.arange(len(prompt)))
     # Span by span: one fits in a CPU's cache, all of them together don't.
     for span, kv in zip(prompt.spans, kvs, strict=True):
         source = slice(span.source_start, span.source_start + span.length)
-        slots = slice(span.start, span.start + span.length)
-        keys = kv.keys[:, :, source].to(model.device)
-        buffer.keys[:, :, slots] = rotate(keys, rotation.at(slots))
-        buffer.values[:, :, slots] = kv.values[:, :, source]
+        turn = rotation.at(slice(span.start, span.stop))
+        buffer.place(span.start, kv.keys[:, :, source], kv.values[:, :, source], turn)
     return buffer
 
 

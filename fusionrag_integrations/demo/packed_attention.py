@@ -1,6 +1,7 @@
 """Attention over packed batches: contexts causally, each question to its context and itself.
 
-Apart from each other, contexts need no mask, and most of what it would hide is never computed.
+The two are computed apart, so that contexts need no mask, and nothing above their diagonal is
+computed.
 """
 
 from __future__ import annotations

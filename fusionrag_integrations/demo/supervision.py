@@ -55,13 +55,19 @@ class Trainee(torch.nn.Module):
                 logits = self.model.lm_head(read_out(states[LOOK_LAYERS[hop]][at]))
                 names = batch.subjects[hop][at]
                 losses[f"subjects{hop}"] = cross_entropy(logits.flatten(0, 1), names.flatten())
+        mask = question_mask(batch)
         for step, (layer, looks) in enumerate(zip(LOOK_LAYERS, batch.looks, strict=True)):
             if looks.numel():
-                losses[f"looks{step}"] = self._look_loss(batch, states[layer], layer, looks)
+                losses[f"looks{step}"] = self._look_loss(batch, states[layer], layer, looks, mask)
         return losses
 
     def _look_loss(
-        self, batch: Batch, state: torch.Tensor, layer: int, looks: torch.Tensor
+        self,
+        batch: Batch,
+        state: torch.Tensor,
+        layer: int,
+        looks: torch.Tensor,
+        mask: torch.Tensor,
     ) -> torch.Tensor:
         """Cross entropy of attention, mean over all heads of the layer that reads `state`."""
         block, config = self.model.model.layers[layer], self.model.config
@@ -75,9 +81,8 @@ class Trainee(torch.nn.Module):
         rows, (tokens, at) = torch.arange(len(looks))[:, None], looks.unbind(-1)
         width = batch.in_context.shape[1]
         asking = tokens.clamp(min=width)  # padding looks from anywhere, and is dropped
-        mask = question_mask(batch)[rows, 0, asking - width]
         scores = torch.einsum("bnhd,bhtd->bnht", query[rows, :, asking], key)
-        scores = scores * config.head_dim**-0.5 + mask[:, :, None]
+        scores = scores * config.head_dim**-0.5 + mask[rows, 0, asking - width][:, :, None]
         told = tokens != IGNORED
         return cross_entropy(
             scores[told].flatten(0, 1), at[told].repeat_interleave(config.num_attention_heads)
