@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from fusionrag_integrations.engine import AnswerStream, FusionEngine
     from fusionrag_integrations.errors import FusionRAGError
     from fusionrag_integrations.ingest import IngestReport
-    from fusionrag_integrations.types import Answer, AnswerSettings, Chunk, Document, KVHandle
+    from fusionrag_integrations.types import (
+        Answer,
+        AnswerSettings,
+        Chunk,
+        Document,
+        KVHandle,
+        Passage,
+    )
 
 _MODULE_OF = {
     "Answer": "types",
@@ -26,6 +33,7 @@ _MODULE_OF = {
     "FusionRAGError": "errors",
     "IngestReport": "ingest",
     "KVHandle": "types",
+    "Passage": "types",
 }
 
 __all__ = [
@@ -39,6 +47,7 @@ __all__ = [
     "FusionRAGError",
     "IngestReport",
     "KVHandle",
+    "Passage",
 ]
 
 

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -25,10 +26,11 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
+from fusionrag_integrations.keys import metadata_json
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
 
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -43,8 +45,10 @@ _SCHEMA = (
         document_id TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
         position INTEGER NOT NULL, text TEXT NOT NULL, title TEXT NOT NULL, scope TEXT NOT NULL,
         metadata TEXT NOT NULL, token_ids BLOB NOT NULL, offsets BLOB NOT NULL,
-        isolated_key TEXT NOT NULL, fused_key TEXT NOT NULL DEFAULT '')""",
+        isolated_key TEXT NOT NULL, fused_key TEXT NOT NULL DEFAULT '',
+        text_hash BLOB NOT NULL)""",
     "CREATE INDEX chunks_in_order ON chunks (document_id, position)",
+    "CREATE INDEX chunks_by_text ON chunks (text_hash)",
     """CREATE TABLE neighbours (
         chunk_id TEXT NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
         position INTEGER NOT NULL,
@@ -54,6 +58,7 @@ _SCHEMA = (
 )
 _COLUMNS = """id, document_id, position, text, title, scope, metadata, token_ids, offsets,
     isolated_key, fused_key"""
+_WRITTEN = f"{_COLUMNS}, text_hash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,6 @@ class Catalog:
         with _opening(path, "rwc") as db:
             if _kind(db) != (0, 0, 0):
                 raise StoreError(f"There is a database at {path} already; open it instead.")
-            db.execute("PRAGMA journal_mode = WAL")
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
@@ -153,7 +157,7 @@ class Catalog:
 
     @property
     def revision(self) -> int:
-        """A number that every change raises, by whichever process.
+        """A number that every change of documents raises, by whichever process; KV doesn't.
 
         Read it before the rows that it stands for: a change in between then shows next time.
         """
@@ -213,12 +217,12 @@ class Catalog:
                 (document.id, content_hash),
             )
             db.executemany(
-                f"""UPDATE chunks SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '')
+                f"""UPDATE chunks SET ({_WRITTEN}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?)
                 WHERE id = ?""",
                 [(*row, chunk_id) for chunk_id, row in rows.items() if chunk_id in old],
             )
             db.executemany(
-                f"INSERT INTO chunks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                f"INSERT INTO chunks ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?)",
                 [row for chunk_id, row in rows.items() if chunk_id not in old],
             )
             _raise_revision(db)
@@ -254,7 +258,6 @@ class Catalog:
                 "INSERT INTO neighbours VALUES (?, ?, ?)",
                 [(chunk_id, i, neighbour) for i, neighbour in enumerate(neighbour_ids)],
             )
-            _raise_revision(db)
         return True
 
     def record(self, chunk_id: str) -> ChunkRecord | None:
@@ -268,15 +271,20 @@ class Catalog:
         found = {row[0]: _to_record(row) for row in rows}
         return {chunk_id: found[chunk_id] for chunk_id in ids if chunk_id in found}
 
-    def all_records(self) -> Iterator[ChunkRecord]:
-        """All records, by document and index. One document is read at a time."""
-        query = f"SELECT {_COLUMNS} FROM chunks WHERE document_id = ? ORDER BY position"
-        for document_id in self.document_ids():
-            yield from map(_to_record, self._rows(query, (document_id,)))
+    def scoped_texts(self, chunk_ids: Iterable[str]) -> list[tuple[str, str, str]]:
+        """Chunk id, scope and text of these chunks, in any order; unknown ids are left out."""
+        return self._rows_in("SELECT id, scope, text FROM chunks WHERE id IN ({})", chunk_ids)
 
-    def texts(self) -> list[tuple[str, str]]:
-        """Chunk id and text of all chunks, by document and index."""
-        return self._rows("SELECT id, text FROM chunks ORDER BY document_id, position")
+    def with_text(self, text: str) -> list[ChunkRecord]:
+        """Records of the chunks that have this text, by document and index."""
+        query = f"""SELECT {_COLUMNS} FROM chunks WHERE text_hash = ?
+            ORDER BY document_id, position"""
+        return [_to_record(row) for row in self._rows(query, (_text_hash(text),))]
+
+    def kv_keys(self) -> list[tuple[str, str, str]]:
+        """Chunk id, isolated key and fused key of all chunks, by document and index."""
+        query = "SELECT id, isolated_key, fused_key FROM chunks ORDER BY document_id, position"
+        return self._rows(query)
 
     def unfused(self) -> list[str]:
         """Ids of the chunks without fused KV, by document and index."""
@@ -388,15 +396,8 @@ def _each(values: Iterable[str]) -> list[tuple[str]]:
 
 
 def _to_row(record: ChunkRecord) -> tuple[object, ...]:
-    """Values for `_COLUMNS` without the fused key. Integers are little-endian int32."""
+    """Values for `_WRITTEN` without the fused key. Integers are little-endian int32."""
     chunk, encoded = record.chunk, record.encoded
-    try:
-        metadata = json.dumps(dict(chunk.metadata))
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"Metadata of document {chunk.document_id!r} can't be stored: {error}. "
-            "Values may be strings, numbers and booleans."
-        ) from error
     bounds = [bound for pair in encoded.offsets for bound in pair]
     return (
         chunk.id,
@@ -405,11 +406,16 @@ def _to_row(record: ChunkRecord) -> tuple[object, ...]:
         chunk.text,
         chunk.title,
         chunk.scope,
-        metadata,
+        metadata_json(chunk.document_id, chunk.metadata),
         struct.pack(f"<{len(encoded.token_ids)}i", *encoded.token_ids),
         struct.pack(f"<{len(bounds)}i", *bounds),
         record.isolated_key,
+        _text_hash(chunk.text),
     )
+
+
+def _text_hash(text: str) -> bytes:
+    return sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def _to_record(row: tuple[Any, ...]) -> ChunkRecord:

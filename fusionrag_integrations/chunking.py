@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
-from fusionrag_integrations.keys import chunk_id
+from fusionrag_integrations.keys import chunk_id, metadata_json
 from fusionrag_integrations.types import Chunk, Document
 
 MIN_CHUNK_TOKENS = 16
@@ -60,28 +60,39 @@ class Chunker:
     def split(self, document: Document) -> list[Chunk]:
         """The document's chunks in order; nothing but white space lies between their texts.
 
-        Raises InvalidInputError where the text holds half a surrogate pair, and FusionRAGError
+        A document that was split already keeps its passages as chunks, however long they are.
+
+        Raises InvalidInputError where a text holds half a surrogate pair, and FusionRAGError
         where the token table is neither bundled nor cached nor reachable.
         """
-        try:
-            document.text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"Document {document.id!r} holds half a surrogate pair at character "
-                f"{error.start}; decode its source again, or replace that character."
-            ) from error
+        for passage in (document.text, *(passage.text for passage in document.passages)):
+            _check_unicode(document.id, passage)
+        if document.passages:
+            stripped = ((passage.text.strip(), passage.metadata) for passage in document.passages)
+            pieces = [(text, metadata) for text, metadata in stripped if text]
+        else:
+            pieces = [(text, {}) for text in self._texts(document.text)]
         seen: Counter[str] = Counter()
         chunks: list[Chunk] = []
-        for text in self._texts(document.text):
+        for text, metadata in pieces:
+            metadata = {**document.metadata, **metadata}
+            identity = chunk_id(
+                document.id,
+                text,
+                seen[text],
+                scope=document.scope,
+                title=document.title,
+                metadata=metadata_json(document.id, metadata),
+            )
             chunks.append(
                 Chunk(
-                    id=chunk_id(document.id, text, seen[text]),
+                    id=identity,
                     document_id=document.id,
                     index=len(chunks),
                     text=text,
                     title=document.title,
                     scope=document.scope,
-                    metadata=dict(document.metadata),
+                    metadata=metadata,
                 )
             )
             seen[text] += 1
@@ -130,6 +141,16 @@ class Chunker:
         if len(text) > self.chunk_tokens * _LONGEST_TOKEN:
             return False  # without counting the tokens of a whole book
         return len(_encoding().encode_ordinary(text)) <= self.chunk_tokens
+
+
+def _check_unicode(document_id: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"Document {document_id!r} holds half a surrogate pair at character {error.start}; "
+            "decode its source again, or replace that character."
+        ) from error
 
 
 @cache

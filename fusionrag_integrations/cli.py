@@ -84,6 +84,9 @@ def main() -> None:
 @model_option
 @embedding_option
 @click.option("--chunk-tokens", type=int, help="Longest chunk, for a new store.  [default: 256]")
+@click.option(
+    "--update", is_flag=True, help="Also delete the store's documents that are not in PATHS."
+)
 @json_option
 def index(
     paths: tuple[Path, ...],
@@ -91,26 +94,29 @@ def index(
     model: str | None,
     embedding: str | None,
     chunk_tokens: int | None,
+    update: bool,
     as_json: bool,
 ) -> None:
     """Chunk, embed and prefill files: .txt, .md and .jsonl, or directories of them.
 
     A .jsonl file holds one document a line: {"text": ...}, with an optional "id", "title",
     "scope" and "metadata". Documents whose ids are known and whose text has changed replace the
-    old ones. May be interrupted and run again: nothing is computed twice.
+    old ones; with --update the store then holds just these documents. May be interrupted and run
+    again: nothing is computed twice.
     """
     from fusionrag_integrations.documents import read_documents
 
     documents = list(read_documents(paths))
     engine = _engine(model, store, embedding, chunk_tokens)
     with _bars() as progress:
-        report = engine.ingest(documents, progress=progress)
+        report = engine.ingest(documents, delete_others=update, progress=progress)
     if as_json:
         _print_json(asdict(report))
         return
     out.print(
         f"{report.documents_new} documents added, {report.documents_changed} replaced, "
-        f"{report.documents_unchanged} unchanged; {report.chunks} chunks in {store}.",
+        f"{report.documents_unchanged} unchanged, {report.documents_deleted} deleted; "
+        f"{report.chunks} chunks in {store}.",
         markup=False,
     )
     out.print(
@@ -120,11 +126,45 @@ def index(
 
 
 @main.command()
+@click.argument("document_ids", metavar="DOCUMENT...", nargs=-1, required=True)
+@store_option
+@embedding_option
+@json_option
+def delete(
+    document_ids: tuple[str, ...], store: Path, embedding: str | None, as_json: bool
+) -> None:
+    """Delete documents by their ids, with all KV made from or with them. Needs no model.
+
+    Chunks that had a deleted one as neighbour are answered from isolated KV until the next
+    `index`. Exit status 1 where an id names no document; the others are deleted all the same.
+    """
+    from fusionrag_integrations.corpus import Corpus
+    from fusionrag_integrations.ingest import delete_documents
+    from fusionrag_integrations.store import FileKVStore
+
+    corpus = Corpus.open(store, None if embedding is None else _imported(embedding))
+    unknown = sorted(set(document_ids) - set(corpus.catalog.document_ids()))
+    kv = FileKVStore(store / "kv", corpus.catalog.info.signature)
+    deleted = delete_documents(corpus, kv, document_ids)
+    if as_json:
+        _print_json({"deleted": deleted, "unknown": unknown})
+    else:
+        out.print(f"{deleted} documents deleted from {store}.", markup=False)
+        for document_id in unknown:
+            err.print(f"There is no document {document_id!r}.", markup=False)
+    if unknown:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
 @click.argument("question")
 @store_option
 @model_option
 @embedding_option
 @click.option("-k", type=int, default=5, show_default=True, help="Chunks to retrieve.")
+@click.option(
+    "--scope", "scopes", multiple=True, help="Use this scope only; may be repeated.  [default: all]"
+)
 @click.option("--selector", default="fusionrag", show_default=True, help="How tokens are chosen.")
 @click.option("--ratio", type=float, default=0.15, show_default=True, help="Share to recompute.")
 @click.option(
@@ -142,6 +182,7 @@ def ask(
     model: str | None,
     embedding: str | None,
     k: int,
+    scopes: tuple[str, ...],
     selector: str,
     ratio: float,
     kv: Any,
@@ -154,12 +195,18 @@ def ask(
     from fusionrag_integrations.types import AnswerSettings
 
     engine = _engine(model, _existing(store), embedding)
-    hits = document_order(engine.corpus.search(question, k))
+    hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
+    if not hits:
+        raise InvalidInputError(
+            f"The store at {store} holds no chunks"
+            f"{' in scope ' + ', '.join(scopes) if scopes else ''}; index documents first."
+        )
     settings = AnswerSettings(
         kv=kv,
         selector=selector,
         ratio=ratio,
         handles=tuple(hit.handle for hit in hits),
+        scopes=scopes or None,
         max_tokens=max_tokens,
     )
     answer = engine.answer(question_prompt([h.chunk.text for h in hits], question), settings)

@@ -9,15 +9,22 @@ A corpus opens without a model, so a retriever needs no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.embedding import Embedder, as_embedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, SearchHit
+from fusionrag_integrations.types import Chunk, ChunkRecord, Document, KVHandle, SearchHit
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
@@ -41,14 +48,31 @@ class Index(Protocol):
         ...
 
     def search(
-        self, embedding: Sequence[float], k: int, scope: str | None = None
+        self,
+        embedding: Sequence[float],
+        k: int,
+        scopes: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> list[tuple[str, float]]:
-        """The ids and scores of the `k` nearest chunks, best first."""
+        """The ids and scores of the `k` nearest chunks, best first; of all scopes where None."""
+        ...
+
+    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
+        """The vectors of chunks by their ids; ids that aren't in the index are left out."""
         ...
 
     def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """For each chunk the `k` most similar others of its own scope, nearest first."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A document with the hash of its content and the records of all its chunks."""
+
+    document: Document
+    content_hash: str
+    records: tuple[ChunkRecord, ...]
 
 
 class Corpus:
@@ -87,25 +111,88 @@ class Corpus:
         catalog = Catalog.create(path / CATALOG_FILE, info)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
 
-    def search(self, question: str, k: int = 5, *, scope: str | None = None) -> list[SearchHit]:
-        """The `k` chunks nearest to the question, best first; of one scope, or of all (None)."""
+    def search(
+        self,
+        question: str,
+        k: int = 5,
+        *,
+        scopes: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[SearchHit]:
+        """The `k` chunks nearest to the question, best first; of some scopes, or of all (None).
+
+        where: a filter on metadata, as `ChunkIndex.search` takes it. Raises `InvalidInputError`
+        for an empty question, and for a filter that can't be.
+        """
+        return self.nearest(self.embed_question(question), k, scopes=scopes, where=where)
+
+    def nearest(
+        self,
+        vector: Sequence[float],
+        k: int,
+        *,
+        scopes: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[SearchHit]:
+        """Like `search`, with the question's vector."""
+        if isinstance(scopes, str):
+            raise InvalidInputError(f"scopes is {scopes!r}; give a list of scopes, or None.")
+        wanted = k
+        while True:
+            nearest = self._index.search(vector, wanted, scopes, where)
+            records = self.catalog.records([chunk_id for chunk_id, _ in nearest])
+            # An interrupted ingest may leave chunks in the index that are gone.
+            hits = [
+                SearchHit(records[chunk_id].chunk, score, records[chunk_id].handle)
+                for chunk_id, score in nearest
+                if chunk_id in records
+            ]
+            if len(hits) >= k or len(nearest) < wanted:
+                break
+            wanted *= 2
+        if not nearest and not self.catalog.counts().chunks:
+            logger.warning("The store at %s holds no chunks: ingest documents first.", self.path)
+        return hits[:k]
+
+    def embed_question(self, question: str) -> list[float]:
+        """The vector that the index is searched with."""
         if not question.strip():
             raise InvalidInputError("The question is empty.")
-        nearest = self._index.search(self._embedder.embed_query(question), k, scope=scope)
-        records = self.catalog.records([chunk_id for chunk_id, _ in nearest])
-        return [
-            SearchHit(records[chunk_id].chunk, score, records[chunk_id].handle)
-            for chunk_id, score in nearest
-            if chunk_id in records
-        ]
+        return self._embedder.embed_query(question)
 
-    def replace(
-        self, document: Document, content_hash: str, records: Sequence[ChunkRecord]
-    ) -> None:
-        """Put a document in the place of what its id named before."""
-        old = self.catalog.chunk_ids([document.id])
-        self.catalog.replace_document(document, content_hash, records)
-        self._index.remove(old)  # a new title changes what is embedded, even of an old text
+    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
+        """The vectors of chunks, by their ids."""
+        return self._index.embeddings(chunk_ids)
+
+    def handle_of(
+        self, text: str, document_id: str | None = None, scopes: Sequence[str] | None = None
+    ) -> KVHandle | None:
+        """The handle of the chunk with this text; None where there is none, or more than one.
+
+        document_id decides where several documents have the same text. White space around the
+        text doesn't matter.
+        """
+        records = [
+            record
+            for record in self.catalog.with_text(text.strip())
+            if scopes is None or record.chunk.scope in scopes
+        ]
+        of_document = [r for r in records if r.chunk.document_id == document_id]
+        candidates = of_document or records
+        return candidates[0].handle if len(candidates) == 1 else None
+
+    def replace(self, updates: Sequence[Update]) -> None:
+        """Put documents in the place of what their ids named before.
+
+        Embedding comes first and the catalog decides, so that at any moment, and after a crash, a
+        document is found by its old text or by its new one.
+        """
+        old = set(self.catalog.chunk_ids(update.document.id for update in updates))
+        chunks = [record.chunk for update in updates for record in update.records]
+        self._embed([chunk for chunk in chunks if chunk.id not in old])
+        for update in updates:
+            self.catalog.replace_document(update.document, update.content_hash, update.records)
+        self._index.remove(old - {chunk.id for chunk in chunks})
 
     def delete(self, document_ids: Iterable[str]) -> int:
         """Delete documents; returns how many there were. The catalog goes first: it decides."""
@@ -124,14 +211,41 @@ class Corpus:
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
             records = self.catalog.records(missing[start : start + EMBEDDING_BATCH])
-            chunks = [record.chunk for record in records.values()]
+            self._embed([record.chunk for record in records.values()])
+        progress("embed", len(missing), len(missing))
+
+    def _embed(self, chunks: Sequence[Chunk]) -> None:
+        if chunks:
             texts = [chunk.embedding_text for chunk in chunks]
             self._index.add(chunks, self._embedder.embed_documents(texts))
-        progress("embed", len(missing), len(missing))
 
     def similar(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """The `k` chunks most similar to each chunk, of its own scope, nearest first."""
         return self._index.neighbours_many(chunk_ids, k)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Only one at a time may change a store, of all processes.
+
+        Raises `StoreError` while another does, and where the store can't be written.
+        """
+        lock = FileLock(self.path / "writing.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"Another ingest or delete is changing the store at {self.path}. "
+                "Wait for it to end."
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"The store at {self.path} can't be written: {error}. Answering from it needs no "
+                "writing."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def close(self) -> None:
         """Release the catalog's files."""

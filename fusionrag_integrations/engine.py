@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
@@ -15,12 +12,11 @@ from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     FusionRAGError,
     InvalidInputError,
-    StoreError,
     StoreMismatchError,
 )
-from fusionrag_integrations.ingest import Ingest, IngestReport, collect_garbage
+from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import ingest_prefix
+from fusionrag_integrations.prompt import encode, ingest_prefix
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore, KVStore
 from fusionrag_integrations.types import Answer, AnswerSettings, Document, Prompt
@@ -110,23 +106,37 @@ class FusionEngine:
         ids: list[int] = self._model.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens that the model reads of a prompt, its chat template's among them.
+
+        Raises as `answer` does for a prompt that can't be.
+        """
+        return len(encode(self._model.tokenizer, prompt).token_ids)
+
     def ingest(
-        self, documents: Iterable[Document], *, progress: Progress | None = None
+        self,
+        documents: Iterable[Document],
+        *,
+        delete_others: bool = False,
+        progress: Progress | None = None,
     ) -> IngestReport:
         """Add documents, or replace those whose ids are known, and compute what KV is missing.
 
+        delete_others: afterwards, delete the store's documents that are not among these.
+
         May be interrupted at any moment and called again: nothing that is there is computed
-        twice, and what was indexed before keeps serving. Raises `StoreError` while another
-        process changes the same store.
+        twice, and what was indexed before keeps serving. A document that fails ends the ingest;
+        those before it are kept, and nothing is deleted. Raises `StoreError` while another
+        process changes the same store, or where it can't be written.
         """
-        with self._writing():
+        with self.corpus.writing():
             return Ingest(
                 self._model,
                 self.corpus,
                 self._store,
                 self._prefix_ids,
                 progress or (lambda stage, done, total: None),
-            ).run(documents)
+            ).run(documents, delete_others)
 
     def delete(self, document_ids: Iterable[str]) -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
@@ -134,12 +144,7 @@ class FusionEngine:
         Chunks that had a deleted one as neighbour are served isolated until the next ingest. Raises
         `InvalidInputError` for a single string, whose letters would pass for ids.
         """
-        if isinstance(document_ids, str):
-            raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
-        with self._writing():
-            deleted = self.corpus.delete(document_ids)
-            collect_garbage(self.corpus, self._store)
-            return deleted
+        return delete_documents(self.corpus, self._store, document_ids)
 
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
         """Answer a prompt: a string, or chat messages for the tokenizer's template.
@@ -156,21 +161,6 @@ class FusionEngine:
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins with the first."""
         return AnswerStream(self._server.run(prompt, settings or AnswerSettings()))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        lock = FileLock(self.corpus.path / "writing.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StoreError(
-                f"Another ingest or delete is changing the store at {self.corpus.path}. "
-                "Wait for it to end."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 class AnswerStream(Iterator[str]):

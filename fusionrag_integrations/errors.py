@@ -3,8 +3,8 @@
 FusionRAGError
 ├── InvalidInputError (also a ValueError)     an argument, document or file that can't be used
 │   ├── UnknownSelectorError                  a selector name that isn't registered
-│   ├── DocumentFormatError                   a file that can't be read as documents
-│   └── PromptTooLongError                    more tokens than the model's context holds
+│   └── DocumentFormatError                   a file that can't be read as documents
+├── PromptTooLongError                        more tokens than the model's context holds
 ├── UnsupportedModelError                     an architecture whose KV can't be moved
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
@@ -34,8 +34,11 @@ class DocumentFormatError(InvalidInputError):
     """A file that can't be read as documents; the message names the file and the line."""
 
 
-class PromptTooLongError(InvalidInputError):
-    """The prompt and the answer's budget need more tokens than the model's context holds."""
+class PromptTooLongError(FusionRAGError):
+    """The prompt and the answer's budget need more tokens than the model's context holds.
+
+    Not a ValueError: LlamaIndex takes those for a model's malformed output, and goes on.
+    """
 
 
 class UnsupportedModelError(FusionRAGError):

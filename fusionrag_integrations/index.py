@@ -5,10 +5,13 @@ Chroma is imported when a directory is opened, so that an engine with another in
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
@@ -18,10 +21,13 @@ _COLLECTION = "chunks"
 # Chroma's graph is approximate; this width finds the true neighbours in collections of thousands.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 _QUERIES_AT_ONCE = 256
+_OWN_NAMES = ("document_id", "index", "title", "scope")
 
 
 class ChunkIndex:
     """Embeddings of chunks in a directory, created where there is none.
+
+    One that is read-only is searched in a temporary copy, since Chroma writes even to search.
 
     Vectors all have the length of the first one that was added; scores are cosine similarity,
     higher is nearer. Every method raises StoreError where the directory can't be read or
@@ -33,13 +39,15 @@ class ChunkIndex:
         from chromadb.config import Settings
 
         self._directory = directory
+        self._copy = None if _is_writable(directory) else _copied(directory)
         # Once a directory has failed to open, Chroma keeps what it began of it for the rest of the
         # process, and answers the next try with one of these.
         with self._errors(AttributeError, KeyError, ValueError):
-            directory.mkdir(parents=True, exist_ok=True)
+            if self._copy is None:
+                directory.mkdir(parents=True, exist_ok=True)
             self._client: Any = chromadb.PersistentClient(
                 # Chroma keeps one system a path: the same directory must have the same name.
-                path=str(directory.resolve()),
+                path=self._copy.name if self._copy else str(directory.resolve()),
                 settings=Settings(anonymized_telemetry=False),
             )
             self._collection: Any = self._client.get_or_create_collection(
@@ -85,15 +93,38 @@ class ChunkIndex:
                 self._collection.delete(ids=ids[part])
 
     def search(
-        self, embedding: Sequence[float], k: int, scope: str | None = None
+        self,
+        embedding: Sequence[float],
+        k: int,
+        scopes: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> list[tuple[str, float]]:
         """The ids and scores of the `k` nearest chunks, best first, equal scores by id.
 
-        Of one scope, or of all (None); fewer where there are fewer. Raises InvalidInputError
-        where k < 1, and StoreMismatchError where the vector's length isn't the index's.
+        Of some scopes, or of all (None); fewer where there are fewer. where: a filter on metadata
+        in Chroma's terms, such as {"page": {"$gt": 3}}; several keys must all hold. Raises
+        InvalidInputError where k < 1 or the filter can't be, and StoreMismatchError where the
+        vector's length isn't the index's.
         """
         _check_k(k)
-        return self._query([embedding], k, scope)[0]
+        conditions: list[dict[str, Any]] = []
+        if scopes is not None:
+            if not scopes:
+                return []
+            conditions.append({"scope": {"$in": list(scopes)}})
+        if where:
+            conditions.append(_checked_filter(where))
+        return self._query([embedding], k, _all_of(conditions))[0]
+
+    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
+        """The vectors of chunks by their ids; ids that aren't in the index are left out."""
+        found: dict[str, list[float]] = {}
+        with self._errors():
+            for part in self._batches(len(chunk_ids)):
+                rows = self._collection.get(ids=list(chunk_ids[part]), include=["embeddings"])
+                vectors = ([float(x) for x in vector] for vector in rows["embeddings"])
+                found.update(zip(rows["ids"], vectors, strict=True))
+        return found
 
     def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """For each chunk the `k` most similar others of its own scope, nearest first.
@@ -105,7 +136,7 @@ class ChunkIndex:
         for part in self._batches(len(chunk_ids), _QUERIES_AT_ONCE):
             for scope, stored in self._stored(chunk_ids[part]).items():
                 # One more than asked for, since a chunk usually finds itself.
-                results = self._query(list(stored.values()), k + 1, scope)
+                results = self._query(list(stored.values()), k + 1, {"scope": scope})
                 for chunk_id, nearest in zip(stored, results, strict=True):
                     neighbours[chunk_id] = [i for i, _ in nearest if i != chunk_id][:k]
         return neighbours
@@ -135,13 +166,13 @@ class ChunkIndex:
         return by_scope
 
     def _query(
-        self, embeddings: Sequence[Sequence[float]], k: int, scope: str | None
+        self, embeddings: Sequence[Sequence[float]], k: int, where: dict[str, Any] | None
     ) -> list[list[tuple[str, float]]]:
         with self._errors():
             found = self._collection.query(
                 query_embeddings=list(embeddings),
                 n_results=k,
-                where=None if scope is None else {"scope": scope},
+                where=where,
                 include=["distances"],
             )
         return [
@@ -177,15 +208,73 @@ class ChunkIndex:
             ) from error
 
 
+def _is_writable(directory: Path) -> bool:
+    """True of one that is yet to be made, too: making it will tell."""
+    if not directory.is_dir():
+        return True
+    effective = os.access in os.supports_effective_ids
+    return os.access(directory, os.W_OK, effective_ids=effective)
+
+
+def _copied(directory: Path) -> TemporaryDirectory[str]:
+    """A writable copy that goes away with the object."""
+    copy = TemporaryDirectory(prefix="fusionrag-index-")
+    for file in directory.rglob("*"):
+        if file.is_file():
+            target = Path(copy.name) / file.relative_to(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(file, target)
+    return copy
+
+
 def _metadata(chunk: Chunk) -> dict[str, MetadataValue]:
-    """What Chroma keeps beside a chunk; the user's own keys can't hide ours."""
-    own = {f"metadata_{key}": value for key, value in chunk.metadata.items()}
+    """What Chroma keeps beside a chunk; the user's own keys can't hide ours.
+
+    Values that Chroma can't hold, such as lists, can't be filtered by; the catalog has them.
+    """
+    own = {
+        f"metadata_{key}": value
+        for key, value in chunk.metadata.items()
+        if isinstance(value, str | int | float | bool)
+    }
     return own | {
         "document_id": chunk.document_id,
         "index": chunk.index,
         "title": chunk.title,
         "scope": chunk.scope,
     }
+
+
+def _checked_filter(where: Mapping[str, Any]) -> dict[str, Any]:
+    from chromadb.api.types import validate_where
+
+    try:
+        condition = _stored_names(where)
+        validate_where(condition)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The filter {where!r} can't be used: {error}. Give metadata entries such as "
+            '{"page": 7} or {"page": {"$gt": 3}}, joined by "$and" or "$or".'
+        ) from error
+    return condition
+
+
+def _stored_names(where: Mapping[str, Any]) -> dict[str, Any]:
+    """A filter on the user's names as one on the names that the index keeps them under."""
+    conditions: list[dict[str, Any]] = []
+    for key, condition in where.items():
+        if key.startswith("$"):
+            parts = [_stored_names(part) for part in condition]
+            conditions.append(parts[0] if len(parts) == 1 else {key: parts})
+        elif key in _OWN_NAMES:
+            conditions.append({key: condition})
+        else:
+            conditions.append({f"metadata_{key}": condition})
+    return _all_of(conditions) or {}
+
+
+def _all_of(conditions: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return conditions[0] if len(conditions) == 1 else {"$and": conditions} if conditions else None
 
 
 def _check_k(k: int) -> None:

@@ -3,8 +3,9 @@
 Each step looks at what is there and makes what is missing, so an interrupted ingest goes on
 where it stopped, and what was indexed before stays usable throughout:
 
-catalog    a changed document replaces its old chunks; fused KV made with those is let go
-embed      the vector index follows the catalog
+catalog    chunks are embedded; a changed document replaces its old chunks, and fused KV made with
+           those is let go
+embed      what an interrupted ingest left undone in the vector index
 isolated   KV of every chunk that has none
 fused      KV behind each chunk's neighbours, then the catalog entry that makes it count
 collect    records that no chunk uses any more are deleted
@@ -13,17 +14,19 @@ collect    records that no chunk uses any more are deleted
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from time import perf_counter
+from typing import Literal
 
 from fusionrag_integrations.chunk_kv import prefill_chunk, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import Corpus, Progress
+from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
-from fusionrag_integrations.keys import fused_key, isolated_key
+from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import (
     MAX_NEIGHBOUR_TOKENS,
@@ -38,6 +41,8 @@ from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, Document
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
 NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
 
+Change = Literal["new", "changed", "unchanged"]
+
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
@@ -46,6 +51,7 @@ class IngestReport:
     documents_new: int
     documents_changed: int
     documents_unchanged: int
+    documents_deleted: int
     chunks: int
     isolated_computed: int
     fused_computed: int
@@ -70,39 +76,63 @@ class Ingest:
         self._prefix = prefill_prefix(model, prefix_ids)
         self._progress = progress
 
-    def run(self, documents: Iterable[Document]) -> IngestReport:
-        """Bring the store up to date with `documents`; others in it stay as they are."""
+    def run(self, documents: Iterable[Document], delete_others: bool) -> IngestReport:
+        """Bring the store up to date with `documents`.
+
+        Others in it stay as they are, or are deleted once all of `documents` are in.
+        """
         started = perf_counter()
-        new, changed, unchanged = self._update_catalog(documents)
+        changes = self._update_catalog(documents)
+        deleted = 0
+        if delete_others:
+            others = set(self._catalog.document_ids()) - changes.keys()
+            deleted = self._corpus.delete(sorted(others))
         self._corpus.embed_missing(self._progress)
         isolated = self._make_isolated()
         fused = self._make_fused()
         collect_garbage(self._corpus, self._store)
+        counts = Counter(changes.values())
         return IngestReport(
-            documents_new=new,
-            documents_changed=changed,
-            documents_unchanged=unchanged,
+            documents_new=counts["new"],
+            documents_changed=counts["changed"],
+            documents_unchanged=counts["unchanged"],
+            documents_deleted=deleted,
             chunks=len(self._catalog.chunk_ids()),
             isolated_computed=isolated,
             fused_computed=fused,
             seconds=perf_counter() - started,
         )
 
-    def _update_catalog(self, documents: Iterable[Document]) -> tuple[int, int, int]:
+    def _update_catalog(self, documents: Iterable[Document]) -> dict[str, Change]:
+        """What became of each document, by its id. A later one replaces one of the same id."""
         chunker = Chunker(self._catalog.info.chunk_tokens)
-        new = changed = unchanged = 0
-        for count, document in enumerate(documents, start=1):
-            self._progress("catalog", count, count)
-            content = _content_hash(document)
-            before = self._catalog.document_hash(document.id)
-            if before == content:
-                unchanged += 1
-                continue
-            records = [self._record(chunk) for chunk in chunker.split(document)]
-            self._corpus.replace(document, content, records)
-            new += before is None
-            changed += before is not None
-        return new, changed, unchanged
+        changes: dict[str, Change] = {}
+        waiting: list[Update] = []
+        total = len(documents) if isinstance(documents, Sized) else None
+        try:
+            for count, document in enumerate(documents, start=1):
+                self._progress("catalog", count, total or count)
+                if document.id in changes:
+                    self._replace(waiting)
+                content = _content_hash(document)
+                before = self._catalog.document_hash(document.id)
+                if before == content:
+                    changes.setdefault(document.id, "unchanged")
+                    continue
+                records = tuple(self._record(chunk) for chunk in chunker.split(document))
+                waiting.append(Update(document, content, records))
+                changes.setdefault(document.id, "new" if before is None else "changed")
+                if sum(len(update.records) for update in waiting) >= EMBEDDING_BATCH:
+                    self._replace(waiting)
+        except InvalidInputError:  # those before the one that can't be used are kept
+            self._replace(waiting)
+            raise
+        self._replace(waiting)
+        return changes
+
+    def _replace(self, waiting: list[Update]) -> None:
+        self._corpus.replace(waiting)
+        waiting.clear()
 
     def _record(self, chunk: Chunk) -> ChunkRecord:
         encoded = encode_chunk(self._model.tokenizer, chunk)
@@ -118,13 +148,13 @@ class Ingest:
 
     def _make_isolated(self) -> int:
         missing = {
-            record.isolated_key: record
-            for record in self._catalog.all_records()
-            if not self._store.contains(record.isolated_key)
+            isolated: chunk_id
+            for chunk_id, isolated, _ in self._catalog.kv_keys()
+            if not self._store.contains(isolated)
         }
-        for count, record in enumerate(missing.values()):
+        for count, chunk_id in enumerate(missing.values()):
             self._progress("isolated", count, len(missing))
-            self._prefill_isolated(record)
+            self._prefill_isolated(self._catalog.records([chunk_id])[chunk_id])
         self._progress("isolated", len(missing), len(missing))
         return len(missing)
 
@@ -137,9 +167,9 @@ class Ingest:
 
     def _make_fused(self) -> int:
         lost = [
-            record.chunk.id
-            for record in self._catalog.all_records()
-            if record.fused_key and not self._store.contains(record.fused_key)
+            chunk_id
+            for chunk_id, _, fused in self._catalog.kv_keys()
+            if fused and not self._store.contains(fused)
         ]
         unfused = [*self._catalog.unfused(), *lost]
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
@@ -153,9 +183,7 @@ class Ingest:
                 if record is None:
                     continue
                 near = self._catalog.records(similar[chunk_id])
-                neighbours = self._neighbours(
-                    record, [near[i] for i in similar[chunk_id] if i in near]
-                )
+                neighbours = self._neighbours(record, list(near.values()))
                 if not neighbours:
                     continue
                 key = fused_key(record.isolated_key, [n.isolated_key for n in neighbours])
@@ -193,6 +221,19 @@ class Ingest:
             return self._prefill_isolated(record)
 
 
+def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]) -> int:
+    """Delete documents with all KV made from or with them; returns how many there were.
+
+    Raises `InvalidInputError` for a single string, whose letters would pass for ids.
+    """
+    if isinstance(document_ids, str):
+        raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
+    with corpus.writing():
+        deleted = corpus.delete(document_ids)
+        collect_garbage(corpus, store)
+        return deleted
+
+
 def collect_garbage(corpus: Corpus, store: KVStore) -> int:
     """Delete the records that no chunk uses; returns how many."""
     live = corpus.catalog.live_keys()
@@ -203,5 +244,8 @@ def collect_garbage(corpus: Corpus, store: KVStore) -> int:
 
 
 def _content_hash(document: Document) -> str:
-    content = [document.text, document.title, document.scope, dict(document.metadata)]
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    content = [document.text, document.title, document.scope]
+    content.append(metadata_json(document.id, document.metadata))
+    for passage in document.passages:
+        content += [passage.text, metadata_json(document.id, passage.metadata)]
+    return sha256(json.dumps(content).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Ids of chunks and keys of KV records: hashes of everything that the thing depends on.
 
-chunk id      document, text, occurrence        who the chunk is
+chunk id      document, text, occurrence,       who the chunk is, and what is kept beside it
+              scope, title, metadata
 isolated key  token ids, signature, salt        KV of a chunk behind the ingest prefix
 fused key     isolated key, neighbours' keys    KV of a chunk behind its neighbours
 
@@ -9,20 +10,37 @@ Whatever changes the KV must change its key; stale KV is then not found rather t
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from fusionrag_integrations.errors import InvalidInputError
 
 
-def chunk_id(document_id: str, text: str, occurrence: int) -> str:
+def chunk_id(
+    document_id: str, text: str, occurrence: int, *, scope: str, title: str, metadata: str
+) -> str:
     """The id of the `occurrence`-th chunk (from 0) with this text in this document.
 
     Counting equal texts, not positions, keeps the id when text is inserted elsewhere in the
-    document. Raises `InvalidInputError` for text that isn't valid Unicode.
+    document. Whatever else an index keeps of a chunk is in its id, so that an entry is right or
+    unknown, never out of date. metadata: as `metadata_json` writes it. Raises `InvalidInputError`
+    for text that isn't valid Unicode.
     """
-    return _digest("chunk", _utf8(document_id), _utf8(text), str(occurrence).encode())
+    fields = (document_id, scope, title, metadata, text, str(occurrence))
+    return _digest("chunk", *map(_utf8, fields))
+
+
+def metadata_json(document_id: str, metadata: Mapping[str, object]) -> str:
+    """Metadata as it is stored; raises `InvalidInputError` for what JSON can't hold."""
+    try:
+        return json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"Metadata of document {document_id!r} can't be stored: {error}. "
+            "Values may be strings, numbers and booleans."
+        ) from error
 
 
 def isolated_key(token_ids: Sequence[int], signature: str, salt: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.types import AnswerSettings, KVSource
 
 
@@ -23,6 +24,7 @@ class AnswerOptions(BaseModel):
     kv: KVSource = Field("fused", description="fused, isolated, or none: full attention")
     selector: str = Field("fusionrag", description="How the tokens to recompute are chosen.")
     ratio: float = Field(0.15, description="Share of the chunk tokens to recompute, 0 to 1.")
+    scopes: list[str] | None = Field(None, description="Use KV of these scopes only.")
     max_tokens: int = Field(256, description="The longest answer, in tokens.")
     temperature: float = Field(0.0, description="0 is greedy decoding.")
     top_p: float = Field(1.0, description="Nucleus sampling, for a temperature above 0.")
@@ -32,7 +34,8 @@ class AnswerOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> AnswerOptions:
-        self.settings()
+        settings = self.settings()
+        make_selector(settings.selector, settings.ratio)
         return self
 
     @property
@@ -51,6 +54,7 @@ class AnswerOptions(BaseModel):
             kv=self.kv,
             selector=self.selector,
             ratio=self.ratio,
+            scopes=None if self.scopes is None else tuple(self.scopes),
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -28,6 +29,7 @@ from fusionrag_integrations.types import (
 
 NEUTRAL = "Answer the question from the context."
 MIN_TOKENS = 16  # shorter runs are reused only where a handle names their chunk
+MIN_QUESTION = 8  # of the user's tokens behind a chunk that the question may not only quote
 _MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
 
@@ -43,6 +45,10 @@ class EncodedPrompt:
     token_ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
     content_stop: int
+
+    def position(self, character: int) -> int:
+        """The first token that begins at this character or behind it."""
+        return bisect_left(self.offsets, (character,))
 
 
 def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
@@ -115,46 +121,83 @@ def assemble(
     A chunk's token is reused where the prompt has the same token at the same characters. A
     chunk of which fewer than `MIN_TOKENS` tokens can be reused needs a handle. The prompt's
     last token is always computed.
+
+    A chunk that the user's question quotes belongs to the question and is computed afresh: one
+    that stands earlier in the prompt too, with words that are no chunk's in between, and with
+    fewer than `MIN_QUESTION` of the user's tokens behind it.
     """
     named = {handle.chunk_id for handle in handles}
-    starts = [start for start, _ in encoded.offsets]
-    spans: list[Span] = []
+    placed: list[tuple[TextMatch, list[Span]]] = []
     for match in matches:
-        runs = _runs(encoded, starts, match)
+        runs = _runs(encoded, match)
         if sum(run.length for run in runs) >= MIN_TOKENS or match.record.chunk.id in named:
-            spans += runs
+            placed.append((match, runs))
+    while _ends_in_quote(encoded, [match for match, _ in placed]):
+        placed.pop()
+    spans = tuple(span for _, runs in placed for span in runs)
     begin = spans[-1].stop if spans else 0
-    end = bisect_left(starts, encoded.content_stop, lo=begin)
-    if end <= begin:  # the chunk is the user's last word: the template's own tokens must do
-        end = len(starts)
-    return AssembledPrompt(encoded.token_ids, tuple(spans), (begin, end))
+    end = max(begin, encoded.position(encoded.content_stop))
+    if end == begin:  # the chunk is the user's last word: the template's own tokens must do
+        end = len(encoded.token_ids)
+    return AssembledPrompt(encoded.token_ids, spans, (begin, end))
 
 
-def _runs(encoded: EncodedPrompt, starts: list[int], match: TextMatch) -> list[Span]:
+def _runs(encoded: EncodedPrompt, match: TextMatch) -> list[Span]:
     """Maximal runs of one chunk's tokens that the prompt has too."""
-    chunk = match.record.encoded
+    ids = match.record.encoded.token_ids
+    bounds = tuple(
+        [(low + match.start, high + match.start) for low, high in match.record.encoded.offsets]
+    )
+    count = len(ids)
+    if match.stop - match.start < len(match.record.chunk.text):  # the prompt cuts it short
+        count = next((i for i, (_, high) in enumerate(bounds) if high > match.stop), count)
     last = len(encoded.token_ids) - 1
-    position = bisect_left(starts, match.start)
     # A token may begin before its characters do where it carries the space before them.
-    position = max(0, position - 1)
-    runs: list[list[int]] = []  # source start, start, length
-    for source, (token, (low, high)) in enumerate(zip(chunk.token_ids, chunk.offsets, strict=True)):
-        bounds = low + match.start, high + match.start
-        if bounds[1] > match.stop:
-            break
+    position = max(0, encoded.position(match.start) - 1)
+    source = 0
+    runs: list[Span] = []
+    while source < count:
         # Several tokens may share one character's bounds; both sides list them in order.
-        while position < last and encoded.offsets[position] < bounds:
+        while position < last and encoded.offsets[position] < bounds[source]:
             position += 1
         if position >= last:
             break
-        if encoded.offsets[position] != bounds or encoded.token_ids[position] != token:
+        if (
+            ids[source] != encoded.token_ids[position]
+            or bounds[source] != encoded.offsets[position]
+        ):
+            source += 1
             continue
-        if runs and runs[-1][0] + runs[-1][2] == source and runs[-1][1] + runs[-1][2] == position:
-            runs[-1][2] += 1
-        else:
-            runs.append([source, position, 1])
-        position += 1
-    return [Span(match.record, match.variant, *run) for run in runs]
+        length = min(count - source, last - position)
+        here, there = slice(source, source + length), slice(position, position + length)
+        length = _common(ids[here], encoded.token_ids[there])
+        length = min(length, _common(bounds[here], encoded.offsets[there]))
+        runs.append(Span(match.record, match.variant, source, position, length))
+        source += length
+        position += length
+    return runs
+
+
+def _common(one: tuple[object, ...], other: tuple[object, ...]) -> int:
+    """How many of the first elements are equal. Both are equally long."""
+    if one == other:
+        return len(one)
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
+def _ends_in_quote(encoded: EncodedPrompt, matches: Sequence[TextMatch]) -> bool:
+    """Whether the last chunk is one that the user's question quotes; see `assemble`."""
+    if not matches:
+        return False
+    last = matches[-1]
+    behind = encoded.position(encoded.content_stop) - encoded.position(last.stop)
+    text = last.record.chunk.text
+    if behind >= MIN_QUESTION:
+        return False
+    first = next(i for i, match in enumerate(matches) if match.record.chunk.text == text)
+    between = pairwise(matches[first:])
+    gaps = (encoded.text[before.stop : after.start] for before, after in between)
+    return any(character.isalpha() for gap in gaps for character in gap)
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:

@@ -20,7 +20,7 @@ from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode
 from fusionrag_integrations.recompute import PlacedProbe, place, recompute
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.store import KVStore
+from fusionrag_integrations.store import KVStore, SharedReads
 from fusionrag_integrations.timing import Stopwatch
 from fusionrag_integrations.types import (
     Answer,
@@ -61,12 +61,15 @@ class _LoadedPrompt:
 
 
 class Server:
-    """Answers prompts over one corpus. Requests share nothing that they change."""
+    """Answers prompts over one corpus, from several threads at once.
+
+    Requests share what they read, and nothing that they change.
+    """
 
     def __init__(self, model: CausalModel, corpus: Corpus, store: KVStore) -> None:
         self._model = model
         self._corpus = corpus
-        self._store = store
+        self._reads = SharedReads(store)
         self._known: tuple[int, ChunkMatcher] | None = None
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
@@ -146,8 +149,7 @@ class Server:
         watch.lap("prefill")
         found = len(prompt.chunk_positions)
         kinds = {
-            (span.record.chunk.id, span.start - span.source_start): kv.kind
-            for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
+            _occurrence(span): kv.kind for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
         }
         return _Warm(
             logits,
@@ -162,22 +164,24 @@ class Server:
             ),
             fused_chunks=sum(kind == "fused" for kind in kinds.values()),
             isolated_chunks=sum(kind == "isolated" for kind in kinds.values()),
-            missed_chunks=len({span.record.chunk.id for span in loaded.missed}),
+            missed_chunks=len({_occurrence(span) for span in loaded.missed}),
         )
 
     def _assemble(self, encoded: EncodedPrompt, settings: AnswerSettings) -> AssembledPrompt:
-        found = self._matcher().find(encoded.text, settings.handles)
-        candidates = {chunk_id for text in found for chunk_id in text.chunk_ids}
-        records = self._corpus.catalog.records(sorted(candidates))
-        matches = resolve(found, records, settings.handles)
-        return assemble(encoded, matches, settings.handles)
+        read_records = self._corpus.catalog.records
+        handles, scopes = settings.handles, settings.scopes
+        found = self._matcher().find(encoded.text, read_records, handles, scopes)
+        return assemble(encoded, resolve(found, handles), handles)
 
     def _matcher(self) -> ChunkMatcher:
-        """The known texts, read again after every change of the catalog."""
-        revision = self._corpus.catalog.revision
-        if self._known is None or self._known[0] != revision:
-            self._known = revision, ChunkMatcher(self._corpus.catalog.texts())
-        return self._known[1]
+        """The known texts; where documents changed, with those that came, without those gone."""
+        catalog = self._corpus.catalog
+        revision = catalog.revision
+        known, matcher = self._known or (-1, None)
+        if matcher is None or known != revision:
+            matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts, matcher)
+            self._known = revision, matcher
+        return matcher
 
     def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> _LoadedPrompt:
         loaded: dict[tuple[str, KVKind], ChunkKV | None] = {}
@@ -202,10 +206,15 @@ class Server:
         keys = [record.fused_key] if wanted == "fused" and record.fused_key else []
         for key in [*keys, record.isolated_key]:
             try:
-                kv = self._store.get(key)
+                kv = self._reads.get(key)
                 if kv.token_ids != record.encoded.token_ids:
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
                 return kv
             except KVRecordError as error:
                 logger.warning("Chunk %s: %s", record.chunk.id, error)
         return None
+
+
+def _occurrence(span: Span) -> tuple[str, int]:
+    """Tells the places of a prompt where a chunk stands apart; a chunk may be in several spans."""
+    return span.record.chunk.id, span.start - span.source_start

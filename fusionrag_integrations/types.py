@@ -32,18 +32,41 @@ class Message(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document that was split already. Its metadata comes on top of the document's."""
+
+    text: str
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """A text to ingest. Ingesting another text under the same id replaces it."""
+    """A text to ingest. Ingesting another text under the same id replaces it.
+
+    passages: the text as it was split elsewhere, in order, in the place of `text`. Each becomes
+    one chunk, byte for byte but for white space around it.
+    """
 
     id: str
-    text: str
+    text: str = ""
     title: str = ""
     scope: str = ""
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    passages: tuple[Passage, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.id:
-            raise InvalidInputError("A document needs a non-empty id.")
+        if not isinstance(self.id, str) or not self.id:
+            raise InvalidInputError(f"A document's id is {self.id!r}; give a non-empty string.")
+        for name in ("text", "title", "scope"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise InvalidInputError(
+                    f"The {name} of document {self.id!r} is {value!r}; give a string."
+                )
+        if self.text and self.passages:
+            raise InvalidInputError(
+                f"Document {self.id!r} has a text and passages; give one of them."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +151,7 @@ class ChunkRecord:
         return KVHandle(self.chunk.id, self.isolated_key, self.fused_key)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ChunkKV:
     """Keys and values of one chunk, never modified once made.
 
@@ -254,13 +277,16 @@ class AnswerSettings:
 
     kv: "fused" (isolated where no fused KV is true), "isolated", or "none", which is full
     attention by the model's own dense prefill. selector and ratio choose the chunk tokens to
-    recompute. handles name chunks that the prompt is known to hold. temperature 0 is greedy.
+    recompute. handles name chunks that the prompt is known to hold. scopes limit whose KV may be
+    used (None: every scope's); text of other scopes is computed like any unknown text.
+    temperature 0 is greedy.
     """
 
     kv: KVSource = "fused"
     selector: str = "fusionrag"
     ratio: float = 0.15
     handles: tuple[KVHandle, ...] = ()
+    scopes: tuple[str, ...] | None = None
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
@@ -283,6 +309,10 @@ class AnswerSettings:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
+        if isinstance(self.scopes, str):
+            raise InvalidInputError(
+                f"scopes is {self.scopes!r}; give a tuple of scopes, or None for all of them."
+            )
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")
 

@@ -9,6 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import Document, FusionEngine
+from fusionrag_integrations.catalog import Catalog
+from fusionrag_integrations.types import ChunkRecord
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -35,6 +37,11 @@ def town(number: int, paragraphs: int = 3) -> Document:
         for part in range(paragraphs)
     )
     return Document(id=f"town-{number}", text=text, title=f"Town {number}")
+
+
+def all_records(catalog: Catalog) -> list[ChunkRecord]:
+    """The records of all chunks, by document and index."""
+    return list(catalog.records(catalog.chunk_ids()).values())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing"},
+    {"rope", "keys", "timing", "fingerprints"},
     {"model"},
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
@@ -96,6 +96,7 @@ def test_public_names() -> None:
         "FusionRAGError",
         "IngestReport",
         "KVHandle",
+        "Passage",
     ]
     for name in fusionrag_integrations.__all__:
         assert getattr(fusionrag_integrations, name).__name__ == name
@@ -105,8 +106,18 @@ def test_public_names_of_the_adapters() -> None:
     import fusionrag_integrations.langchain as langchain
     import fusionrag_integrations.llama_index as llama_index
 
-    assert langchain.__all__ == ["ChatFusionRAG", "FusionKVRetriever", "FusionRAGLLM"]
-    assert llama_index.__all__ == ["FusionKVRetriever", "FusionRAGLLM"]
+    assert langchain.__all__ == [
+        "ChatFusionRAG",
+        "FusionKVRetriever",
+        "FusionRAGLLM",
+        "to_documents",
+    ]
+    assert llama_index.__all__ == [
+        "FusionKVRetriever",
+        "FusionKVTransform",
+        "FusionRAGLLM",
+        "to_documents",
+    ]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -149,7 +160,8 @@ class NearestByOrder:
     def ids(self): return set(self.known)
     def add(self, chunks, embeddings): self.known.update({c.id: c for c in chunks})
     def remove(self, chunk_ids): [self.known.pop(i, None) for i in chunk_ids]
-    def search(self, embedding, k, scope=None): return [(i, 1.0) for i in sorted(self.known)[:k]]
+    def search(self, embedding, k, scopes=None, where=None):
+        return [(i, 1.0) for i in sorted(self.known)[:k]]
     def neighbours_many(self, chunk_ids, k):
         return {c: [i for i in sorted(self.known) if i != c][:k] for c in chunk_ids}
 

@@ -13,6 +13,7 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+from tests.conftest import all_records
 
 INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256)
 
@@ -38,7 +39,7 @@ def everything(catalog):
     ids = catalog.chunk_ids()
     return (
         [(d, catalog.document_hash(d)) for d in catalog.document_ids()],
-        list(catalog.all_records()),
+        all_records(catalog),
         [catalog.neighbours(i) for i in ids],
         catalog.counts(),
         catalog.live_keys(),
@@ -71,7 +72,7 @@ def fused(catalog):
 
 
 def fused_ids(catalog):
-    return [r.chunk.id for r in catalog.all_records() if r.fused_key]
+    return [r.chunk.id for r in all_records(catalog) if r.fused_key]
 
 
 def test_a_record_comes_back_as_it_was(catalog):
@@ -82,7 +83,10 @@ def test_a_record_comes_back_as_it_was(catalog):
     assert catalog.record("other") is None
     assert catalog.document_hash("d") == "hash"
     assert catalog.document_hash("other") is None
-    assert catalog.texts() == [(wanted.chunk.id, wanted.chunk.text)]
+    assert all_records(catalog)[0].chunk.text == wanted.chunk.text
+    assert catalog.scoped_texts(["other", wanted.chunk.id]) == [
+        (wanted.chunk.id, "s", wanted.chunk.text)
+    ]
 
 
 def test_large_token_ids_and_no_tokens(catalog):
@@ -119,8 +123,8 @@ def test_chunks_stand_by_document_and_index(catalog):
     put(catalog, "a", ["q", "p"])
     order = ["a:q", "a:p", "b:z", "b:y"]
     assert catalog.chunk_ids() == order
-    assert [r.chunk.id for r in catalog.all_records()] == order
-    assert [chunk_id for chunk_id, _ in catalog.texts()] == order
+    assert [r.chunk.id for r in all_records(catalog)] == order
+    assert catalog.chunk_ids() == order
     assert catalog.unfused() == order
     assert catalog.document_ids() == ["a", "b"]
     assert catalog.chunk_ids(["b", "none"]) == ["b:z", "b:y"]
@@ -289,11 +293,21 @@ def test_a_failing_deletion_changes_nothing(fused, monkeypatch):
     monkeypatch.setattr("fusionrag_integrations.catalog._raise_revision", fail)
     for change in (
         lambda: fused.delete_documents(["a"]),
-        lambda: fused.set_fused("a:a1", "new", ["a:a2"]),
         lambda: put(fused, "a", ["new"]),
     ):
         with pytest.raises(KeyboardInterrupt):
             change()
+    assert everything(fused) == before
+
+
+def test_fusing_that_fails_in_the_middle_changes_nothing(fused):
+    before = everything(fused)
+    fused._db.execute(
+        """CREATE TEMP TRIGGER full BEFORE INSERT ON neighbours WHEN NEW.position = 1
+        BEGIN SELECT RAISE(ABORT, 'disk full'); END"""
+    )
+    with pytest.raises(StoreError, match="disk full"):
+        fused.set_fused("a:a2", "new", ["a:a1", "a:a3"])
     assert everything(fused) == before
 
 
@@ -304,7 +318,7 @@ def test_two_connections_see_one_anothers_changes(catalog, path):
         revisions.append(other.revision)
         assert other.chunk_ids() == ["d:t", "d:u"]
         fuse(other, "d:u", "d:t")
-        revisions.append(catalog.revision)
+        assert catalog.revision == revisions[-1]  # KV is no change of documents
         assert catalog.neighbours("d:u") == ("d:t",)
         other.delete_documents(["d"])
         revisions.append(catalog.revision)
@@ -334,7 +348,7 @@ def test_threads_and_connections_change_one_file(catalog, path):
             thread.join()
     assert errors == []
     assert catalog.counts() == CatalogCounts(documents=40, chunks=80, fused_chunks=40, tokens=80)
-    assert catalog.revision == 80
+    assert catalog.revision == 40
 
 
 def test_where_there_is_no_store(path):
@@ -385,21 +399,21 @@ def test_another_database_is_no_catalog_and_stays_as_it_is(path):
 def test_another_schema_version_is_refused(catalog, path):
     catalog.close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 2")
+    db.execute("PRAGMA user_version = 3")
     db.close()
-    with pytest.raises(StoreMismatchError, match="version 2"):
+    with pytest.raises(StoreMismatchError, match="version 3"):
         Catalog.open(path)
 
 
 def test_a_closed_catalog_says_so(catalog):
     catalog.close()
     with pytest.raises(StoreError, match="closed"):
-        catalog.texts()
+        catalog.chunk_ids()
 
 
 def test_the_file_is_journalled_for_a_killed_process(catalog, path):
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     db.close()
     assert catalog._rows("PRAGMA synchronous") == [(2,)]
     assert catalog._rows("PRAGMA foreign_keys") == [(1,)]

@@ -145,8 +145,9 @@ def test_fields_come_from_the_document_and_ids_tell_equal_texts_apart() -> None:
     first, second = Chunker(count(text) + 3).split(document)
     assert (first.index, second.index) == (0, 1)
     assert first.text == second.text == text
-    assert first.id == chunk_id("doc", text, 0)
-    assert second.id == chunk_id("doc", text, 1) != first.id
+    kept = {"scope": "private", "title": "Mills", "metadata": '{"year": 1911}'}
+    assert first.id == chunk_id("doc", text, 0, **kept)
+    assert second.id == chunk_id("doc", text, 1, **kept) != first.id
     assert (first.document_id, first.title, first.scope) == ("doc", "Mills", "private")
     assert first.metadata == {"year": 1911}
     assert first.metadata is not document.metadata

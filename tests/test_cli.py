@@ -117,7 +117,7 @@ class TestIndex:
         assert (report["isolated_computed"], report["fused_computed"]) == (9, 9)
         again = index()
         assert again.exit_code == 0
-        assert "0 documents added, 0 replaced, 3 unchanged; 9 chunks" in again.stdout
+        assert "0 documents added, 0 replaced, 3 unchanged, 0 deleted; 9 chunks" in again.stdout
 
     def test_a_changed_file_is_replaced(self, index: Run, files: Path) -> None:
         index()

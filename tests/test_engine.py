@@ -23,7 +23,7 @@ from fusionrag_integrations.errors import (
     UnsupportedModelError,
 )
 from fusionrag_integrations.prompt import question_prompt
-from tests.conftest import town
+from tests.conftest import all_records, town
 from tests.tiny_tokenizers import byte_level_tokenizer
 
 
@@ -128,7 +128,7 @@ class TestAnotherModel:
 class TestStores:
     def test_reopening_keeps_everything(self, engine: FusionEngine, model_dir: Path) -> None:
         engine.ingest([town(0), town(1)])
-        texts = [text for _, text in engine.corpus.catalog.texts()]
+        texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
         prompt, settings = question_prompt(texts, "Which house?"), AnswerSettings(max_tokens=8)
         before = engine.answer(prompt, settings)
         hits = engine.corpus.search("Town number 1", 4)
@@ -223,7 +223,7 @@ def test_a_model_without_template_answers_strings(model_dir: Path, tmp_path: Pat
     engine = FusionEngine.from_pretrained(model, store=tmp_path / "store", chunk_tokens=48)
     assert not engine.has_chat_template
     engine.ingest([town(0)])
-    texts = [text for _, text in engine.corpus.catalog.texts()]
+    texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
     answer = engine.answer("\n\n".join([*texts, "Which house?"]), AnswerSettings(max_tokens=2))
     assert answer.fused_chunks == 3
 

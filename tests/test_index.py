@@ -49,7 +49,7 @@ def test_search_equals_brute_force(
     chunks, vectors = crowd
     index.add(chunks, vectors.tolist())
     for query in np.random.default_rng(1).standard_normal((10, 24)):
-        found = index.search(query.tolist(), 7, scope)
+        found = index.search(query.tolist(), 7, None if scope is None else [scope])
         expected = exact(chunks, vectors, query, 7, scope)
         assert [i for i, _ in found] == [i for i, _ in expected]
         assert [s for _, s in found] == pytest.approx([s for _, s in expected], abs=1e-5)
@@ -94,16 +94,17 @@ def test_empty_index_and_more_asked_than_there_is(index: ChunkIndex) -> None:
     index.remove([])
     index.add([chunk("a"), chunk("b", "s")], [[1.0, 0.0], [0.0, 1.0]])
     assert [i for i, _ in index.search([1.0, 0.1], 99)] == ["a", "b"]
-    assert [i for i, _ in index.search([1.0, 0.1], 99, "s")] == ["b"]
-    assert [i for i, _ in index.search([1.0, 0.1], 99, "")] == ["a"]
-    assert index.search([1.0, 0.1], 99, "unknown") == []
+    assert [i for i, _ in index.search([1.0, 0.1], 99, ["s"])] == ["b"]
+    assert [i for i, _ in index.search([1.0, 0.1], 99, [""])] == ["a"]
+    assert index.search([1.0, 0.1], 99, ["unknown"]) == []
+    assert index.search([1.0, 0.1], 99, []) == []
 
 
 def test_add_replaces_and_remove_passes_over_strangers(index: ChunkIndex) -> None:
     index.add([chunk("a"), chunk("b")], [[1.0, 0.0], [0.0, 1.0]])
     index.add([chunk("a", "moved")], [[0.0, -1.0]])
     assert len(index) == 2
-    assert index.search([0.0, -1.0], 1, "moved") == [("a", pytest.approx(1.0))]
+    assert index.search([0.0, -1.0], 1, ["moved"]) == [("a", pytest.approx(1.0))]
     index.remove(["b", "never there"])
     assert index.ids() == {"a"}
     index.remove(["a"])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from html import escape
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.prompt import (
+    MIN_QUESTION,
     MIN_TOKENS,
     NEUTRAL,
     EncodedPrompt,
@@ -19,11 +27,37 @@ from fusionrag_integrations.prompt import (
     ingest_prefix,
     question_prompt,
 )
-from fusionrag_integrations.types import AssembledPrompt, Chunk, ChunkRecord, KVHandle, TextMatch
-from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
+from fusionrag_integrations.types import (
+    AssembledPrompt,
+    Chunk,
+    ChunkRecord,
+    KVHandle,
+    Message,
+    Span,
+    TextMatch,
+)
+from tests.tiny_tokenizers import CHAT_TEMPLATE, TRAINING, byte_level_tokenizer
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """BPE whose tokens carry the space before them, with bytes for rare characters; as Llama 2."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TRAINING, trainer)
+    # `special` bytes are tokens of the vocabulary, not special ones: load them without the marks.
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", unk_token="<unk>")
+
 
 PLAIN = byte_level_tokenizer()
 CHAT = byte_level_tokenizer(chat=True)
+METASPACE = metaspace_tokenizer()
+TOKENIZERS = pytest.mark.parametrize(
+    "tokenizer", [PLAIN, CHAT, METASPACE], ids=["byte-level", "chat", "metaspace"]
+)
 FOX = "The quick brown fox jumps over the lazy dog near the old river bank in the town by the sea."
 SEA = "Zoë's café by the sea – 日本語 🙂🙂 – makes lamps in a very small town."
 
@@ -34,8 +68,8 @@ def with_template(template: str) -> Any:
     return tokenizer
 
 
-def record(text: str, name: str = "c") -> ChunkRecord:
-    return ChunkRecord(encode_chunk(PLAIN, Chunk(name, "d", 0, text)), "00")
+def record(text: str, name: str = "c", tokenizer: Any = PLAIN) -> ChunkRecord:
+    return ChunkRecord(encode_chunk(tokenizer, Chunk(name, "d", 0, text)), "00")
 
 
 def matched(encoded: EncodedPrompt, text: str, cut: int | None = None) -> TextMatch:
@@ -241,3 +275,267 @@ def test_a_question_prompt_holds_the_chunks_byte_for_byte_and_the_question() -> 
     assert (system["role"], user["role"]) == ("system", "user")
     assert f"{FOX}\n\n{SEA}" in user["content"]
     assert user["content"].endswith("Question: Who?\nAnswer:")
+
+
+def simple_runs(encoded: EncodedPrompt, match: TextMatch) -> list[Span]:
+    """One token after the other: what `assemble` must give for a match, made plainly."""
+    chunk = match.record.encoded
+    last = len(encoded.token_ids) - 1
+    starts = [start for start, _ in encoded.offsets]
+    position = max(0, next((i for i, s in enumerate(starts) if s >= match.start), last) - 1)
+    runs: list[list[int]] = []  # source start, start, length
+    for source, (token, (low, high)) in enumerate(zip(chunk.token_ids, chunk.offsets, strict=True)):
+        bounds = low + match.start, high + match.start
+        if bounds[1] > match.stop:
+            break
+        while position < last and encoded.offsets[position] < bounds:
+            position += 1
+        if position >= last:
+            break
+        if encoded.offsets[position] != bounds or encoded.token_ids[position] != token:
+            continue
+        if runs and runs[-1][0] + runs[-1][2] == source and runs[-1][1] + runs[-1][2] == position:
+            runs[-1][2] += 1
+        else:
+            runs.append([source, position, 1])
+        position += 1
+    return [Span(match.record, match.variant, *run) for run in runs]
+
+
+PIECES = (
+    *("the", " the", "town", " by", "sea", "S", "ing", " ", "  ", "\n", "\n\n", "\t", "\r\n", "."),
+    *(
+        "\u200b",
+        "\u00a0",
+        "e\u0301",
+        "\u0301",
+        "é",
+        "ë",
+        "日",
+        "本語",
+        "🙂",
+        "👩\u200d🔬",
+        "🇺🇦",
+        "ü",
+    ),
+    *("{x}", "{{x}}", "&amp;", "<|end|>", "<s>", "\0", "\u2581", "\ufffd", "ﬁ", "…", "0", "12"),
+)
+TEXTS = st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs"]), max_size=30)
+CHUNKS = TEXTS.map(lambda pieces: "".join(pieces).strip()).filter(bool)
+
+
+@TOKENIZERS
+@settings(max_examples=150, deadline=None)
+@given(
+    parts=st.lists(
+        st.tuples(TEXTS.map("".join), CHUNKS, st.none() | st.integers(1, 40)), max_size=4
+    ),
+    changed=st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=3),
+)
+def test_what_is_reused_is_what_one_token_after_the_other_gives(
+    tokenizer: Any, parts: list[tuple[str, str, int | None]], changed: list[tuple[int, bool]]
+) -> None:
+    """Chunks, whole or cut, between separators; then some of the prompt's tokens are changed."""
+    text = "".join(before + chunk[:cut] for before, chunk, cut in parts)
+    question = ". Which of the lamps in the small town is it?"
+    encoded = tokenizer(f"x{text}{question}", return_offsets_mapping=True)
+    ids, offsets = list(encoded.input_ids), list(encoded.offset_mapping)
+    for at, place in changed:
+        at %= len(ids)
+        ids[at], offsets[at] = (ids[at], (offsets[at][0], 10**6)) if place else (3, offsets[at])
+    prompt = EncodedPrompt(f"x{text}{question}", tuple(ids), tuple(offsets), len(text) + 10**3)
+    matches, start = [], 1
+    for i, (before, chunk, cut) in enumerate(parts):
+        start += len(before)
+        stop = start + len(chunk[:cut])
+        matches.append(TextMatch(record(chunk, f"c{i}", tokenizer), start, stop))
+        start = stop
+    handles = [match.record.handle for match in matches]
+    expected = [span for match in matches for span in simple_runs(prompt, match)]
+    assert list(assemble(prompt, matches, handles).spans) == expected
+
+
+def found_and_laid(
+    tokenizer: Any, prompt: str | list[Message], *texts: str, named: Sequence[int] = ()
+) -> tuple[EncodedPrompt, list[TextMatch], AssembledPrompt]:
+    """The whole way of a prompt over chunks with these texts; `named` ones have handles."""
+    records = {str(i): record(text, str(i), tokenizer) for i, text in enumerate(texts)}
+    matcher = ChunkMatcher(list(records), lambda ids: [(i, "", texts[int(i)]) for i in ids])
+    encoded = encode(tokenizer, prompt)
+    handles = [records[str(i)].handle for i in named]
+    found = matcher.find(encoded.text, lambda ids: {i: records[i] for i in ids}, handles)
+    matches = resolve(found, handles)
+    laid = assemble(encoded, matches, handles)
+    expected = [span for match in matches for span in simple_runs(encoded, match)]
+    assert all(span in expected for span in laid.spans)
+    for span in laid.spans:  # the same tokens of the same characters
+        (match,) = (m for m in matches if m.record == span.record and covers(m, encoded, span))
+        for i in range(span.length):
+            low, high = span.record.encoded.offsets[span.source_start + i]
+            token = span.record.encoded.token_ids[span.source_start + i]
+            assert encoded.token_ids[span.start + i] == token
+            assert encoded.offsets[span.start + i] == (low + match.start, high + match.start)
+    return encoded, matches, laid
+
+
+def covers(match: TextMatch, encoded: EncodedPrompt, span: Span) -> bool:
+    low, high = encoded.offsets[span.start][0], encoded.offsets[span.stop - 1][1]
+    return match.start <= low and high <= match.stop
+
+
+def shares(laid: AssembledPrompt, matches: Sequence[TextMatch]) -> list[float]:
+    """For each match how many of its chunk's tokens are reused."""
+    return [
+        sum(span.length for span in laid.spans if span.record == match.record)
+        / sum(len(m.record.encoded.token_ids) for m in matches if m.record == match.record)
+        for match in matches
+    ]
+
+
+LONG = " ".join([FOX, "Mira founded the company in the small town by the sea.", FOX.lower()])
+ODD = {
+    "tabs": LONG.replace(" ", "\t"),
+    "CRLF": LONG.replace(". ", ".\r\n").replace(" ", "\r\n", 3),
+    "no-break spaces": LONG.replace(" ", "\u00a0"),
+    "zero-width spaces": LONG.replace(" ", "\u200b"),
+    "zero-width ends": f"\u200b{LONG}\u200b",
+    "byte order mark": f"\ufeff{LONG}\ufeff",
+    "combining ends": f"\u0301{LONG}\u0301",
+    "combining marks": LONG.replace("e", "e\u0301"),
+    "composed": LONG.replace("e", "é"),
+    "joined emoji": LONG.replace(" ", " 👩\u200d🔬"),
+    "emoji ends": f"👩\u200d🔬{LONG}👩\u200d🔬",
+    "flags": LONG.replace(" ", "🇺🇦"),
+    "CJK": "日本語の文章には空白がない。" * 12,
+    "Arabic": "كان في المدينة الصغيرة بيت قديم قرب النهر. " * 5 + "نعم",
+    "braces": LONG.replace("fox", "{x}").replace("dog", "{{x}}"),
+    "template syntax": LONG.replace("fox", "{% if x %}{{ x }}{# no #}${x} %s {0!r}"),
+    "brace ends": f"{{{{{LONG}}}}}",
+    "HTML escapes": LONG.replace(" the ", " &amp; &lt;b&gt; &#39; "),
+    "HTML": LONG.replace("fox", "<b>fox & 'dog'</b>"),
+    "special tokens": LONG.replace("fox", "<|endoftext|>"),
+    "backslashes": LONG.replace(" ", " \\n "),
+    "many spaces": LONG.replace(" ", "    "),
+    "NUL": LONG.replace(" ", "\0", 2),
+}
+
+
+@TOKENIZERS
+@pytest.mark.parametrize("separator", ["\n", "\n\n", " ", "", "\n---\n", "<doc>"], ids=repr)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_texts_are_found_and_reused(tokenizer: Any, name: str, separator: str) -> None:
+    text = ODD[name]
+    assert text == text.strip()
+    context = separator.join(["Context:", text, FOX.upper(), text, ""])
+    encoded, matches, laid = found_and_laid(
+        tokenizer, f"{context}Question: which town is it, and by which sea?", text
+    )
+    assert [encoded.text[match.start : match.stop] for match in matches] == [text, text]
+    assert min(shares(laid, matches)) >= 0.95
+
+
+@TOKENIZERS
+class TestTheWholeWay:
+    """Matching and assembling together; every reused token is checked in `found_and_laid`."""
+
+    QUESTION = "Question: which town is it, and by which sea?"
+
+    def test_an_escaped_chunk_is_reused_up_to_the_first_escaped_character(
+        self, tokenizer: Any
+    ) -> None:
+        text = f"{LONG} 'Fish' & <chips> {SEA}"
+        prompt = f"Context:\n{escape(text)}\n\n{self.QUESTION}"
+        encoded, (match,), laid = found_and_laid(tokenizer, prompt, text)
+        assert encoded.text[match.start : match.stop] == f"{LONG} "
+        assert laid.spans
+        assert encoded.offsets[laid.spans[-1].stop - 1][1] <= match.stop
+
+    def test_a_chunk_that_is_escaped_early_is_computed(self, tokenizer: Any) -> None:
+        text = f"<b>{LONG}</b>"
+        prompt = f"Context:\n{escape(text)}\n\n{self.QUESTION}"
+        assert found_and_laid(tokenizer, prompt, text)[2].spans == ()
+
+    def test_the_chunk_that_holds_another_is_reused_where_all_of_it_stands(
+        self, tokenizer: Any
+    ) -> None:
+        outer = f"{SEA} {LONG} {SEA}"
+        prompt = f"Context:\n{outer}\n\n{LONG}\n\n{self.QUESTION}"
+        _, matches, laid = found_and_laid(tokenizer, prompt, LONG, outer, SEA)
+        assert [match.record.chunk.text for match in matches] == [outer, LONG]
+        assert min(shares(laid, matches)) >= 0.95
+
+    @pytest.mark.parametrize("cut", [90, 101, 150])
+    def test_a_cut_chunk_is_reused_as_far_as_it_goes(self, tokenizer: Any, cut: int) -> None:
+        prompt = f"Context:\n{LONG[:cut]}...\n\n{self.QUESTION}"
+        encoded, (match,), laid = found_and_laid(tokenizer, prompt, LONG)
+        assert match.stop - match.start >= cut
+        reused = encoded.offsets[laid.spans[-1].stop - 1][1]
+        assert match.stop - 10 <= reused <= match.stop
+
+    def test_a_short_chunk_is_reused_only_with_a_handle(self, tokenizer: Any) -> None:
+        short = "Mira makes lamps."
+        prompt = f"Context:\n{short}\n\n{self.QUESTION}"
+        assert found_and_laid(tokenizer, prompt, short, LONG)[2].spans == ()
+        _, (match,), laid = found_and_laid(tokenizer, prompt, short, LONG, named=[0])
+        reused = sum(span.length for span in laid.spans)
+        assert reused >= len(match.record.encoded.token_ids) - 2  # the newlines may merge
+
+    def test_without_white_space_around_it_a_chunk_is_reused_in_a_question(
+        self, tokenizer: Any
+    ) -> None:
+        prompt = f"Is it true that '{LONG}', or did Mira of the small town make that up?"
+        _, matches, laid = found_and_laid(tokenizer, prompt, LONG)
+        assert shares(laid, matches)[0] >= 0.95
+
+
+A, B, C = (f"{name} {LONG}" for name in ("Ada.", "Bela.", "Carla."))
+
+
+def asked(prompt: str, *texts: str) -> tuple[list[str], str]:
+    """Texts of the reused chunks, in order, and the words of the question."""
+    _, _, laid = found_and_laid(CHAT, prompt, *(texts or (A, B, C)))
+    reused = [span.record.chunk.text for span in laid.spans]
+    texts_reused = [text for i, text in enumerate(reused) if i == 0 or reused[i - 1] != text]
+    return texts_reused, CHAT.decode(laid.token_ids[slice(*laid.question)])
+
+
+class TestTheQuestion:
+    CONTEXT = f"Context:\n{A}\n\n{B}\n\n{C}\n\n"
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            f"Question: Who wrote '{A}'?",
+            f"Question: Who wrote '{A}'?\nAnswer:",
+            f"Who wrote this: {C}",
+            f"Question: Which is true, '{A}' or '{B}'?",
+            f"Question: Which is true: '{B}' '{B}'?",
+        ],
+    )
+    def test_a_chunk_that_it_quotes_is_part_of_it(self, question: str) -> None:
+        reused, words = asked(self.CONTEXT + question)
+        assert reused[:3] == [A, B, C]
+        assert len(CHAT(words).input_ids) >= MIN_QUESTION
+        assert self.CONTEXT.count(A) == 1
+        assert (self.CONTEXT + question).endswith(words)
+
+    def test_all_of_it_is_the_question_where_only_the_quote_was_known(self) -> None:
+        reused, words = asked(f"{self.CONTEXT}Question: Who wrote '{A}'?")
+        assert reused == [A, B, C]
+        assert words == f"\n\nQuestion: Who wrote '{A}'?"
+
+    def test_a_quote_with_enough_words_behind_it_is_reused(self) -> None:
+        words = "' - who wrote that, and did she live in the town by the sea?"
+        assert asked(f"{self.CONTEXT}Is '{A}{words}") == ([A, B, C, A], words)
+
+    @pytest.mark.parametrize("context", ["{A}\n\n{B}\n\n{A}", "[1] {A}\n\n[2] {B}\n\n[3] {A}"])
+    def test_a_chunk_that_stands_twice_in_the_context_is_reused_twice(self, context: str) -> None:
+        reused, words = asked(f"{context.format(A=A, B=B)}\n\nWho?")
+        assert (reused, words) == ([A, B, A], "\n\nWho?")
+
+    def test_it_may_stand_before_the_context(self) -> None:
+        reused, words = asked(f"Question: who makes lamps?\n\n{A}\n\n{B}")
+        assert (reused, words) == ([A, B], "<|end|>\n<|assistant|>\n")
+
+    def test_a_quote_of_a_chunk_that_stands_nowhere_else_is_reused(self) -> None:
+        assert asked(f"Who wrote '{A}'?") == ([A], "'?")

@@ -11,7 +11,7 @@ from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Answer, AnswerSettings, ChunkKV, ChunkRecord, KVHandle
-from tests.conftest import town
+from tests.conftest import all_records, town
 
 BORN = "He was born in Paris, in a small house by the river, near the old bridge and the bank."
 
@@ -50,7 +50,7 @@ def ask(engine: FusionEngine, texts: list[str], *handles: KVHandle) -> Answer:
 
 
 def fused_keys(engine: FusionEngine) -> set[str]:
-    return {r.fused_key for r in engine.corpus.catalog.all_records()} - {""}
+    return {r.fused_key for r in all_records(engine.corpus.catalog)} - {""}
 
 
 def stored_keys(engine: FusionEngine) -> set[str]:

@@ -17,11 +17,12 @@ from fusionrag_integrations.types import Answer, AnswerSettings, Prompt
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its accepted answers and the prompt that asks it."""
+    """A question with its accepted answers, the chunks to answer from, and the prompt."""
 
     kind: str
     question: str
     answers: tuple[str, ...]
+    context: tuple[str, ...]
     prompt: Prompt
 
 

@@ -41,6 +41,7 @@ def load_questions(
                 kind=row["kind"],
                 question=row["question"],
                 answers=tuple(row["answers"]),
+                context=tuple(context),
                 prompt=question_prompt(context, row["question"]),
             )
         )

@@ -2,37 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
+import numpy as np
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import run_in_executor
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from fusionrag_integrations.corpus import Corpus, document_order
+from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
+from fusionrag_integrations.langchain.documents import (
+    collection_documents,
+    document_id,
+    to_documents,
+)
 from fusionrag_integrations.types import SearchHit
 
 
 class FusionKVRetriever(BaseRetriever):
-    """Finds the chunks nearest to a question in a store.
+    """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each document has the chunk's id, its text as content, and in its metadata the user's own
     entries, `document_id`, `title`, `index`, `score` (cosine similarity) and the handle. Documents
     come by their best hit, the chunks of each together in their order, because a chunk may refer
     back to the one before it.
 
-    Give an `engine`, or open a store without loading weights:
-    `FusionKVRetriever.from_store("my-store", k=5)`.
+    With a `retriever` of your own, its documents come as they are and in its order; those whose
+    text was ingested get their handle. The fields that steer the search don't apply then.
+
+        FusionKVRetriever.from_documents(splits, engine=engine, k=5)
+        FusionKVRetriever.from_chroma(vectorstore, engine=engine)
+        FusionKVRetriever(engine=engine, retriever=any_retriever)
+        FusionKVRetriever.from_store("my-store", k=5)                 # loads no weights
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    engine: FusionEngine | None = Field(None, exclude=True, repr=False)
-    corpus: Corpus | None = Field(None, exclude=True, repr=False)
-    k: int = Field(5, ge=1, description="How many chunks to retrieve.")
-    scope: str | None = Field(None, description="Search this scope only.")
+    engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
+    corpus: Corpus | None = Field(default=None, exclude=True, repr=False)
+    retriever: BaseRetriever | None = Field(
+        default=None, description="Finds the documents instead."
+    )
+    k: int = Field(default=5, ge=1, description="How many chunks to retrieve.")
+    scopes: list[str] | None = Field(default=None, description="Search these scopes only.")
+    filter: dict[str, Any] | None = Field(
+        default=None, description="On metadata, in Chroma's terms: {'page': {'$gt': 3}}."
+    )
+    score_threshold: float | None = Field(
+        default=None, description="The least similarity, up to 1."
+    )
+    search_type: Literal["similarity", "mmr"] = Field(
+        default="similarity", description="mmr weighs similarity against variety."
+    )
+    fetch_k: int = Field(default=20, ge=1, description="Candidates that mmr chooses from.")
+    lambda_mult: float = Field(
+        default=0.5, ge=0, le=1, description="For mmr: 1 is similarity alone."
+    )
 
     @classmethod
     def from_store(
@@ -43,6 +76,46 @@ class FusionKVRetriever(BaseRetriever):
         embedding: the one that the store was made with. Raises as `Corpus.open` does.
         """
         return cls(corpus=Corpus.open(path, embedding), **fields)
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        *,
+        engine: FusionEngine,
+        scope: str = "",
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> FusionKVRetriever:
+        """Ingest documents that are split already, and retrieve from their scope.
+
+        Each document becomes one chunk, as it is; those of one `source` (in the metadata) belong
+        together, and replace what was ingested of that source before. Unchanged ones cost
+        nothing. Raises as `FusionEngine.ingest` does.
+        """
+        engine.ingest(to_documents(documents, scope), progress=progress)
+        fields.setdefault("scopes", [scope])
+        return cls(engine=engine, **fields)
+
+    @classmethod
+    def from_chroma(
+        cls,
+        vectorstore: Any,
+        *,
+        engine: FusionEngine,
+        scope: str = "",
+        progress: Progress | None = None,
+        **as_retriever: Any,
+    ) -> FusionKVRetriever:
+        """Ingest all that a LangChain `Chroma` holds, and go on retrieving from it.
+
+        as_retriever: what `vectorstore.as_retriever` takes, such as `search_type` and
+        `search_kwargs`. Raises `InvalidInputError` for a vector store that can't list its
+        documents, and as `FusionEngine.ingest` does.
+        """
+        engine.ingest(to_documents(collection_documents(vectorstore), scope), progress=progress)
+        retriever = vectorstore.as_retriever(**as_retriever)
+        return cls(engine=engine, retriever=retriever, scopes=[scope])
 
     _source: Corpus = PrivateAttr()
 
@@ -58,8 +131,55 @@ class FusionKVRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
     ) -> list[Document]:
-        hits = self._source.search(query, self.k if k is None else k, scope=self.scope)
-        return [_to_document(hit) for hit in document_order(hits)]
+        if self.retriever is not None:
+            config = {"callbacks": run_manager.get_child()}
+            found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
+            return self._with_handles(found if k is None else found[:k])
+        return [_to_document(hit) for hit in self._search(query, self.k if k is None else k)]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+    ) -> list[Document]:
+        if self.retriever is None:
+            return await run_in_executor(
+                None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
+            )
+        config = {"callbacks": run_manager.get_child()}
+        found = await self.retriever.ainvoke(query, config=config)  # type: ignore[arg-type]
+        return await run_in_executor(None, self._with_handles, found if k is None else found[:k])
+
+    def _search(self, query: str, k: int) -> list[SearchHit]:
+        vector = self._source.embed_question(query)
+        diverse = self.search_type == "mmr"
+        hits = self._source.nearest(
+            vector, max(k, self.fetch_k) if diverse else k, scopes=self.scopes, where=self.filter
+        )
+        if self.score_threshold is not None:
+            hits = [hit for hit in hits if hit.score >= self.score_threshold]
+        if diverse and hits:
+            vectors = self._source.embeddings([hit.chunk.id for hit in hits])
+            chosen = maximal_marginal_relevance(
+                np.array(vector), [vectors[hit.chunk.id] for hit in hits], self.lambda_mult, k
+            )
+            hits = [hits[i] for i in chosen]
+        return document_order(hits)
+
+    def _with_handles(self, documents: list[Document]) -> list[Document]:
+        """The documents, with a handle where their text was ingested."""
+        marked: list[Document] = []
+        for document in documents:
+            handle = self._source.handle_of(
+                document.page_content, document_id(document), self.scopes
+            )
+            if handle is not None:
+                metadata = {**document.metadata, **handle.to_metadata()}
+                document = document.model_copy(update={"metadata": metadata})
+            marked.append(document)
+        return marked
 
 
 def _to_document(hit: SearchHit) -> Document:
@@ -68,11 +188,11 @@ def _to_document(hit: SearchHit) -> Document:
         id=chunk.id,
         page_content=chunk.text,
         metadata={
-            **chunk.metadata,
             "document_id": chunk.document_id,
             "title": chunk.title,
             "index": chunk.index,
             "score": hit.score,
+            **chunk.metadata,
             **hit.handle.to_metadata(),
         },
     )

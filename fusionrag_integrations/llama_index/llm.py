@@ -18,11 +18,14 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
+from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
 from fusionrag_integrations.engine import AnswerStream
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.llama_index.packing import ModelPromptHelper
 from fusionrag_integrations.options import AnswerOptions
 from fusionrag_integrations.types import Message, Prompt
 
@@ -60,6 +63,20 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
             num_output=self.max_tokens,
             is_chat_model=self.engine.has_chat_template,
             model_name=self.engine.model_name,
+        )
+
+    def prompt_helper(self) -> PromptHelper:
+        """Packs contexts by what the model reads, for response synthesizers.
+
+        Without it LlamaIndex counts tokens as OpenAI's models do, and may cut chunks that fit, or
+        leave prompts that don't. Give it to `get_response_synthesizer(prompt_helper=...)`, or to
+        all, chat engines included, as `Settings.prompt_helper`.
+        """
+        return ModelPromptHelper(
+            context_window=self.metadata.context_window,
+            num_output=self.metadata.num_output,
+            tokenizer=self.engine.encode,
+            prompt_tokens=self._prompt_tokens,
         )
 
     @llm_completion_callback()
@@ -122,6 +139,18 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
         stream = self.engine.stream(prompt, self.settings(None, changes))
         for text, delta, raw in _so_far(stream):
             yield ChatResponse(message=_assistant(text), delta=delta, raw=raw)
+
+    def _prompt_tokens(self, prompt: BasePromptTemplate) -> int:
+        """Tokens that `predict` would put before the model, were each variable one letter."""
+        if isinstance(prompt, SelectorPromptTemplate):
+            prompt = prompt.select(self)
+        letters = {name: "x" for name in prompt.template_vars if name not in prompt.kwargs}
+        asked: Prompt
+        if self.metadata.is_chat_model:
+            asked = to_messages(self._get_messages(prompt, **letters))
+        else:
+            asked = self._get_prompt(prompt, **letters)
+        return self.engine.count_tokens(asked)
 
     def _worded(self, prompt: str, formatted: bool) -> str:
         """LlamaIndex lets users wrap prompts by a function of their own."""

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.vector_stores import MetadataFilters
 
-from fusionrag_integrations.corpus import Corpus, document_order
+from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
-from fusionrag_integrations.types import HANDLE_METADATA_KEYS, SearchHit
-
-_OURS = ["document_id", "title", "index", *HANDLE_METADATA_KEYS]
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
 
 
 class FusionKVRetriever(BaseRetriever):
-    """Finds the chunks nearest to a question in a store.
+    """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each node has the chunk's id and text; its metadata holds the user's own entries, and
     `document_id`, `title`, `index` and the handle, which are kept out of prompts and embeddings.
     Nodes come by their document's best hit, the chunks of each document together in their order,
     because a chunk may refer back to the one before it.
 
-    Give an `engine`, or open a store without loading weights:
-    `FusionKVRetriever.from_store("my-store", similarity_top_k=5)`.
+    With a `retriever` of your own, its nodes come as they are and in its order; those whose text
+    was ingested get their handle. `similarity_top_k` doesn't apply then, and `filters` are its own.
+
+        FusionKVRetriever.from_nodes(nodes, engine=engine, similarity_top_k=5)
+        FusionKVRetriever(engine=engine, retriever=index.as_retriever())
+        FusionKVRetriever.from_store("my-store", similarity_top_k=5)     # loads no weights
     """
 
     def __init__(
@@ -34,13 +39,18 @@ class FusionKVRetriever(BaseRetriever):
         *,
         engine: FusionEngine | None = None,
         corpus: Corpus | None = None,
+        retriever: BaseRetriever | None = None,
         similarity_top_k: int = 5,
-        scope: str | None = None,
+        scopes: list[str] | None = None,
+        filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._corpus = corpus_of(engine, corpus)
+        _check(retriever, similarity_top_k, scopes, filters)
+        self.retriever = retriever
         self.similarity_top_k = similarity_top_k
-        self.scope = scope
+        self.scopes = scopes
+        self.filters = filters
         super().__init__(callback_manager=callback_manager)
 
     @classmethod
@@ -53,27 +63,67 @@ class FusionKVRetriever(BaseRetriever):
         """
         return cls(corpus=Corpus.open(path, embedding), **arguments)
 
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[BaseNode],
+        *,
+        engine: FusionEngine,
+        scope: str = "",
+        progress: Progress | None = None,
+        **arguments: Any,
+    ) -> FusionKVRetriever:
+        """Ingest nodes, and retrieve from their scope.
+
+        Each node becomes one chunk, as it is; those of one source document belong together, and
+        replace what was ingested of it before. Unchanged ones cost nothing. Raises as
+        `FusionEngine.ingest` does.
+        """
+        engine.ingest(to_documents(nodes, scope), progress=progress)
+        arguments.setdefault("scopes", [scope])
+        return cls(engine=engine, **arguments)
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self._corpus.search(query_bundle.query_str, self.similarity_top_k, scope=self.scope)
-        return [_to_node(hit) for hit in document_order(hits)]
+        if self.retriever is not None:
+            return self._marked(self.retriever.retrieve(query_bundle))
+        hits = self._corpus.search(
+            query_bundle.query_str,
+            self.similarity_top_k,
+            scopes=self.scopes,
+            where=None if self.filters is None else to_where(self.filters),
+        )
+        return [to_node(hit) for hit in document_order(hits)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        if self.retriever is None:
+            return await asyncio.to_thread(self._retrieve, query_bundle)
+        found = await self.retriever.aretrieve(query_bundle)
+        return await asyncio.to_thread(self._marked, found)
+
+    def _marked(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        return [
+            NodeWithScore(node=mark(self._corpus, found.node, self.scopes), score=found.score)
+            for found in nodes
+        ]
 
 
-def _to_node(hit: SearchHit) -> NodeWithScore:
-    chunk = hit.chunk
-    node = TextNode(
-        id_=chunk.id,
-        text=chunk.text,
-        metadata={
-            **chunk.metadata,
-            "document_id": chunk.document_id,
-            "title": chunk.title,
-            "index": chunk.index,
-            **hit.handle.to_metadata(),
-        },
-        excluded_llm_metadata_keys=list(_OURS),
-        excluded_embed_metadata_keys=list(_OURS),
-    )
-    return NodeWithScore(node=node, score=hit.score)
+def _check(retriever: object, similarity_top_k: object, scopes: object, filters: object) -> None:
+    """Refuse at once what would only fail at the first question, or find nothing."""
+    if retriever is not None and not isinstance(retriever, BaseRetriever):
+        raise InvalidInputError(
+            f"retriever is a {type(retriever).__name__}; give a LlamaIndex retriever, such as "
+            "index.as_retriever()."
+        )
+    if not isinstance(similarity_top_k, int) or similarity_top_k < 1:
+        raise InvalidInputError(f"similarity_top_k is {similarity_top_k!r}; it must be at least 1.")
+    if scopes is not None and not (
+        isinstance(scopes, list | tuple) and all(isinstance(scope, str) for scope in scopes)
+    ):
+        raise InvalidInputError(f"scopes is {scopes!r}; give a list of strings, or None.")
+    if filters is None:
+        return
+    if not isinstance(filters, MetadataFilters):
+        raise InvalidInputError(f"filters is {filters!r}; give LlamaIndex's MetadataFilters.")
+    if retriever is not None:
+        raise InvalidInputError("filters don't reach another retriever; give them to that one.")
+    to_where(filters)

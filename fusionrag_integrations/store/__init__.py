@@ -2,5 +2,6 @@
 
 from fusionrag_integrations.store.files import FORMAT_VERSION, FileKVStore, RecordProblem, verify
 from fusionrag_integrations.store.protocol import KVStore
+from fusionrag_integrations.store.shared import SharedReads
 
-__all__ = ["FORMAT_VERSION", "FileKVStore", "KVStore", "RecordProblem", "verify"]
+__all__ = ["FORMAT_VERSION", "FileKVStore", "KVStore", "RecordProblem", "SharedReads", "verify"]

@@ -69,7 +69,7 @@ def test_k_as_a_field_and_per_call(engine: FusionEngine) -> None:
 
 
 def test_scope_limits_the_search(engine: FusionEngine) -> None:
-    found = FusionKVRetriever(engine=engine, scope="north", k=12).invoke(QUESTION)
+    found = FusionKVRetriever(engine=engine, scopes=["north"], k=12).invoke(QUESTION)
     assert [document.metadata["document_id"] for document in found] == ["town-3"] * 3
 
 

@@ -1,4 +1,4 @@
-"""An engine with documents, which the tests of the LlamaIndex components share."""
+"""Engines with documents, which the tests of the LlamaIndex components share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from fusionrag_integrations import FusionEngine
 from tests.conftest import town
+from tests.llama_index.modes import ingest_kinds
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +24,39 @@ def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionE
     return engine
 
 
+@pytest.fixture
+def empty_engine(model_dir: Path, tmp_path: Path) -> FusionEngine:
+    """An engine with a store of its own, for tests that ingest."""
+    return FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
+
+
 @pytest.fixture(scope="session")
-def plain_engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
-    """One town, and a model whose tokenizer has no chat template."""
-    path = tmp_path_factory.mktemp("plain")
-    shutil.copytree(model_dir, path / "model")
+def plain_model_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a tokenizer that has no chat template."""
+    path = tmp_path_factory.mktemp("plain") / "model"
+    shutil.copytree(model_dir, path)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    (path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    (path / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer.chat_template = None
-    tokenizer.save_pretrained(path / "model")
-    engine = FusionEngine.from_pretrained(path / "model", store=path / "store", chunk_tokens=48)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def plain_engine(plain_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
+    """One town, and a model that is no chat model."""
+    store = tmp_path_factory.mktemp("plain-store") / "store"
+    engine = FusionEngine.from_pretrained(plain_model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0)])
+    return engine
+
+
+@pytest.fixture(scope="session", params=["model_dir", "plain_model_dir"], ids=["chat", "plain"])
+def kinds_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> FusionEngine:
+    """Every kind of chunk, each in a scope of its name; a chat model, and one that is none."""
+    store = tmp_path_factory.mktemp("kinds") / "store"
+    engine = FusionEngine.from_pretrained(request.getfixturevalue(request.param), store=store)
+    ingest_kinds(engine)
     return engine

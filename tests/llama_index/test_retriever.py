@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_index.core.schema import MetadataMode, NodeWithScore
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
 from fusionrag_integrations import Corpus, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
 from fusionrag_integrations.llama_index import FusionKVRetriever
 from fusionrag_integrations.model import CausalModel
+from tests.llama_index.helpers import FixedRetriever
 
 QUESTION = "Where is house 15 of town number 2?"
 
@@ -58,13 +61,15 @@ def test_metadata_names_the_chunk_and_keeps_the_users_own(engine: FusionEngine) 
 def test_prompts_and_embeddings_see_the_text_alone(
     engine: FusionEngine, mode: MetadataMode
 ) -> None:
-    nodes = FusionKVRetriever(engine=engine, scope="").retrieve(QUESTION)
+    nodes = FusionKVRetriever(engine=engine, scopes=[""]).retrieve(QUESTION)
     assert [node.get_content(mode) for node in nodes] == [node.text for node in nodes]
 
 
 def test_prompts_see_the_users_own_metadata(engine: FusionEngine) -> None:
     """As for any node; users exclude what they don't want there."""
-    [node] = FusionKVRetriever(engine=engine, similarity_top_k=1, scope="north").retrieve(QUESTION)
+    [node] = FusionKVRetriever(engine=engine, similarity_top_k=1, scopes=["north"]).retrieve(
+        QUESTION
+    )
     assert node.get_content(MetadataMode.LLM) == f"page: 7\n\n{node.text}"
 
 
@@ -78,7 +83,7 @@ def test_the_best_document_comes_first_and_its_chunks_in_order(engine: FusionEng
 
 
 def test_scope_limits_the_search(engine: FusionEngine) -> None:
-    retriever = FusionKVRetriever(engine=engine, scope="north", similarity_top_k=12)
+    retriever = FusionKVRetriever(engine=engine, scopes=["north"], similarity_top_k=12)
     found = retriever.retrieve(QUESTION)
     assert [node.metadata["document_id"] for node in found] == ["town-3"] * 3
 
@@ -129,9 +134,35 @@ def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str
         FusionKVRetriever(**{name: given[name] for name in names})
 
 
-def test_similarity_top_k_below_one_is_refused(engine: FusionEngine) -> None:
-    with pytest.raises(InvalidInputError, match="k is 0"):
-        FusionKVRetriever(engine=engine, similarity_top_k=0).retrieve(QUESTION)
+FILTER = MetadataFilters(filters=[MetadataFilter(key="page", value=7)])
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ({"similarity_top_k": 0}, "similarity_top_k is 0"),
+        ({"similarity_top_k": "5"}, "similarity_top_k is '5'"),
+        ({"scopes": "north"}, "scopes is 'north'; give a list"),
+        ({"scopes": [7]}, r"scopes is \[7\]"),
+        ({"filters": {"page": 7}}, "give LlamaIndex's MetadataFilters"),
+        ({"retriever": "index"}, "retriever is a str"),
+        ({"retriever": FixedRetriever([]), "filters": FILTER}, "don't reach another retriever"),
+    ],
+    ids=str,
+)
+def test_what_can_never_work_is_refused_when_the_retriever_is_made(
+    engine: FusionEngine, argument: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        FusionKVRetriever(engine=engine, **argument)
+
+
+def test_an_empty_store_gives_no_nodes_and_a_warning(
+    empty_engine: FusionEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert FusionKVRetriever(engine=empty_engine).retrieve(QUESTION) == []
+    assert "holds no chunks" in caplog.text
 
 
 def test_an_empty_question_is_refused(engine: FusionEngine) -> None:

@@ -1,0 +1,146 @@
+"""LlamaIndex's nodes as this package's documents, and handles on nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
+
+from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.types import (
+    HANDLE_METADATA_KEYS,
+    Document,
+    KVHandle,
+    Passage,
+    SearchHit,
+)
+
+HIDDEN_KEY = "fusionrag_hidden"  # which entries the ingested node kept out of prompts, as JSON
+
+_OPERATORS = {
+    FilterOperator.EQ: "$eq",
+    FilterOperator.NE: "$ne",
+    FilterOperator.GT: "$gt",
+    FilterOperator.GTE: "$gte",
+    FilterOperator.LT: "$lt",
+    FilterOperator.LTE: "$lte",
+    FilterOperator.IN: "$in",
+    FilterOperator.NIN: "$nin",
+}
+_CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
+
+
+def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
+    """What to ingest: each node is one chunk, as it is.
+
+    Nodes of the same source document (`ref_doc_id`) are one document, named by it, in the order
+    given; so that a chunk is fused with the ones before it, and ingesting a source again replaces
+    it. A node without a source is a document of its own, by its own id.
+
+    Raises `InvalidInputError` for nodes other than text.
+    """
+    passages: dict[str, list[Passage]] = {}
+    titles: dict[str, str] = {}
+    for node in nodes:
+        if not (isinstance(node, TextNode) or (isinstance(node, Node) and node.text_resource)):
+            raise InvalidInputError(
+                f"A {type(node).__name__} can't be ingested; give nodes of text."
+            )
+        name = document_id(node)
+        metadata = {k: v for k, v in node.metadata.items() if k not in HANDLE_METADATA_KEYS}
+        hidden = [key for key in node.excluded_llm_metadata_keys if key in metadata]
+        if hidden:
+            metadata[HIDDEN_KEY] = json.dumps(hidden)
+        passages.setdefault(name, []).append(Passage(_text(node), metadata))
+        title = node.metadata.get("title")
+        titles.setdefault(name, title if isinstance(title, str) else "")
+    return [
+        Document(id=name, title=titles[name], scope=scope, passages=tuple(parts))
+        for name, parts in passages.items()
+    ]
+
+
+def document_id(node: BaseNode) -> str:
+    """The id that `to_documents` gives: of the source document, or of the node."""
+    return node.ref_doc_id or node.node_id
+
+
+def mark(corpus: Corpus, node: BaseNode, scopes: Sequence[str] | None) -> BaseNode:
+    """The node, with a handle in its metadata where its text was ingested."""
+    handle = corpus.handle_of(_text(node), document_id(node), scopes)
+    if handle is None:
+        return node
+    marked = node.model_copy(deep=True)
+    set_handle(marked, handle)
+    return marked
+
+
+def to_node(hit: SearchHit) -> NodeWithScore:
+    """A chunk as a node that shows in prompts what it showed when it was ingested as a node.
+
+    But for templates of its own: those of a node that comes from an index are kept by `mark`.
+    """
+    chunk = hit.chunk
+    metadata = dict(chunk.metadata)
+    hidden = json.loads(str(metadata.pop(HIDDEN_KEY, "[]")))
+    ours = {"document_id": chunk.document_id, "title": chunk.title, "index": chunk.index}
+    ours = {key: value for key, value in ours.items() if key not in metadata}
+    hidden += ours
+    node = TextNode(
+        id_=chunk.id,
+        text=chunk.text,
+        metadata={**metadata, **ours},
+        excluded_llm_metadata_keys=list(hidden),
+        excluded_embed_metadata_keys=list(hidden),
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=chunk.document_id)},
+    )
+    set_handle(node, hit.handle)
+    return NodeWithScore(node=node, score=hit.score)
+
+
+def set_handle(node: BaseNode, handle: KVHandle) -> None:
+    """Put a handle into a node's metadata, out of sight of prompts and embeddings."""
+    node.metadata.update(handle.to_metadata())
+    for excluded in (node.excluded_llm_metadata_keys, node.excluded_embed_metadata_keys):
+        excluded.extend(key for key in HANDLE_METADATA_KEYS if key not in excluded)
+
+
+def to_where(filters: MetadataFilters) -> dict[str, Any]:
+    """LlamaIndex's metadata filters in the terms of `Corpus.search`; empty for none.
+
+    Raises `InvalidInputError` for operators and conditions that the index doesn't have.
+    """
+    condition = _CONDITIONS.get(filters.condition or FilterCondition.AND)
+    if condition is None:
+        raise InvalidInputError(
+            f"Filters joined by {filters.condition!r} are not supported; use and, or."
+        )
+    parts: list[dict[str, Any]] = []
+    for one in filters.filters:
+        if isinstance(one, MetadataFilters):
+            if nested := to_where(one):
+                parts.append(nested)
+        elif one.operator in _OPERATORS:
+            parts.append({one.key: {_OPERATORS[one.operator]: one.value}})
+        else:
+            raise InvalidInputError(
+                f"The filter operator {one.operator.value!r} is not supported; use "
+                f"{', '.join(operator.value for operator in _OPERATORS)}."
+            )
+    return {condition: parts} if parts else {}
+
+
+def _text(node: BaseNode) -> str:
+    return node.get_content(metadata_mode=MetadataMode.NONE)

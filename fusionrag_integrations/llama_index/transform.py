@@ -1,0 +1,56 @@
+"""FusionKVTransform: LlamaIndex's IngestionPipeline as a way into a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from llama_index.core.schema import BaseNode, TransformComponent
+from pydantic import ConfigDict, Field, PrivateAttr
+
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.llama_index.nodes import mark, to_documents
+
+
+class FusionKVTransform(TransformComponent):
+    """Ingests the nodes that come through a pipeline, and gives them their handles.
+
+    Put it last, behind whatever changes a node's text or embeds it. A pipeline's cache skips it
+    only while the store stays as it is; what was ingested already costs nothing.
+
+        IngestionPipeline(transformations=[SentenceSplitter(), FusionKVTransform(engine=engine)])
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    engine: FusionEngine = Field(exclude=True, repr=False)
+    scope: str = Field(default="", description="The scope that the nodes belong to.")
+    _opened: str = PrivateAttr(default_factory=lambda: uuid4().hex)  # never twice for two stores
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "FusionKVTransform"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """A pipeline's cache asks by this whether nodes may skip it: not once the store changed."""
+        state = {"opened": self._opened, "revision": self.engine.corpus.catalog.revision}
+        return {**super().to_dict(**kwargs), **state}
+
+    def __getstate__(self) -> Any:
+        """A pipeline with several workers sends itself to other processes, but no engine can go."""
+        raise InvalidInputError(
+            "A FusionKVTransform can't leave its process; run the pipeline without num_workers."
+        )
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Ingest the nodes; raises as `FusionEngine.ingest` does."""
+        if not nodes:  # a docstore knew them all
+            return []
+        self.engine.ingest(to_documents(nodes, self.scope))
+        return [mark(self.engine.corpus, node, [self.scope]) for node in nodes]
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        return await asyncio.to_thread(self.__call__, nodes, **kwargs)

@@ -1,0 +1,149 @@
+"""What the tests share: an embedding without a model, nodes, and a record of the model's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import (
+    BaseNode,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+from fusionrag_integrations import Answer, FusionEngine
+from fusionrag_integrations.embedding import LexicalEmbedder
+
+QUESTION = "Where is house 15 of town number 2?"
+MAX_TOKENS = 8
+
+
+class WordsEmbedding(BaseEmbedding):
+    """The package's lexical embedding as LlamaIndex's."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return LexicalEmbedder().embed_query(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return LexicalEmbedder().embed_query(text)
+
+
+class FixedRetriever(BaseRetriever):
+    """Finds what it was given, whatever the question."""
+
+    def __init__(self, found: Sequence[NodeWithScore]) -> None:
+        super().__init__()
+        self._found = list(found)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._found
+
+
+def paragraph(town: int, part: int) -> str:
+    return (
+        f"Town number {town} has a paragraph {part} which tells of the river, the old bridge, "
+        f"house {town * 7 + part}, and of a fox that jumps over the lazy dog near the bank."
+    )
+
+
+def town_nodes(towns: range = range(3), chunks: int = 2, paragraphs: int = 1) -> list[BaseNode]:
+    """Nodes of some towns, `chunks` of each, with so many paragraphs in each node."""
+    return [
+        TextNode(
+            id_=f"town-{town}-{chunk}",
+            text="\n\n".join(
+                paragraph(town, chunk * paragraphs + part) for part in range(paragraphs)
+            ),
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"town-{town}")},
+        )
+        for town in towns
+        for chunk in range(chunks)
+    ]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One prompt that the model got, and its answer."""
+
+    prompt: Any
+    answer: Answer
+
+    @property
+    def text(self) -> str:
+        """All that the prompt says."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(message["content"] for message in self.prompt)
+
+    @property
+    def found_tokens(self) -> int:
+        """Tokens of chunks that were found in the prompt."""
+        return self.answer.usage.reused_tokens + self.answer.usage.recomputed_tokens
+
+
+@contextmanager
+def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
+    """The calls of an engine's model that end within the block, in the order of their ends."""
+    calls: list[Call] = []
+    run = engine._server.run
+
+    def run_and_record(prompt: Any, settings: Any) -> Iterator[Any]:
+        for event in run(prompt, settings):
+            if isinstance(event, Answer):
+                calls.append(Call(prompt, event))
+            yield event
+
+    engine._server.run = run_and_record  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        del engine._server.run  # type: ignore[method-assign]
+
+
+@contextmanager
+def ticking_at_every_step(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Any]]:
+    """Every step of the model waits until the event loop has run; yields the steps so far."""
+    ticked = threading.Event()
+    steps: list[Any] = []
+    run = engine._server.run
+
+    def run_and_wait(prompt: Any, settings: Any) -> Iterator[Any]:
+        for event in run(prompt, settings):
+            ticked.clear()
+            assert ticked.wait(timeout=10), "the event loop stood still"
+            steps.append(event)
+            yield event
+
+    async def tick() -> None:
+        while True:
+            ticked.set()
+            await asyncio.sleep(0.001)
+
+    ticking = asyncio.get_running_loop().create_task(tick())
+    monkeypatch.setattr(engine._server, "run", run_and_wait)
+    try:
+        yield steps
+    finally:
+        monkeypatch.undo()
+        ticking.cancel()
+
+
+def found_share(engine: FusionEngine, calls: Sequence[Call], texts: Sequence[str]) -> float:
+    """The share of these texts' tokens that the model found, each put before it once."""
+    tokens = sum(len(engine.encode(text)) for text in texts)
+    return sum(call.found_tokens for call in calls) / tokens
