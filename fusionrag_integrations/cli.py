@@ -101,8 +101,9 @@ def index(
 
     A .jsonl file holds one document a line: {"text": ...}, with an optional "id", "title",
     "scope" and "metadata". Documents whose ids are known and whose text has changed replace the
-    old ones; with --update the store then holds just these documents. May be interrupted and run
-    again: nothing is computed twice.
+    old ones; with --update the store then holds just these documents. Give the same PATHS each
+    time: a file's id is its path below the directory that holds all of them. May be interrupted
+    and run again: nothing is computed twice.
     """
     from fusionrag_integrations.documents import read_documents
 

@@ -143,6 +143,24 @@ class TestIndex:
         report = said(index("--json"))
         assert (report["isolated_computed"], report["fused_computed"]) == (5, 9)
 
+    def test_update_deletes_what_is_no_longer_there(self, index: Run, files: Path) -> None:
+        index()
+        (files / "town-0.txt").unlink()
+        (files / "town-3.txt").write_text(town(3).text)
+        assert said(index("--json"))["documents_deleted"] == 0
+        (files / "town-3.txt").unlink()
+        report = said(index("--json", "--update"))
+        assert (report["documents_deleted"], report["documents_unchanged"]) == (2, 2)
+        assert report["chunks"] == 6
+
+    def test_update_to_nothing_deletes_nothing(self, index: Run, files: Path) -> None:
+        index()
+        for file in files.iterdir():
+            file.unlink()
+        assert "No documents found" in error_of(index("--update"))
+        (files / "town-0.txt").write_text(town(0).text)
+        assert said(index("--json"))["chunks"] == 9
+
     def test_an_unreadable_file_is_named(self, index: Run, files: Path) -> None:
         (files / "bad.txt").write_bytes(b"good\n\xff\xfe bad")
         error = error_of(index())
@@ -261,6 +279,57 @@ class TestAsk:
         result = said(self.ask(store, model_dir, "--json"))
         assert result["chunks"] == {"fused": 0, "isolated": 0, "missed": 5}
         assert result["answer"] == expected
+
+
+class TestAskInScopes:
+    @pytest.fixture
+    def scoped(self, model_dir: Path, tmp_path: Path) -> Path:
+        rows = [{"id": f"town-{i}", "text": town(i).text, "scope": "ab"[i]} for i in (0, 1)]
+        (tmp_path / "towns.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        where = ("--store", tmp_path / "store", "--model", model_dir, "--chunk-tokens", 48)
+        assert run_command("index", tmp_path / "towns.jsonl", *where).exit_code == 0
+        return tmp_path / "store"
+
+    @pytest.mark.parametrize(
+        ("scopes", "documents"),
+        [([], {"town-0", "town-1"}), (["a"], {"town-0"}), (["a", "b"], {"town-0", "town-1"})],
+    )
+    def test_chunks_come_from_these_alone(
+        self, scoped: Path, model_dir: Path, scopes: list[str], documents: set[str]
+    ) -> None:
+        options = [option for scope in scopes for option in ("--scope", scope)]
+        where = ("--store", scoped, "--model", model_dir, "--max-tokens", 2, "-k", 6)
+        result = said(run_command("ask", "Where is house 7?", *where, "--json", *options))
+        assert {hit["document_id"] for hit in result["retrieved"]} == documents
+        assert result["chunks"]["fused"] == 3 * len(documents)
+
+    def test_a_scope_that_holds_nothing_is_named(self, scoped: Path, model_dir: Path) -> None:
+        where = ("--store", scoped, "--model", model_dir, "--scope", "none")
+        assert "holds no chunks in scope none" in error_of(run_command("ask", "Where?", *where))
+
+
+class TestDelete:
+    def test_documents_go_by_their_ids_without_a_model(self, store: Path, model_dir: Path) -> None:
+        result = run_command("delete", "town-0.txt", "town-2.txt", "--store", store)
+        assert result.exit_code == 0
+        assert "2 documents deleted" in result.stdout
+        facts = said(run_command("inspect", "--store", store, "--json"))
+        assert (facts["documents"], facts["chunks"], facts["records"]) == (1, 3, 3)
+        asked = run_command("ask", "Where is house 7?", "--store", store, "--model", model_dir)
+        assert asked.exit_code == 0
+        assert "0 fused and 3 isolated" in asked.stderr
+
+    def test_an_unknown_id_is_named_and_the_others_go(self, store: Path) -> None:
+        result = run_command("delete", "town-0.txt", "town-9.txt", "--store", store)
+        assert result.exit_code == 1
+        assert "1 documents deleted" in result.stdout
+        assert "no document 'town-9.txt'" in result.stderr
+        again = run_command("delete", "town-0.txt", "--store", store, "--json")
+        assert said(again) == {"deleted": 0, "unknown": ["town-0.txt"]}
+
+    def test_another_embedding_is_refused(self, store: Path) -> None:
+        options = ("--store", store, "--embedding", f"{__name__}:OtherEmbedding")
+        assert "StoreMismatchError" in error_of(run_command("delete", "town-0.txt", *options))
 
 
 class TestInspect:

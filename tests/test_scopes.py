@@ -1,0 +1,191 @@
+"""Scopes: the same scope hits, another scope misses, in retrieval, in fusing and in serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from llama_index.core.llms import ChatMessage
+
+import fusionrag_integrations.langchain as lc
+import fusionrag_integrations.llama_index as li
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.types import ChunkKV, ChunkRecord
+from tests.conftest import all_records, town
+
+QUESTION = "Where is house 7 of town number 1?"
+
+
+@pytest.fixture
+def engine(engine: FusionEngine) -> FusionEngine:
+    """Towns 0 and 1 are the north's, towns 2 and 3 the south's, and both have a copy of town 4."""
+    north = [replace(town(i), scope="north") for i in (0, 1)]
+    south = [replace(town(i), scope="south") for i in (2, 3)]
+    copies = [replace(town(4), id=f"copy-{scope}", scope=scope) for scope in ("north", "south")]
+    engine.ingest([*north, *south, *copies])
+    return engine
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ChunkKV]:
+    """Every record that is read from a store, in order."""
+    read: list[ChunkKV] = []
+    get = FileKVStore.get
+
+    def watched(store: FileKVStore, key: str) -> ChunkKV:
+        read.append(get(store, key))
+        return read[-1]
+
+    monkeypatch.setattr(FileKVStore, "get", watched)
+    return read
+
+
+def records(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
+    catalog = engine.corpus.catalog
+    return list(catalog.records(catalog.chunk_ids([document_id])).values())
+
+
+def ask(
+    engine: FusionEngine, document_id: str, scopes: tuple[str, ...] | None, **settings: Any
+) -> Answer:
+    texts = [record.chunk.text for record in records(engine, document_id)]
+    given = AnswerSettings(scopes=scopes, max_tokens=2, **settings)
+    return engine.answer(question_prompt(texts, QUESTION), given)
+
+
+def keys_of(engine: FusionEngine, scope: str) -> set[str]:
+    """Keys of all KV that was made from the scope's chunks."""
+    found = [r for r in all_records(engine.corpus.catalog) if r.chunk.scope == scope]
+    return {key for record in found for key in (record.isolated_key, record.fused_key)}
+
+
+def test_neighbours_are_of_the_chunks_own_scope(engine: FusionEngine) -> None:
+    catalog = engine.corpus.catalog
+    for record in all_records(catalog):
+        near = catalog.records(catalog.neighbours(record.chunk.id)).values()
+        assert {n.chunk.scope for n in near} == {record.chunk.scope}
+
+
+def test_no_key_belongs_to_two_scopes(engine: FusionEngine) -> None:
+    assert not keys_of(engine, "north") & keys_of(engine, "south")
+    copies = [records(engine, f"copy-{scope}") for scope in ("north", "south")]
+    assert [r.chunk.text for r in copies[0]] == [r.chunk.text for r in copies[1]]
+
+
+class TestServing:
+    def test_the_same_scope_hits(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+        answer = ask(engine, "town-1", ("north",))
+        assert (answer.fused_chunks, answer.isolated_chunks) == (3, 0)
+        assert {kv.key for kv in served} <= keys_of(engine, "north")
+
+    def test_another_scope_misses(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+        answer = ask(engine, "town-1", ("south",))
+        assert (answer.fused_chunks, answer.isolated_chunks, answer.missed_chunks) == (0, 0, 0)
+        assert answer.usage.reused_tokens == 0
+        assert not served
+
+    def test_a_handle_opens_no_other_scope(
+        self, engine: FusionEngine, served: list[ChunkKV]
+    ) -> None:
+        handles = tuple(record.handle for record in records(engine, "town-1"))
+        answer = ask(engine, "town-1", ("south",), handles=handles)
+        assert answer.usage.reused_tokens == 0
+        assert not served
+
+    def test_an_answer_of_another_scope_is_that_of_a_store_without_it(
+        self, engine: FusionEngine
+    ) -> None:
+        other = ask(engine, "town-1", ("south",))
+        assert other.token_ids == ask(engine, "town-1", None, kv="none").token_ids
+
+    @pytest.mark.parametrize("scope", ["north", "south"])
+    def test_of_a_text_in_both_each_gets_its_own(
+        self, engine: FusionEngine, served: list[ChunkKV], scope: str
+    ) -> None:
+        answer = ask(engine, f"copy-{scope}", (scope,))
+        assert answer.fused_chunks == 3
+        assert {kv.key for kv in served} <= keys_of(engine, scope)
+
+    def test_of_a_text_in_both_without_a_scope_nobodys_fused_kv_is_used(
+        self, engine: FusionEngine
+    ) -> None:
+        answer = ask(engine, "copy-north", None)
+        assert (answer.fused_chunks, answer.isolated_chunks) == (0, 3)
+
+    def test_several_scopes_and_all(self, engine: FusionEngine) -> None:
+        assert ask(engine, "town-1", ("south", "north")).fused_chunks == 3
+        assert ask(engine, "town-1", None).fused_chunks == 3
+        assert ask(engine, "town-1", ()).usage.reused_tokens == 0
+
+    def test_a_longer_text_of_another_scope_hides_nothing(self, engine: FusionEngine) -> None:
+        first, second, _ = records(engine, "town-0")
+        joined = f"{first.chunk.text}\n\n{second.chunk.text}"
+        lc.FusionKVRetriever.from_documents(
+            [lc_document(joined, "joined")], engine=engine, scope="south"
+        )
+        settings = AnswerSettings(scopes=("north",), max_tokens=2)
+        answer = engine.answer(question_prompt([joined], QUESTION), settings)
+        assert answer.fused_chunks == 2
+
+    def test_a_single_string_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="scopes is 'north'; give a tuple"):
+            AnswerSettings(scopes="north")  # type: ignore[arg-type]
+
+
+def lc_document(text: str, source: str) -> Any:
+    from langchain_core.documents import Document
+
+    return Document(text, metadata={"source": source})
+
+
+MODELS: dict[str, Callable[..., dict[str, Any]]] = {
+    "langchain llm": lambda engine, prompt, **s: (
+        lc.FusionRAGLLM(engine=engine, **s).generate([prompt]).generations[0][0].generation_info
+    ),
+    "langchain chat": lambda engine, prompt, **s: (
+        lc.ChatFusionRAG(engine=engine, **s).invoke(prompt).response_metadata
+    ),
+    "llama_index complete": lambda engine, prompt, **s: (
+        li.FusionRAGLLM(engine=engine, **s).complete(prompt).raw
+    ),
+    "llama_index chat": lambda engine, prompt, **s: (
+        li.FusionRAGLLM(engine=engine, **s).chat([ChatMessage(role="user", content=prompt)]).raw
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_models_of_both_frameworks_keep_to_their_scopes(
+    engine: FusionEngine, model: Callable[..., dict[str, Any]]
+) -> None:
+    prompt = f"{town(1).text}\n\n{QUESTION}"
+    inside = model(engine, prompt, scopes=["north"], max_tokens=2)
+    outside = model(engine, prompt, scopes=["south"], max_tokens=2)
+    assert inside["chunks"]["fused"] == 3
+    assert outside["usage"]["reused_tokens"] == 0
+
+
+@pytest.mark.parametrize("scope", ["north", "south"])
+def test_retrievers_of_both_frameworks_search_their_scopes(
+    engine: FusionEngine, scope: str
+) -> None:
+    expected = {r.chunk.id for r in all_records(engine.corpus.catalog) if r.chunk.scope == scope}
+    documents = lc.FusionKVRetriever(engine=engine, scopes=[scope], k=99).invoke(QUESTION)
+    nodes = li.FusionKVRetriever(engine=engine, scopes=[scope], similarity_top_k=99)
+    assert {document.id for document in documents} == expected
+    assert {found.node_id for found in nodes.retrieve(QUESTION)} == expected
+
+
+def test_a_document_that_moves_takes_its_kv_along(
+    engine: FusionEngine, served: list[ChunkKV]
+) -> None:
+    old = keys_of(engine, "north")
+    engine.ingest([replace(town(1), scope="south")])
+    assert ask(engine, "town-1", ("north",)).usage.reused_tokens == 0
+    served.clear()
+    assert ask(engine, "town-1", ("south",)).fused_chunks == 3
+    assert not {kv.key for kv in served} & old
