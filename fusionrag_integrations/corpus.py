@@ -215,9 +215,10 @@ class Corpus:
         progress("embed", len(missing), len(missing))
 
     def _embed(self, chunks: Sequence[Chunk]) -> None:
-        if chunks:
-            texts = [chunk.embedding_text for chunk in chunks]
-            self._index.add(chunks, self._embedder.embed_documents(texts))
+        for start in range(0, len(chunks), EMBEDDING_BATCH):
+            batch = chunks[start : start + EMBEDDING_BATCH]
+            texts = [chunk.embedding_text for chunk in batch]
+            self._index.add(batch, self._embedder.embed_documents(texts))
 
     def similar(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """The `k` chunks most similar to each chunk, of its own scope, nearest first."""

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.types import ChunkRecord
+from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.types import ChunkKV, ChunkRecord
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -42,6 +43,20 @@ def town(number: int, paragraphs: int = 3) -> Document:
 def all_records(catalog: Catalog) -> list[ChunkRecord]:
     """The records of all chunks, by document and index."""
     return list(catalog.records(catalog.chunk_ids()).values())
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ChunkKV]:
+    """Every record that is read from a store, in order."""
+    read: list[ChunkKV] = []
+    get = FileKVStore.get
+
+    def watched(store: FileKVStore, key: str) -> ChunkKV:
+        read.append(get(store, key))
+        return read[-1]
+
+    monkeypatch.setattr(FileKVStore, "get", watched)
+    return read
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fusionrag_integrations import Document, FusionEngine
+from fusionrag_integrations import Document, FusionEngine, Passage
+from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import FileKVStore
@@ -101,6 +102,60 @@ def test_a_changed_document_costs_only_what_changed(engine: FusionEngine) -> Non
     assert (report.documents_changed, report.chunks) == (1, 6)
     assert report.isolated_computed == 1
     assert "paragraph two" in records(engine, "town-1")[2].chunk.text
+
+
+def test_only_new_chunks_are_embedded(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[str] = []
+    embed = LexicalEmbedder.embed_documents
+
+    def watched(embedder: LexicalEmbedder, texts: Sequence[str]) -> list[list[float]]:
+        embedded.extend(texts)
+        return embed(embedder, texts)
+
+    monkeypatch.setattr(LexicalEmbedder, "embed_documents", watched)
+    engine.ingest([town(0), town(1)])
+    assert len(embedded) == 6
+    embedded.clear()
+    changed = town(1).text.replace("paragraph 2", "paragraph two")
+    engine.ingest([town(0), replace(town(1), text=changed)])
+    assert [text.split("\n", 1)[1] for text in embedded] == [changed.split("\n\n")[2]]
+
+
+def test_others_are_deleted_where_asked(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1), town(2)])
+    report = engine.ingest(iter([town(1), town(3)]), delete_others=True)
+    assert (report.documents_deleted, report.documents_unchanged, report.documents_new) == (2, 1, 1)
+    assert engine.corpus.catalog.document_ids() == ["town-1", "town-3"]
+    assert {hit.chunk.document_id for hit in engine.corpus.search("town", 9)} == {
+        "town-1",
+        "town-3",
+    }
+
+
+def test_of_two_documents_with_one_id_the_later_counts(engine: FusionEngine) -> None:
+    changed = replace(town(0), text=town(5).text)
+    for documents in ([town(0), changed], [changed, town(0)]):
+        engine.ingest(documents)
+        texts = "\n\n".join(record.chunk.text for record in records(engine))
+        assert texts == documents[-1].text
+
+
+def test_a_document_that_was_split_keeps_its_passages(engine: FusionEngine) -> None:
+    passages = (
+        Passage("  The fox jumps.\n", {"page": 1}),
+        Passage(" \n "),
+        Passage("word " * 100, {"page": 2}),
+    )
+    engine.ingest([Document("fox", passages=passages, metadata={"page": 0, "author": "Ada"})])
+    found = [(r.chunk.text, r.chunk.metadata) for r in records(engine, "fox")]
+    assert found == [
+        ("The fox jumps.", {"page": 1, "author": "Ada"}),
+        (("word " * 100).strip(), {"page": 2, "author": "Ada"}),
+    ]
+    with pytest.raises(InvalidInputError, match="has a text and passages; give one"):
+        Document("both", "text", passages=passages)
 
 
 def test_new_metadata_costs_no_kv(engine: FusionEngine) -> None:

@@ -13,7 +13,6 @@ import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import ChunkKV, ChunkRecord
 from tests.conftest import all_records, town
 
@@ -28,20 +27,6 @@ def engine(engine: FusionEngine) -> FusionEngine:
     copies = [replace(town(4), id=f"copy-{scope}", scope=scope) for scope in ("north", "south")]
     engine.ingest([*north, *south, *copies])
     return engine
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[ChunkKV]:
-    """Every record that is read from a store, in order."""
-    read: list[ChunkKV] = []
-    get = FileKVStore.get
-
-    def watched(store: FileKVStore, key: str) -> ChunkKV:
-        read.append(get(store, key))
-        return read[-1]
-
-    monkeypatch.setattr(FileKVStore, "get", watched)
-    return read
 
 
 def records(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:

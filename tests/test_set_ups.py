@@ -24,9 +24,7 @@ import pytest
 from chromadb.api.client import SharedSystemClient
 from langchain_chroma import Chroma
 from langchain_core.documents import Document as LangChainDocument
-from langchain_core.embeddings import Embeddings
 from llama_index.core import Document as LlamaIndexDocument
-from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
@@ -35,8 +33,8 @@ from fusionrag_integrations.bench.metrics import f1
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
 from fusionrag_integrations.documents import read_documents
-from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.types import Answer, Document
+from tests.embeddings import LangChainLexical, LlamaIndexLexical
 from tests.plain_models import Generator, LangChainChat, LangChainLLM, LlamaIndexLLM
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -74,29 +72,6 @@ each_set_up = pytest.mark.parametrize(
 )
 
 
-class Lexical(Embeddings):
-    """The built-in embedding as LangChain has it."""
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return LexicalEmbedder().embed_documents(texts)
-
-    def embed_query(self, text: str) -> list[float]:
-        return LexicalEmbedder().embed_query(text)
-
-
-class LexicalForLlamaIndex(BaseEmbedding):
-    """The same as LlamaIndex has it."""
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return LexicalEmbedder().embed_query(text)
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return LexicalEmbedder().embed_query(query)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return LexicalEmbedder().embed_query(query)
-
-
 @dataclass(frozen=True)
 class Task:
     """A question of the demo with its accepted answers."""
@@ -129,7 +104,7 @@ class Bench:
         if page == "langchain":
             return names | {
                 "splits": [LangChainDocument(t, metadata={"source": d.id}) for d, t in pieces],
-                "embedding": Lexical(),
+                "embedding": LangChainLexical(),
                 "llm": LangChainLLM(generator=self.generator),
                 "chat": LangChainChat(generator=self.generator),
             }
@@ -138,7 +113,7 @@ class Bench:
             "documents": [LlamaIndexDocument(id_=d.id, text=d.text) for d in self.documents],
             # One paragraph a node, as in `nodes`.
             "splitter": SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
-            "embed_model": LexicalForLlamaIndex(),
+            "embed_model": LlamaIndexLexical(),
             "llm": LlamaIndexLLM(generator=self.generator),
         }
 

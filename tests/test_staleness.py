@@ -9,7 +9,6 @@ import pytest
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Answer, AnswerSettings, ChunkKV, ChunkRecord, KVHandle
 from tests.conftest import all_records, town
 
@@ -23,20 +22,6 @@ def life(name: str) -> Document:
         "makes lamps and bells for the ships that pass the old harbour."
     )
     return Document(id=name, text=f"{about}\n\n{BORN}", title=name)
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[ChunkKV]:
-    """Every record that is read from a store, in order."""
-    read: list[ChunkKV] = []
-    get = FileKVStore.get
-
-    def watched(store: FileKVStore, key: str) -> ChunkKV:
-        read.append(get(store, key))
-        return read[-1]
-
-    monkeypatch.setattr(FileKVStore, "get", watched)
-    return read
 
 
 def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:

@@ -19,12 +19,15 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
+from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.documents import (
     collection_documents,
     document_id,
     to_documents,
 )
 from fusionrag_integrations.types import SearchHit
+
+_OF_THE_SEARCH = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
 
 class FusionKVRetriever(BaseRetriever):
@@ -36,7 +39,7 @@ class FusionKVRetriever(BaseRetriever):
     back to the one before it.
 
     With a `retriever` of your own, its documents come as they are and in its order; those whose
-    text was ingested get their handle. The fields that steer the search don't apply then.
+    text was ingested get their handle. What it searches by is its own then.
 
         FusionKVRetriever.from_documents(splits, engine=engine, k=5)
         FusionKVRetriever.from_chroma(vectorstore, engine=engine)
@@ -122,6 +125,11 @@ class FusionKVRetriever(BaseRetriever):
     @model_validator(mode="after")
     def _choose_source(self) -> FusionKVRetriever:
         self._source = corpus_of(self.engine, self.corpus)
+        if self.retriever is not None and (given := self.model_fields_set & _OF_THE_SEARCH):
+            raise InvalidInputError(
+                f"{', '.join(sorted(given))} can't be given with a retriever of your own; give "
+                "that one what it should search by."
+            )
         return self
 
     def _get_relevant_documents(

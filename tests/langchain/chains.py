@@ -48,22 +48,11 @@ def chat_prompt(engine: FusionEngine, retriever: BaseRetriever) -> Chain:
     return expression(engine, retriever, prompt, ChatFusionRAG)
 
 
-def jinja2(engine: FusionEngine, retriever: BaseRetriever) -> Chain:
-    words = WORDS.replace("{", "{{ ").replace("}", " }}")
-    prompt = PromptTemplate.from_template(words, template_format="jinja2")
-    return expression(engine, retriever, prompt, FusionRAGLLM)
-
-
-def mustache(engine: FusionEngine, retriever: BaseRetriever) -> Chain:
-    words = WORDS.replace("{", "{{").replace("}", "}}")
-    prompt = PromptTemplate.from_template(words, template_format="mustache")
-    return expression(engine, retriever, prompt, FusionRAGLLM)
-
-
-def mustache_unescaped(engine: FusionEngine, retriever: BaseRetriever) -> Chain:
-    words = WORDS.replace("{", "{{{").replace("}", "}}}")
-    prompt = PromptTemplate.from_template(words, template_format="mustache")
-    return expression(engine, retriever, prompt, FusionRAGLLM)
+def template(left: str, right: str, template_format: Any) -> Build:
+    """Variables between other marks, filled in by another engine."""
+    words = WORDS.replace("{", left).replace("}", right)
+    prompt = PromptTemplate.from_template(words, template_format=template_format)
+    return lambda engine, retriever: expression(engine, retriever, prompt, FusionRAGLLM)
 
 
 def stuff(engine: FusionEngine, retriever: BaseRetriever) -> Chain:
@@ -133,9 +122,9 @@ COMBINE = PromptTemplate.from_template("{summaries}\n\nQuestion: {question}\nAns
 CHAINS: dict[str, Build] = {
     "LCEL, f-string template": f_string,
     "LCEL, chat template, context in the system message": chat_prompt,
-    "LCEL, jinja2 template": jinja2,
-    "LCEL, mustache template `{{context}}`": mustache,
-    "LCEL, mustache template `{{{context}}}`": mustache_unescaped,
+    "LCEL, jinja2 template": template("{{ ", " }}", "jinja2"),
+    "LCEL, mustache template `{{context}}`": template("{{", "}}", "mustache"),
+    "LCEL, mustache template `{{{context}}}`": template("{{{", "}}}", "mustache"),
     "create_retrieval_chain, create_stuff_documents_chain": stuff,
     "the same, with a document prompt and a separator": stuff_with_document_prompt,
     "create_history_aware_retriever": with_history,

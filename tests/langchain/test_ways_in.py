@@ -13,28 +13,17 @@ from langchain_community.document_transformers import LongContextReorder
 from langchain_community.retrievers import BM25Retriever
 from langchain_community.vectorstores import FAISS
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from fusionrag_integrations import FusionEngine, KVHandle
-from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import FusionKVRetriever
 from tests.conftest import town
+from tests.embeddings import LangChainLexical
 from tests.langchain.chains import CHAINS, found_share
 
 QUESTION = "Where is house 15 of town number 2?"
-
-
-class Lexical(Embeddings):
-    """The built-in embedding as LangChain has it."""
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return LexicalEmbedder().embed_documents(texts)
-
-    def embed_query(self, text: str) -> list[float]:
-        return LexicalEmbedder().embed_query(text)
 
 
 class Reversed(BaseDocumentCompressor):
@@ -49,6 +38,10 @@ class Cut(BaseDocumentCompressor):
 
     def compress_documents(self, documents: Any, query: str, callbacks: Any = None) -> Any:
         return [d.model_copy(update={"page_content": d.page_content[:-10]}) for d in documents]
+
+
+def faiss_store(splits: list[Document]) -> FAISS:
+    return FAISS.from_documents(splits, LangChainLexical())
 
 
 @pytest.fixture
@@ -139,7 +132,8 @@ class TestFromDocuments:
 class TestFromChroma:
     @pytest.fixture
     def vectorstore(self, splits: list[Document], tmp_path: Path) -> Chroma:
-        return Chroma.from_documents(splits, Lexical(), persist_directory=str(tmp_path / "chroma"))
+        directory = str(tmp_path / "chroma")
+        return Chroma.from_documents(splits, LangChainLexical(), persist_directory=directory)
 
     def test_all_it_holds_is_ingested_and_it_goes_on_retrieving(
         self, engine: FusionEngine, vectorstore: Chroma
@@ -186,7 +180,7 @@ class TestFromChroma:
         self, engine: FusionEngine, splits: list[Document]
     ) -> None:
         with pytest.raises(InvalidInputError, match=r"FAISS can't list.*retriever=retriever"):
-            FusionKVRetriever.from_chroma(FAISS.from_documents(splits, Lexical()), engine=engine)
+            FusionKVRetriever.from_chroma(faiss_store(splits), engine=engine)
 
 
 def bm25(splits: list[Document]) -> BaseRetriever:
@@ -194,7 +188,7 @@ def bm25(splits: list[Document]) -> BaseRetriever:
 
 
 def faiss(splits: list[Document]) -> BaseRetriever:
-    return FAISS.from_documents(splits, Lexical()).as_retriever(search_kwargs={"k": 4})
+    return faiss_store(splits).as_retriever(search_kwargs={"k": 4})
 
 
 def ensemble(splits: list[Document]) -> BaseRetriever:
@@ -337,6 +331,12 @@ class TestSearch:
     ) -> None:
         with pytest.raises(ValueError, match=next(iter(field))):
             FusionKVRetriever(engine=engine, **field)
+
+    def test_how_to_search_is_told_to_ones_own_retriever(
+        self, engine: FusionEngine, splits: list[Document]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"filter, k can't be given with a retriever of your"):
+            FusionKVRetriever(engine=engine, retriever=bm25(splits), k=3, filter={"page": 1})
 
     def test_an_empty_store_has_nothing_and_says_so(
         self, engine: FusionEngine, caplog: pytest.LogCaptureFixture

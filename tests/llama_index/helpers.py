@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import (
     BaseNode,
     NodeRelationship,
@@ -22,23 +21,9 @@ from llama_index.core.schema import (
 )
 
 from fusionrag_integrations import Answer, FusionEngine
-from fusionrag_integrations.embedding import LexicalEmbedder
 
 QUESTION = "Where is house 15 of town number 2?"
 MAX_TOKENS = 8
-
-
-class WordsEmbedding(BaseEmbedding):
-    """The package's lexical embedding as LlamaIndex's."""
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return LexicalEmbedder().embed_query(query)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return LexicalEmbedder().embed_query(text)
 
 
 class FixedRetriever(BaseRetriever):

@@ -13,10 +13,10 @@ from llama_index.core.query_engine import CitationQueryEngine
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.llama_index import FusionKVRetriever, FusionRAGLLM
+from tests.embeddings import LlamaIndexLexical
 from tests.llama_index.helpers import (
     MAX_TOKENS,
     Call,
-    WordsEmbedding,
     found_share,
     recorded,
     ticking_at_every_step,
@@ -44,7 +44,7 @@ def chatting(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusio
 
 @pytest.fixture(scope="module")
 def index() -> VectorStoreIndex:
-    return VectorStoreIndex(town_nodes(), embed_model=WordsEmbedding())
+    return VectorStoreIndex(town_nodes(), embed_model=LlamaIndexLexical())
 
 
 def llm(engine: FusionEngine) -> FusionRAGLLM:

@@ -30,10 +30,10 @@ from fusionrag_integrations.llama_index import (
     FusionRAGLLM,
 )
 from tests.conftest import all_records
+from tests.embeddings import LlamaIndexLexical
 from tests.llama_index.helpers import (
     MAX_TOKENS,
     QUESTION,
-    WordsEmbedding,
     found_share,
     paragraph,
     recorded,
@@ -61,7 +61,7 @@ def ingested(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusio
 
 
 def in_memory() -> VectorStoreIndex:
-    return VectorStoreIndex(NODES, embed_model=WordsEmbedding())
+    return VectorStoreIndex(NODES, embed_model=LlamaIndexLexical())
 
 
 def in_chroma() -> VectorStoreIndex:
@@ -69,8 +69,8 @@ def in_chroma() -> VectorStoreIndex:
     collection = chromadb.EphemeralClient().get_or_create_collection("towns")
     store = ChromaVectorStore(chroma_collection=collection)
     if not collection.count():
-        store.add(list(WordsEmbedding()([node.model_copy() for node in NODES])))
-    return VectorStoreIndex.from_vector_store(store, embed_model=WordsEmbedding())
+        store.add(list(LlamaIndexLexical()([node.model_copy() for node in NODES])))
+    return VectorStoreIndex.from_vector_store(store, embed_model=LlamaIndexLexical())
 
 
 def asked(engine: FusionEngine, query_engine: Any, question: str = QUESTION) -> tuple[Any, float]:
@@ -117,7 +117,7 @@ def linked(nodes: Any) -> Any:
 def test_chunks_are_found_behind_a_postprocessor(
     ingested: FusionEngine, postprocessor: BaseNodePostprocessor, wrapped: bool
 ) -> None:
-    retriever = VectorStoreIndex(linked(NODES), embed_model=WordsEmbedding()).as_retriever(
+    retriever = VectorStoreIndex(linked(NODES), embed_model=LlamaIndexLexical()).as_retriever(
         similarity_top_k=5
     )
     before = [node.node_id for node in retriever.retrieve(QUESTION)]
@@ -165,7 +165,7 @@ def own_index(engine: FusionEngine) -> VectorStoreIndex:
     """An index whose documents are ingested on their way in."""
     return VectorStoreIndex.from_documents(
         [story(1, range(4)), story(2, range(4))],
-        embed_model=WordsEmbedding(),
+        embed_model=LlamaIndexLexical(),
         transformations=[
             SentenceSplitter(chunk_size=80, chunk_overlap=0),
             FusionKVTransform(engine=engine),

@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import PromptTooLongError
 from fusionrag_integrations.llama_index import FusionRAGLLM
-from tests.llama_index.helpers import MAX_TOKENS, QUESTION, Call, WordsEmbedding, recorded
+from tests.embeddings import LlamaIndexLexical
+from tests.llama_index.helpers import MAX_TOKENS, QUESTION, Call, recorded
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import TRAINING, byte_level_tokenizer
 
@@ -177,7 +178,7 @@ def test_chat_engines_take_the_helper_from_the_settings(
     """There is no other way to give it to them."""
     llm = FusionRAGLLM(engine=packing, max_tokens=MAX_TOKENS)
     text = fitting(packing, rare, 450)
-    index = VectorStoreIndex([TextNode(text=text)], embed_model=WordsEmbedding())
+    index = VectorStoreIndex([TextNode(text=text)], embed_model=LlamaIndexLexical())
 
     def calls_of_a_chat() -> list[Call]:
         memory = ChatMemoryBuffer.from_defaults(token_limit=100, tokenizer_fn=packing.encode)

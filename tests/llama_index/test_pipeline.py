@@ -19,7 +19,8 @@ from fusionrag_integrations import FusionEngine, IngestReport, KVHandle
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index import FusionKVTransform
 from tests.conftest import all_records
-from tests.llama_index.helpers import WordsEmbedding, paragraph, town_nodes
+from tests.embeddings import LlamaIndexLexical
+from tests.llama_index.helpers import paragraph, town_nodes
 
 
 def story(number: int, parts: int = 4, first: int = 0) -> Document:
@@ -90,7 +91,7 @@ async def test_nodes_leave_the_pipeline_with_their_handles(
 
 def test_a_node_keeps_its_id_embedding_and_relationships(empty_engine: FusionEngine) -> None:
     made = pipeline(empty_engine)
-    made.transformations.insert(1, WordsEmbedding())
+    made.transformations.insert(1, LlamaIndexLexical())
     nodes = made.run(documents=[story(1)])
     plain = SentenceSplitter(chunk_size=80, chunk_overlap=0)([story(1)])
     assert [node.get_content() for node in nodes] == [node.get_content() for node in plain]
@@ -140,7 +141,7 @@ async def test_with_a_docstore_only_what_changed_is_ingested_and_replaced(
     made = pipeline(
         empty_engine, docstore=SimpleDocumentStore(), vector_store=chroma(f"upserts-{way}")
     )
-    made.transformations.append(WordsEmbedding())
+    made.transformations.append(LlamaIndexLexical())
 
     async def run(*stories: Document) -> Any:
         documents = list(stories)
@@ -170,7 +171,7 @@ def test_a_document_that_the_docstore_deletes_stays_until_the_engine_deletes_it(
         docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
         vector_store=chroma("deleting"),
     )
-    made.transformations.append(WordsEmbedding())
+    made.transformations.append(LlamaIndexLexical())
     made.run(documents=[story(1), story(2)])
     made.run(documents=[story(1)])
     assert empty_engine.corpus.catalog.document_ids() == ["story-1", "story-2"]
