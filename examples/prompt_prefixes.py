@@ -181,12 +181,13 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     """Measure, print the table, and write the rows where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=MODEL_DIR, help="a directory or hub name")
     parser.add_argument("--store", type=Path, default=Path("demo-store"))
     parser.add_argument("--limit", type=int, help="questions a kind")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     arguments = parser.parse_args()
     engine = FusionEngine.from_pretrained(
-        MODEL_DIR, store=arguments.store, chunk_tokens=CHUNK_TOKENS
+        arguments.model, store=arguments.store, chunk_tokens=CHUNK_TOKENS
     )
     engine.ingest(read_documents([CORPUS_PATH]))
     rows = measure(engine, load_questions(engine.corpus, limit=arguments.limit))

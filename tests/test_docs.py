@@ -79,3 +79,17 @@ def test_the_demo_table_holds_the_results_on_file(page: str) -> None:
         for row in results["rows"]
     ]
     assert results["date"] in table
+
+
+def test_the_prefix_table_holds_the_results_on_file() -> None:
+    results = json.loads((ROOT / "docs" / "results" / "prefixes.json").read_text())
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    table = text[text.index("<!-- prefix-table -->") : text.index("<!-- /prefix-table -->")]
+    shown = [line for line in table.splitlines() if line.startswith("|")][2:]
+    routes = list(dict.fromkeys(row["route"] for row in results["rows"]))
+    expected = []
+    for route in routes:
+        of = {row["strategy"]: row for row in results["rows"] if row["route"] == route}
+        scores = [row["f1"] for row in of.values()] + list(of["fusionrag_15"]["by_kind"].values())
+        expected.append(f"| {route} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
+    assert shown == expected

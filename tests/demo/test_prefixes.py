@@ -1,0 +1,30 @@
+"""The comparison of prefixes runs through every route, and its results on file hold together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.test_examples import run_example
+
+RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "prefixes.json"
+
+
+def test_every_route_is_asked_under_every_strategy(tmp_path: Path) -> None:
+    arguments = ("--store", tmp_path / "store", "--limit", 1, "--json", tmp_path / "rows.json")
+    printed = run_example("prompt_prefixes.py", *arguments)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    on_file = json.loads(RESULTS.read_text())["rows"]
+    assert [(r["route"], r["strategy"]) for r in rows] == [
+        (r["route"], r["strategy"]) for r in on_file
+    ]
+    assert {row["n"] for row in rows} == {3}
+    assert all(f"| {row['route']} |" in printed for row in rows)
+    assert all(row["f1"] >= 0.6 for row in rows if row["strategy"] == "full_attention")
+
+
+def test_no_prefix_costs_more_than_the_target() -> None:
+    rows = json.loads(RESULTS.read_text())["rows"]
+    scores = [row["f1"] for row in rows if row["strategy"] == "fusionrag_15"]
+    assert len(scores) >= 4
+    assert max(scores) - min(scores) <= 0.05
