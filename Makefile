@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fusionrag demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -145,6 +145,8 @@ class ChunkIndex:
         """Release the directory's files; the index can't be used afterwards."""
         with self._errors():
             self._client.close()
+            if self._copy is not None:
+                self._copy.cleanup()
 
     def _stored(self, chunk_ids: Sequence[str]) -> dict[str, dict[str, Sequence[float]]]:
         """scope -> chunk id -> embedding."""

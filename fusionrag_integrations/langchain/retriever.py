@@ -170,6 +170,7 @@ class FusionKVRetriever(BaseRetriever):
             hits = [hit for hit in hits if hit.score >= self.score_threshold]
         if diverse and hits:
             vectors = self._source.embeddings([hit.chunk.id for hit in hits])
+            hits = [hit for hit in hits if hit.chunk.id in vectors]  # some may go meanwhile
             chosen = maximal_marginal_relevance(
                 np.array(vector), [vectors[hit.chunk.id] for hit in hits], self.lambda_mult, k
             )

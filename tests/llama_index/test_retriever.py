@@ -148,7 +148,6 @@ FILTER = MetadataFilters(filters=[MetadataFilter(key="page", value=7)])
         ({"retriever": "index"}, "retriever is a str"),
         ({"retriever": FixedRetriever([]), "filters": FILTER}, "don't reach another retriever"),
     ],
-    ids=str,
 )
 def test_what_can_never_work_is_refused_when_the_retriever_is_made(
     engine: FusionEngine, argument: dict[str, Any], said: str
