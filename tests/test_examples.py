@@ -25,7 +25,8 @@ def run_example(name: str, *arguments: object) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        # One thread, as in the tests themselves: others run at the same time.
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stderr
     return process.stdout
