@@ -175,7 +175,8 @@ class Catalog:
     def chunk_ids(self, document_ids: Iterable[str] | None = None) -> list[str]:
         """Ids of the chunks of these documents, or of all; each document's in its order."""
         if document_ids is None:
-            document_ids = self.document_ids()
+            query = "SELECT id FROM chunks ORDER BY document_id, position"
+            return [row[0] for row in self._rows(query)]
         query = "SELECT id FROM chunks WHERE document_id IN ({}) ORDER BY document_id, position"
         return [row[0] for row in self._rows_in(query, document_ids)]
 
@@ -398,6 +399,8 @@ def _each(values: Iterable[str]) -> list[tuple[str]]:
 def _to_row(record: ChunkRecord) -> tuple[object, ...]:
     """Values for `_WRITTEN` without the fused key. Integers are little-endian int32."""
     chunk, encoded = record.chunk, record.encoded
+    metadata_json(chunk.document_id, chunk.metadata)  # raises for what can't be kept
+    metadata = json.dumps(dict(chunk.metadata))  # in the user's order, as prompts may show it
     bounds = [bound for pair in encoded.offsets for bound in pair]
     return (
         chunk.id,
@@ -406,7 +409,7 @@ def _to_row(record: ChunkRecord) -> tuple[object, ...]:
         chunk.text,
         chunk.title,
         chunk.scope,
-        metadata_json(chunk.document_id, chunk.metadata),
+        metadata,
         struct.pack(f"<{len(encoded.token_ids)}i", *encoded.token_ids),
         struct.pack(f"<{len(bounds)}i", *bounds),
         record.isolated_key,

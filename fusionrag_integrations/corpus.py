@@ -61,6 +61,10 @@ class Index(Protocol):
         """The vectors of chunks by their ids; ids that aren't in the index are left out."""
         ...
 
+    def refresh(self) -> None:
+        """See what another process has written since the index was opened."""
+        ...
+
     def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """For each chunk the `k` most similar others of its own scope, nearest first."""
         ...
@@ -88,6 +92,7 @@ class Corpus:
         self.catalog = catalog
         self._embedder = embedder
         self._index = index
+        self._seen = catalog.revision  # when the index was last read or written
 
     @classmethod
     def open(cls, path: str | Path, embedding: object | None = None) -> Corpus:
@@ -137,6 +142,20 @@ class Corpus:
         """Like `search`, with the question's vector."""
         if isinstance(scopes, str):
             raise InvalidInputError(f"scopes is {scopes!r}; give a list of scopes, or None.")
+        self._follow()
+        try:
+            return self._nearest(vector, k, scopes, where)
+        except StoreError:  # another process may have changed the index just now
+            self._index.refresh()
+            return self._nearest(vector, k, scopes, where)
+
+    def _nearest(
+        self,
+        vector: Sequence[float],
+        k: int,
+        scopes: Sequence[str] | None,
+        where: Mapping[str, Any] | None,
+    ) -> list[SearchHit]:
         wanted = k
         while True:
             nearest = self._index.search(vector, wanted, scopes, where)
@@ -154,8 +173,17 @@ class Corpus:
             logger.warning("The store at %s holds no chunks: ingest documents first.", self.path)
         return hits[:k]
 
+    def _follow(self) -> None:
+        """Read the index anew where another process, or another engine, has changed documents."""
+        revision = self.catalog.revision
+        if revision != self._seen:
+            self._index.refresh()
+            self._seen = revision
+
     def embed_question(self, question: str) -> list[float]:
         """The vector that the index is searched with."""
+        if not isinstance(question, str):
+            raise InvalidInputError(f"The question is {question!r}; give a string.")
         if not question.strip():
             raise InvalidInputError("The question is empty.")
         return self._embedder.embed_query(question)
@@ -165,19 +193,21 @@ class Corpus:
         return self._index.embeddings(chunk_ids)
 
     def handle_of(
-        self, text: str, document_id: str | None = None, scopes: Sequence[str] | None = None
+        self, text: str, source: str, scopes: Sequence[str] | None = None
     ) -> KVHandle | None:
         """The handle of the chunk with this text; None where there is none, or more than one.
 
-        document_id decides where several documents have the same text. White space around the
-        text doesn't matter.
+        source decides where several documents have the same text: what `scoped_id` made an id of.
+        White space around the text doesn't matter.
         """
         records = [
             record
             for record in self.catalog.with_text(text.strip())
             if scopes is None or record.chunk.scope in scopes
         ]
-        of_document = [r for r in records if r.chunk.document_id == document_id]
+        of_document = [
+            r for r in records if r.chunk.document_id == scoped_id(source, r.chunk.scope)
+        ]
         candidates = of_document or records
         return candidates[0].handle if len(candidates) == 1 else None
 
@@ -193,6 +223,7 @@ class Corpus:
         for update in updates:
             self.catalog.replace_document(update.document, update.content_hash, update.records)
         self._index.remove(old - {chunk.id for chunk in chunks})
+        self._seen = self.catalog.revision
 
     def delete(self, document_ids: Iterable[str]) -> int:
         """Delete documents; returns how many there were. The catalog goes first: it decides."""
@@ -200,6 +231,7 @@ class Corpus:
         chunk_ids = self.catalog.chunk_ids(ids)
         deleted = self.catalog.delete_documents(ids)
         self._index.remove(chunk_ids)
+        self._seen = self.catalog.revision
         return deleted
 
     def embed_missing(self, progress: Progress) -> None:
@@ -244,6 +276,7 @@ class Corpus:
                 "writing."
             ) from error
         try:
+            self._follow()
             yield
         finally:
             lock.release()
@@ -251,6 +284,14 @@ class Corpus:
     def close(self) -> None:
         """Release the catalog's files."""
         self.catalog.close()
+
+
+def scoped_id(source: str, scope: str) -> str:
+    """The document id of a source in a scope, where frameworks name sources without scopes.
+
+    The same file in two scopes is two documents, and neither replaces the other.
+    """
+    return f"{scope}/{source}" if scope else source
 
 
 def document_order(hits: Sequence[SearchHit]) -> list[SearchHit]:

@@ -9,9 +9,11 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
@@ -21,7 +23,8 @@ _COLLECTION = "chunks"
 # Chroma's graph is approximate; this width finds the true neighbours in collections of thousands.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 _QUERIES_AT_ONCE = 256
-_OWN_NAMES = ("document_id", "index", "title", "scope")
+_MOST = 1 << 31  # results that Chroma can be asked for
+_openings = count()
 
 
 class ChunkIndex:
@@ -35,24 +38,33 @@ class ChunkIndex:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = RLock()  # nobody may ask while the directory is being opened anew
+        self._open()
+
+    def _open(self) -> None:
         import chromadb
         from chromadb.config import Settings
 
-        self._directory = directory
+        directory = self._directory
         self._copy = None if _is_writable(directory) else _copied(directory)
-        # Once a directory has failed to open, Chroma keeps what it began of it for the rest of the
-        # process, and answers the next try with one of these.
+        # A directory that failed to open half is answered with one of these.
         with self._errors(AttributeError, KeyError, ValueError):
             if self._copy is None:
                 directory.mkdir(parents=True, exist_ok=True)
             self._client: Any = chromadb.PersistentClient(
-                # Chroma keeps one system a path: the same directory must have the same name.
-                path=self._copy.name if self._copy else str(directory.resolve()),
+                path=_new_name(self._copy.name if self._copy else str(directory.resolve())),
                 settings=Settings(anonymized_telemetry=False),
             )
             self._collection: Any = self._client.get_or_create_collection(
                 _COLLECTION, embedding_function=None, configuration={"hnsw": _HNSW}
             )
+
+    def refresh(self) -> None:
+        """Read the directory anew. Chroma never sees by itself what another process has written."""
+        with self._lock:
+            self.close()
+            self._open()
 
     def __len__(self) -> int:
         with self._errors():
@@ -107,6 +119,7 @@ class ChunkIndex:
         vector's length isn't the index's.
         """
         _check_k(k)
+        k = min(k, _MOST)
         conditions: list[dict[str, Any]] = []
         if scopes is not None:
             if not scopes:
@@ -195,7 +208,8 @@ class ChunkIndex:
         from chromadb.errors import ChromaError, InvalidArgumentError
 
         try:
-            yield
+            with self._lock:
+                yield
         except InvalidArgumentError as error:
             if "dimension" in str(error):
                 raise StoreMismatchError(
@@ -208,6 +222,14 @@ class ChunkIndex:
                 f"The index in {self._directory} can't be used: {error}. If it is damaged, "
                 "delete that directory and ingest again."
             ) from error
+
+
+def _new_name(path: str) -> str:
+    """The path in a spelling that was not used before.
+
+    Chroma keeps one view of a directory for each name it is opened by, and a view grows old.
+    """
+    return path + "".join("//." if bit == "1" else "/." for bit in f"{next(_openings):b}")
 
 
 def _is_writable(directory: Path) -> bool:
@@ -230,21 +252,17 @@ def _copied(directory: Path) -> TemporaryDirectory[str]:
 
 
 def _metadata(chunk: Chunk) -> dict[str, MetadataValue]:
-    """What Chroma keeps beside a chunk; the user's own keys can't hide ours.
+    """What Chroma keeps beside a chunk, to filter by: all of it stands in the chunk's id.
 
     Values that Chroma can't hold, such as lists, can't be filtered by; the catalog has them.
     """
-    own = {
+    shown = {"document_id": chunk.document_id, "title": chunk.title, **chunk.metadata}
+    filtered = {
         f"metadata_{key}": value
-        for key, value in chunk.metadata.items()
+        for key, value in shown.items()
         if isinstance(value, str | int | float | bool)
     }
-    return own | {
-        "document_id": chunk.document_id,
-        "index": chunk.index,
-        "title": chunk.title,
-        "scope": chunk.scope,
-    }
+    return {**filtered, "scope": chunk.scope}
 
 
 def _checked_filter(where: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,8 +286,6 @@ def _stored_names(where: Mapping[str, Any]) -> dict[str, Any]:
         if key.startswith("$"):
             parts = [_stored_names(part) for part in condition]
             conditions.append(parts[0] if len(parts) == 1 else {key: parts})
-        elif key in _OWN_NAMES:
-            conditions.append({key: condition})
         else:
             conditions.append({f"metadata_{key}": condition})
     return _all_of(conditions) or {}

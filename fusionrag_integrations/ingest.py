@@ -75,6 +75,7 @@ class Ingest:
         self._store = store
         self._prefix = prefill_prefix(model, prefix_ids)
         self._progress = progress
+        self._stored = set(store.keys())  # one listing costs less than a question a record
 
     def run(self, documents: Iterable[Document], delete_others: bool) -> IngestReport:
         """Bring the store up to date with `documents`.
@@ -150,7 +151,7 @@ class Ingest:
         missing = {
             isolated: chunk_id
             for chunk_id, isolated, _ in self._catalog.kv_keys()
-            if not self._store.contains(isolated)
+            if isolated not in self._stored
         }
         for count, chunk_id in enumerate(missing.values()):
             self._progress("isolated", count, len(missing))
@@ -162,14 +163,18 @@ class Ingest:
         kv = prefill_chunk(
             self._model, self._prefix, record.encoded.token_ids, key=record.isolated_key
         )
-        self._store.put(kv)
+        self._put(kv)
         return kv
+
+    def _put(self, kv: ChunkKV) -> None:
+        self._store.put(kv)
+        self._stored.add(kv.key)
 
     def _make_fused(self) -> int:
         lost = [
             chunk_id
             for chunk_id, _, fused in self._catalog.kv_keys()
-            if fused and not self._store.contains(fused)
+            if fused and fused not in self._stored
         ]
         unfused = [*self._catalog.unfused(), *lost]
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
@@ -187,9 +192,9 @@ class Ingest:
                 if not neighbours:
                     continue
                 key = fused_key(record.isolated_key, [n.isolated_key for n in neighbours])
-                if not self._store.contains(key):
+                if key not in self._stored:
                     kvs = [load(neighbour.chunk.id) for neighbour in neighbours]
-                    self._store.put(
+                    self._put(
                         prefill_chunk(
                             self._model,
                             self._prefix,
@@ -224,12 +229,16 @@ class Ingest:
 def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]) -> int:
     """Delete documents with all KV made from or with them; returns how many there were.
 
-    Raises `InvalidInputError` for a single string, whose letters would pass for ids.
+    Raises `InvalidInputError` for ids that aren't strings, and for a single string, whose letters
+    would pass for ids.
     """
     if isinstance(document_ids, str):
         raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
+    ids = list(document_ids)
+    if not all(isinstance(document_id, str) for document_id in ids):
+        raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
-        deleted = corpus.delete(document_ids)
+        deleted = corpus.delete(ids)
         collect_garbage(corpus, store)
         return deleted
 

@@ -33,9 +33,14 @@ def chunk_id(
 
 
 def metadata_json(document_id: str, metadata: Mapping[str, object]) -> str:
-    """Metadata as it is stored; raises `InvalidInputError` for what JSON can't hold."""
+    """Metadata in one line, whatever its order; raises `InvalidInputError` for what can't be kept.
+
+    Vector stores give the same entries back in another order.
+    """
     try:
-        return json.dumps(dict(metadata))
+        text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
+        text.encode()
+        return text
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"Metadata of document {document_id!r} can't be stored: {error}. "

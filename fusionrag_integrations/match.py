@@ -265,9 +265,9 @@ def resolve(found: Sequence[FoundText], handles: Sequence[KVHandle]) -> list[Tex
     """Decide which chunk each found text is, where several have the same text.
 
     The i-th occurrence of a text is the i-th handle that names one of its chunks; else the only
-    chunk there is; else the chunk whose document's previous chunk stands just before it in the
-    prompt. Failing all that it is any of them, isolated: isolated KV is the same for all. Where
-    several scopes have the text, a previous chunk counts only if it is known which it is.
+    chunk there is; else the chunk whose document's previous chunk was found before it, if it is
+    certain which that is. Failing all that, and where the prompt cuts the text short, so that
+    others may begin alike, it is any of them, isolated: isolated KV is the same for all.
     """
     records = {record.chunk.id: record for text in found for record in text.records}
     waiting: dict[str, list[ChunkRecord]] = defaultdict(list)
@@ -280,18 +280,17 @@ def resolve(found: Sequence[FoundText], handles: Sequence[KVHandle]) -> list[Tex
         candidates = text.records
         named = waiting[candidates[0].chunk.text]
         previous = matches[-1].record if matches else None
-        one_scope = len({candidate.chunk.scope for candidate in candidates}) == 1
-        variant: KVKind = "fused"
-        if named:
+        if not text.complete:
+            record, certain = candidates[0], False
+        elif named:
             record, certain = named.pop(0), True
         elif len(candidates) == 1:
             record, certain = candidates[0], True
-        elif (certain or one_scope) and (
-            followers := [c for c in candidates if _follows(c, previous)]
-        ):
+        elif certain and (followers := [c for c in candidates if _follows(c, previous)]):
             record = followers[0]
         else:
-            record, certain, variant = candidates[0], False, "isolated"
+            record, certain = candidates[0], False
+        variant: KVKind = "fused" if certain else "isolated"
         matches.append(TextMatch(record, text.start, text.stop, variant))
     return matches
 

@@ -71,5 +71,10 @@ class AnswerOptions(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What tells one configuration from another, in logs and in a framework's cache."""
         chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
-        signature = self.engine.corpus.catalog.info.signature  # names alone are not unique
-        return {"model_name": self.model_name, "signature": signature} | chosen
+        corpus = self.engine.corpus
+        store = {  # an answer depends on what the store held
+            "signature": corpus.catalog.info.signature,
+            "store": str(corpus.path.resolve()),
+            "revision": corpus.catalog.revision,
+        }
+        return {"model_name": self.model_name} | store | chosen

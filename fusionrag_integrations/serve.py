@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 
@@ -71,6 +72,7 @@ class Server:
         self._corpus = corpus
         self._reads = SharedReads(store)
         self._known: tuple[int, ChunkMatcher] | None = None
+        self._refreshing = Lock()
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
@@ -176,12 +178,13 @@ class Server:
     def _matcher(self) -> ChunkMatcher:
         """The known texts; where documents changed, with those that came, without those gone."""
         catalog = self._corpus.catalog
-        revision = catalog.revision
-        known, matcher = self._known or (-1, None)
-        if matcher is None or known != revision:
-            matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts, matcher)
-            self._known = revision, matcher
-        return matcher
+        with self._refreshing:  # one reads, the others wait for it
+            revision = catalog.revision
+            known, matcher = self._known or (-1, None)
+            if matcher is None or known != revision:
+                matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts, matcher)
+                self._known = revision, matcher
+            return matcher
 
     def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> _LoadedPrompt:
         loaded: dict[tuple[str, KVKind], ChunkKV | None] = {}

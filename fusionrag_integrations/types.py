@@ -38,6 +38,10 @@ class Passage:
     text: str
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InvalidInputError(f"A passage's text is {self.text!r}; give a string.")
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -277,7 +281,8 @@ class AnswerSettings:
 
     kv: "fused" (isolated where no fused KV is true), "isolated", or "none", which is full
     attention by the model's own dense prefill. selector and ratio choose the chunk tokens to
-    recompute. handles name chunks that the prompt is known to hold. scopes limit whose KV may be
+    recompute. handles name chunks that the prompt is known to hold; None among them, of documents
+    without a handle, is passed over. scopes limit whose KV may be
     used (None: every scope's); text of other scopes is computed like any unknown text.
     temperature 0 is greedy.
     """
@@ -309,6 +314,11 @@ class AnswerSettings:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
+        if not isinstance(self.handles, tuple) or not all(
+            isinstance(handle, KVHandle | None) for handle in self.handles
+        ):
+            raise InvalidInputError(f"handles is {self.handles!r}; give a tuple of KVHandle.")
+        object.__setattr__(self, "handles", tuple(h for h in self.handles if h is not None))
         if isinstance(self.scopes, str):
             raise InvalidInputError(
                 f"scopes is {self.scopes!r}; give a tuple of scopes, or None for all of them."

@@ -135,6 +135,9 @@ class MemoryIndex:
     def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         return {i: self._rows[i][1].tolist() for i in chunk_ids if i in self._rows}
 
+    def refresh(self) -> None:
+        """There is nothing that it wouldn't see."""
+
     def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         if missing := set(chunk_ids) - self._rows.keys():
             raise StoreError(f"The index doesn't hold {missing}.")

@@ -163,6 +163,7 @@ class NearestByOrder:
     def remove(self, chunk_ids): [self.known.pop(i, None) for i in chunk_ids]
     def search(self, embedding, k, scopes=None, where=None):
         return [(i, 1.0) for i in sorted(self.known)[:k]]
+    def refresh(self): pass
     def neighbours_many(self, chunk_ids, k):
         return {c: [i for i in sorted(self.known) if i != c][:k] for c in chunk_ids}
 

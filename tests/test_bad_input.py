@@ -18,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 from filelock import FileLock
 from langchain_core.documents import Document as LangChainDocument
+from llama_index.core import get_response_synthesizer
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import TextNode
 
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
-from fusionrag_integrations import Document, FusionEngine
+from fusionrag_integrations import Document, FusionEngine, Passage
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -175,6 +176,34 @@ class TestSettings:
 
     def test_a_ratio_out_of_bounds_by_the_command(self, command: Command) -> None:
         assert "ratio is 15.0; it must lie in [0, 1]" in command("ask", QUESTION, "--ratio", "15")
+
+
+class TestKindsOfValues:
+    def test_handles_of_documents_without_one_are_passed_over(self, engine: FusionEngine) -> None:
+        llm = lc.FusionRAGLLM(engine=engine, max_tokens=2)
+        assert llm.invoke(QUESTION, handles=[None]) == llm.invoke(QUESTION)
+        with pytest.raises(InvalidInputError, match="give a tuple of KVHandle"):
+            llm.invoke(QUESTION, handles="chunk")
+
+    def test_metadata_that_is_no_unicode(self, engine: FusionEngine) -> None:
+        with pytest.raises(InvalidInputError, match="Metadata of document 'bad' can't be stored"):
+            engine.ingest([Document("bad", "text", metadata={"author": "half \ud83d"})])
+
+    def test_texts_questions_and_ids_that_are_no_strings(self, engine: FusionEngine) -> None:
+        with pytest.raises(InvalidInputError, match="passage's text is None"):
+            Passage(None)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="text of document 'a' is None"):
+            Document("a", None)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="question is None"):
+            engine.corpus.search(None)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="ids are strings"):
+            engine.delete([Path("town-0")])  # type: ignore[list-item]
+
+    def test_a_question_too_long_to_leave_room_for_context(self, engine: FusionEngine) -> None:
+        llm = li.FusionRAGLLM(engine=engine)
+        synthesizer = get_response_synthesizer(llm=llm, prompt_helper=llm.prompt_helper())
+        with pytest.raises(PromptTooLongError, match="without any context"):
+            synthesizer.get_response("where is the fox " * 1000, [town(0).text])
 
 
 class TestAnEmptyCorpus:

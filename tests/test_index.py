@@ -146,16 +146,22 @@ def test_text_and_metadata_are_kept_and_user_keys_cannot_hide_ours(index: ChunkI
     assert stored["documents"] == ["text of a"]
     assert stored["metadatas"] == [
         {
-            "document_id": "doc-a",
-            "index": 0,
-            "title": "Title a",
             "scope": "s",
+            "metadata_document_id": "doc-a",
+            "metadata_title": "Title a",
             "metadata_year": 1911,
             "metadata_scope": "public",
             "metadata_ok": True,
         }
     ]
-    assert index.search([1.0, 0.0], 1, "public") == []
+    assert index.search([1.0, 0.0], 1, ["public"]) == []
+    assert index.search([1.0, 0.0], 1, where={"scope": "s"}) == []
+    assert index.search([1.0, 0.0], 1, ["s"], {"scope": "public"}) != []
+
+
+def test_more_results_than_there_can_be(index: ChunkIndex) -> None:
+    index.add([chunk("a")], [[1.0, 0.0]])
+    assert len(index.search([1.0, 0.0], 1 << 40)) == 1
 
 
 def test_another_length_of_vector_is_a_mismatch(index: ChunkIndex, tmp_path: Path) -> None:

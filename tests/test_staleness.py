@@ -81,6 +81,19 @@ class TestTheSameSentenceInTwoDocuments:
         assert ask(engine, [r.chunk.text for r in records]).fused_chunks == 4
         assert [kv.key for kv in served] == [r.fused_key for r in records]
 
+    def test_cut_short_it_is_nobodys(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+        (_, born) = chunks(engine, "Ada")
+        about = chunks(engine, "Ada")[0].chunk.text
+        assert ask(engine, [about[:100]]).isolated_chunks == 1
+        assert ask(engine, [BORN[:70]], born.handle).isolated_chunks == 1
+        assert {kv.kind for kv in served} == {"isolated"}
+
+    def test_behind_a_chunk_that_is_nobodys_it_is_nobodys(self, engine: FusionEngine) -> None:
+        engine.ingest([replace(life("Ada"), id="Ada's twin")])
+        texts = [r.chunk.text for r in chunks(engine, "Ada")]
+        answer = ask(engine, texts)
+        assert (answer.fused_chunks, answer.isolated_chunks) == (0, 2)
+
     def test_alone_without_a_handle_it_is_nobodys(
         self, engine: FusionEngine, served: list[ChunkKV]
     ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document as LangChainDocument
+from langchain_core.vectorstores import VectorStore
 
+from fusionrag_integrations.corpus import scoped_id
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Document, Passage
+from fusionrag_integrations.types import HANDLE_METADATA_KEYS, Document, Passage
 
 BATCH = 1_000  # rows that are read from a collection at once
 
@@ -19,27 +22,30 @@ def to_documents(documents: Iterable[LangChainDocument], scope: str = "") -> lis
 
     Those with the same `source` in their metadata are one document, named by it, in the order
     given; so that a chunk is fused with the ones before it, and ingesting a source again replaces
-    it. Without a source a document is named by its own id, or else by its text.
+    it. Without a source a document is named by its own id, or else by its text. In a scope the
+    name is "scope/source".
+
+    Raises `InvalidInputError` for metadata that can't be kept.
     """
     passages: dict[str, list[Passage]] = {}
     titles: dict[str, str] = {}
     for document in documents:
-        name = document_id(document)
-        metadata = document.metadata
+        name = source_of(document)
+        metadata = {k: v for k, v in document.metadata.items() if k not in HANDLE_METADATA_KEYS}
         passages.setdefault(name, []).append(Passage(document.page_content, metadata))
         title = metadata.get("title")
-        titles.setdefault(name, title if isinstance(title, str) else "")
+        titles[name] = titles.get(name) or (title if isinstance(title, str) else "")
     return [
-        Document(id=name, title=titles[name], scope=scope, passages=tuple(parts))
+        Document(scoped_id(name, scope), title=titles[name], scope=scope, passages=tuple(parts))
         for name, parts in passages.items()
     ]
 
 
-def document_id(document: LangChainDocument) -> str:
-    """The id that `to_documents` gives: of the source, of the document, or of its text."""
+def source_of(document: LangChainDocument) -> str:
+    """What names a document: its source, its id, or its text."""
     source = document.metadata.get("source")
-    if isinstance(source, str) and source:
-        return source
+    if isinstance(source, str | Path) and str(source):
+        return str(source)
     return document.id or sha256(document.page_content.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -48,7 +54,7 @@ def collection_documents(vectorstore: Any) -> list[LangChainDocument]:
 
     Raises `InvalidInputError` for a vector store that can't list what it holds.
     """
-    if not callable(getattr(vectorstore, "get", None)):
+    if not isinstance(vectorstore, VectorStore) or not hasattr(vectorstore, "get"):
         raise InvalidInputError(
             f"A {type(vectorstore).__name__} can't list its documents; give a "
             "langchain_chroma.Chroma, or ingest your documents with from_documents and wrap "

@@ -22,7 +22,7 @@ from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.documents import (
     collection_documents,
-    document_id,
+    source_of,
     to_documents,
 )
 from fusionrag_integrations.types import SearchHit
@@ -47,7 +47,7 @@ class FusionKVRetriever(BaseRetriever):
         FusionKVRetriever.from_store("my-store", k=5)                 # loads no weights
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
     corpus: Corpus | None = Field(default=None, exclude=True, repr=False)
@@ -55,7 +55,9 @@ class FusionKVRetriever(BaseRetriever):
         default=None, description="Finds the documents instead."
     )
     k: int = Field(default=5, ge=1, description="How many chunks to retrieve.")
-    scopes: list[str] | None = Field(default=None, description="Search these scopes only.")
+    scopes: list[str] | None = Field(
+        default=None, description="Search these scopes only; of your own retriever, mark them only."
+    )
     filter: dict[str, Any] | None = Field(
         default=None, description="On metadata, in Chroma's terms: {'page': {'$gt': 3}}."
     )
@@ -112,6 +114,7 @@ class FusionKVRetriever(BaseRetriever):
     ) -> FusionKVRetriever:
         """Ingest all that a LangChain `Chroma` holds, and go on retrieving from it.
 
+        Deleting from the collection later tells nobody: call `engine.delete([source])` too.
         as_retriever: what `vectorstore.as_retriever` takes, such as `search_type` and
         `search_kwargs`. Raises `InvalidInputError` for a vector store that can't list its
         documents, and as `FusionEngine.ingest` does.
@@ -181,9 +184,7 @@ class FusionKVRetriever(BaseRetriever):
         """The documents, with a handle where their text was ingested."""
         marked: list[Document] = []
         for document in documents:
-            handle = self._source.handle_of(
-                document.page_content, document_id(document), self.scopes
-            )
+            handle = self._source.handle_of(document.page_content, source_of(document), self.scopes)
             if handle is not None:
                 metadata = {**document.metadata, **handle.to_metadata()}
                 document = document.model_copy(update={"metadata": metadata})

@@ -17,7 +17,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
 
-from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.corpus import Corpus, scoped_id
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import (
     HANDLE_METADATA_KEYS,
@@ -47,39 +47,42 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
 
     Nodes of the same source document (`ref_doc_id`) are one document, named by it, in the order
     given; so that a chunk is fused with the ones before it, and ingesting a source again replaces
-    it. A node without a source is a document of its own, by its own id.
+    it. A node without a source is a document of its own, by its own id. In a scope the name is
+    "scope/ref_doc_id". Ids must be the same when a source is read again: LlamaIndex's readers and
+    nodes make random ones where they aren't told otherwise.
 
     Raises `InvalidInputError` for nodes other than text.
     """
     passages: dict[str, list[Passage]] = {}
     titles: dict[str, str] = {}
     for node in nodes:
-        if not (isinstance(node, TextNode) or (isinstance(node, Node) and node.text_resource)):
+        text = _text(node) if isinstance(node, TextNode | Node) else ""
+        if not text.strip() and type(node) is not TextNode:
             raise InvalidInputError(
-                f"A {type(node).__name__} can't be ingested; give nodes of text."
+                f"A {type(node).__name__} without text can't be ingested; give nodes of text."
             )
-        name = document_id(node)
+        name = source_of(node)
         metadata = {k: v for k, v in node.metadata.items() if k not in HANDLE_METADATA_KEYS}
         hidden = [key for key in node.excluded_llm_metadata_keys if key in metadata]
         if hidden:
             metadata[HIDDEN_KEY] = json.dumps(hidden)
-        passages.setdefault(name, []).append(Passage(_text(node), metadata))
+        passages.setdefault(name, []).append(Passage(text, metadata))
         title = node.metadata.get("title")
-        titles.setdefault(name, title if isinstance(title, str) else "")
+        titles[name] = titles.get(name) or (title if isinstance(title, str) else "")
     return [
-        Document(id=name, title=titles[name], scope=scope, passages=tuple(parts))
+        Document(scoped_id(name, scope), title=titles[name], scope=scope, passages=tuple(parts))
         for name, parts in passages.items()
     ]
 
 
-def document_id(node: BaseNode) -> str:
-    """The id that `to_documents` gives: of the source document, or of the node."""
+def source_of(node: BaseNode) -> str:
+    """What names a document: the node's source, or the node."""
     return node.ref_doc_id or node.node_id
 
 
 def mark(corpus: Corpus, node: BaseNode, scopes: Sequence[str] | None) -> BaseNode:
     """The node, with a handle in its metadata where its text was ingested."""
-    handle = corpus.handle_of(_text(node), document_id(node), scopes)
+    handle = corpus.handle_of(_text(node), source_of(node), scopes)
     if handle is None:
         return node
     marked = node.model_copy(deep=True)

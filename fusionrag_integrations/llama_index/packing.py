@@ -12,6 +12,8 @@ from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PR
 from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
+from fusionrag_integrations.errors import PromptTooLongError
+
 
 class ModelPromptHelper(PromptHelper):
     """Packs and cuts contexts by the model's own tokens, its chat template's among them.
@@ -75,7 +77,14 @@ class ModelPromptHelper(PromptHelper):
             tool.metadata.to_openai_tool() for tool in self._get_tools_from_llm(llm, tools)
         ]
         taken += self._token_counter.estimate_tokens_in_tools(described)
-        size = self._get_available_context_size(taken) // num_chunks - padding
+        room = self.context_window - taken - self.num_output
+        if room < 0:  # LlamaIndex takes a ValueError for a malformed answer, and goes on
+            raise PromptTooLongError(
+                f"The prompt has {taken} tokens without any context; the model's context holds "
+                f"{self.context_window}, of which the answer may take {self.num_output}. Ask a "
+                "shorter question, or set max_tokens lower."
+            )
+        size = room // num_chunks - padding
         return size if self.chunk_size_limit is None else min(size, self.chunk_size_limit)
 
 

@@ -195,6 +195,15 @@ def test_models_of_one_name_have_identities_of_their_own(
     assert FusionRAGLLM(engine=half).identity() != FusionRAGLLM(engine=engine).identity()
 
 
+def test_a_cache_tells_apart_what_the_store_held(model_dir: Path, tmp_path: Path) -> None:
+    engines = [FusionEngine.from_pretrained(model_dir, store=tmp_path / name) for name in "ab"]
+    first, second = (FusionRAGLLM(engine=engine) for engine in engines)
+    assert first.identity() != second.identity()
+    before = first.identity()
+    engines[0].ingest([town(0)])
+    assert first.identity() != before
+
+
 def test_tokens_are_counted_by_the_models_own_tokenizer(
     engine: FusionEngine, llm: FusionRAGLLM
 ) -> None:

@@ -18,7 +18,7 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from fusionrag_integrations import FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.langchain import FusionKVRetriever
+from fusionrag_integrations.langchain import FusionKVRetriever, to_documents
 from tests.conftest import town
 from tests.embeddings import LangChainLexical
 from tests.langchain.chains import CHAINS, found_share
@@ -54,6 +54,7 @@ def splits() -> list[Document]:
     pieces = splitter.split_documents(towns)
     for page, piece in enumerate(pieces):
         piece.metadata["page"] = page
+        piece.metadata["index"] = 100 if page == 3 else 0  # named as one of ours
     assert len(pieces) == 12
     return pieces
 
@@ -110,6 +111,38 @@ class TestFromDocuments:
         south = FusionKVRetriever.from_documents(splits[6:], engine=engine, scope="south", k=20)
         assert {d.metadata["number"] for d in north.invoke(QUESTION)} == {0, 1}
         assert {d.metadata["number"] for d in south.invoke(QUESTION)} == {2, 3}
+
+    def test_one_source_in_two_scopes_is_two_documents(
+        self, engine: FusionEngine, splits: list[Document]
+    ) -> None:
+        for scope in ("north", "south", ""):
+            FusionKVRetriever.from_documents(splits[:3], engine=engine, scope=scope)
+        names = ["north/towns/0.txt", "south/towns/0.txt", "towns/0.txt"]
+        assert engine.corpus.catalog.document_ids() == names
+        for scope in ("north", "south", ""):
+            mine = FusionKVRetriever(engine=engine, retriever=bm25(splits[:3]), scopes=[scope])
+            for document in mine.invoke(QUESTION):
+                named = handle(document)
+                assert named
+                record = engine.corpus.catalog.record(named.chunk_id)
+                assert record
+                assert record.chunk.scope == scope
+
+    def test_metadata_in_another_order_is_the_same(self, engine: FusionEngine) -> None:
+        text = "One fox jumps over the lazy dog."
+        for metadata in ({"source": "a", "page": 1}, {"page": 1, "source": "a"}):
+            FusionKVRetriever.from_documents([Document(text, metadata=metadata)], engine=engine)
+        report = engine.ingest(to_documents([Document(text, metadata=metadata)]))
+        assert report.documents_unchanged == 1
+        assert engine.corpus.catalog.revision == 1
+
+    def test_what_a_retriever_marked_can_be_ingested_again(
+        self, engine: FusionEngine, splits: list[Document]
+    ) -> None:
+        FusionKVRetriever.from_documents(splits, engine=engine)
+        found = FusionKVRetriever(engine=engine, retriever=faiss(splits)).invoke(QUESTION)
+        [again] = to_documents(found[:1])
+        assert not [key for key in again.passages[0].metadata if key.startswith("fusionrag")]
 
     def test_without_a_source_each_piece_is_a_document(self, engine: FusionEngine) -> None:
         pieces = [Document("One fox and a dog.", id="a"), Document("Two towns by the river.")]
@@ -285,6 +318,7 @@ class TestSearch:
             ({"$or": [{"number": 0}, {"page": {"$gte": 9}}]}, {0, 3}),
             ({"number": 1, "page": {"$lt": 4}}, {1}),
             ({"document_id": "towns/2.txt"}, {2}),
+            ({"index": 100}, {1}),
             ({"number": 99}, set()),
         ],
     )
@@ -324,7 +358,14 @@ class TestSearch:
         assert {d.id for d in varied.invoke(QUESTION)} != {d.id for d in nearest}
 
     @pytest.mark.parametrize(
-        "field", [{"search_type": "x"}, {"lambda_mult": 2}, {"k": 0}, {"scopes": "north"}]
+        "field",
+        [
+            {"search_kwargs": {"k": 8}},
+            {"search_type": "x"},
+            {"lambda_mult": 2},
+            {"k": 0},
+            {"scopes": "north"},
+        ],
     )
     def test_fields_that_cannot_be_are_refused(
         self, engine: FusionEngine, field: dict[str, Any]

@@ -141,7 +141,7 @@ def test_the_model_finds_the_chunks_of_its_own_scopes_only(
 
 @pytest.mark.parametrize("nodes", [[Node()], [page(1), Node()]])
 def test_nodes_other_than_text_are_refused(empty_engine: FusionEngine, nodes: list[Any]) -> None:
-    with pytest.raises(InvalidInputError, match="A Node can't be ingested; give nodes of text"):
+    with pytest.raises(InvalidInputError, match="A Node without text can't be ingested"):
         FusionKVRetriever.from_nodes(nodes, engine=empty_engine)
 
 

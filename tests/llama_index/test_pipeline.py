@@ -186,7 +186,7 @@ def test_scopes_keep_pipelines_apart(empty_engine: FusionEngine) -> None:
 
 
 def test_nodes_without_text_are_refused(empty_engine: FusionEngine) -> None:
-    with pytest.raises(InvalidInputError, match="A Node can't be ingested"):
+    with pytest.raises(InvalidInputError, match="A Node without text can't be ingested"):
         FusionKVTransform(engine=empty_engine)([Node()])
 
 
