@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.langchain import FusionKVRetriever, FusionRAGLLM
+from tests.conftest import town
 
 MAX_TOKENS = 12
 
