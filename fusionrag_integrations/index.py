@@ -23,7 +23,10 @@ _COLLECTION = "chunks"
 # Chroma's graph is approximate; this width finds the true neighbours in collections of thousands.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 _QUERIES_AT_ONCE = 256
-_MOST = 1 << 31  # results that Chroma can be asked for
+_MOST = 1 << 30  # results that Chroma can be asked for
+# Of equally near chunks Chroma finds others each time it opens a directory; among so many more
+# than were asked for, ours come by their ids.
+_TIES = 16
 _openings = count()
 
 
@@ -186,7 +189,7 @@ class ChunkIndex:
         with self._errors():
             found = self._collection.query(
                 query_embeddings=list(embeddings),
-                n_results=k,
+                n_results=k + _TIES,
                 where=where,
                 include=["distances"],
             )
@@ -194,7 +197,7 @@ class ChunkIndex:
             sorted(
                 ((chunk_id, 1.0 - distance) for chunk_id, distance in zip(*row, strict=True)),
                 key=lambda hit: (-hit[1], hit[0]),
-            )
+            )[:k]
             for row in zip(found["ids"], found["distances"], strict=True)
         ]
 
