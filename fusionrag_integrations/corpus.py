@@ -140,8 +140,12 @@ class Corpus:
         where: Mapping[str, Any] | None = None,
     ) -> list[SearchHit]:
         """Like `search`, with the question's vector."""
-        if isinstance(scopes, str):
-            raise InvalidInputError(f"scopes is {scopes!r}; give a list of scopes, or None.")
+        if scopes is not None and not (
+            isinstance(scopes, list | tuple) and all(isinstance(scope, str) for scope in scopes)
+        ):
+            raise InvalidInputError(f"scopes is {scopes!r}; give a list of strings, or None.")
+        if where is not None and not isinstance(where, Mapping):
+            raise InvalidInputError(f"The filter {where!r} can't be used: give a mapping.")
         self._follow()
         try:
             return self._nearest(vector, k, scopes, where)
@@ -289,9 +293,10 @@ class Corpus:
 def scoped_id(source: str, scope: str) -> str:
     """The document id of a source in a scope, where frameworks name sources without scopes.
 
-    The same file in two scopes is two documents, and neither replaces the other.
+    The same file in two scopes is two documents, and neither replaces the other: the separator is
+    a control character, which names of scopes and sources don't have.
     """
-    return f"{scope}/{source}" if scope else source
+    return f"{scope}\x1f{source}" if scope else source
 
 
 def document_order(hits: Sequence[SearchHit]) -> list[SearchHit]:

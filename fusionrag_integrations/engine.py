@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import Corpus, Progress
+from fusionrag_integrations.corpus import Corpus, Progress, scoped_id
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     FusionRAGError,
@@ -138,12 +138,15 @@ class FusionEngine:
                 progress or (lambda stage, done, total: None),
             ).run(documents, delete_others)
 
-    def delete(self, document_ids: Iterable[str]) -> int:
+    def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
 
-        Chunks that had a deleted one as neighbour are served isolated until the next ingest. Raises
-        `InvalidInputError` for a single string, whose letters would pass for ids.
+        scope: of documents that the frameworks' adapters ingested into one, which their sources
+        name. Chunks that had a deleted one as neighbour are served isolated until the next ingest.
+        Raises `InvalidInputError` for a single string, whose letters would pass for ids.
         """
+        if scope and not isinstance(document_ids, str):
+            document_ids = [scoped_id(source, scope) for source in document_ids]
         return delete_documents(self.corpus, self._store, document_ids)
 
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:

@@ -219,7 +219,8 @@ class ChunkIndex:
                     f"The index in {self._directory} was made by another embedding: {error}. "
                     "Use the embedding that it was made with, or make a new store."
                 ) from error
-            raise InvalidInputError(f"An embedding can't be used: {error}.") from error
+            what = "A filter" if "where" in str(error) else "An embedding"
+            raise InvalidInputError(f"{what} can't be used: {error}.") from error
         except (ChromaError, OSError, *others) as error:
             raise StoreError(
                 f"The index in {self._directory} can't be used: {error}. If it is damaged, "

@@ -106,6 +106,8 @@ class Ingest:
 
     def _update_catalog(self, documents: Iterable[Document]) -> dict[str, Change]:
         """What became of each document, by its id. A later one replaces one of the same id."""
+        if isinstance(documents, Document | str):
+            raise InvalidInputError(f"Give ingest a list of documents: [{documents!r}].")
         chunker = Chunker(self._catalog.info.chunk_tokens)
         changes: dict[str, Change] = {}
         waiting: list[Update] = []
@@ -113,6 +115,11 @@ class Ingest:
         try:
             for count, document in enumerate(documents, start=1):
                 self._progress("catalog", count, total or count)
+                if not isinstance(document, Document):
+                    raise InvalidInputError(
+                        f"A {type(document).__name__} can't be ingested; give this package's "
+                        "Document. The adapters' to_documents makes it of the frameworks' own."
+                    )
                 if document.id in changes:
                     self._replace(waiting)
                 content = _content_hash(document)

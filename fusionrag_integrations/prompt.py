@@ -100,7 +100,13 @@ def encode(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
             "This model's tokenizer has no chat template, so messages can't be worded for it. "
             "Give the prompt as one string, or a tokenizer with a template."
         )
-    text = _apply(tokenizer, messages, add_generation_prompt=True)
+    try:
+        text = _apply(tokenizer, messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InvalidInputError(
+            f"The model's chat template refuses these messages: {error}. Their roles are "
+            f"{', '.join(message['role'] for message in messages)}."
+        ) from error
     last = messages[-1]["content"].strip()
     at = text.rfind(last)
     stop = at + len(last) if at >= 0 else len(text)
@@ -208,6 +214,12 @@ def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:
 def _tokens(
     tokenizer: Any, text: str, content_stop: int, *, add_special_tokens: bool
 ) -> EncodedPrompt:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"The prompt holds half a surrogate pair at character {error.start}."
+        ) from error
     encoding = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     return EncodedPrompt(
         text, tuple(encoding.input_ids), _pairs(encoding.offset_mapping), content_stop

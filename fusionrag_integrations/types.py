@@ -319,9 +319,11 @@ class AnswerSettings:
         ):
             raise InvalidInputError(f"handles is {self.handles!r}; give a tuple of KVHandle.")
         object.__setattr__(self, "handles", tuple(h for h in self.handles if h is not None))
-        if isinstance(self.scopes, str):
+        if self.scopes is not None and not (
+            isinstance(self.scopes, tuple) and all(isinstance(s, str) for s in self.scopes)
+        ):
             raise InvalidInputError(
-                f"scopes is {self.scopes!r}; give a tuple of scopes, or None for all of them."
+                f"scopes is {self.scopes!r}; give a tuple of strings, or None for all of them."
             )
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")

@@ -25,7 +25,7 @@ from llama_index.core.schema import TextNode
 
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
-from fusionrag_integrations import Document, FusionEngine, Passage
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Passage
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -198,6 +198,34 @@ class TestKindsOfValues:
             engine.corpus.search(None)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="ids are strings"):
             engine.delete([Path("town-0")])  # type: ignore[list-item]
+
+    def test_what_is_no_document(self, engine: FusionEngine) -> None:
+        foreign: Any = [LangChainDocument("text")]
+        with pytest.raises(InvalidInputError, match="adapters' to_documents makes it"):
+            engine.ingest(foreign)
+        single: Any = town(5)
+        with pytest.raises(InvalidInputError, match="Give ingest a list of documents"):
+            engine.ingest(single)
+
+    @every_model
+    def test_a_prompt_that_is_no_unicode(self, engine: FusionEngine, asked: Asked) -> None:
+        with pytest.raises(InvalidInputError, match="half a surrogate pair"):
+            asked.call(asked.make(engine=engine), "half \ud83d of it")
+
+    @pytest.mark.parametrize("scopes", ["north", 5, [1]])
+    def test_scopes_that_are_no_strings(self, engine: FusionEngine, scopes: Any) -> None:
+        with pytest.raises(InvalidInputError, match="give a list of strings"):
+            engine.corpus.search(QUESTION, scopes=scopes)
+        with pytest.raises(InvalidInputError, match="give a tuple of strings"):
+            AnswerSettings(scopes=tuple(scopes) if isinstance(scopes, list) else scopes)
+
+    def test_messages_that_the_template_refuses(
+        self, engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        template = "{{ raise_exception('Conversation roles must alternate') }}"
+        monkeypatch.setattr(engine._model.tokenizer, "chat_template", template)
+        with pytest.raises(InvalidInputError, match=r"refuses these messages: .*must alternate"):
+            lc.ChatFusionRAG(engine=engine).invoke("Where?")
 
     def test_a_question_too_long_to_leave_room_for_context(self, engine: FusionEngine) -> None:
         llm = li.FusionRAGLLM(engine=engine)

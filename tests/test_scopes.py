@@ -117,7 +117,7 @@ class TestServing:
         assert answer.fused_chunks == 2
 
     def test_a_single_string_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="scopes is 'north'; give a tuple"):
+        with pytest.raises(ValueError, match="scopes is 'north'; give a tuple of strings"):
             AnswerSettings(scopes="north")  # type: ignore[arg-type]
 
 

@@ -22,8 +22,8 @@ def to_documents(documents: Iterable[LangChainDocument], scope: str = "") -> lis
 
     Those with the same `source` in their metadata are one document, named by it, in the order
     given; so that a chunk is fused with the ones before it, and ingesting a source again replaces
-    it. Without a source a document is named by its own id, or else by its text. In a scope the
-    name is "scope/source".
+    it. Without a source a document is named by its own id, or else by its text. Each scope
+    has documents of its own: `engine.delete([source], scope=scope)`.
 
     Raises `InvalidInputError` for metadata that can't be kept.
     """

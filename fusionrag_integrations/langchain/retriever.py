@@ -114,7 +114,7 @@ class FusionKVRetriever(BaseRetriever):
     ) -> FusionKVRetriever:
         """Ingest all that a LangChain `Chroma` holds, and go on retrieving from it.
 
-        Deleting from the collection later tells nobody: call `engine.delete([source])` too.
+        Deleting from the collection later tells nobody: `engine.delete([source], scope=scope)` too.
         as_retriever: what `vectorstore.as_retriever` takes, such as `search_type` and
         `search_kwargs`. Raises `InvalidInputError` for a vector store that can't list its
         documents, and as `FusionEngine.ingest` does.

@@ -47,9 +47,11 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
 
     Nodes of the same source document (`ref_doc_id`) are one document, named by it, in the order
     given; so that a chunk is fused with the ones before it, and ingesting a source again replaces
-    it. A node without a source is a document of its own, by its own id. In a scope the name is
-    "scope/ref_doc_id". Ids must be the same when a source is read again: LlamaIndex's readers and
-    nodes make random ones where they aren't told otherwise.
+    it. A node without a source is a document of its own, by its own id. Each scope has documents
+    of its own: `engine.delete([ref_doc_id], scope=scope)`.
+
+    Ids must be the same when a source is read again: LlamaIndex's readers and nodes make random
+    ones where they aren't told otherwise.
 
     Raises `InvalidInputError` for nodes other than text.
     """
@@ -62,7 +64,8 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
                 f"A {type(node).__name__} without text can't be ingested; give nodes of text."
             )
         name = source_of(node)
-        metadata = {k: v for k, v in node.metadata.items() if k not in HANDLE_METADATA_KEYS}
+        ours = {*HANDLE_METADATA_KEYS, HIDDEN_KEY}
+        metadata = {k: v for k, v in node.metadata.items() if k not in ours}
         hidden = [key for key in node.excluded_llm_metadata_keys if key in metadata]
         if hidden:
             metadata[HIDDEN_KEY] = json.dumps(hidden)

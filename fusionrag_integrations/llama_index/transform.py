@@ -21,6 +21,10 @@ class FusionKVTransform(TransformComponent):
     Put it last, behind whatever changes a node's text or embeds it. A pipeline's cache skips it
     only while the store stays as it is; what was ingested already costs nothing.
 
+    A source's nodes must come together, since they replace what was ingested of it before. A
+    pipeline with a docstore sees to that for whole documents that it splits itself, but passes on
+    only the new ones of nodes that were split already.
+
         IngestionPipeline(transformations=[SentenceSplitter(), FusionKVTransform(engine=engine)])
     """
 

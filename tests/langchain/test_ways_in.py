@@ -117,7 +117,7 @@ class TestFromDocuments:
     ) -> None:
         for scope in ("north", "south", ""):
             FusionKVRetriever.from_documents(splits[:3], engine=engine, scope=scope)
-        names = ["north/towns/0.txt", "south/towns/0.txt", "towns/0.txt"]
+        names = ["north\x1ftowns/0.txt", "south\x1ftowns/0.txt", "towns/0.txt"]
         assert engine.corpus.catalog.document_ids() == names
         for scope in ("north", "south", ""):
             mine = FusionKVRetriever(engine=engine, retriever=bm25(splits[:3]), scopes=[scope])
@@ -127,6 +127,19 @@ class TestFromDocuments:
                 record = engine.corpus.catalog.record(named.chunk_id)
                 assert record
                 assert record.chunk.scope == scope
+
+    def test_a_source_that_looks_like_another_scopes_stays_apart(
+        self, engine: FusionEngine
+    ) -> None:
+        public = [Document("The bridge was built in 1911.", metadata={"source": "board/memo"})]
+        secret = [Document("The bridge is to be sold soon.", metadata={"source": "memo"})]
+        FusionKVRetriever.from_documents(public, engine=engine)
+        retriever = FusionKVRetriever.from_documents(secret, engine=engine, scope="board")
+        assert engine.corpus.catalog.counts().documents == 2
+        assert engine.delete(["memo"]) == 0
+        assert engine.delete(["memo"], scope="board") == 1
+        assert retriever.invoke("bridge") == []
+        assert engine.corpus.catalog.document_ids() == ["board/memo"]
 
     def test_metadata_in_another_order_is_the_same(self, engine: FusionEngine) -> None:
         text = "One fox jumps over the lazy dog."
