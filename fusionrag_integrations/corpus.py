@@ -22,7 +22,14 @@ from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.embedding import Embedder, as_embedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, KVHandle, SearchHit
+from fusionrag_integrations.types import (
+    Chunk,
+    ChunkRecord,
+    Document,
+    KVHandle,
+    Passage,
+    SearchHit,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -297,6 +304,23 @@ def scoped_id(source: str, scope: str) -> str:
     a control character, which names of scopes and sources don't have.
     """
     return f"{scope}\x1f{source}" if scope else source
+
+
+def group_passages(passages: Iterable[tuple[str, Passage]], scope: str) -> list[Document]:
+    """One document a source, of its passages in the order given.
+
+    passages: each with its source. A document's title is the first in its passages' metadata.
+    """
+    by_source: dict[str, list[Passage]] = {}
+    for source, passage in passages:
+        by_source.setdefault(source, []).append(passage)
+    documents: list[Document] = []
+    for source, parts in by_source.items():
+        titles = (part.metadata.get("title") for part in parts)
+        title = next((title for title in titles if title and isinstance(title, str)), "")
+        identity = scoped_id(source, scope)
+        documents.append(Document(identity, title=title, scope=scope, passages=tuple(parts)))
+    return documents
 
 
 def document_order(hits: Sequence[SearchHit]) -> list[SearchHit]:

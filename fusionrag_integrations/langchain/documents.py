@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.vectorstores import VectorStore
 
-from fusionrag_integrations.corpus import scoped_id
+from fusionrag_integrations.corpus import group_passages
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import HANDLE_METADATA_KEYS, Document, Passage
 
@@ -27,18 +27,12 @@ def to_documents(documents: Iterable[LangChainDocument], scope: str = "") -> lis
 
     Raises `InvalidInputError` for metadata that can't be kept.
     """
-    passages: dict[str, list[Passage]] = {}
-    titles: dict[str, str] = {}
-    for document in documents:
-        name = source_of(document)
-        metadata = {k: v for k, v in document.metadata.items() if k not in HANDLE_METADATA_KEYS}
-        passages.setdefault(name, []).append(Passage(document.page_content, metadata))
-        title = metadata.get("title")
-        titles[name] = titles.get(name) or (title if isinstance(title, str) else "")
-    return [
-        Document(scoped_id(name, scope), title=titles[name], scope=scope, passages=tuple(parts))
-        for name, parts in passages.items()
-    ]
+    return group_passages(((source_of(d), _passage(d)) for d in documents), scope)
+
+
+def _passage(document: LangChainDocument) -> Passage:
+    metadata = {k: v for k, v in document.metadata.items() if k not in HANDLE_METADATA_KEYS}
+    return Passage(document.page_content, metadata)
 
 
 def source_of(document: LangChainDocument) -> str:

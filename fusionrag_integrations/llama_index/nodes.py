@@ -17,7 +17,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
 
-from fusionrag_integrations.corpus import Corpus, scoped_id
+from fusionrag_integrations.corpus import Corpus, group_passages
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import (
     HANDLE_METADATA_KEYS,
@@ -55,27 +55,21 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
 
     Raises `InvalidInputError` for nodes other than text.
     """
-    passages: dict[str, list[Passage]] = {}
-    titles: dict[str, str] = {}
-    for node in nodes:
-        text = _text(node) if isinstance(node, TextNode | Node) else ""
-        if not text.strip() and type(node) is not TextNode:
-            raise InvalidInputError(
-                f"A {type(node).__name__} without text can't be ingested; give nodes of text."
-            )
-        name = source_of(node)
-        ours = {*HANDLE_METADATA_KEYS, HIDDEN_KEY}
-        metadata = {k: v for k, v in node.metadata.items() if k not in ours}
-        hidden = [key for key in node.excluded_llm_metadata_keys if key in metadata]
-        if hidden:
-            metadata[HIDDEN_KEY] = json.dumps(hidden)
-        passages.setdefault(name, []).append(Passage(text, metadata))
-        title = node.metadata.get("title")
-        titles[name] = titles.get(name) or (title if isinstance(title, str) else "")
-    return [
-        Document(scoped_id(name, scope), title=titles[name], scope=scope, passages=tuple(parts))
-        for name, parts in passages.items()
-    ]
+    return group_passages(((source_of(node), _passage(node)) for node in nodes), scope)
+
+
+def _passage(node: BaseNode) -> Passage:
+    text = _text(node) if isinstance(node, TextNode | Node) else ""
+    if not text.strip() and type(node) is not TextNode:
+        raise InvalidInputError(
+            f"A {type(node).__name__} without text can't be ingested; give nodes of text."
+        )
+    ours = {*HANDLE_METADATA_KEYS, HIDDEN_KEY}
+    metadata = {k: v for k, v in node.metadata.items() if k not in ours}
+    hidden = [key for key in node.excluded_llm_metadata_keys if key in metadata]
+    if hidden:
+        metadata[HIDDEN_KEY] = json.dumps(hidden)
+    return Passage(text, metadata)
 
 
 def source_of(node: BaseNode) -> str:
