@@ -1,6 +1,7 @@
 """What has been ingested, and which KV belongs to which chunk: a SQLite file.
 
 documents ──< chunks ──< neighbours      a fused key and the chunks it was made with, in order
+              chunks >── traces          what fusing showed, by the fused key: a chunk's last one
 
 The rule that keeps stale content out: a fused key stands only while the chunk, its document
 and every neighbour are as they were when the KV was made. Whatever changes one of them clears
@@ -27,10 +28,10 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.keys import metadata_json
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, Document, EncodedChunk
 
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -46,7 +47,10 @@ _SCHEMA = (
         position INTEGER NOT NULL, text TEXT NOT NULL, title TEXT NOT NULL, scope TEXT NOT NULL,
         metadata TEXT NOT NULL, token_ids BLOB NOT NULL, offsets BLOB NOT NULL,
         isolated_key TEXT NOT NULL, fused_key TEXT NOT NULL DEFAULT '',
-        text_hash BLOB NOT NULL)""",
+        text_hash BLOB NOT NULL, traced_key TEXT NOT NULL DEFAULT '')""",
+    """CREATE TABLE traces (
+        traced_key TEXT PRIMARY KEY, trace BLOB NOT NULL, traced_with TEXT NOT NULL)
+        WITHOUT ROWID""",
     "CREATE INDEX chunks_in_order ON chunks (document_id, position)",
     "CREATE INDEX chunks_by_text ON chunks (text_hash)",
     """CREATE TABLE neighbours (
@@ -56,9 +60,10 @@ _SCHEMA = (
         PRIMARY KEY (chunk_id, position)) WITHOUT ROWID""",
     "CREATE INDEX made_with ON neighbours (neighbour_id)",
 )
-_COLUMNS = """id, document_id, position, text, title, scope, metadata, token_ids, offsets,
-    isolated_key, fused_key"""
-_WRITTEN = f"{_COLUMNS}, text_hash"
+_WRITTEN = """id, document_id, position, text, title, scope, metadata, token_ids, offsets,
+    isolated_key, fused_key, text_hash"""
+_COLUMNS = _WRITTEN.replace("text_hash", "trace, traced_with")
+_RECORDS = "chunks LEFT JOIN traces USING (traced_key)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +246,17 @@ class Catalog:
                 _raise_revision(db)
         return deleted
 
-    def set_fused(self, chunk_id: str, fused_key: str, neighbour_ids: Sequence[str]) -> bool:
+    def set_fused(
+        self,
+        chunk_id: str,
+        fused_key: str,
+        neighbour_ids: Sequence[str],
+        trace: ContextTrace | None = None,
+    ) -> bool:
         """Note the chunk's fused KV, made behind these chunks, in this order.
 
-        Returns False and writes nothing if the chunk or a neighbour is gone meanwhile, or is
-        no longer in the same scope.
+        trace: what fusing showed; None where that is known already. Returns False and writes
+        nothing if the chunk or a neighbour is gone meanwhile, or no longer in the same scope.
         """
         with self._transaction() as db:
             query = """SELECT id FROM chunks WHERE id IN ({})
@@ -253,13 +264,27 @@ class Catalog:
             wanted = {chunk_id, *neighbour_ids}
             if len(self._rows_in(query, wanted, chunk_id)) < len(wanted):
                 return False
-            db.execute("UPDATE chunks SET fused_key = ? WHERE id = ?", (fused_key, chunk_id))
+            query = "UPDATE chunks SET fused_key = ?1, traced_key = ?1 WHERE id = ?2"
+            db.execute(query, (fused_key, chunk_id))
+            if trace is not None:
+                query = "INSERT OR REPLACE INTO traces VALUES (?, ?, ?)"
+                db.execute(query, (fused_key, *_from_trace(trace)))
             db.execute("DELETE FROM neighbours WHERE chunk_id = ?", (chunk_id,))
             db.executemany(
                 "INSERT INTO neighbours VALUES (?, ?, ?)",
                 [(chunk_id, i, neighbour) for i, neighbour in enumerate(neighbour_ids)],
             )
         return True
+
+    def forget_traces(self) -> None:
+        """Delete the traces that are no chunk's last one any more."""
+        with self._transaction() as db:
+            keys = "(SELECT traced_key FROM chunks)"
+            db.execute(f"DELETE FROM traces WHERE traced_key NOT IN {keys}")
+
+    def traced_keys(self) -> set[str]:
+        """Fused keys of the KV whose traces are known."""
+        return {row[0] for row in self._rows("SELECT traced_key FROM traces")}
 
     def record(self, chunk_id: str) -> ChunkRecord | None:
         """What is known of a chunk; None where there is no such chunk."""
@@ -268,7 +293,7 @@ class Catalog:
     def records(self, chunk_ids: Iterable[str]) -> dict[str, ChunkRecord]:
         """Records by chunk id, in the order asked for; unknown ids are left out."""
         ids = list(chunk_ids)
-        rows = self._rows_in(f"SELECT {_COLUMNS} FROM chunks WHERE id IN ({{}})", ids)
+        rows = self._rows_in(f"SELECT {_COLUMNS} FROM {_RECORDS} WHERE id IN ({{}})", ids)
         found = {row[0]: _to_record(row) for row in rows}
         return {chunk_id: found[chunk_id] for chunk_id in ids if chunk_id in found}
 
@@ -278,7 +303,7 @@ class Catalog:
 
     def with_text(self, text: str) -> list[ChunkRecord]:
         """Records of the chunks that have this text, by document and index."""
-        query = f"""SELECT {_COLUMNS} FROM chunks WHERE text_hash = ?
+        query = f"""SELECT {_COLUMNS} FROM {_RECORDS} WHERE text_hash = ?
             ORDER BY document_id, position"""
         return [_to_record(row) for row in self._rows(query, (_text_hash(text),))]
 
@@ -295,7 +320,7 @@ class Catalog:
     def predecessors(self, chunk_id: str, count: int) -> list[ChunkRecord]:
         """The `count` chunks right before this one in its document, in document order."""
         rows = self._rows(
-            f"""SELECT {_COLUMNS} FROM chunks
+            f"""SELECT {_COLUMNS} FROM {_RECORDS}
             WHERE document_id = (SELECT document_id FROM chunks WHERE id = ?1)
             AND position < (SELECT position FROM chunks WHERE id = ?1)
             ORDER BY position DESC LIMIT ?2""",
@@ -423,9 +448,32 @@ def _text_hash(text: str) -> bytes:
 
 def _to_record(row: tuple[Any, ...]) -> ChunkRecord:
     chunk_id, document_id, index, text, title, scope, metadata, *rest = row
-    token_ids, offsets, isolated_key, fused_key = rest
+    token_ids, offsets, isolated_key, fused_key, trace, traced_with = rest
     ids = struct.unpack(f"<{len(token_ids) // 4}i", token_ids)
     bounds = struct.unpack(f"<{len(offsets) // 4}i", offsets)
     chunk = Chunk(chunk_id, document_id, index, text, title, scope, json.loads(metadata))
     encoded = EncodedChunk(chunk, ids, tuple(zip(bounds[::2], bounds[1::2], strict=True)))
-    return ChunkRecord(encoded, isolated_key, fused_key)
+    return ChunkRecord(encoded, isolated_key, fused_key, _to_trace(trace, traced_with, len(ids)))
+
+
+def _from_trace(trace: ContextTrace) -> tuple[bytes, str]:
+    """Its numbers as little-endian float32, one kind behind the other, and the rest as JSON."""
+    numbers = (*trace.sensitivity, *trace.outside, *trace.inside, *trace.by_neighbour)
+    rest = {"neighbours": trace.neighbours, "tokens": trace.neighbour_tokens}
+    return struct.pack(f"<{len(numbers)}f", *numbers), json.dumps(rest)
+
+
+def _to_trace(trace: bytes | None, traced_with: str | None, tokens: int) -> ContextTrace | None:
+    if trace is None or traced_with is None:
+        return None
+    numbers = struct.unpack(f"<{len(trace) // 4}f", trace)
+    sensitivity, outside, inside = (numbers[i * tokens : (i + 1) * tokens] for i in range(3))
+    rest = json.loads(traced_with)
+    return ContextTrace(
+        sensitivity=sensitivity,
+        outside=outside,
+        inside=inside,
+        neighbours=tuple(rest["neighbours"]),
+        by_neighbour=numbers[3 * tokens :],
+        neighbour_tokens=rest["tokens"],
+    )

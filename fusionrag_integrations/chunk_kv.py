@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusionrag_integrations.model import CausalModel, KVBuffer
+import torch
+
+from fusionrag_integrations.attention import weights
+from fusionrag_integrations.model import CausalModel, KVBuffer, layer_view
 from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import ChunkKV, KVKind
+from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind
 
 
 def prefill_prefix(model: CausalModel, token_ids: Sequence[int]) -> ChunkKV:
@@ -25,27 +28,93 @@ def prefill_prefix(model: CausalModel, token_ids: Sequence[int]) -> ChunkKV:
 
 
 def prefill_chunk(
+    model: CausalModel, prefix: ChunkKV, token_ids: Sequence[int], *, key: str
+) -> ChunkKV:
+    """Isolated KV: prefill one chunk behind the prefix.
+
+    It lies on the model's device, its keys in the canonical frame.
+    """
+    start = len(prefix.token_ids)
+    buffer = model.new_buffer(start + len(token_ids))
+    place_consecutively(model, buffer, [prefix])
+    model.forward_rows(token_ids, range(start, start + len(token_ids)), buffer)
+    return _slice(model, buffer, start, key, "isolated", tuple(token_ids), ())
+
+
+def fuse_chunk(
     model: CausalModel,
     prefix: ChunkKV,
-    token_ids: Sequence[int],
+    isolated: ChunkKV,
+    neighbours: Sequence[ChunkKV],
     *,
     key: str,
-    neighbours: Sequence[ChunkKV] = (),
-) -> ChunkKV:
-    """Prefill one chunk behind the prefix and its neighbours; fused where it has neighbours.
+) -> tuple[ChunkKV, ContextTrace]:
+    """Fused KV: prefill one chunk behind the prefix and its neighbours, and what that changed.
 
-    neighbours: isolated KV, in the order in which they stand before the chunk. The result lies
-    on the model's device, its keys in the canonical frame.
+    isolated: the chunk's own KV. neighbours: isolated KV, at least one, in the order in which
+    they stand before the chunk. The result lies on the model's device, its keys in the canonical
+    frame.
     """
+    token_ids = isolated.token_ids
     before = [prefix, *neighbours]
-    start = sum(len(kv.token_ids) for kv in before)
-    buffer = model.new_buffer(start + len(token_ids))
+    sizes = [len(kv.token_ids) for kv in before]
+    start, stop = sum(sizes), sum(sizes) + len(token_ids)
+    buffer = model.new_buffer(stop)
     place_consecutively(model, buffer, before)
-    model.forward_rows(token_ids, range(start, start + len(token_ids)), buffer)
-    kind: KVKind = "fused" if neighbours else "isolated"
-    return _slice(
-        model, buffer, start, key, kind, tuple(token_ids), tuple(kv.key for kv in neighbours)
+    positions = torch.arange(start, stop, device=model.device)
+    capture = _SegmentCapture(positions, [*sizes, len(token_ids)])
+    model.forward_rows(token_ids, range(start, stop), buffer, capture)
+    names = tuple(kv.key for kv in neighbours)
+    fused = _slice(model, buffer, start, key, "fused", token_ids, names)
+    given = capture.mean()
+    return fused, ContextTrace(
+        sensitivity=tuple(_moved(fused, isolated).tolist()),
+        outside=tuple(given[:, 1:-1].sum(1).tolist()),
+        inside=tuple(given[:, -1].tolist()),
+        neighbours=names,
+        by_neighbour=tuple(given[:, 1:-1].mean(0).tolist()),
+        neighbour_tokens=sum(sizes[1:]),
     )
+
+
+class _SegmentCapture:
+    """Adds up, over layers, the attention that rows give to each segment of what they see."""
+
+    def __init__(self, positions: torch.Tensor, sizes: Sequence[int]) -> None:
+        self._positions = positions
+        self._sizes = list(sizes)
+        self._sums: list[torch.Tensor] = []
+
+    def record(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        visible: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """Count one layer, mean over heads."""
+        given = weights(layer_view(queries, keys, visible, self._positions, scaling)).mean(0)
+        segments = torch.split(given, self._sizes, dim=1)
+        self._sums.append(torch.stack([segment.sum(1) for segment in segments], dim=1))
+
+    def mean(self) -> torch.Tensor:
+        """Attention by segment, mean over layers, float32 [R, segments]."""
+        return torch.stack(self._sums).mean(0)
+
+
+def _moved(fused: ChunkKV, isolated: ChunkKV) -> torch.Tensor:
+    """Squared distance of each token's fused from its isolated KV, float32 [T].
+
+    Relative to the mean squared size of the chunk's keys and values in each layer, which differ
+    by orders of magnitude; mean over layers, keys and values.
+    """
+    moved = []
+    for mine, alone in ((fused.keys, isolated.keys), (fused.values, isolated.values)):
+        old = alone.to(mine.device).float()
+        size = old.square().sum((1, 3)).mean(1, keepdim=True)  # [L, 1]
+        moved.append((mine.float() - old).square().sum((1, 3)) / size)
+    return torch.stack(moved).mean((0, 1))
 
 
 def place_consecutively(model: CausalModel, buffer: KVBuffer, kvs: Sequence[ChunkKV]) -> None:

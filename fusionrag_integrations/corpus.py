@@ -265,6 +265,8 @@ class Corpus:
 
     def similar(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """The `k` chunks most similar to each chunk, of its own scope, nearest first."""
+        if k == 0:
+            return {chunk_id: [] for chunk_id in chunk_ids}
         return self._index.neighbours_many(chunk_ids, k)
 
     @contextmanager

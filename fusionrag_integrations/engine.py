@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import Corpus, Progress, scoped_id
@@ -16,10 +17,18 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.prompt import encode, ingest_prefix
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore, KVStore
-from fusionrag_integrations.types import Answer, AnswerSettings, Document, Prompt
+from fusionrag_integrations.types import (
+    Answer,
+    AnswerSettings,
+    Calibration,
+    Document,
+    LoadedPrompt,
+    Prompt,
+)
 
 DEFAULT_CHUNK_TOKENS = 256
 
@@ -27,12 +36,21 @@ DEFAULT_CHUNK_TOKENS = 256
 class FusionEngine:
     """Ingests documents into a store, and answers prompts from the KV that it keeps there."""
 
-    def __init__(self, model: CausalModel, corpus: Corpus, store: KVStore, prefix: str) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        corpus: Corpus,
+        store: KVStore,
+        prefix: str,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.corpus = corpus
-        self._model = model
+        self.model = model
+        self.calibration = calibration
         self._store = store
+        self._prefix = prefix
         self._prefix_ids = tuple(self.encode(prefix))
-        self._server = Server(model, corpus, store)
+        self._server = Server(model, corpus, store, self._prefix_ids, calibration)
 
     @classmethod
     def from_pretrained(
@@ -84,26 +102,31 @@ class FusionEngine:
                 chunk_tokens=chunker.chunk_tokens,
             )
             corpus = Corpus.create(path, info, embedding)
-        return cls(model, corpus, FileKVStore(path / "kv", signature), prefix)
+        calibration = _calibration([path, Path(model.source)], model, signature)
+        return cls(model, corpus, FileKVStore(path / "kv", signature), prefix, calibration)
+
+    def calibrated(self, calibration: Calibration | None) -> FusionEngine:
+        """An engine over the same store whose own selector works as `calibration` says."""
+        return FusionEngine(self.model, self.corpus, self._store, self._prefix, calibration)
 
     @property
     def model_name(self) -> str:
         """The model's own name, without the path to it."""
-        return self._model.name
+        return self.model.name
 
     @property
     def context_window(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return self._model.context_window
+        return self.model.context_window
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the model's tokenizer words chat messages."""
-        return self._model.tokenizer.chat_template is not None
+        return self.model.tokenizer.chat_template is not None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""
-        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def count_tokens(self, prompt: Prompt) -> int:
@@ -111,18 +134,20 @@ class FusionEngine:
 
         Raises as `answer` does for a prompt that can't be.
         """
-        return len(encode(self._model.tokenizer, prompt).token_ids)
+        return len(encode(self.model.tokenizer, prompt).token_ids)
 
     def ingest(
         self,
         documents: Iterable[Document],
         *,
         delete_others: bool = False,
+        neighbours: NeighbourPolicy = DEFAULT_NEIGHBOURS,
         progress: Progress | None = None,
     ) -> IngestReport:
         """Add documents, or replace those whose ids are known, and compute what KV is missing.
 
         delete_others: afterwards, delete the store's documents that are not among these.
+        neighbours: behind which chunks a chunk's KV is fused. What is fused already stays so.
 
         May be interrupted at any moment and called again: nothing that is there is computed
         twice, and what was indexed before keeps serving. A document that fails ends the ingest;
@@ -131,10 +156,11 @@ class FusionEngine:
         """
         with self.corpus.writing():
             return Ingest(
-                self._model,
+                self.model,
                 self.corpus,
                 self._store,
                 self._prefix_ids,
+                neighbours,
                 progress or (lambda stage, done, total: None),
             ).run(documents, delete_others)
 
@@ -160,6 +186,10 @@ class FusionEngine:
         for _ in stream:
             pass
         return stream.answer
+
+    def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
+        """A prompt with the KV that `answer` would place for it, to look into."""
+        return self._server.load(prompt, settings or AnswerSettings())
 
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins with the first."""
@@ -201,6 +231,22 @@ def corpus_of(engine: FusionEngine | None, corpus: Corpus | None) -> Corpus:
         "A FusionKVRetriever needs either an engine or a corpus: FusionKVRetriever(engine=engine), "
         "or FusionKVRetriever.from_store(path) to retrieve without loading a model."
     )
+
+
+def _calibration(
+    directories: Iterable[Path], model: CausalModel, signature: str
+) -> Calibration | None:
+    """The first calibration for the model that one of the directories holds."""
+    for directory in directories:
+        path = directory / CALIBRATION_FILE
+        if found := read_calibration(path, signature):
+            if found.layers[-1] >= model.num_layers:
+                raise InvalidInputError(
+                    f"The calibration {path} names layer {found.layers[-1]}; {model.name} has "
+                    f"layers 0 to {model.num_layers - 1}. Delete it and calibrate again."
+                )
+            return found
+    return None
 
 
 def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | None) -> None:

@@ -22,18 +22,13 @@ from hashlib import sha256
 from time import perf_counter
 from typing import Literal
 
-from fusionrag_integrations.chunk_kv import prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import (
-    MAX_NEIGHBOUR_TOKENS,
-    MAX_NEIGHBOURS,
-    MAX_PREDECESSORS,
-    choose_neighbours,
-)
+from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, NeighbourPolicy
 from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store import KVStore
 from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, Document
@@ -67,6 +62,7 @@ class Ingest:
         corpus: Corpus,
         store: KVStore,
         prefix_ids: tuple[int, ...],
+        neighbours: NeighbourPolicy,
         progress: Progress,
     ) -> None:
         self._model = model
@@ -74,6 +70,7 @@ class Ingest:
         self._catalog = corpus.catalog
         self._store = store
         self._prefix = prefill_prefix(model, prefix_ids)
+        self._policy = neighbours
         self._progress = progress
         self._stored = set(store.keys())  # one listing costs less than a question a record
 
@@ -184,11 +181,12 @@ class Ingest:
             if fused and fused not in self._stored
         ]
         unfused = [*self._catalog.unfused(), *lost]
+        traced = self._catalog.traced_keys()
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
         for start in range(0, len(unfused), FUSE_BATCH):
             batch = unfused[start : start + FUSE_BATCH]
-            similar = self._corpus.similar(batch, MAX_NEIGHBOURS + MAX_PREDECESSORS)
+            similar = self._corpus.similar(batch, self._policy.similar)
             for count, chunk_id in enumerate(batch, start=start):
                 self._progress("fused", count, len(unfused))
                 record = self._catalog.record(chunk_id)
@@ -199,28 +197,25 @@ class Ingest:
                 if not neighbours:
                     continue
                 key = fused_key(record.isolated_key, [n.isolated_key for n in neighbours])
-                if key not in self._stored:
+                trace = None
+                if key not in self._stored or key not in traced:
                     kvs = [load(neighbour.chunk.id) for neighbour in neighbours]
-                    self._put(
-                        prefill_chunk(
-                            self._model,
-                            self._prefix,
-                            record.encoded.token_ids,
-                            key=key,
-                            neighbours=kvs,
-                        )
+                    fused, trace = fuse_chunk(
+                        self._model, self._prefix, load(chunk_id), kvs, key=key
                     )
+                    self._put(fused)
+                    traced.add(key)
                     computed += 1
-                self._catalog.set_fused(chunk_id, key, [n.chunk.id for n in neighbours])
+                self._catalog.set_fused(chunk_id, key, [n.chunk.id for n in neighbours], trace)
         self._progress("fused", len(unfused), len(unfused))
         return computed
 
     def _neighbours(self, record: ChunkRecord, similar: list[ChunkRecord]) -> list[ChunkRecord]:
         window = self._model.context_window
         room = window - len(self._prefix.token_ids) - len(record.encoded.token_ids)
-        return choose_neighbours(
+        return self._policy.choose(
             record,
-            self._catalog.predecessors(record.chunk.id, MAX_PREDECESSORS),
+            self._catalog.predecessors(record.chunk.id, self._policy.predecessors),
             similar,
             max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
         )
@@ -251,11 +246,12 @@ def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]
 
 
 def collect_garbage(corpus: Corpus, store: KVStore) -> int:
-    """Delete the records that no chunk uses; returns how many."""
+    """Delete the records, and traces, that no chunk uses; returns how many records."""
     live = corpus.catalog.live_keys()
     dead = sorted(set(store.keys()) - live)
     for key in dead:
         store.delete(key)
+    corpus.catalog.forget_traces()
     return len(dead)
 
 

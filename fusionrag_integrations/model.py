@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -34,6 +35,7 @@ from transformers.masking_utils import sdpa_mask
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 from fusionrag_integrations.rope import Rotation, rotate
+from fusionrag_integrations.types import LayerView
 
 ATTENTION = "fusionrag"
 
@@ -110,18 +112,62 @@ def _context_window(config: Any) -> int:
     return limit
 
 
+class Capture(Protocol):
+    """What a pass shows its attention to, layer by layer, while the model runs."""
+
+    def record(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        visible: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """queries: rotated, [Hq, R, D]. keys: rotated, [Hkv, N, D], by position. visible: bool
+        [R, N], which keys a row may attend to; None where that is all up to its own position.
+        """
+        ...
+
+
 @dataclass(slots=True)
-class QueryCapture:
-    """Collects the rotated queries of chosen rows, per layer, while the model runs."""
+class ViewCapture:
+    """Keeps what chosen rows ask in chosen layers.
+
+    rows: of the pass; positions: where they stand in the prompt, [R].
+    """
 
     rows: slice
-    queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    scalings: dict[int, float] = field(default_factory=dict)
+    positions: torch.Tensor
+    layers: frozenset[int]
+    views: dict[int, LayerView] = field(default_factory=dict)
 
-    def record(self, layer: int, query: torch.Tensor, scaling: float) -> None:
-        """Keep the chosen rows of one layer's `query` [1, Hq, R, D]."""
-        self.queries[layer] = query[0, :, self.rows]
-        self.scalings[layer] = scaling
+    def record(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        visible: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        """Keep the chosen rows of one layer. Its keys stay a view of the buffer's."""
+        if layer in self.layers:
+            mine = None if visible is None else visible[self.rows]
+            self.views[layer] = layer_view(
+                queries[:, self.rows], keys, mine, self.positions, scaling
+            )
+
+
+def layer_view(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    visible: torch.Tensor | None,
+    positions: torch.Tensor,
+    scaling: float,
+) -> LayerView:
+    """A view of rows at `positions` [R]; see `Capture.record` for the others."""
+    if visible is None:
+        visible = torch.arange(keys.shape[1], device=keys.device) <= positions[:, None]
+    return LayerView(queries, keys, visible, positions, scaling)
 
 
 def _attention(
@@ -131,12 +177,14 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    capture: QueryCapture | None = None,
+    capture: Capture | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' own SDPA attention, which also shows its queries to a capture."""
+    """Transformers' own SDPA attention, which also shows itself to a capture."""
     if capture is not None:
-        capture.record(int(module.layer_idx), query, scaling)  # type: ignore[arg-type]
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        visible = None if attention_mask is None else attention_mask[0, 0]
+        capture.record(layer, query[0], key[0], visible, scaling)
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
@@ -239,6 +287,14 @@ class CausalModel:
         self._rotary = model.base_model.rotary_emb
         self._apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         self._layer_types: list[str] = list(getattr(model.config, "layer_types", None) or ())
+        windowed = getattr(model.config, "sliding_window", None) is not None
+        kinds = self._layer_types or ["sliding_attention" if windowed else "full_attention"]
+        # Layers whose attention reaches the whole prompt, not only a window of it.
+        self.global_layers = tuple(
+            i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
+        )
+        self._lowers: dict[int, Any] = {}
+        self._uppers: dict[int, Any] = {}
 
     @classmethod
     def load(
@@ -328,7 +384,7 @@ class CausalModel:
         token_ids: Sequence[int],
         positions: Sequence[int],
         buffer: KVBuffer,
-        capture: QueryCapture | None = None,
+        capture: Capture | None = None,
     ) -> torch.Tensor:
         """Run the model over rows at `positions`; returns the last row's logits [V].
 
@@ -336,17 +392,86 @@ class CausalModel:
         row attends to all positions up to its own, as far as the layer's window reaches.
         Changes the buffer at `positions` only. Rows may come in any order.
         """
-        rows = torch.tensor(list(positions), device=self.device)
-        output = self.hf(
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        return self._logits(self.hf, positions, buffer, capture, input_ids=ids)
+
+    @torch.inference_mode()
+    def forward_lower(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        buffer: KVBuffer,
+        depth: int,
+        capture: Capture | None = None,
+    ) -> torch.Tensor:
+        """Like `forward_rows`, but through the first `depth` layers only.
+
+        Changes the buffer in those. Returns the rows' hidden states behind them, [R, hidden].
+        """
+        output = self._lower(depth)(
             input_ids=torch.tensor([list(token_ids)], device=self.device),
-            position_ids=rows[None],
-            past_key_values=_RowsCache(buffer, positions, rows),
-            use_cache=True,
-            logits_to_keep=1,
+            **self._rows(positions, buffer),
             capture=capture,
         )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    @torch.inference_mode()
+    def forward_upper(
+        self, hidden: torch.Tensor, positions: Sequence[int], buffer: KVBuffer, depth: int
+    ) -> torch.Tensor:
+        """What is left of `forward_rows` behind the first `depth` layers; returns logits [V].
+
+        hidden: the rows' states there, [R, hidden].
+        """
+        return self._logits(self._upper(depth), positions, buffer, None, inputs_embeds=hidden[None])
+
+    def _logits(
+        self,
+        model: Any,
+        positions: Sequence[int],
+        buffer: KVBuffer,
+        capture: Capture | None,
+        **inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        output = model(**inputs, **self._rows(positions, buffer), logits_to_keep=1, capture=capture)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
+
+    def _rows(self, positions: Sequence[int], buffer: KVBuffer) -> dict[str, Any]:
+        """What tells transformers to run over rows of a buffer."""
+        rows = torch.tensor(list(positions), device=self.device)
+        return {
+            "position_ids": rows[None],
+            "past_key_values": _RowsCache(buffer, positions, rows),
+            "use_cache": True,
+        }
+
+    def _layers(self, first: int, last: int) -> Any:
+        """A view of the base model that has only the layers [first, last), on the same weights."""
+        base = _shallow(self.hf.base_model)
+        base.layers = torch.nn.ModuleList(base.layers[first:last])
+        base.config = deepcopy(base.config)
+        base.config.num_hidden_layers = last - first
+        if self._layer_types:  # layers are told their kind by their number in the list
+            base.config.layer_types = self._layer_types[first:last]
+        return base
+
+    def _lower(self, depth: int) -> Any:
+        """The base model's first `depth` layers, without what normalises the last one's output."""
+        if depth not in self._lowers:
+            base = self._layers(0, depth)
+            base.norm = torch.nn.Identity()
+            self._lowers[depth] = base
+        return self._lowers[depth]
+
+    def _upper(self, depth: int) -> Any:
+        """The model from layer `depth` on, up to its logits."""
+        if depth not in self._uppers:
+            whole = _shallow(self.hf)
+            setattr(whole, whole.base_model_prefix, self._layers(depth, self.num_layers))
+            self._uppers[depth] = whole
+        return self._uppers[depth]
 
     def appender(self, buffer: KVBuffer, position: int) -> StepFunction:
         """A function that appends a token to `buffer`, from `position` on, and gives logits [V]."""
@@ -375,6 +500,13 @@ class CausalModel:
             return logits
 
         return output.logits[0, -1], step
+
+
+def _shallow(module: Any) -> Any:
+    """A module with the same weights whose own parts can be exchanged without touching it."""
+    shallow = copy(module)
+    shallow._modules = dict(module._modules)
+    return shallow
 
 
 def _torch_device(device: str) -> torch.device:

@@ -3,35 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import ChunkRecord
 
-MAX_NEIGHBOURS = 10  # the paper's n; it reports that 15 already hurts
-MAX_PREDECESSORS = 2
 MAX_NEIGHBOUR_TOKENS = 4_096
 
 
-def choose_neighbours(
-    record: ChunkRecord,
-    predecessors: Sequence[ChunkRecord],
-    similar: Sequence[ChunkRecord],
-    max_tokens: int,
-) -> list[ChunkRecord]:
-    """The neighbours of a chunk, in the order in which they stand before it.
+class NeighbourPolicy(Protocol):
+    """Chooses a chunk's neighbours from candidates, of which it says how many it wants."""
 
-    predecessors: of the same document, in document order; the last `MAX_PREDECESSORS` count,
-    and stand last, because what a chunk refers back to is there. similar: nearest first; they
-    fill what is left of `MAX_NEIGHBOURS`, the nearest closest to the chunk. Equal texts count
-    once. Neighbours beyond `max_tokens` in all are left out, the least similar first.
+    @property
+    def similar(self) -> int:
+        """How many of the nearest chunks in the index to look up."""
+        ...
+
+    @property
+    def predecessors(self) -> int:
+        """How many of the chunks right before it in its document to look up."""
+        ...
+
+    def choose(
+        self,
+        record: ChunkRecord,
+        predecessors: Sequence[ChunkRecord],
+        similar: Sequence[ChunkRecord],
+        max_tokens: int,
+    ) -> list[ChunkRecord]:
+        """The neighbours, at most `max_tokens` of them, in the order in which they stand before it.
+
+        predecessors: in document order. similar: nearest first.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Predecessors of the same document, then the most similar chunks, at most `count` in all.
+
+    count: the paper's n; it reports that 15 already hurts. Predecessors stand last, because what a
+    chunk refers back to is there; before them the similar ones, the nearest closest to the chunk.
     """
-    taken = {record.chunk.text}
-    room = max_tokens
-    kept: list[ChunkRecord] = []  # most wanted first
-    for candidate in [*reversed(predecessors[-MAX_PREDECESSORS:]), *similar]:
-        tokens = len(candidate.encoded.token_ids)
-        if candidate.chunk.text in taken or tokens > room or len(kept) == MAX_NEIGHBOURS:
-            continue
-        taken.add(candidate.chunk.text)
-        room -= tokens
-        kept.append(candidate)
-    return kept[::-1]
+
+    count: int = 10
+    predecessors: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.predecessors <= self.count:
+            raise InvalidInputError(
+                f"Neighbours are {self.predecessors} predecessors of {self.count} in all; give "
+                "numbers from 0 on, and no more predecessors than neighbours."
+            )
+
+    @property
+    def similar(self) -> int:
+        # Predecessors are often among the most similar, and count once.
+        return self.count + self.predecessors if self.count > self.predecessors else 0
+
+    def choose(
+        self,
+        record: ChunkRecord,
+        predecessors: Sequence[ChunkRecord],
+        similar: Sequence[ChunkRecord],
+        max_tokens: int,
+    ) -> list[ChunkRecord]:
+        """Equal texts count once. Beyond `max_tokens`, the least similar are left out first."""
+        taken = {record.chunk.text}
+        room = max_tokens
+        kept: list[ChunkRecord] = []  # most wanted first
+        for candidate in [*reversed(predecessors), *similar]:
+            tokens = len(candidate.encoded.token_ids)
+            if candidate.chunk.text in taken or tokens > room or len(kept) == self.count:
+                continue
+            taken.add(candidate.chunk.text)
+            room -= tokens
+            kept.append(candidate)
+        return kept[::-1]
+
+
+DEFAULT_NEIGHBOURS = Neighbours()

@@ -6,15 +6,18 @@ buffer's slot i is the prompt's position i.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 
 import torch
 
-from fusionrag_integrations.model import CausalModel, KVBuffer, QueryCapture
+from fusionrag_integrations.model import CausalModel, KVBuffer, ViewCapture
 from fusionrag_integrations.timing import settle
-from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
+from fusionrag_integrations.types import AssembledPrompt, ChunkKV, LayerView, TokenSelection
+
+EARLY_LAYERS = 2  # CacheBlend's: it compares at layer 1
 
 
 @torch.inference_mode()
@@ -36,73 +39,84 @@ def place(
     return buffer
 
 
-class PlacedProbe:
-    """Signals about a prompt over its placed KV, each computed once, when first asked for.
+class PlacedPrompt:
+    """A prompt over its placed KV: first looked at by a selector, then recomputed. Used once.
 
-    The queries come from a pass over the fresh tokens alone, at their true positions, which
-    sees the chunks' KV as it was placed.
+    It is the `Probe` of selectors. What they ask for is computed when they ask; `probe_ms` and
+    `token_layers` add up what was done so far.
     """
 
     def __init__(self, model: CausalModel, prompt: AssembledPrompt, buffer: KVBuffer) -> None:
         self._model = model
         self._prompt = prompt
         self._buffer = buffer
-        self.elapsed_ms = 0.0
+        self._early: torch.Tensor | None = None  # [N, hidden] behind the early layers
+        self._early_layers = min(EARLY_LAYERS, model.num_layers)
+        self.probe_ms = 0.0
+        self.token_layers = 0
 
     @property
     def num_layers(self) -> int:
         return self._model.num_layers
 
-    def question_queries(self, layer: int) -> torch.Tensor:
-        """Rotated queries [Hq, Tq, D] of the question's tokens at `layer`."""
-        return self._fresh_pass[0].queries[layer]
-
-    def placed_keys(self, layer: int) -> torch.Tensor:
-        """Rotated keys [Hkv, N, D] at `layer`: of chunks as placed, of fresh tokens computed."""
-        self._fresh_pass  # noqa: B018  fresh tokens have no keys before this pass
-        return self._buffer.keys[layer, :, : len(self._prompt)]
-
-    def scaling(self, layer: int) -> float:
-        """What `layer` multiplies QK by."""
-        return self._fresh_pass[0].scalings[layer]
-
     @property
-    def fresh_logits(self) -> torch.Tensor | None:
-        """Logits [V] behind the prompt, if the fresh pass has run."""
-        return self._fresh_pass[1] if "_fresh_pass" in self.__dict__ else None
+    def global_layers(self) -> tuple[int, ...]:
+        return self._model.global_layers
 
-    @cached_property
-    def _fresh_pass(self) -> tuple[QueryCapture, torch.Tensor]:
+    def suffix(self, layers: Sequence[int]) -> list[LayerView]:
+        """What the tokens behind the last chunk ask in `layers`, over the KV as it was placed.
+
+        Writes the fresh tokens' KV of those layers to the buffer. They have seen stale KV, and
+        are computed again with the selected tokens.
+        """
         fresh = self._prompt.fresh_positions
-        start, stop = self._prompt.question
-        first = fresh.index(start)
-        capture = QueryCapture(slice(first, first + stop - start))
+        begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
+        rows = slice(bisect_left(fresh, begin), len(fresh))
+        positions = torch.tensor(fresh[rows], device=self._model.device)
+        capture = ViewCapture(rows, positions, frozenset(layers))
+        depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in fresh]
+        with self._probing(len(fresh) * depth):
+            self._model.forward_lower(ids, fresh, self._buffer, depth, capture)
+        return [capture.views[layer] for layer in layers]
+
+    def early_deviation(self) -> torch.Tensor:
+        """Squared distance of true from placed K and V at layer 1, float32 [C].
+
+        From then on the buffer holds the true KV of layers 0 and 1 for every token.
+        """
+        positions = list(self._prompt.chunk_positions)
+        layer = self._early_layers - 1
+        kv = (self._buffer.keys[layer], self._buffer.values[layer])
+        placed = [t[:, positions].float() for t in kv]
+        every = range(len(self._prompt))
+        with self._probing(len(every) * self._early_layers):
+            self._early = self._model.forward_lower(
+                self._prompt.token_ids, every, self._buffer, self._early_layers
+            )
+            moved = [t[:, positions] - old for t, old in zip(kv, placed, strict=True)]
+            return torch.stack([difference.square().sum((0, 2)) for difference in moved]).sum(0)
+
+    def recompute(self, selection: TokenSelection) -> torch.Tensor:
+        """Compute the selected and the fresh tokens at their true positions; returns logits [V].
+
+        Each row attends to every position up to its own; its keys and values replace what the
+        buffer held there. Layers that ran over the whole prompt already are not run again.
+        """
+        rows = sorted({*self._prompt.fresh_positions, *selection.positions})
+        layers = self._model.num_layers
+        if self._early is None:
+            self.token_layers += len(rows) * layers
+            ids = [self._prompt.token_ids[p] for p in rows]
+            return self._model.forward_rows(ids, rows, self._buffer)
+        self.token_layers += len(rows) * (layers - self._early_layers)
+        hidden = self._early[rows]
+        return self._model.forward_upper(hidden, rows, self._buffer, self._early_layers)
+
+    @contextmanager
+    def _probing(self, token_layers: int) -> Iterator[None]:
         started = perf_counter()
-        logits = self._model.forward_rows(ids, fresh, self._buffer, capture)
+        yield
         settle(self._model.device)
-        self.elapsed_ms = (perf_counter() - started) * 1e3
-        return capture, logits
-
-
-def recompute(
-    model: CausalModel,
-    prompt: AssembledPrompt,
-    selection: TokenSelection,
-    buffer: KVBuffer,
-    probe: PlacedProbe,
-) -> torch.Tensor:
-    """Compute the selected and the fresh tokens at their true positions; returns logits [V].
-
-    Each row attends to every position up to its own; its keys and values replace what the
-    buffer held there. Where the probe has computed the fresh tokens already, only those behind
-    the first selected token are affected by the selection, and only those run again.
-    """
-    done = probe.fresh_logits
-    if done is not None and not selection.positions:
-        return done
-    fresh = prompt.fresh_positions
-    if done is not None:
-        fresh = tuple(p for p in fresh if p > selection.positions[0])
-    rows = sorted({*fresh, *selection.positions})
-    return model.forward_rows([prompt.token_ids[p] for p in rows], rows, buffer)
+        self.probe_ms += (perf_counter() - started) * 1e3
+        self.token_layers += token_layers

@@ -7,19 +7,21 @@ prompt --encode, match, assemble--> AssembledPrompt --load, place--> buffer
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from threading import Lock
 
 import torch
 
+from fusionrag_integrations.chunk_kv import place_consecutively, prefill_prefix
 from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode
-from fusionrag_integrations.recompute import PlacedProbe, place, recompute
+from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import KVStore, SharedReads
 from fusionrag_integrations.timing import Stopwatch
@@ -27,10 +29,12 @@ from fusionrag_integrations.types import (
     Answer,
     AnswerSettings,
     AssembledPrompt,
+    Calibration,
     ChunkKV,
     ChunkRecord,
     FinishReason,
     KVKind,
+    LoadedPrompt,
     Prompt,
     Selector,
     Span,
@@ -52,32 +56,37 @@ class _Warm:
     missed_chunks: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _LoadedPrompt:
-    """A prompt with only the spans whose KV could be loaded, and that KV, span by span."""
-
-    prompt: AssembledPrompt
-    kvs: tuple[ChunkKV, ...]
-    missed: tuple[Span, ...]
-
-
 class Server:
     """Answers prompts over one corpus, from several threads at once.
 
     Requests share what they read, and nothing that they change.
     """
 
-    def __init__(self, model: CausalModel, corpus: Corpus, store: KVStore) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        corpus: Corpus,
+        store: KVStore,
+        prefix_ids: tuple[int, ...],
+        calibration: Calibration | None,
+    ) -> None:
         self._model = model
         self._corpus = corpus
+        self._prefix_ids = prefix_ids
+        self._calibration = calibration
         self._reads = SharedReads(store)
         self._known: tuple[int, ChunkMatcher] | None = None
         self._refreshing = Lock()
 
+    def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
+        """A prompt with its KV, as a request would place it."""
+        encoded = encode(self._model.tokenizer, prompt)
+        return self._load(self._assemble(encoded, settings), settings)
+
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
         watch = Stopwatch(self._model.device)
-        selector = make_selector(settings.selector, settings.ratio)
+        selector = make_selector(settings.selector, settings.ratio, self._calibration)
         encoded = encode(self._model.tokenizer, prompt)
         window = self._model.context_window
         room = window - len(encoded.token_ids)
@@ -90,6 +99,8 @@ class Server:
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         if settings.kv == "none":
             warm = self._full_attention(encoded, watch)
+        elif settings.kv == "prefix":
+            warm = self._prefix_cache(encoded, settings, watch)
         else:
             warm = self._reuse(encoded, settings, selector, watch)
         text = TextStream(self._model.tokenizer, settings.stop)
@@ -131,7 +142,33 @@ class Server:
         logits, step = self._model.prefill_dense(encoded.token_ids)
         watch.lap("prefill")
         count = len(encoded.token_ids)
-        return _Warm(logits, step, Usage(count, 0, 0, count, 0, 0))
+        work = count * self._model.num_layers
+        return _Warm(logits, step, Usage(count, 0, 0, count, 0, 0, work))
+
+    def _prefix_cache(
+        self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch
+    ) -> _Warm:
+        ids = encoded.token_ids
+        shared = _equal_at_start(self._prefix_ids, ids[:-1])
+        watch.lap("match")
+        prefix = self._prefix
+        watch.lap("load")
+        room = max(len(ids) + settings.max_tokens, len(self._prefix_ids))
+        buffer = self._model.new_buffer(room)
+        place_consecutively(self._model, buffer, [prefix])  # what isn't shared is overwritten
+        watch.lap("place")
+        logits = self._model.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
+        watch.lap("prefill")
+        work = (len(ids) - shared) * self._model.num_layers
+        return _Warm(
+            logits,
+            self._model.appender(buffer, len(ids)),
+            Usage(len(ids), shared, 0, len(ids) - shared, 0, 0, work),
+        )
+
+    @cached_property
+    def _prefix(self) -> ChunkKV:
+        return prefill_prefix(self._model, self._prefix_ids)
 
     def _reuse(
         self, encoded: EncodedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
@@ -143,11 +180,11 @@ class Server:
         prompt = loaded.prompt
         buffer = place(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
         watch.lap("place")
-        probe = PlacedProbe(self._model, prompt, buffer)
-        selection = selector.select(prompt, probe)
+        placed = PlacedPrompt(self._model, prompt, buffer)
+        selection = selector.select(prompt, placed)
         watch.lap("select")
-        watch.move("select", "probe", probe.elapsed_ms)
-        logits = recompute(self._model, prompt, selection, buffer, probe)
+        watch.move("select", "probe", placed.probe_ms)
+        logits = placed.recompute(selection)
         watch.lap("prefill")
         found = len(prompt.chunk_positions)
         kinds = {
@@ -163,6 +200,7 @@ class Server:
                 fresh_tokens=len(prompt) - found,
                 missed_tokens=sum(span.length for span in loaded.missed),
                 completion_tokens=0,
+                token_layers=placed.token_layers,
             ),
             fused_chunks=sum(kind == "fused" for kind in kinds.values()),
             isolated_chunks=sum(kind == "isolated" for kind in kinds.values()),
@@ -186,7 +224,7 @@ class Server:
                 self._known = revision, matcher
             return matcher
 
-    def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> _LoadedPrompt:
+    def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> LoadedPrompt:
         loaded: dict[tuple[str, KVKind], ChunkKV | None] = {}
         kept: list[Span] = []
         kvs: list[ChunkKV] = []
@@ -200,9 +238,9 @@ class Server:
             if kv is None:
                 missed.append(span)
             else:
-                kept.append(span)
+                kept.append(replace(span, variant=kv.kind))
                 kvs.append(kv)
-        return _LoadedPrompt(replace(prompt, spans=tuple(kept)), tuple(kvs), tuple(missed))
+        return LoadedPrompt(replace(prompt, spans=tuple(kept)), tuple(kvs), tuple(missed))
 
     def _load_chunk(self, record: ChunkRecord, wanted: KVKind) -> ChunkKV | None:
         """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable."""
@@ -221,3 +259,9 @@ class Server:
 def _occurrence(span: Span) -> tuple[str, int]:
     """Tells the places of a prompt where a chunk stands apart; a chunk may be in several spans."""
     return span.record.chunk.id, span.start - span.source_start
+
+
+def _equal_at_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of the first token ids are equal."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

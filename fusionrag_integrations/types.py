@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MetadataValue = str | int | float | bool
 KVKind = Literal["isolated", "fused"]
-KVSource = Literal["isolated", "fused", "none"]
+KVSource = Literal["isolated", "fused", "prefix", "none"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -136,15 +136,43 @@ class EncodedChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextTrace:
+    """How a chunk's tokens depended on the neighbours when its KV was fused. Numbers, no content.
+
+    sensitivity: by how much each token's KV moved away from its isolated KV, squared and relative
+    to the chunk's own size, mean over layers; 0 for a token that its context doesn't change.
+    outside, inside: each token's attention to the neighbours and to its own chunk, mean over
+    layers and heads; what is missing to 1 went to the ingest prefix.
+    neighbours, by_neighbour: their isolated keys, in order, and the attention that each got,
+    mean over tokens. neighbour_tokens: how many tokens they had in all.
+    """
+
+    sensitivity: tuple[float, ...]
+    outside: tuple[float, ...]
+    inside: tuple[float, ...]
+    neighbours: tuple[str, ...]
+    by_neighbour: tuple[float, ...]
+    neighbour_tokens: int
+
+    def __post_init__(self) -> None:
+        if not len(self.sensitivity) == len(self.outside) == len(self.inside):
+            raise InvalidInputError("A trace needs as many numbers of each kind as tokens.")
+        if len(self.neighbours) != len(self.by_neighbour):
+            raise InvalidInputError("A trace needs one number for each neighbour.")
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """What the catalog knows of a chunk: its tokens and the keys of its KV.
 
-    `fused_key` is empty while there is no fused KV, or none that is still true.
+    `fused_key` is empty while there is no fused KV, or none that is still true. `trace` is of the
+    last time that it was fused, and stays when that KV goes.
     """
 
     encoded: EncodedChunk
     isolated_key: str
     fused_key: str = ""
+    trace: ContextTrace | None = None
 
     @property
     def chunk(self) -> Chunk:
@@ -261,6 +289,18 @@ class AssembledPrompt:
         return tuple(p for p in range(len(self)) if p not in known)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedPrompt:
+    """A prompt with only the spans whose KV could be loaded, and that KV, span by span.
+
+    missed: the spans whose KV is missing, corrupt or foreign. Their tokens are fresh.
+    """
+
+    prompt: AssembledPrompt
+    kvs: tuple[ChunkKV, ...]
+    missed: tuple[Span, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSelection:
     """Chunk positions to recompute, ascending and without repeats."""
@@ -279,7 +319,8 @@ class TokenSelection:
 class AnswerSettings:
     """How to answer: which KV, which tokens to recompute, and how to generate.
 
-    kv: "fused" (isolated where no fused KV is true), "isolated", or "none", which is full
+    kv: "fused" (isolated where no fused KV is true), "isolated", "prefix" (a prefix cache: only
+    the KV of the ingest prefix, where the prompt begins with it), or "none", which is full
     attention by the model's own dense prefill. selector and ratio choose the chunk tokens to
     recompute. handles name chunks that the prompt is known to hold; None among them, of documents
     without a handle, is passed over. scopes limit whose KV may be
@@ -338,22 +379,70 @@ class AnswerSettings:
         return replace(self, **changes)
 
 
-class Probe(Protocol):
-    """Signals about a placed prompt that a selector may ask for; computed when asked, and timed."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerView:
+    """What some rows ask in one layer, and what is there to answer.
+
+    queries: rotated, [Hq, R, D]. keys: rotated, [Hkv, N, D], by position. visible: bool [R, N],
+    the keys that a row attends to. positions: the rows' own, [R]. scaling: what the layer
+    multiplies QK by, usually 1/sqrt(D).
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    visible: torch.Tensor
+    positions: torch.Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How our own selector weighs its signals for one model; `calibrate.py` measures it.
+
+    layers: whose attention says what a question needs, ascending. whole_sentences: whether a
+    token counts as much as the best of its sentence. sensitivity: the exponent of what the
+    context changes; 0 leaves it out.
+    """
+
+    layers: tuple[int, ...]
+    whole_sentences: bool = False
+    sensitivity: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise InvalidInputError(f"Layers are {self.layers}; give some, ascending.")
+        if self.sensitivity < 0.0:
+            raise InvalidInputError(f"sensitivity is {self.sensitivity}; it can't be negative.")
+
+
+class Layered(Protocol):
+    """What is known of a model's layers."""
 
     @property
     def num_layers(self) -> int: ...
 
-    def question_queries(self, layer: int) -> torch.Tensor:
-        """Rotated queries [Hq, Tq, D] of the question's tokens over the placed KV."""
+    @property
+    def global_layers(self) -> tuple[int, ...]:
+        """Layers whose attention reaches the whole prompt, not only a window of it."""
         ...
 
-    def placed_keys(self, layer: int) -> torch.Tensor:
-        """Rotated keys [Hkv, N, D] of the whole prompt."""
+
+class Probe(Layered, Protocol):
+    """Signals about a placed prompt that a selector may ask for; computed when asked, and timed."""
+
+    def suffix(self, layers: Sequence[int]) -> list[LayerView]:
+        """What the tokens behind the last chunk ask in these layers, over the placed KV.
+
+        Runs the fresh tokens through the layers up to the last of these.
+        """
         ...
 
-    def scaling(self, layer: int) -> float:
-        """What the layer multiplies QK by, usually 1/sqrt(D)."""
+    def early_deviation(self) -> torch.Tensor:
+        """Squared distance of each chunk token's true K and V from those placed, at layer 1.
+
+        float32 [C], in the order of `chunk_positions`. Runs layers 0 and 1 over the whole prompt;
+        what they compute is exact, and recomputation goes on from there.
+        """
         ...
 
 
@@ -390,7 +479,9 @@ class Usage:
     """How a prompt's tokens were obtained.
 
     prompt_tokens = reused + recomputed + fresh, and missed <= fresh counts the fresh tokens
-    of known chunks whose KV was missing, corrupt or foreign.
+    of known chunks whose KV was missing, corrupt or foreign. token_layers: the work before the
+    first token, probes among it, as how often a layer ran over a token; full attention's is
+    prompt_tokens x layers.
     """
 
     prompt_tokens: int
@@ -399,6 +490,7 @@ class Usage:
     fresh_tokens: int
     missed_tokens: int
     completion_tokens: int
+    token_layers: int
 
     @property
     def recompute_ratio(self) -> float:

@@ -18,16 +18,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints"},
+    {"rope", "keys", "timing", "fingerprints", "attention"},
     {"model"},
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
-        *("store", "match", "prompt", "selectors", "recompute", "decode"),
+        *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
     },
     {"corpus"},
     {"ingest", "serve"},
     {"engine"},
-    {"options", "bench"},
+    {"options", "bench", "calibrate"},
     {"langchain", "llama_index", "demo"},
     {"cli"},
 )

@@ -156,15 +156,15 @@ class TestPrompts:
 class TestSettings:
     @every_model
     def test_an_unknown_selector(self, engine: FusionEngine, asked: Asked) -> None:
-        with pytest.raises(UnknownSelectorError, match=r"'best'.*none, all, random, fusionrag"):
+        with pytest.raises(UnknownSelectorError, match=r"'best'.*none, all, random, cacheblend"):
             asked.call(asked.make(engine=engine), QUESTION, selector="best")
-        with pytest.raises(ValueError, match=r"'best'.*none, all, random, fusionrag"):
+        with pytest.raises(ValueError, match=r"'best'.*none, all, random, cacheblend"):
             asked.make(engine=engine, selector="best")
 
     def test_an_unknown_selector_by_the_command(self, command: Command) -> None:
         said = command("ask", QUESTION, "--selector", "best")
         assert "UnknownSelectorError" in said
-        assert "none, all, random, fusionrag" in said
+        assert "none, all, random, cacheblend" in said
 
     @every_model
     @pytest.mark.parametrize("ratio", [-0.1, 1.01, 15.0, float("nan")])
@@ -223,7 +223,7 @@ class TestKindsOfValues:
         self, engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         template = "{{ raise_exception('Conversation roles must alternate') }}"
-        monkeypatch.setattr(engine._model.tokenizer, "chat_template", template)
+        monkeypatch.setattr(engine.model.tokenizer, "chat_template", template)
         with pytest.raises(InvalidInputError, match=r"refuses these messages: .*must alternate"):
             lc.ChatFusionRAG(engine=engine).invoke("Where?")
 

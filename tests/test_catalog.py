@@ -12,7 +12,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, Document, EncodedChunk
 from tests.conftest import all_records
 
 INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256)
@@ -399,9 +399,9 @@ def test_another_database_is_no_catalog_and_stays_as_it_is(path):
 def test_another_schema_version_is_refused(catalog, path):
     catalog.close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 3")
+    db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreMismatchError, match="version 3"):
+    with pytest.raises(StoreMismatchError, match="version 99"):
         Catalog.open(path)
 
 
@@ -417,3 +417,110 @@ def test_the_file_is_journalled_for_a_killed_process(catalog, path):
     db.close()
     assert catalog._rows("PRAGMA synchronous") == [(2,)]
     assert catalog._rows("PRAGMA foreign_keys") == [(1,)]
+
+
+def traced(scale, *neighbours):
+    """A trace of a chunk of two tokens, in numbers that float32 holds exactly."""
+    return ContextTrace(
+        sensitivity=(0.25 * scale, 2.0**-20),
+        outside=(0.5, 0.125 * scale),
+        inside=(0.375, 0.0),
+        neighbours=tuple(f"iso-{name}" for name in neighbours),
+        by_neighbour=tuple(0.0625 * (i + scale) for i in range(len(neighbours))),
+        neighbour_tokens=2 * len(neighbours),
+    )
+
+
+@pytest.fixture
+def seen(fused):
+    """b1 and b2 with what fusing showed."""
+    assert fused.set_fused("b:b1", "f1", ["a:a1", "x:x1"], traced(1, "a1", "x1"))
+    assert fused.set_fused("b:b2", "f2", ["a:a3"], traced(3, "a3"))
+    return fused
+
+
+def test_a_trace_comes_back_as_it_was_also_when_reopened(seen, path):
+    for catalog in (seen, Catalog.open(path)):
+        with catalog:
+            assert catalog.record("b:b1").trace == traced(1, "a1", "x1")
+            assert catalog.record("b:b2").trace == traced(3, "a3")
+            assert catalog.record("a:a2").trace is None  # fused, but nobody looked
+            assert [r.trace for r in catalog.predecessors("b:b2", 1)] == [traced(1, "a1", "x1")]
+            assert [r.trace for r in catalog.with_text("b2")] == [traced(3, "a3")]
+
+
+def test_a_trace_keeps_the_precision_of_float32(fused):
+    third = ContextTrace((1 / 3, 1e-30), (0.1, 0.2), (0.7, 0.6), ("iso-a1",), (0.15,), 2)
+    assert fused.set_fused("b:b1", "f", ["a:a1"], third)
+    kept = fused.record("b:b1").trace
+    assert kept.sensitivity == pytest.approx(third.sensitivity, rel=1e-7, abs=0.0)
+    assert kept.outside + kept.inside == pytest.approx(third.outside + third.inside, rel=1e-7)
+    assert kept.by_neighbour == pytest.approx(third.by_neighbour, rel=1e-7)
+
+
+def test_a_trace_stays_when_a_neighbour_clears_the_fused_key(seen):
+    put(seen, "a", ["a1 edited", "a2", "a3"], "new hash")
+    record = seen.record("b:b1")
+    assert (record.fused_key, record.trace) == ("", traced(1, "a1", "x1"))
+    seen.delete_documents(["a", "x"])
+    seen.forget_traces()
+    record = seen.record("b:b2")
+    assert (record.fused_key, record.trace) == ("", traced(3, "a3"))
+
+
+def test_a_trace_stays_where_its_document_changes_around_it(seen):
+    put(seen, "b", ["new", "b2", "b1"])
+    seen.forget_traces()
+    assert seen.record("b:b1").trace == traced(1, "a1", "x1")
+    assert seen.record("b:b2").trace == traced(3, "a3")
+    assert seen.record("b:new").trace is None
+
+
+def test_a_trace_goes_with_its_text(seen):
+    put(seen, "b", ["b2"])
+    seen.forget_traces()
+    assert seen.traced_keys() == {"f2"}
+    put(seen, "b", ["b1", "b2"])
+    assert seen.record("b:b1").trace is None
+    assert seen.record("b:b2").trace == traced(3, "a3")
+    seen.delete_documents(["b"])
+    seen.forget_traces()
+    assert seen.traced_keys() == set()
+
+
+def test_kv_that_was_looked_at_before_has_its_trace_again(seen):
+    assert seen.set_fused("b:b1", "again", ["x:x2"], traced(5, "x2"))
+    assert seen.set_fused("b:b1", "f1", ["a:a1", "x:x1"])
+    record = seen.record("b:b1")
+    assert (record.fused_key, record.trace) == ("f1", traced(1, "a1", "x1"))
+
+
+def test_fusing_again_replaces_the_trace(seen):
+    assert seen.set_fused("b:b1", "again", ["x:x2"], traced(5, "x2"))
+    assert seen.record("b:b1").trace == traced(5, "x2")
+    assert seen.record("b:b2").trace == traced(3, "a3")
+
+
+@pytest.mark.parametrize(("chunk_id", "neighbours"), [("b:b1", ["gone"]), ("gone", ["a:a1"])])
+def test_fusing_with_what_is_gone_leaves_the_trace(seen, chunk_id, neighbours):
+    before = everything(seen)
+    assert seen.set_fused(chunk_id, "new", neighbours, traced(5, *neighbours)) is False
+    assert everything(seen) == before
+
+
+def test_fusing_that_fails_behind_the_trace_leaves_it(seen):
+    before = everything(seen)
+    seen._db.execute(
+        """CREATE TEMP TRIGGER full BEFORE INSERT ON neighbours
+        BEGIN SELECT RAISE(ABORT, 'disk full'); END"""
+    )
+    with pytest.raises(StoreError, match="disk full"):
+        seen.set_fused("b:b1", "new", ["a:a1"], traced(5, "a1"))
+    assert everything(seen) == before
+
+
+def test_a_trace_is_no_change_of_documents(seen):
+    before = seen.revision
+    assert seen.set_fused("b:b1", "again", ["x:x2"], traced(5, "x2"))
+    seen.forget_traces()
+    assert seen.revision == before

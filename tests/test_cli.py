@@ -232,7 +232,7 @@ class TestAsk:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--selector", "best"), "Known selectors: none, all, random, fusionrag"),
+            (("--selector", "best"), "Known selectors: none, all, random, cacheblend"),
             (("--ratio", 1.5), "must lie in [0, 1]"),
             (("--max-tokens", 0), "at least 1"),
             (("-k", 0), "at least 1"),

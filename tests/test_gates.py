@@ -11,9 +11,9 @@ from functools import lru_cache
 import pytest
 import torch
 
-from fusionrag_integrations.chunk_kv import prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.recompute import PlacedProbe, place, recompute
+from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import (
     AssembledPrompt,
@@ -77,8 +77,7 @@ def warm(
     model: CausalModel, prompt: AssembledPrompt, kvs: list[ChunkKV], selected: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     buffer = place(model, prompt, kvs, len(prompt) + 3)
-    probe = PlacedProbe(model, prompt, buffer)
-    logits = recompute(model, prompt, TokenSelection(selected), buffer, probe)
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected))
     return logits, buffer.keys[:, :, : len(prompt)], buffer.values[:, :, : len(prompt)]
 
 
@@ -112,9 +111,8 @@ def test_gate_2_fused_chunk_behind_its_neighbours_is_exact(family: str) -> None:
     model, reference = model_of(family), reference_of(family)
     first, second, chunk = CHUNKS
     neighbours = [isolated(model, first, "aa"), isolated(model, second, "bb")]
-    fused = prefill_chunk(
-        model, prefill_prefix(model, PREFIX), chunk, key="cc", neighbours=neighbours
-    )
+    prefix = prefill_prefix(model, PREFIX)
+    fused, _ = fuse_chunk(model, prefix, isolated(model, chunk), neighbours, key="cc")
     assert fused.kind == "fused"
     assert fused.neighbours == ("aa", "bb")
     at_first = len(PREFIX)
@@ -136,13 +134,9 @@ def test_gate_2_fused_behind_one_neighbour_is_dense(family: str) -> None:
     """A first neighbour's isolated KV stands where it was made, so nothing is approximate."""
     model = model_of(family)
     neighbour, chunk = CHUNKS[:2]
-    fused = prefill_chunk(
-        model,
-        prefill_prefix(model, PREFIX),
-        chunk,
-        key="cc",
-        neighbours=[isolated(model, neighbour, "aa")],
-    )
+    prefix = prefill_prefix(model, PREFIX)
+    before = [isolated(model, neighbour, "aa")]
+    fused, _ = fuse_chunk(model, prefix, isolated(model, chunk), before, key="cc")
     start = len(PREFIX) + len(neighbour)
     _, (keys, values) = reference_of(family).dense((*PREFIX, *neighbour, *chunk))
     at_home = rotate(fused.keys, model.rotation(range(start, start + len(chunk))))
@@ -222,10 +216,10 @@ def test_gate_5_the_probe_changes_nothing(family: str) -> None:
     selected = prompt.chunk_positions[10::4]
     logits, keys, values = warm(model, prompt, kvs, selected)
     buffer = place(model, prompt, kvs, len(prompt))
-    probe = PlacedProbe(model, prompt, buffer)
-    queries = probe.question_queries(model.num_layers - 1)
-    assert queries.shape[1:] == (len(SUFFIX), model.head_dim)
-    probed = recompute(model, prompt, TokenSelection(selected), buffer, probe)
+    placed = PlacedPrompt(model, prompt, buffer)
+    (view,) = placed.suffix([model.num_layers - 1])
+    assert view.queries.shape[1:] == (len(SUFFIX), model.head_dim)
+    probed = placed.recompute(TokenSelection(selected))
     torch.testing.assert_close(probed, logits, **TOLERANCE)
     torch.testing.assert_close(buffer.keys, keys, **TOLERANCE)
     torch.testing.assert_close(buffer.values, values, **TOLERANCE)
@@ -246,8 +240,7 @@ def test_stored_kv_is_never_modified(family: str) -> None:
 def test_decoding_goes_on_as_dense(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     buffer = place(model, prompt, [isolated(model, ids) for ids in CHUNKS], len(prompt) + 6)
-    probe = PlacedProbe(model, prompt, buffer)
-    recompute(model, prompt, TokenSelection(prompt.chunk_positions), buffer, probe)
+    PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(prompt.chunk_positions))
     step = model.appender(buffer, len(prompt))
     _, dense_step = model.prefill_dense(prompt.token_ids)
     ids = tokens(8, 6)

@@ -318,3 +318,87 @@ def test_a_document_without_text_is_known_and_has_no_chunks(engine: FusionEngine
     report = engine.ingest([Document("empty", "  \n")])
     assert (report.documents_new, report.chunks) == (1, 0)
     assert engine.ingest([Document("empty", "  \n")]).documents_unchanged == 1
+
+
+def test_fused_chunks_have_a_trace_of_their_neighbours(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    catalog, store = engine.corpus.catalog, stored(engine)
+    for record in records(engine):
+        near = catalog.records(catalog.neighbours(record.chunk.id)).values()
+        trace = record.trace
+        assert trace is not None
+        assert trace.neighbours == tuple(n.isolated_key for n in near)
+        assert trace.neighbours == store.get(record.fused_key).neighbours
+        assert trace.neighbour_tokens == sum(len(n.encoded.token_ids) for n in near)
+        count = len(record.encoded.token_ids)
+        assert len(trace.sensitivity) == len(trace.outside) == len(trace.inside) == count
+        shares = [o + i for o, i in zip(trace.outside, trace.inside, strict=True)]
+        assert 0.0 < min(shares) <= max(shares) < 1.0  # the rest went to the ingest prefix
+        assert sum(trace.by_neighbour) == pytest.approx(sum(trace.outside) / count, rel=1e-4)
+        isolated, fused = store.get(record.isolated_key), store.get(record.fused_key)
+        moved = [(fused.keys - isolated.keys).square(), (fused.values - isolated.values).square()]
+        sizes = [isolated.keys.square(), isolated.values.square()]
+        expected = sum(
+            m.sum((1, 3)) / s.sum((1, 2, 3))[:, None] * count
+            for m, s in zip(moved, sizes, strict=True)
+        ).mean(0)
+        assert trace.sensitivity == pytest.approx((expected / 2).tolist(), rel=1e-3)
+
+
+def test_a_chunk_alone_has_no_trace(engine: FusionEngine) -> None:
+    engine.ingest([town(0, paragraphs=1), replace(town(1), scope="secret")])
+    assert [record.trace for record in records(engine, "town-0")] == [None]
+    assert all(record.trace for record in records(engine, "town-1"))
+
+
+def test_traces_stay_without_the_neighbours_and_are_renewed_by_the_next_ingest(
+    engine: FusionEngine,
+) -> None:
+    engine.ingest([town(0), town(1)])
+    before = records(engine, "town-0")
+    engine.delete(["town-1"])
+    assert records(engine, "town-0") == [replace(record, fused_key="") for record in before]
+    engine.ingest([])
+    after = records(engine, "town-0")
+    own = {record.isolated_key for record in after}
+    for old, new in zip(before, after, strict=True):
+        assert not set(old.trace.neighbours) <= own
+        assert set(new.trace.neighbours) <= own
+        assert new.trace.sensitivity != old.trace.sensitivity
+
+
+def test_new_metadata_keeps_the_traces(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    before = [record.trace for record in records(engine)]
+    engine.ingest([replace(town(1), metadata={"page": 3})])
+    assert [record.trace for record in records(engine)] == before
+
+
+def test_traces_of_texts_that_are_gone_are_forgotten(engine: FusionEngine) -> None:
+    engine.ingest([town(0), town(1)])
+    engine.delete(["town-1"])
+    engine.ingest([town(1, paragraphs=1)])
+    catalog = engine.corpus.catalog
+    assert catalog.traced_keys() == {record.fused_key for record in records(engine)}
+    engine.delete(["town-0", "town-1"])
+    assert catalog.traced_keys() == set()
+
+
+def test_a_trace_is_of_the_kv_that_counts(engine: FusionEngine) -> None:
+    """Edited, cut off before old KV is collected, and edited back: the first KV counts again."""
+    engine.ingest([town(0), town(1)])
+    edited = replace(town(1), text=town(1).text.replace("paragraph 2", "paragraph two"))
+    with pytest.raises(KeyboardInterrupt):
+        engine.ingest([edited], progress=stop_at("fused", 6))
+    engine.ingest([town(1)])
+    for record in records(engine):
+        assert record.trace.neighbours == stored(engine).get(record.fused_key).neighbours
+
+
+def test_equal_texts_in_two_documents_have_traces_of_their_own(engine: FusionEngine) -> None:
+    """Each is fused behind its own document's chunks."""
+    same = "He was born in the small town by the sea, and it makes lamps near the river bank."
+    texts = [f"{town(number, paragraphs=1).text}\n\n{same}" for number in (1, 2)]
+    engine.ingest([Document(f"d{i}", text) for i, text in enumerate(texts)])
+    for record in records(engine):
+        assert record.trace.neighbours == stored(engine).get(record.fused_key).neighbours

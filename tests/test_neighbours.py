@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fusionrag_integrations.neighbours import MAX_NEIGHBOURS, MAX_PREDECESSORS, choose_neighbours
+import pytest
+
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, Neighbours
 from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
 
 
@@ -16,8 +19,13 @@ def records(names: str) -> list[ChunkRecord]:
     return [record(name) for name in names]
 
 
-def chosen(predecessors: str, similar: str, max_tokens: int = 4_096) -> str:
-    found = choose_neighbours(record("x"), records(predecessors), records(similar), max_tokens)
+def chosen(
+    predecessors: str,
+    similar: str,
+    max_tokens: int = 4_096,
+    policy: Neighbours = DEFAULT_NEIGHBOURS,
+) -> str:
+    found = policy.choose(record("x"), records(predecessors), records(similar), max_tokens)
     return "".join(neighbour.chunk.text for neighbour in found)
 
 
@@ -25,13 +33,7 @@ def test_the_nearest_stands_closest_and_predecessors_last() -> None:
     assert chosen("pq", "abc") == "cbapq"
 
 
-def test_only_the_last_predecessors_count() -> None:
-    assert MAX_PREDECESSORS == 2
-    assert chosen("nopq", "a") == "apq"
-
-
 def test_no_more_than_the_papers_number_in_all() -> None:
-    assert MAX_NEIGHBOURS == 10
     assert chosen("pq", "abcdefghijkl") == "hgfedcbapq"
 
 
@@ -48,9 +50,26 @@ def test_the_least_similar_go_where_tokens_run_out() -> None:
 
 def test_a_long_neighbour_leaves_its_room_to_a_shorter_one() -> None:
     similar = [record("long", 30), record("short", 5)]
-    found = choose_neighbours(record("x"), records("p"), similar, max_tokens=20)
+    found = Neighbours().choose(record("x"), records("p"), similar, max_tokens=20)
     assert [n.chunk.text for n in found] == ["short", "p"]
 
 
 def test_a_chunk_alone_has_none() -> None:
     assert chosen("", "") == ""
+
+
+def test_fewer_where_fewer_are_wanted() -> None:
+    assert chosen("pq", "abc", policy=Neighbours(3, 2)) == "apq"
+    assert chosen("", "abc", policy=Neighbours(2, 0)) == "ba"
+    assert chosen("pq", "", policy=Neighbours(0, 0)) == ""
+
+
+def test_no_more_candidates_are_looked_up_than_can_count() -> None:
+    assert (Neighbours().similar, Neighbours().predecessors) == (12, 2)
+    assert Neighbours(2, 2).similar == 0
+
+
+@pytest.mark.parametrize(("count", "predecessors"), [(1, 2), (-1, 0), (3, -1)])
+def test_impossible_numbers_are_refused(count: int, predecessors: int) -> None:
+    with pytest.raises(InvalidInputError, match="predecessors"):
+        Neighbours(count, predecessors)

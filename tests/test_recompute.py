@@ -5,11 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fusionrag_integrations.attention import weights
 from fusionrag_integrations.model import CausalModel, KVBuffer
-from fusionrag_integrations.recompute import PlacedProbe, place, recompute
+from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.types import AssembledPrompt, TokenSelection
 from tests.reference import Reference
-from tests.test_gates import CHUNKS, PREFIX, SUFFIX, TOLERANCE, isolated, span
+from tests.test_gates import (
+    CHUNKS,
+    PREFIX,
+    SUFFIX,
+    TOLERANCE,
+    every_family,
+    isolated,
+    model_of,
+    prompt_of_chunks,
+    reference_of,
+    span,
+)
 from tests.tiny_models import build
 
 PROMPT_IDS = (*PREFIX, *CHUNKS[0], *SUFFIX)
@@ -19,68 +31,107 @@ PROMPT = AssembledPrompt(
 )
 
 
-def probed(model: CausalModel) -> tuple[PlacedProbe, KVBuffer, list[int]]:
-    """A probe over the placed prompt, its buffer, and the rows of each pass from now on."""
+def placed(model: CausalModel) -> tuple[PlacedPrompt, KVBuffer]:
     buffer = place(model, PROMPT, [isolated(model, CHUNKS[0])], len(PROMPT))
-    passes: list[int] = []
-    model.hf.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    return PlacedProbe(model, PROMPT, buffer), buffer, passes
+    return PlacedPrompt(model, PROMPT, buffer), buffer
 
 
 @pytest.mark.parametrize("family", ["llama_gqa2", "qwen3", "phi3_partial", "glm4", "gemma3"])
-def test_the_probe_gives_the_models_own_attention(family: str) -> None:
+def test_views_give_the_models_own_attention(family: str) -> None:
     """The chunk stands where it was made, so the dense model's weights are what must come out."""
-    probe, _, _ = probed(CausalModel(build(family), None, family))
+    prompt, _ = placed(CausalModel(build(family), None, family))
     dense = Reference(build(family)).model
     dense.set_attn_implementation("eager")
     with torch.inference_mode():
         expected = dense(torch.tensor([PROMPT_IDS]), output_attentions=True).attentions
-    layer = 1  # Gemma's is its only one without a window
-    queries = probe.question_queries(layer)
-    keys = probe.placed_keys(layer)
-    keys = keys.repeat_interleave(queries.shape[0] // keys.shape[0], dim=0)
-    logits = queries @ keys.transpose(1, 2) * probe.scaling(layer)
-    seen = torch.ones(logits.shape[1:]).tril(STOP).bool()
-    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    torch.testing.assert_close(weights, expected[layer][0, :, STOP:], **TOLERANCE)
+    every = range(prompt.num_layers)
+    for layer, view in zip(every, prompt.suffix(every), strict=True):  # Gemma's windows among them
+        assert view.positions.tolist() == list(range(STOP, len(PROMPT)))
+        torch.testing.assert_close(weights(view), expected[layer][0, :, STOP:], **TOLERANCE)
 
 
-def test_signals_are_computed_once_and_timed() -> None:
-    probe, _, passes = probed(CausalModel(build("llama_gqa2"), None, "tiny"))
-    assert probe.fresh_logits is None
-    assert probe.elapsed_ms == 0.0
-    for layer in range(probe.num_layers):
-        probe.question_queries(layer)
-        probe.placed_keys(layer)
-        probe.scaling(layer)
-    assert passes == [len(PROMPT.fresh_positions)]
-    assert probe.elapsed_ms > 0.0
+def test_a_view_stops_at_the_window() -> None:
+    model = CausalModel(build("gemma3"), None, "gemma3")
+    prompt, _ = placed(model)
+    assert model.global_layers == (1,)
+    windowed, whole = prompt.suffix([0, 1])
+    assert whole.visible[-1].all()
+    assert not windowed.visible[-1].all()
 
 
-def test_what_the_probe_computed_stands_where_nothing_is_selected() -> None:
+def test_looking_stops_behind_the_last_layer_asked_for() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
-    probe, buffer, passes = probed(model)
-    probe.question_queries(0)
-    logits = recompute(model, PROMPT, TokenSelection(()), buffer, probe)
-    assert logits is probe.fresh_logits
-    assert len(passes) == 1
+    prompt, buffer = placed(model)
+    upper = buffer.keys[2:].clone()
+    prompt.suffix([1, 0])
+    assert torch.equal(buffer.keys[2:], upper)
+    assert prompt.token_layers == 2 * len(PROMPT.fresh_positions)
+    assert prompt.probe_ms > 0.0
 
 
-def test_fresh_tokens_before_the_selection_do_not_run_again() -> None:
-    model = CausalModel(build("llama_gqa2"), None, "tiny")
-    probe, buffer, passes = probed(model)
-    probe.question_queries(0)
-    recompute(model, PROMPT, TokenSelection((STOP - 1,)), buffer, probe)
-    assert passes == [len(PREFIX) + len(SUFFIX), 1 + len(SUFFIX)]
+@every_family
+def test_lower_then_upper_layers_are_the_model(family: str) -> None:
+    model = model_of(family)
+    ids = (*PREFIX, *CHUNKS[1], *SUFFIX)
+    every = range(len(ids))
+    whole, parts = model.new_buffer(len(ids)), model.new_buffer(len(ids))
+    expected = model.forward_rows(ids, every, whole)
+    for depth in range(model.num_layers + 1):
+        parts.keys[:, :, :5] = whole.keys[:, :, :5]  # these go no higher than `depth`
+        parts.values[:, :, :5] = whole.values[:, :, :5]
+        hidden = model.forward_lower(ids, every, parts, depth)
+        logits = model.forward_upper(hidden[5:], every[5:], parts, depth)
+        torch.testing.assert_close(logits, expected, **TOLERANCE)
+        for layer in range(depth):
+            torch.testing.assert_close(parts.keys[layer], whole.keys[layer], **TOLERANCE)
+        parts.keys[:, :, 5:] = torch.nan  # nothing of one depth may help the next
+        parts.values[:, :, 5:] = torch.nan
+
+
+@every_family
+def test_recomputation_goes_on_behind_the_early_layers(family: str) -> None:
+    """As if layers 0 and 1 had run over the whole prompt, and the rest over the selected tokens."""
+    model, prompt = model_of(family), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    selection = TokenSelection(prompt.chunk_positions[3::7])
+    buffer = place(model, prompt, kvs, len(prompt))
+    by_hand = KVBuffer(buffer.keys.clone(), buffer.values.clone())
+    early = PlacedPrompt(model, prompt, buffer)
+    early.early_deviation()
+    logits = early.recompute(selection)
+    rows = sorted({*prompt.fresh_positions, *selection.positions})
+    assert early.token_layers == 2 * len(prompt) + (model.num_layers - 2) * len(rows)
+
+    dense = model.new_buffer(len(prompt))
+    model.forward_rows(prompt.token_ids, range(len(prompt)), dense)
+    by_hand.keys[:2], by_hand.values[:2] = dense.keys[:2], dense.values[:2]
+    expected = model.forward_rows([prompt.token_ids[p] for p in rows], rows, by_hand)
+    torch.testing.assert_close(logits, expected, **TOLERANCE)
+    torch.testing.assert_close(buffer.keys, by_hand.keys, **TOLERANCE)
+
+
+@every_family
+def test_early_deviation_against_a_loop(family: str) -> None:
+    model, prompt = model_of(family), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    buffer = place(model, prompt, kvs, len(prompt))
+    stale = KVBuffer(buffer.keys.clone(), buffer.values.clone())
+    scores = PlacedPrompt(model, prompt, buffer).early_deviation()
+    _, (keys, values) = reference_of(family).dense(prompt.token_ids)
+    expected = []
+    for position in prompt.chunk_positions:
+        moved = [keys[1, :, position] - stale.keys[1, :, position]]
+        moved.append(values[1, :, position] - stale.values[1, :, position])
+        expected.append(sum(float(x) ** 2 for m in moved for x in m.flatten()))
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-3, atol=1e-4)
+    first = slice(0, len(CHUNKS[0]))  # what stands first has the least context to miss
+    assert scores[first].mean() < scores[len(CHUNKS[0]) :].mean()
 
 
 def test_a_prompt_without_chunks_is_computed_whole() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
     prompt = AssembledPrompt(PROMPT_IDS, (), (0, len(PROMPT_IDS)))
     buffer = place(model, prompt, [], len(prompt))
-    probe = PlacedProbe(model, prompt, buffer)
-    logits = recompute(model, prompt, TokenSelection(()), buffer, probe)
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(()))
     expected, _ = Reference(build("llama_gqa2")).dense(PROMPT_IDS)
     torch.testing.assert_close(logits, expected[-1], **TOLERANCE)

@@ -18,6 +18,7 @@ from fusionrag_integrations.errors import (
     UnknownSelectorError,
 )
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.selectors import selector_names
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import (
     Answer,
@@ -30,7 +31,7 @@ from fusionrag_integrations.types import (
 from tests.conftest import town
 
 QUESTION = "Which house stands in town number 1?"
-SELECTORS = ("none", "all", "random", "fusionrag")
+SELECTORS = selector_names()
 
 
 @pytest.fixture(scope="module")

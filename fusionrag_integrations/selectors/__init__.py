@@ -6,18 +6,32 @@ from collections.abc import Callable
 
 from fusionrag_integrations.errors import UnknownSelectorError
 from fusionrag_integrations.selectors.all import SelectAll
-from fusionrag_integrations.selectors.fusionrag import FusionRAGSelector
+from fusionrag_integrations.selectors.cache_craft import CacheCraft
+from fusionrag_integrations.selectors.cacheblend import cacheblend
+from fusionrag_integrations.selectors.epic import epic
+from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer, middle_layers
+from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
 from fusionrag_integrations.selectors.none import SelectNone
-from fusionrag_integrations.selectors.random import RandomSelector
-from fusionrag_integrations.types import Selector
+from fusionrag_integrations.selectors.prophetkv import prophetkv
+from fusionrag_integrations.selectors.random import random
+from fusionrag_integrations.selectors.scoring import TopScores
+from fusionrag_integrations.types import Calibration, Selector
 
-SelectorFactory = Callable[[float], Selector]
+__all__ = ["FusionRAGScorer", "TopScores", "make_selector", "middle_layers", "selector_names"]
+
+SelectorFactory = Callable[[float, Calibration | None], Selector]
 
 _FACTORIES: dict[str, SelectorFactory] = {
-    "none": lambda ratio: SelectNone(),
-    "all": lambda ratio: SelectAll(),
-    "random": lambda ratio: RandomSelector(ratio),
-    "fusionrag": lambda ratio: FusionRAGSelector(ratio),
+    "none": lambda ratio, calibration: SelectNone(),
+    "all": lambda ratio, calibration: SelectAll(),
+    "random": lambda ratio, calibration: TopScores(ratio, random),
+    "cacheblend": lambda ratio, calibration: TopScores(ratio, cacheblend),
+    "cache_craft": lambda ratio, calibration: CacheCraft(ratio),
+    "epic": lambda ratio, calibration: TopScores(ratio, epic),
+    "fusionrag_paper": lambda ratio, calibration: TopScores(ratio, fusionrag_paper),
+    "prophetkv": lambda ratio, calibration: TopScores(ratio, prophetkv),
+    "infoflow": lambda ratio, calibration: TopScores(ratio, FusionRAGScorer()),
+    "fusionrag": lambda ratio, calibration: TopScores(ratio, FusionRAGScorer(calibration)),
 }
 
 
@@ -26,10 +40,13 @@ def selector_names() -> tuple[str, ...]:
     return tuple(_FACTORIES)
 
 
-def make_selector(name: str, ratio: float) -> Selector:
-    """A selector for `ratio` of the chunk tokens; raises `UnknownSelectorError`."""
+def make_selector(name: str, ratio: float, calibration: Calibration | None = None) -> Selector:
+    """A selector for `ratio` of the chunk tokens; raises `UnknownSelectorError`.
+
+    calibration: what was measured for the model; only "fusionrag" makes use of it.
+    """
     if name not in _FACTORIES:
         raise UnknownSelectorError(
             f"There is no selector {name!r}. Known selectors: {', '.join(_FACTORIES)}."
         )
-    return _FACTORIES[name](ratio)
+    return _FACTORIES[name](ratio, calibration)

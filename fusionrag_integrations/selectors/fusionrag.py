@@ -1,8 +1,14 @@
-"""The paper's selector (arXiv 2601.12904, online stage): last-layer query attention.
+"""Our own selection: what the question needs, weighed by what its context would change.
 
-score(t) = sum over question tokens q and heads h of softmax_t'(q_h . k_h,t' / sqrt(D))[t],
-with the softmax taken inside t's own chunk. The highest-scoring share of all chunk tokens is
-recomputed.
+The whole suffix runs over the placed KV at its true positions, up to the last of a few middle
+layers. A token's relevance is the attention that it gets there: softmax over the whole prompt, mean
+over heads, L2 norm over the suffix's tokens (InfoFlow KV, arXiv 2603.05353), mean over layers.
+
+A model that was calibrated also knows two more things:
+- relevance may count for the whole sentence, since the question seldom looks at the token where a
+  reference is resolved, but mostly at another of its sentence;
+- relevance is weighed by sensitivity, which ingest has measured for each token: how far its KV
+  moved when it was fused. A token that no context changes need not be recomputed.
 """
 
 from __future__ import annotations
@@ -11,55 +17,65 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionrag_integrations.types import AssembledPrompt, Probe, TokenSelection
+from fusionrag_integrations.attention import weights
+from fusionrag_integrations.selectors.sentences import sentence_numbers
+from fusionrag_integrations.types import AssembledPrompt, Calibration, Layered, Probe
+
+DEPTHS = (0.45, 0.75)  # where the literature finds that attention says what an answer needs
+LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class FusionRAGSelector:
-    """Selects floor(ratio x chunk tokens) by the question's attention in the last layer."""
+class FusionRAGScorer:
+    """Scores tokens as `calibration` says; without one, by relevance alone."""
 
-    ratio: float = 0.15
+    calibration: Calibration | None = None
 
-    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
-        positions = prompt.chunk_positions
-        budget = int(self.ratio * len(positions))
-        if budget == 0:
-            return TokenSelection(())
-        if budget == len(positions):
-            return TokenSelection(positions)
-        best = self.scores(prompt, probe).topk(budget).indices.tolist()
-        return TokenSelection(tuple(sorted(positions[i] for i in best)))
-
-    def scores(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
-        """One score per chunk token, float32, in the order of `prompt.chunk_positions`."""
-        last = probe.num_layers - 1
-        queries = probe.question_queries(last).float()  # [Hq, Tq, D]
-        keys = probe.placed_keys(last).float()  # [Hkv, N, D]
-        groups = queries.shape[0] // keys.shape[0]
-        # Head h reads key/value head h // groups: fold the group into the query axis.
-        folded = queries.reshape(keys.shape[0], groups * queries.shape[1], queries.shape[2])
-        logits = folded @ keys.transpose(1, 2) * probe.scaling(last)  # [Hkv, groups x Tq, N]
-        return torch.cat(
-            [
-                torch.cat([logits[:, :, a:b] for a, b in runs], dim=2).softmax(2).sum((0, 1))
-                for runs in _runs_by_chunk(prompt)
-            ]
-        )
+    def __call__(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
+        """Scores [C], float32."""
+        calibration = self.calibration or Calibration(layers=middle_layers(probe))
+        scores = relevance(prompt, probe, calibration.layers)
+        if calibration.whole_sentences:
+            scores = spread(scores, sentence_numbers(prompt).to(scores.device))
+        if calibration.sensitivity:
+            scores = scores * sensitivity(prompt).to(scores.device) ** calibration.sensitivity
+        return scores
 
 
-def _runs_by_chunk(prompt: AssembledPrompt) -> list[list[tuple[int, int]]]:
-    """Position bounds of each placed chunk's runs; boundary tokens can split one into several."""
-    chunks: list[list[tuple[int, int]]] = []
-    previous = None
-    for span in prompt.spans:
-        goes_on = (
-            previous is not None
-            and previous.record.chunk.id == span.record.chunk.id
-            and previous.source_start + previous.length <= span.source_start
-        )
-        if goes_on:
-            chunks[-1].append((span.start, span.stop))
-        else:
-            chunks.append([(span.start, span.stop)])
-        previous = span
-    return chunks
+def middle_layers(model: Layered) -> tuple[int, ...]:
+    """At most `LAYERS` layers between `DEPTHS`, evenly spread; of those that see the whole prompt
+    where there are some.
+    """
+    low, high = (depth * model.num_layers for depth in DEPTHS)
+    for layers in (model.global_layers, range(model.num_layers)):
+        middle = [layer for layer in layers if low <= layer <= high]
+        if middle:
+            steps = min(LAYERS, len(middle))
+            spacing = (len(middle) - 1) / max(1, steps - 1)
+            return tuple(middle[round(i * spacing)] for i in range(steps))
+    return (model.num_layers - 1,)
+
+
+def relevance(prompt: AssembledPrompt, probe: Probe, layers: tuple[int, ...]) -> torch.Tensor:
+    """Attention that each chunk token gets from the suffix in `layers`, float32 [C]."""
+    positions = list(prompt.chunk_positions)
+    by_layer = [weights(view).mean(0)[:, positions].norm(dim=0) for view in probe.suffix(layers)]
+    return torch.stack(by_layer).mean(0)
+
+
+def spread(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The highest score of each token's group, [C]. groups: numbers from 0, int64 [C]."""
+    best = scores.new_zeros(int(groups.max()) + 1)
+    return best.scatter_reduce(0, groups, scores, "amax")[groups]
+
+
+def sensitivity(prompt: AssembledPrompt) -> torch.Tensor:
+    """How far ingest saw each token's KV move, float32 [C]; the mean where a chunk wasn't seen."""
+    seen = [
+        span.record.trace.sensitivity[span.source_start : span.source_start + span.length]
+        if span.record.trace
+        else (torch.nan,) * span.length
+        for span in prompt.spans
+    ]
+    values = torch.tensor([value for chunk in seen for value in chunk])
+    return values.nan_to_num(float(values.nanmean().nan_to_num(1.0)))

@@ -1,0 +1,21 @@
+"""Attention weights, from what a layer shows of itself."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.types import LayerView
+
+
+def logits(view: LayerView) -> torch.Tensor:
+    """What the layer's softmax gets, unmasked; float32 [Hq, R, N]."""
+    queries, keys = view.queries.float(), view.keys.float()
+    heads, rows, size = queries.shape
+    # Head h reads key/value head h // groups: fold the group into the query axis.
+    folded = queries.reshape(keys.shape[0], -1, size)
+    return (folded @ keys.transpose(1, 2) * view.scaling).reshape(heads, rows, -1)
+
+
+def weights(view: LayerView) -> torch.Tensor:
+    """What the layer's softmax gives, over all that a row sees; float32 [Hq, R, N]."""
+    return logits(view).masked_fill(~view.visible, -torch.inf).softmax(-1)

@@ -1,0 +1,16 @@
+"""CacheBlend's selection (arXiv 2405.16444): the tokens whose true KV is far from the stored.
+
+Layers 0 and 1 run over the whole prompt; the squared differences of K and V at layer 1 are the
+scores, and the selected tokens go on from there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.types import AssembledPrompt, Probe
+
+
+def cacheblend(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
+    """Scores [C], float32."""
+    return probe.early_deviation()

@@ -1,0 +1,18 @@
+"""EPIC's selection, LegoLink-k (arXiv 2410.15332): the first k tokens of each chunk.
+
+k follows from the ratio; what it leaves over goes to the next token of the first chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.selectors.scoring import occurrences
+from fusionrag_integrations.types import AssembledPrompt, Probe
+
+
+def epic(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
+    """Scores [C], float64: each token's place in its chunk decides, then the prompt's order."""
+    places = [range(sum(s.length for s in spans)) for spans in occurrences(prompt)]
+    place = torch.tensor([p for chunk in places for p in chunk], dtype=torch.float64)
+    return -place - torch.arange(len(place)) / (len(place) + 1)

@@ -1,0 +1,27 @@
+"""The FusionRAG paper's selection, to the letter (arXiv 2601.12904, online stage).
+
+The question's queries of the last layer score every chunk token: softmax of QK/sqrt(D) over the
+tokens of each chunk by itself, summed over query tokens and heads.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.attention import logits
+from fusionrag_integrations.selectors.scoring import occurrences
+from fusionrag_integrations.types import AssembledPrompt, Probe
+
+
+def fusionrag_paper(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
+    """Scores [C], float32."""
+    (view,) = probe.suffix([probe.num_layers - 1])
+    start, stop = prompt.question
+    asked = (view.positions >= start) & (view.positions < stop)
+    asking = logits(view)[:, asked]  # [Hq, Tq, N]
+    return torch.cat(
+        [
+            torch.cat([asking[:, :, s.start : s.stop] for s in spans], dim=2).softmax(2).sum((0, 1))
+            for spans in occurrences(prompt)
+        ]
+    )

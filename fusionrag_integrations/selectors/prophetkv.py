@@ -1,0 +1,15 @@
+"""ProphetKV's selection (arXiv 2602.02579): the suffix's attention, mean over all layers."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.attention import weights
+from fusionrag_integrations.types import AssembledPrompt, Probe
+
+
+def prophetkv(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
+    """Scores [C], float32."""
+    positions = list(prompt.chunk_positions)
+    views = probe.suffix(range(probe.num_layers))
+    return torch.stack([weights(view).mean((0, 1))[positions] for view in views]).mean(0)

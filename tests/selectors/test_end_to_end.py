@@ -1,0 +1,67 @@
+"""Every selector through the engine: exact at ratio 1, and its budget in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.selectors import selector_names
+from tests.conftest import all_records, town
+
+Ask = Callable[..., Answer]
+
+SELECTORS = [name for name in selector_names() if name != "none"]
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def ask(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
+    """Answers over five chunks; one is alone in its scope: it has no fused KV and no trace."""
+    path = tmp_path_factory.mktemp("selectors") / "store"
+    engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
+    engine.ingest([town(1), town(2), replace(town(3, paragraphs=1), scope="alone")])
+    records = all_records(engine.corpus.catalog)
+    assert [record.trace is None for record in records] == [False] * 6 + [True]
+    texts = [record.chunk.text for record in (*records[2:6], records[6])]
+    prompt = question_prompt(texts, "Which house stands in town number 1?")
+
+    @lru_cache
+    def ask(**settings: object) -> Answer:
+        return engine.answer(prompt, AnswerSettings(max_tokens=8, **settings))
+
+    return ask
+
+
+@pytest.mark.parametrize("kv", ["isolated", "fused"])
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_recomputing_all_is_full_attention(ask: Ask, selector: str, kv: str) -> None:
+    full = ask(kv="none")
+    answer = ask(kv=kv, selector=selector, ratio=1.0)
+    assert answer.token_ids == full.token_ids
+    assert answer.usage.recompute_ratio == 1.0
+    assert answer.usage.token_layers == LAYERS * full.usage.prompt_tokens  # and no probe ran
+    assert answer.fused_chunks == (4 if kv == "fused" else 0)
+    assert ask(kv=kv, selector="none").token_ids != full.token_ids  # so it isn't for nothing
+
+
+PROBED_LAYERS = {"fusionrag_paper": 3, "prophetkv": 3, "infoflow": 3, "fusionrag": 3}
+
+
+@pytest.mark.parametrize("kv", ["isolated", "fused"])
+@pytest.mark.parametrize("selector", [name for name in SELECTORS if name != "all"])
+def test_work_is_counted_between_the_ends(ask: Ask, selector: str, kv: str) -> None:
+    usage = ask(kv=kv, selector=selector, ratio=0.3).usage
+    found = usage.reused_tokens + usage.recomputed_tokens
+    assert usage.recomputed_tokens == int(0.3 * found)
+    rows = usage.fresh_tokens + usage.recomputed_tokens
+    if selector == "cacheblend":  # layers 0 and 1 over all, the last over what is left
+        assert usage.token_layers == 2 * usage.prompt_tokens + rows
+    else:
+        probed = PROBED_LAYERS.get(selector, 0) * usage.fresh_tokens
+        assert usage.token_layers == LAYERS * rows + probed
