@@ -2,6 +2,8 @@
 
 run.py          the `fusionrag demo` command: four strategies, side by side
 tasks.py        the bundled questions, and the prompts that ask them
+suites.py       the same kinds of question with fresh seeds, and a harder suite, to be measured on
+hard.py, hard_worlds.py             the harder suite's contexts, and its documents
 
 How the bundled files were made (none of it runs in the demo):
 names.py, relations.py, world.py    the generator of invented documents and questions

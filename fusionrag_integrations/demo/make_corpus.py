@@ -22,14 +22,16 @@ QUESTIONS_A_KIND = 100
 STYLE = Style(held_out_names=True, held_out_wordings=False, fillers=(5, 6))
 
 
-def make(seed: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the corpus and of the questions, `QUESTIONS_A_KIND` of each kind."""
+def make(
+    seed: str, documents: int = DOCUMENTS, questions_a_kind: int = QUESTIONS_A_KIND
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the corpus and of the questions; raises `ValueError` where it has too few."""
     draw = random.Random(seed)
-    world, questions = build_world(draw, DOCUMENTS, STYLE)
+    world, questions = build_world(draw, documents, STYLE)
     chosen = [
         question
         for kind in get_args(QuestionKind)
-        for question in draw.sample([q for q in questions if q.kind == kind], QUESTIONS_A_KIND)
+        for question in draw.sample([q for q in questions if q.kind == kind], questions_a_kind)
     ]
     corpus = [
         {"id": d.id, "title": d.subject.name, "text": "\n\n".join(d.paragraphs)} for d in world

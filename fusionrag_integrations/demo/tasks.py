@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.corpus import Corpus
@@ -21,20 +22,27 @@ CHUNKS = 25  # a prompt's chunks, at about 77 tokens each
 def load_questions(
     corpus: Corpus, *, path: Path = QUESTIONS_PATH, limit: int | None = None
 ) -> list[Question]:
-    """The questions of the file, at most `limit` of each kind.
+    """The questions of the file, at most `limit` of each kind."""
+    counts: dict[str, int] = {}
+    kept: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+        if limit is None or counts[row["kind"]] <= limit:
+            kept.append(row)
+    return make_questions(corpus, kept)
+
+
+def make_questions(corpus: Corpus, rows: Sequence[dict[str, Any]]) -> list[Question]:
+    """Questions from rows of kind, question, answers and documents.
 
     As in multi-hop benchmarks, a question's prompt holds the documents that answer it among
     distractors, all of them whole: `NEAREST` that the index finds for the question, which say the
     same of others, and documents drawn at random. The order is random too. Draws are always the
     same for the same question.
     """
-    counts: dict[str, int] = {}
     questions: list[Question] = []
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        counts[row["kind"]] = counts.get(row["kind"], 0) + 1
-        if limit is not None and counts[row["kind"]] > limit:
-            continue
+    for row in rows:
         context = _context(corpus, row["question"], row["documents"])
         questions.append(
             Question(

@@ -95,6 +95,7 @@ class Style:
 
     wordings: how many wordings a kind of subject has in one world. With few, many documents say
     the same of different subjects, and only the subject tells them apart.
+    bridges_by_name: whether both facts of a bridge are stated by name, or both by pronoun.
     """
 
     held_out_names: bool
@@ -102,6 +103,11 @@ class Style:
     fillers: tuple[int, int]
     paragraphs: tuple[int, int] = (2, 3)
     wordings: int | None = None
+    bridges_by_name: bool = True
+
+    def joins(self, fact: Fact) -> bool:
+        """Whether a bridge may use this fact."""
+        return fact.askable and fact.by_name == self.bridges_by_name
 
     def usable(self, draw: random.Random) -> dict[EntityKind, list[Relation]]:
         """The wordings of one world by kind of subject."""
@@ -140,21 +146,24 @@ def build_world(
         if subject.name in taken:
             continue
         taken.add(subject.name)
-        document = _write(draw, subject, style, usable[subject.kind])
+        document = write_document(draw, subject, style, usable[subject.kind])
         documents.append(document)
         if subject.kind != "person":
             wanted += [
                 f.answer_entity
                 for f in document.facts
-                if f.by_name and f.answer_entity is not None and f.answer_entity.kind == "person"
+                if style.joins(f)
+                and f.answer_entity is not None
+                and f.answer_entity.kind == "person"
             ]
     draw.shuffle(documents)
-    return documents, _questions(draw, documents)
+    return documents, ask_all(draw, documents, style)
 
 
-def _write(
+def write_document(
     draw: random.Random, subject: Entity, style: Style, usable: list[Relation]
 ) -> WorldDocument:
+    """A document about `subject` that states some of the facts `usable`, up to five."""
     relations = draw.sample(usable, min(len(usable), 5))
     facts: list[Fact] = []
     paragraphs: list[str] = []
@@ -199,7 +208,10 @@ def _filler(draw: random.Random, subject: Entity, held_out: bool) -> str:
     return f"{draw.choice(FILLER_STARTS)} {clause}."
 
 
-def _questions(draw: random.Random, documents: list[WorldDocument]) -> list[WorldQuestion]:
+def ask_all(
+    draw: random.Random, documents: list[WorldDocument], style: Style
+) -> list[WorldQuestion]:
+    """Every question that the documents answer."""
     questions: list[WorldQuestion] = []
     of_person = {d.subject.name: d for d in documents if d.subject.kind == "person"}
     for document in documents:
@@ -219,10 +231,10 @@ def _questions(draw: random.Random, documents: list[WorldDocument]) -> list[Worl
                 )
             )
             person = of_person.get(fact.answer) if document.subject.kind != "person" else None
-            if person is None or not fact.by_name:
+            if person is None or not style.joins(fact):
                 continue
             for second in person.facts:
-                if second.by_name:
+                if style.joins(second):
                     questions.append(_bridge(draw, document, fact, person, second))
     return questions
 
