@@ -1,4 +1,7 @@
-"""Exact match and F1 as SQuAD defines them (Rajpurkar et al., 2016)."""
+"""How right an answer is, by its words, and how much of full attention's lead a strategy keeps.
+
+Exact match and F1 are SQuAD's (Rajpurkar et al., 2016), ROUGE-1 is Lin's (2004).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from fusionrag_integrations.errors import InvalidInputError
+
+MIN_GAP = 0.2
+"""The least difference in F1, of at most 1, to divide by: a ratio over less is mostly noise."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -24,6 +32,31 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
 def f1(answer: str, accepted: Sequence[str]) -> float:
     """The best harmonic mean of token precision and recall over the accepted answers."""
     return _best(lambda truth: _f1(normalise(answer).split(), normalise(truth).split()), accepted)
+
+
+def rouge1(answer: str, accepted: Sequence[str]) -> float:
+    """The best ROUGE-1 F-measure over the accepted answers: unigrams, articles included, unstemmed.
+
+    It reads only the letters a to z and digits, so an answer in another script scores 0.
+    Raises InvalidInputError where the library isn't installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InvalidInputError(
+            "ROUGE needs rouge-score: pip install 'fusionrag-integrations[bench]'"
+        ) from error
+    scorer = RougeScorer(["rouge1"], use_stemmer=False)
+    return _best(lambda truth: float(scorer.score(truth, answer)["rouge1"].fmeasure), accepted)
+
+
+def normalised(f1: float, reuse: float, full: float) -> float | None:
+    """The share of full attention's lead over plain reuse that a strategy keeps, by mean F1.
+
+    0 is as good as reusing isolated KV without recomputing, 1 as full attention, and it can lie
+    outside both. None where the lead `full - reuse` is below MIN_GAP.
+    """
+    return (f1 - reuse) / (full - reuse) if full - reuse >= MIN_GAP else None
 
 
 def _best(score: Callable[[str], float], accepted: Sequence[str]) -> float:

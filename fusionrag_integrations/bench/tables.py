@@ -1,4 +1,4 @@
-"""Comparisons as tables for a terminal."""
+"""Comparisons as tables, for a terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fusionrag_integrations.bench.comparison import Outcome, Row
+from fusionrag_integrations.bench.summary import QualityRow
 
 _TEXT = ("questions", "strategy")
 _NUMBERS = ("n", "EM", "F1", "redone", "TTFT", "speed-up")
@@ -61,3 +62,26 @@ def answers_table(outcomes: Sequence[Outcome]) -> Table:
             f"[{colour}]{escape(outcome.answer.text.strip())}[/{colour}]",
         )
     return table
+
+
+QUALITY_HEADINGS = (
+    *("questions", "strategy", "kv", "ratio", "n", "EM", "F1", "95%"),
+    *("normalised", "ROUGE-1", "work", "TTFT", "speed-up"),
+)
+
+
+def quality_markdown(rows: Sequence[QualityRow]) -> str:
+    """One line a strategy, KV, ratio and kind of question."""
+    lines = [QUALITY_HEADINGS, ["---"] * len(QUALITY_HEADINGS), *map(quality_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quality_cells(row: QualityRow) -> tuple[str, ...]:
+    """A row's figures as text, in the order of `QUALITY_HEADINGS`."""
+    return (
+        *(row.kind, row.strategy, row.kv, f"{row.ratio:.0%}", str(row.n)),
+        *(f"{row.em:.2f}", f"{row.f1:.2f}", f"{row.ci[0]:.2f}-{row.ci[1]:.2f}"),
+        "" if row.normalized_f1 is None else f"{row.normalized_f1:.2f}",
+        *(f"{row.rouge1:.2f}", f"{row.work:.0%}", f"{row.ttft_ms:.0f} ms"),
+        f"{row.speedup:.1f}x",
+    )

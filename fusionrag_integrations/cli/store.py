@@ -1,84 +1,35 @@
-"""The `fusionrag` command: index documents, ask questions, look at a store.
-
-Heavy modules are imported inside the commands, so that `--help` answers at once.
-"""
+"""Commands over a store: index, delete, ask, inspect, verify; and the demo."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+from fusionrag_integrations.cli.console import (
+    bars,
+    embedding_option,
+    err,
+    imported,
+    json_option,
+    model_option,
+    open_engine,
+    out,
+    print_json,
+    store_option,
+)
+from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fusionrag_integrations.catalog import Catalog
-    from fusionrag_integrations.engine import FusionEngine
     from fusionrag_integrations.store import FileKVStore
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-store_option = click.option(
-    "--store",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="The store's directory.",
-)
-model_option = click.option(
-    "--model",
-    help="A model directory or hub name.  [default: the store's own; for a new store 'demo', the "
-    "small one that comes with the package]",
-)
-embedding_option = click.option(
-    "--embedding",
-    metavar="MODULE:NAME",
-    help="A LangChain or LlamaIndex embedding, or what makes one, from an importable module.  "
-    "[default: a small lexical one]",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
-
-class _Commands(click.Group):
-    """Turns the package's own errors into one clear line and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FusionRAGError as error:
-            err.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
-            err.print(str(error), markup=False)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            err.print("Interrupted. What was computed is kept: run the command again to go on.")
-            ctx.exit(130)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="fusionrag-integrations")
-def main() -> None:
-    """Answer questions from precomputed, fused KV caches of your chunks.
-
-    \b
-    First steps:
-      fusionrag demo                              see it work, with the bundled model
-      fusionrag index docs/ --store my-store      chunk, embed and prefill your files
-      fusionrag ask "..." --store my-store        retrieve and answer
-    """
-
-
-@main.command()
+@click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @store_option
 @model_option
@@ -108,11 +59,11 @@ def index(
     from fusionrag_integrations.documents import read_documents
 
     documents = list(read_documents(paths))
-    engine = _engine(model, store, embedding, chunk_tokens)
-    with _bars() as progress:
+    engine = open_engine(model, store, embedding, chunk_tokens)
+    with bars() as progress:
         report = engine.ingest(documents, delete_others=update, progress=progress)
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
         return
     out.print(
         f"{report.documents_new} documents added, {report.documents_changed} replaced, "
@@ -126,7 +77,7 @@ def index(
     )
 
 
-@main.command()
+@click.command()
 @click.argument("document_ids", metavar="DOCUMENT...", nargs=-1, required=True)
 @store_option
 @embedding_option
@@ -143,12 +94,12 @@ def delete(
     from fusionrag_integrations.ingest import delete_documents
     from fusionrag_integrations.store import FileKVStore
 
-    corpus = Corpus.open(store, None if embedding is None else _imported(embedding))
+    corpus = Corpus.open(store, None if embedding is None else imported(embedding))
     unknown = sorted(set(document_ids) - set(corpus.catalog.document_ids()))
     kv = FileKVStore(store / "kv", corpus.catalog.info.signature)
     deleted = delete_documents(corpus, kv, document_ids)
     if as_json:
-        _print_json({"deleted": deleted, "unknown": unknown})
+        print_json({"deleted": deleted, "unknown": unknown})
     else:
         out.print(f"{deleted} documents deleted from {store}.", markup=False)
         for document_id in unknown:
@@ -157,7 +108,7 @@ def delete(
         raise click.exceptions.Exit(1)
 
 
-@main.command()
+@click.command()
 @click.argument("question")
 @store_option
 @model_option
@@ -195,7 +146,7 @@ def ask(
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
-    engine = _engine(model, _existing(store), embedding)
+    engine = open_engine(model, _existing(store), embedding)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:
         raise InvalidInputError(
@@ -212,7 +163,7 @@ def ask(
     )
     answer = engine.answer(question_prompt([h.chunk.text for h in hits], question), settings)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "question": question,
                 "answer": answer.text.strip(),
@@ -239,7 +190,7 @@ def ask(
     )
 
 
-@main.command()
+@click.command()
 @json_option
 def demo(as_json: bool) -> None:
     """See it work: the bundled model and corpus, four ways to answer, side by side.
@@ -256,10 +207,10 @@ def demo(as_json: bool) -> None:
     from fusionrag_integrations.bench.tables import answers_table, rows_table
     from fusionrag_integrations.demo.run import run_demo
 
-    with _bars() as progress:
+    with bars() as progress:
         result = run_demo(progress)
     if as_json:
-        _print_json({"model": result.model, "rows": [asdict(row) for row in result.rows]})
+        print_json({"model": result.model, "rows": [asdict(row) for row in result.rows]})
         return
     out.print(answers_table(result.outcomes))
     out.print(rows_table(result.rows))
@@ -269,7 +220,7 @@ def demo(as_json: bool) -> None:
     )
 
 
-@main.command()
+@click.command()
 @store_option
 @json_option
 def inspect(store: Path, as_json: bool) -> None:
@@ -286,7 +237,7 @@ def inspect(store: Path, as_json: bool) -> None:
         }
     )
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     table = Table(show_header=False, title=escape(str(store)))
     for name, value in facts.items():
@@ -296,7 +247,7 @@ def inspect(store: Path, as_json: bool) -> None:
     out.print(table)
 
 
-@main.command()
+@click.command()
 @store_option
 @json_option
 def verify(store: Path, as_json: bool) -> None:
@@ -305,7 +256,7 @@ def verify(store: Path, as_json: bool) -> None:
 
     catalog, kv = _opened(store)
     keys = set(kv.keys())
-    with _bars() as progress:
+    with bars() as progress:
         problems = [
             {"path": str(p.path), "error": type(p.error).__name__, "message": str(p.error)}
             for p in verify_records(kv, lambda done, total: progress("verify", done, total))
@@ -315,7 +266,7 @@ def verify(store: Path, as_json: bool) -> None:
         for key in sorted(catalog.live_keys() - keys)
     ]
     if as_json:
-        _print_json({"records": len(keys), "problems": problems})
+        print_json({"records": len(keys), "problems": problems})
     else:
         for problem in problems:
             out.print(f"{problem['error']}: {problem['message']}", markup=False)
@@ -340,66 +291,3 @@ def _existing(store: Path) -> Path:
 
     Catalog.open(store / CATALOG_FILE).close()
     return store
-
-
-def _engine(
-    model: str | None, store: Path, embedding: str | None, chunk_tokens: int | None = None
-) -> FusionEngine:
-    from transformers.utils.logging import disable_progress_bar
-
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.demo import MODEL_DIR
-    from fusionrag_integrations.engine import FusionEngine
-
-    catalog_path = store / CATALOG_FILE
-    if model is None and catalog_path.exists():
-        with Catalog.open(catalog_path) as catalog:
-            model = catalog.info.model_source
-    disable_progress_bar()  # it would be drawn over ours
-    with err.status("Loading the model"):
-        return FusionEngine.from_pretrained(
-            MODEL_DIR if model in (None, "demo") else model,
-            store=store,
-            embedding=None if embedding is None else _imported(embedding),
-            chunk_tokens=chunk_tokens,
-        )
-
-
-def _imported(name: str) -> object:
-    """The embedding that MODULE:NAME names, called first where it is a class or a function."""
-    module, _, attribute = name.partition(":")
-    try:
-        found: object = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInputError(
-            f"--embedding {name!r} can't be imported ({error}). Give MODULE:NAME of something in "
-            "an installed module, or in one on PYTHONPATH."
-        ) from error
-    if isinstance(found, type | FunctionType):
-        made: object = found()
-        return made
-    return found
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage that reports."""
-    columns = (
-        TextColumn("{task.description:>9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield report
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,85 @@
+"""What is asked: documents to ingest, and questions over their chunks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fusionrag_integrations.bench.comparison import Question
+from fusionrag_integrations.bench.datasets import QADataset
+from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, FusionEngine
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.types import Document
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Documents, and the questions that can be asked once an engine has ingested them.
+
+    chunk_tokens: the longest chunk, in tiktoken tokens. max_tokens: the longest answer.
+    """
+
+    name: str
+    documents: tuple[Document, ...]
+    chunk_tokens: int
+    max_tokens: int
+    questions: Callable[[FusionEngine], list[Question]]
+
+
+def published_suite(dataset: QADataset) -> Suite:
+    """A published data set: each question over all chunks of its own documents, in their order."""
+    return Suite(
+        name=dataset.name,
+        documents=dataset.documents,
+        chunk_tokens=DEFAULT_CHUNK_TOKENS,
+        max_tokens=32,
+        questions=lambda engine: _published_questions(engine, dataset),
+    )
+
+
+def context_question(
+    engine: FusionEngine,
+    kind: str,
+    question: str,
+    answers: tuple[str, ...],
+    chunk_ids: list[str],
+    max_tokens: int,
+) -> Question:
+    """A question over chunks, in this order; the last ones are left out where they don't fit.
+
+    Raises `InvalidInputError` where not even one fits.
+    """
+    records = engine.corpus.catalog.records(chunk_ids)
+    texts = [records[chunk_id].chunk.text for chunk_id in chunk_ids]
+    asked = len(texts)
+    prompt = question_prompt(texts, question)
+    while texts and engine.count_tokens(prompt) + max_tokens > engine.context_window:
+        texts.pop()
+        prompt = question_prompt(texts, question)
+    if not texts:
+        raise InvalidInputError(
+            f"The context of {engine.model_name} holds {engine.context_window} tokens: too few for "
+            f"one chunk and the question {question!r}."
+        )
+    if len(texts) < asked:
+        logger.warning("%r: %d of %d chunks fit the prompt", question, len(texts), asked)
+    return Question(kind, question, answers, tuple(texts), prompt)
+
+
+def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Question]:
+    catalog = engine.corpus.catalog
+    return [
+        context_question(
+            engine,
+            item.kind,
+            item.question,
+            item.answers,
+            [i for document in item.context for i in catalog.chunk_ids([document])],
+            max_tokens=32,
+        )
+        for item in dataset.items
+    ]

@@ -1,0 +1,162 @@
+"""Measure which layers and signals tell one model best what to recompute.
+
+No accepted answers are needed: a choice of tokens is good if the model, having recomputed them over
+isolated KV, finds likely what it answers under full attention. What is measured is that answer's
+log-likelihood, mean over its tokens and over questions, at `RATIO`.
+
+First each layer by itself; then the best few together, with and without whole sentences and
+sensitivity. Of what isn't told apart from the best by more than its standard error, the simplest
+is taken: the fewest signals, then the lowest layers, which cost least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import sqrt
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.model import KVBuffer
+from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.selectors import FusionRAGScorer, TopScores, middle_layers
+from fusionrag_integrations.types import (
+    AnswerSettings,
+    Calibration,
+    LayerView,
+    Prompt,
+)
+
+RATIO = 0.1
+MAX_TOKENS = 16
+MOST_LAYERS = 4
+ROUNDS = 2
+EXPONENTS = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A calibration, and what each question said of it: log-likelihoods, higher is better."""
+
+    calibration: Calibration
+    scores: tuple[float, ...]
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """What makes it less simple: signals, then depth, then number of layers."""
+        c = self.calibration
+        return (c.whole_sentences + (c.sensitivity > 0), c.layers[-1], len(c.layers))
+
+
+def calibrate(
+    engine: FusionEngine, prompts: Sequence[Prompt], progress: Callable[[int, int], None]
+) -> tuple[Calibration, dict[str, Any]]:
+    """The best calibration for the engine's model, and what was measured on the way.
+
+    The engine's store must hold the prompts' chunks. Raises `InvalidInputError` for fewer than two
+    prompts with stored chunks.
+    """
+    if len(prompts) < 2:
+        raise InvalidInputError(f"Calibrating needs 2 questions at least; got {len(prompts)}.")
+    total = ROUNDS * len(prompts)
+
+    def measure(done: int, calibrations: Iterable[Calibration]) -> list[Trial]:
+        return _measure(engine, prompts, calibrations, lambda count: progress(done + count, total))
+
+    layers = range(engine.model.num_layers)
+    single = measure(0, [Calibration(layers=(layer,)) for layer in layers])
+    ranked = sorted(single, key=lambda trial: -mean(trial.scores))
+    best = [trial.calibration.layers[0] for trial in ranked[:MOST_LAYERS]]
+    sets = [tuple(sorted(best[:count])) for count in range(1, len(best) + 1)]
+    sets.append(middle_layers(engine.model))
+    options = product(dict.fromkeys(sets), (False, True), EXPONENTS)
+    together = measure(len(prompts), [Calibration(*option) for option in options])
+    progress(total, total)
+    return simplest_of_the_best(together).calibration, {
+        "questions": len(prompts),
+        "ratio": RATIO,
+        "trials": [
+            asdict(trial.calibration) | {"log_likelihood": round(mean(trial.scores), 4)}
+            for trial in (*single, *together)
+        ],
+    }
+
+
+def simplest_of_the_best(trials: Sequence[Trial]) -> Trial:
+    """The simplest trial that is within its standard error of the best, question by question."""
+    best = max(trials, key=lambda trial: mean(trial.scores))
+
+    def close(trial: Trial) -> bool:
+        behind = [b - t for b, t in zip(best.scores, trial.scores, strict=True)]
+        return mean(behind) <= stdev(behind) / sqrt(len(behind))
+
+    return min(filter(close, trials), key=lambda trial: (trial.cost, -mean(trial.scores)))
+
+
+def _measure(
+    engine: FusionEngine,
+    prompts: Sequence[Prompt],
+    calibrations: Iterable[Calibration],
+    progress: Callable[[int], None],
+) -> list[Trial]:
+    scores: dict[Calibration, list[float]] = {calibration: [] for calibration in calibrations}
+    for number, prompt in enumerate(prompts):
+        progress(number)
+        subject = _Subject(engine, prompt)
+        for calibration, found in scores.items():
+            found.append(subject.likelihood(calibration))
+    return [Trial(calibration, tuple(found)) for calibration, found in scores.items()]
+
+
+class _Subject:
+    """A question over isolated KV, with what the model answers under full attention."""
+
+    def __init__(self, engine: FusionEngine, prompt: Prompt) -> None:
+        full = AnswerSettings(kv="none", max_tokens=MAX_TOKENS)
+        self._answer = engine.answer(prompt, full).token_ids
+        self._model = engine.model
+        loaded = engine.load(prompt, AnswerSettings(kv="isolated"))
+        self._prompt = loaded.prompt
+        if not loaded.prompt.spans or not self._answer:
+            raise InvalidInputError(
+                "A calibrating question has no chunk of the store in its prompt, or no answer: "
+                f"{prompt!r:.200}"
+            )
+        room = len(loaded.prompt) + len(self._answer)
+        self._placed = place(self._model, loaded.prompt, loaded.kvs, room)
+        self._probe = _SeenProbe(PlacedPrompt(self._model, loaded.prompt, self._copy()))
+
+    def likelihood(self, calibration: Calibration) -> float:
+        """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
+        selector = TopScores(RATIO, FusionRAGScorer(calibration))
+        buffer = self._copy()
+        placed = PlacedPrompt(self._model, self._prompt, buffer)
+        logits = placed.recompute(selector.select(self._prompt, self._probe))
+        step = self._model.appender(buffer, len(self._prompt))
+        behind = [logits, *map(step, self._answer[:-1])]
+        told = zip(behind, self._answer, strict=True)
+        return mean(float(row.float().log_softmax(-1)[token]) for row, token in told)
+
+    def _copy(self) -> KVBuffer:
+        return KVBuffer(self._placed.keys.clone(), self._placed.values.clone())
+
+
+class _SeenProbe:
+    """A probe that has looked at every layer already: one pass serves all calibrations."""
+
+    def __init__(self, placed: PlacedPrompt) -> None:
+        self.num_layers = placed.num_layers
+        self.global_layers = placed.global_layers
+        self._views = placed.suffix(range(placed.num_layers))
+        self._placed = placed
+
+    def suffix(self, layers: Sequence[int]) -> list[LayerView]:
+        return [self._views[layer] for layer in layers]
+
+    def early_deviation(self) -> torch.Tensor:
+        return self._placed.early_deviation()

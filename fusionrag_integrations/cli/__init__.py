@@ -1,0 +1,49 @@
+"""The `fusionrag` command.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fusionrag_integrations.cli import measure, store
+from fusionrag_integrations.cli.console import err
+from fusionrag_integrations.errors import FusionRAGError
+
+
+class _Commands(click.Group):
+    """Turns the package's own errors into one clear line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FusionRAGError as error:
+            err.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
+            err.print(str(error), markup=False)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            err.print("Interrupted. What was computed is kept: run the command again to go on.")
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fusionrag-integrations")
+def main() -> None:
+    """Answer questions from precomputed, fused KV caches of your chunks.
+
+    \b
+    First steps:
+      fusionrag demo                              see it work, with the bundled model
+      fusionrag index docs/ --store my-store      chunk, embed and prefill your files
+      fusionrag ask "..." --store my-store        retrieve and answer
+    """
+
+
+for command in (
+    *(store.index, store.ask, store.delete, store.demo, store.inspect, store.verify),
+    *(measure.calibrate, measure.bench),
+):
+    main.add_command(command)

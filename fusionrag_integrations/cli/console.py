@@ -1,0 +1,111 @@
+"""What the commands share: the console, options, progress bars, opening a store with its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fusionrag_integrations.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.engine import FusionEngine
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The store's directory.",
+)
+model_option = click.option(
+    "--model",
+    help="A model directory or hub name.  [default: the store's own; for a new store 'demo', the "
+    "small one that comes with the package]",
+)
+embedding_option = click.option(
+    "--embedding",
+    metavar="MODULE:NAME",
+    help="A LangChain or LlamaIndex embedding, or what makes one, from an importable module.  "
+    "[default: a small lexical one]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def open_engine(
+    model: str | None, store: Path, embedding: str | None, chunk_tokens: int | None = None
+) -> FusionEngine:
+    from transformers.utils.logging import disable_progress_bar
+
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.engine import FusionEngine
+
+    catalog_path = store / CATALOG_FILE
+    if model is None and catalog_path.exists():
+        with Catalog.open(catalog_path) as catalog:
+            model = catalog.info.model_source
+    disable_progress_bar()  # it would be drawn over ours
+    with err.status("Loading the model"):
+        return FusionEngine.from_pretrained(
+            MODEL_DIR if model in (None, "demo") else model,
+            store=store,
+            embedding=None if embedding is None else imported(embedding),
+            chunk_tokens=chunk_tokens,
+        )
+
+
+def imported(name: str) -> object:
+    """The embedding that MODULE:NAME names, called first where it is a class or a function."""
+    found = find("--embedding", name)
+    if isinstance(found, type | FunctionType):
+        made: object = found()
+        return made
+    return found
+
+
+def find(option: str, name: str) -> object:
+    """What MODULE:NAME names, which was given to `option`; raises `InvalidInputError`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found: object = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{option} {name!r} can't be imported ({error}). Give MODULE:NAME of something in an "
+            "installed module, or in one on PYTHONPATH."
+        ) from error
+    return found
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage that reports."""
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as shown:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = shown.add_task(stage, total=total)
+            shown.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

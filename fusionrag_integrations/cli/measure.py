@@ -1,0 +1,352 @@
+"""Commands that measure: calibrate, and bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fusionrag_integrations.cli.console import (
+    bars,
+    embedding_option,
+    err,
+    find,
+    imported,
+    json_option,
+    out,
+    print_json,
+)
+from fusionrag_integrations.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.bench.suites import Suite
+    from fusionrag_integrations.engine import FusionEngine
+
+QUESTIONS_A_KIND = 100
+
+model_option = click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="A model directory or hub name; 'demo' is the small one that comes with the package.",
+)
+dataset_option = click.option(
+    "--dataset",
+    default="demo",
+    show_default=True,
+    help="demo or hard (the demo's world), hotpotqa, 2wiki, musique, triviaqa, or jsonl.",
+)
+data_option = click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The data set's file in its published format; demo and hard need none.",
+)
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Questions: of each kind for demo and hard, in all for others.  [default: 100; all]",
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the questions that are drawn."
+)
+
+
+@click.command()
+@model_option
+@dataset_option
+@data_option
+@limit_option
+@click.option("--seed", type=int, default=1_000_000, show_default=True, help="Of the questions.")
+@embedding_option
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A store's directory or the model's own: calibration.json is written there.",
+)
+@json_option
+def calibrate(
+    model: str,
+    dataset: str,
+    data: Path | None,
+    limit: int | None,
+    seed: int,
+    embedding: str | None,
+    target: Path,
+    as_json: bool,
+) -> None:
+    """Measure which layers and signals tell this model best what to recompute.
+
+    No accepted answers are needed. Don't calibrate on questions that you report on.
+    """
+    from fusionrag_integrations.calibrate import calibrate as measure
+    from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
+
+    if not target.is_dir():
+        raise InvalidInputError(f"There is no directory {target}.")
+    suite = _suite(dataset, data, limit, seed)
+    with _ingested(model, suite, embedding, None) as (engine, progress):
+        prompts = [question.prompt for question in suite.questions(engine)]
+        found, measured = measure(
+            engine, prompts, lambda done, total: progress("calibrate", done, total)
+        )
+        signature = engine.corpus.catalog.info.signature
+    measured |= {"dataset": suite.name, "seed": seed}
+    write_calibration(target / CALIBRATION_FILE, signature, found, measured)
+    if as_json:
+        print_json(asdict(found) | {"measured": measured})
+        return
+    out.print(f"Layers {', '.join(map(str, found.layers))}, ", end="")
+    out.print("whole sentences, " if found.whole_sentences else "single tokens, ", end="")
+    out.print(f"sensitivity to the power of {found.sensitivity:g}.")
+    out.print(f"Written to {target / CALIBRATION_FILE}.", markup=False)
+
+
+@click.group()
+def bench() -> None:
+    """Measure quality against every baseline, on questions with known answers."""
+
+
+@bench.command()
+@model_option
+@dataset_option
+@data_option
+@limit_option
+@seed_option
+@embedding_option
+@click.option("--strategies", help="Comma-separated.  [default: the paper's baselines and ours]")
+@click.option(
+    "--ratios", default="0,0.05,0.1,0.15,0.2,1", show_default=True, help="Shares to recompute."
+)
+@click.option("--kv", default="isolated,fused", show_default=True, help="Which stored KV.")
+@click.option(
+    "--neighbours",
+    default="default",
+    show_default=True,
+    help="What KV is fused behind: default, similar, predecessors, missing, wrong; with a number "
+    "of them behind a colon, as in similar:5.",
+)
+@click.option(
+    "--inspect",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Questions a kind whose KV is compared with full attention's.",
+)
+@click.option(
+    "--judge",
+    metavar="MODULE:NAME",
+    help="A function of a bench Question and an answer's text that gives a score in [0, 1].",
+)
+@click.option(
+    "--out",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the store, the log and the tables here; a run that was interrupted goes on.",
+)
+@json_option
+def quality(
+    model: str,
+    dataset: str,
+    data: Path | None,
+    limit: int | None,
+    seed: int,
+    embedding: str | None,
+    strategies: str | None,
+    ratios: str,
+    kv: str,
+    neighbours: str,
+    inspect: int,
+    judge: str | None,
+    directory: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask the same questions under every strategy: EM, F1, ROUGE-1, intervals, work and TTFT.
+
+    \b
+    fusionrag bench quality --limit 20                             a first look, in minutes
+    fusionrag bench quality --model Qwen/Qwen2.5-7B-Instruct \\
+        --dataset hotpotqa --data hotpot_dev_distractor_v1.json --limit 200 --out runs/hotpot
+    """
+    from fusionrag_integrations.bench.files import run_result, write_run
+    from fusionrag_integrations.bench.neighbours import make_policy
+    from fusionrag_integrations.bench.quality import run_quality
+    from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES, make_strategies
+    from fusionrag_integrations.bench.summary import leads, summarise
+
+    names = DEFAULT_STRATEGIES if strategies is None else tuple(strategies.split(","))
+    chosen = make_strategies(names, _numbers(ratios), _kinds(kv))
+    suite = _suite(dataset, data, limit, seed)
+    policy = make_policy(neighbours)
+    asked: Any = None if judge is None else find("--judge", judge)
+    with (
+        _directory(directory) as path,
+        _ingested(model, suite, embedding, path, policy) as (engine, progress),
+    ):
+        identity = {
+            "model": engine.model_name,
+            "signature": engine.corpus.catalog.info.signature,
+            "dataset": suite.name,
+            "seed": seed,
+            "neighbours": neighbours,
+            "judge": judge or "",
+        }
+        questions = suite.questions(engine)
+        measured = run_quality(
+            engine,
+            questions,
+            chosen,
+            path / "log.jsonl",
+            identity=identity | {"questions": len(questions)},
+            max_tokens=suite.max_tokens,
+            inspected=inspect,
+            judge=asked,
+            progress=lambda done, total: progress("ask", done, total),
+        )
+        rows = summarise(measured)
+        result = run_result(identity, rows, leads(measured, "fusionrag"))
+        if directory is not None:
+            write_run(path, result, rows)
+    if as_json:
+        print_json(result)
+    else:
+        from fusionrag_integrations.bench.tables import quality_markdown
+
+        out.print(quality_markdown(rows), markup=False)
+        if directory is not None:
+            err.print(f"Log, table and figures are in {directory}.", markup=False)
+
+
+@bench.command()
+@click.option("--layers", type=click.IntRange(min=2), default=28, show_default=True)
+@click.option("--strategies", help="Comma-separated.  [default: all]")
+@click.option("--ratios", default="0,0.05,0.1,0.15", show_default=True, help="Shares to recompute.")
+@json_option
+def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> None:
+    """Count the layers that each strategy runs in a model of another depth, with random weights.
+
+    The prompts are the demo's. Our own selector works as calibrated for the demo's model, at the
+    same relative depth.
+    """
+    from fusionrag_integrations.bench.cost import count_work
+    from fusionrag_integrations.bench.strategies import STRATEGY_NAMES, make_strategies
+    from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.demo.suites import demo_suite
+    from fusionrag_integrations.model import CausalModel
+    from fusionrag_integrations.prompt import ingest_prefix
+
+    demo = CausalModel.load(MODEL_DIR)
+    signature = demo.signature(ingest_prefix(demo.tokenizer))
+    names = STRATEGY_NAMES if strategies is None else tuple(strategies.split(","))
+    with bars() as progress:
+        rows = count_work(
+            layers,
+            demo_suite(seed=0, questions_a_kind=2),
+            make_strategies(names, _numbers(ratios), ["isolated"]),
+            demo,
+            read_calibration(MODEL_DIR / CALIBRATION_FILE, signature),
+            progress,
+        )
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        out.print(f"{row.strategy:16} {row.ratio:5.0%} {row.work:7.1%}")
+
+
+@bench.command()
+@click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Where the runs' results lie, as NAME.json each.",
+)
+def report(document: Path, results: Path) -> None:
+    """Fill the tables of a Markdown document from results; see bench/report.py."""
+    from fusionrag_integrations.bench.report import fill
+
+    document.write_text(fill(document.read_text(), results))
+
+
+@contextmanager
+def _ingested(
+    model: str,
+    suite: Suite,
+    embedding: str | None,
+    directory: Path | None,
+    policy: Any = None,
+) -> Iterator[tuple[FusionEngine, Callable[[str, int, int], None]]]:
+    """An engine over the suite's documents, in a directory or in one that goes away, and bars."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.engine import FusionEngine
+    from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS
+
+    disable_progress_bar()  # it would be drawn over ours
+    with _directory(directory) as path, bars() as progress:
+        engine = FusionEngine.from_pretrained(
+            MODEL_DIR if model == "demo" else model,
+            store=path / "store",
+            embedding=None if embedding is None else imported(embedding),
+            chunk_tokens=suite.chunk_tokens,
+        )
+        engine.ingest(
+            suite.documents,
+            neighbours=DEFAULT_NEIGHBOURS if policy is None else policy(engine),
+            progress=progress,
+        )
+        yield engine, progress
+        engine.corpus.close()
+
+
+@contextmanager
+def _directory(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with TemporaryDirectory(prefix="fusionrag-bench-") as made:
+        yield Path(made)
+
+
+def _suite(dataset: str, data: Path | None, limit: int | None, seed: int) -> Suite:
+    from fusionrag_integrations.bench.datasets import DATASET_NAMES, load_dataset
+    from fusionrag_integrations.bench.suites import published_suite
+    from fusionrag_integrations.demo.suites import demo_suite, hard_suite
+
+    own = {"demo": demo_suite, "hard": hard_suite}
+    if dataset in own:
+        return own[dataset](seed, limit or QUESTIONS_A_KIND)
+    if dataset not in DATASET_NAMES:
+        raise InvalidInputError(
+            f"Unknown dataset {dataset!r}; known are {', '.join((*own, *DATASET_NAMES))}."
+        )
+    if data is None:
+        raise InvalidInputError(f"Data set {dataset} is read from a file: give it with --data.")
+    return published_suite(load_dataset(dataset, data, limit, seed))
+
+
+def _numbers(listed: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in listed.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(f"--ratios {listed!r}: give numbers such as 0,0.15,1.") from error
+    if not all(0.0 <= number <= 1.0 for number in numbers):
+        raise InvalidInputError(f"--ratios {listed!r}: they must lie in [0, 1].")
+    return numbers
+
+
+def _kinds(listed: str) -> list[Any]:
+    kinds = listed.split(",")
+    if unknown := set(kinds) - {"isolated", "fused"}:
+        raise InvalidInputError(f"--kv {', '.join(sorted(unknown))}: choose isolated, fused.")
+    return kinds
