@@ -14,11 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Calibration
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
+
+_CALIBRATION = TypeAdapter(Calibration)
 
 
 def read_calibration(path: Path, signature: str) -> Calibration | None:
@@ -27,14 +31,11 @@ def read_calibration(path: Path, signature: str) -> Calibration | None:
     if entry is None:
         return None
     try:
-        return Calibration(
-            layers=tuple(int(layer) for layer in entry["layers"]),
-            whole_sentences=bool(entry["whole_sentences"]),
-            sensitivity=float(entry["sensitivity"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        said = {name: value for name, value in entry.items() if name != "measured"}
+        return _CALIBRATION.validate_json(json.dumps(said), strict=True)
+    except (AttributeError, ValueError) as error:
         raise InvalidInputError(
-            f"The calibration {path} is damaged ({error!r}). Delete it and calibrate again."
+            f"The calibration {path} is damaged ({error}). Delete it and calibrate again."
         ) from error
 
 

@@ -10,6 +10,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import ChunkRecord
 
 MAX_NEIGHBOUR_TOKENS = 4_096
+SPARE = 2  # candidates beyond those that are wanted: predecessors and equal texts are among them
 
 
 class NeighbourPolicy(Protocol):
@@ -59,8 +60,7 @@ class Neighbours:
 
     @property
     def similar(self) -> int:
-        # Predecessors are often among the most similar, and count once.
-        return self.count + self.predecessors if self.count > self.predecessors else 0
+        return self.count + SPARE if self.count > self.predecessors else 0
 
     def choose(
         self,

@@ -163,7 +163,7 @@ class Server:
         return _Warm(
             logits,
             self._model.appender(buffer, len(ids)),
-            Usage(len(ids), shared, 0, len(ids) - shared, 0, 0, work),
+            Usage(len(ids), shared, 0, len(ids) - shared, 0, 0, work, prefix_tokens=shared),
         )
 
     @cached_property

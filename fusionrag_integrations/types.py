@@ -409,8 +409,8 @@ class Calibration:
     sensitivity: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise InvalidInputError(f"Layers are {self.layers}; give some, ascending.")
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise InvalidInputError(f"Layers are {self.layers}; give some from 0 on, ascending.")
         if self.sensitivity < 0.0:
             raise InvalidInputError(f"sensitivity is {self.sensitivity}; it can't be negative.")
 
@@ -479,7 +479,8 @@ class Usage:
     """How a prompt's tokens were obtained.
 
     prompt_tokens = reused + recomputed + fresh, and missed <= fresh counts the fresh tokens
-    of known chunks whose KV was missing, corrupt or foreign. token_layers: the work before the
+    of known chunks whose KV was missing, corrupt or foreign. prefix_tokens <= reused counts those
+    that a prefix cache held, which belong to no chunk. token_layers: the work before the
     first token, probes among it, as how often a layer ran over a token; full attention's is
     prompt_tokens x layers.
     """
@@ -491,11 +492,12 @@ class Usage:
     missed_tokens: int
     completion_tokens: int
     token_layers: int
+    prefix_tokens: int = 0
 
     @property
     def recompute_ratio(self) -> float:
         """Recomputed share of the chunk tokens that were found; 1.0 where none was reused."""
-        found = self.reused_tokens + self.recomputed_tokens
+        found = self.reused_tokens - self.prefix_tokens + self.recomputed_tokens
         return self.recomputed_tokens / found if found else 1.0
 
 

@@ -50,6 +50,7 @@ class Truth:
         self._engine = engine
         self._loaded = engine.load(prompt, settings)
         self._positions = list(self._loaded.prompt.chunk_positions)
+        self.has_chunks = bool(self._positions)
         self._true = _true_kv(engine.model, self._loaded.prompt)
         stale = place(engine.model, self._loaded.prompt, self._loaded.kvs, self._true.capacity)
         self._stale = self._deviation(stale).sum(0)

@@ -63,7 +63,7 @@ def run_quality(
     identity: what is measured; a log of something else is refused with `InvalidInputError`.
     inspected: of how many questions a kind the KV is looked at.
     """
-    done = _open_log(log, dict(identity) | {"strategies": [asdict(s) for s in strategies]})
+    done = open_log(log, identity, strategies)
     chosen = _first_of_each_kind(questions, inspected)
     runs = list(dict.fromkeys(strategy.settings(max_tokens) for strategy in strategies))
     engine.answer(questions[0].prompt, runs[0])  # the first call warms up
@@ -121,7 +121,7 @@ def _inspect(
         own = [run for run in runs if run.kv == kv]
         if own:
             truth = Truth(engine, question.prompt, own[0])
-            looks |= {run: truth.inspect(run) for run in own}
+            looks |= {run: truth.inspect(run) for run in own if truth.has_chunks}
     return looks
 
 
@@ -132,14 +132,18 @@ def _first_of_each_kind(questions: Sequence[Question], count: int) -> set[int]:
     return {number for numbers in seen.values() for number in numbers[:count]}
 
 
-def _open_log(path: Path, identity: dict[str, Any]) -> dict[int, list[Measurement]]:
+def open_log(
+    path: Path, identity: Mapping[str, Any], strategies: Sequence[Strategy]
+) -> dict[int, list[Measurement]]:
     """What a log holds, by question; a log that isn't there is begun.
 
-    A line that an interruption cut is dropped, with the others of its question.
+    A line that an interruption cut is dropped, with the others of its question. Raises
+    `InvalidInputError` for the log of another run.
     """
-    head = json.dumps(identity, sort_keys=True)
+    described = [asdict(strategy) for strategy in strategies]
+    head = json.dumps(dict(identity) | {"strategies": described}, sort_keys=True)
     if not path.exists() or not path.read_text():
-        path.write_text(head + "\n")
+        _write(path, [head])
         return {}
     first, *lines = path.read_text().splitlines()
     if first != head:
@@ -147,16 +151,19 @@ def _open_log(path: Path, identity: dict[str, Any]) -> dict[int, list[Measuremen
             f"{path} is of another run: it says {first}, and this one is {head}. Give another "
             "directory, or the same model, data set, seed and strategies."
         )
-    wanted = len(identity["strategies"])
     done: dict[int, list[Measurement]] = {}
     for measurement in _read(lines):
         done.setdefault(measurement.question, []).append(measurement)
-    whole = {number: found for number, found in done.items() if len(found) == wanted}
+    whole = {number: found for number, found in done.items() if len(found) == len(strategies)}
     kept = [json.dumps(asdict(m)) for found in whole.values() for m in found]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("\n".join([head, *kept]) + "\n")
-    draft.replace(path)
+    _write(path, [head, *kept])
     return whole
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_text("\n".join(lines) + "\n")
+    draft.replace(path)
 
 
 def _read(lines: Sequence[str]) -> Iterator[Measurement]:

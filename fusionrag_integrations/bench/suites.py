@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import QADataset
@@ -20,10 +21,12 @@ logger = logging.getLogger(__name__)
 class Suite:
     """Documents, and the questions that can be asked once an engine has ingested them.
 
-    chunk_tokens: the longest chunk, in tiktoken tokens. max_tokens: the longest answer.
+    content: a hash of what is asked over what. chunk_tokens: the longest chunk, in tiktoken tokens.
+    max_tokens: the longest answer.
     """
 
     name: str
+    content: str
     documents: tuple[Document, ...]
     chunk_tokens: int
     max_tokens: int
@@ -34,11 +37,17 @@ def published_suite(dataset: QADataset) -> Suite:
     """A published data set: each question over all chunks of its own documents, in their order."""
     return Suite(
         name=dataset.name,
+        content=content_hash(dataset),
         documents=dataset.documents,
         chunk_tokens=DEFAULT_CHUNK_TOKENS,
         max_tokens=32,
         questions=lambda engine: _published_questions(engine, dataset),
     )
+
+
+def content_hash(*parts: object) -> str:
+    """Tells apart what reads differently, from one process to another."""
+    return sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def context_question(

@@ -25,7 +25,7 @@ class _Commands(click.Group):
             err.print(str(error), markup=False)
             ctx.exit(1)
         except KeyboardInterrupt:
-            err.print("Interrupted. What was computed is kept: run the command again to go on.")
+            err.print("Interrupted. What is on disk is kept: run the command again to go on.")
             ctx.exit(130)
 
 

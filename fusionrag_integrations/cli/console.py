@@ -79,7 +79,7 @@ def find(option: str, name: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         found: object = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{option} {name!r} can't be imported ({error}). Give MODULE:NAME of something in an "
             "installed module, or in one on PYTHONPATH."

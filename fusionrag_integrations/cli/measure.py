@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,7 @@ from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fusionrag_integrations.bench.suites import Suite
+    from fusionrag_integrations.corpus import Progress
     from fusionrag_integrations.engine import FusionEngine
 
 QUESTIONS_A_KIND = 100
@@ -51,6 +52,9 @@ limit_option = click.option(
     type=click.IntRange(min=1),
     help="Questions: of each kind for demo and hard, in all for others.  [default: 100; all]",
 )
+kinds_option = click.option(
+    "--kinds", help="Comma-separated kinds of question, of demo and hard.  [default: all]"
+)
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the questions that are drawn."
 )
@@ -61,6 +65,7 @@ seed_option = click.option(
 @dataset_option
 @data_option
 @limit_option
+@kinds_option
 @click.option("--seed", type=int, default=1_000_000, show_default=True, help="Of the questions.")
 @embedding_option
 @click.option(
@@ -76,6 +81,7 @@ def calibrate(
     dataset: str,
     data: Path | None,
     limit: int | None,
+    kinds: str | None,
     seed: int,
     embedding: str | None,
     target: Path,
@@ -85,18 +91,28 @@ def calibrate(
 
     No accepted answers are needed. Don't calibrate on questions that you report on.
     """
+    from fusionrag_integrations.bench.neighbours import make_policy
     from fusionrag_integrations.calibrate import calibrate as measure
-    from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
+    from fusionrag_integrations.calibration import (
+        CALIBRATION_FILE,
+        read_calibration,
+        write_calibration,
+    )
 
     if not target.is_dir():
         raise InvalidInputError(f"There is no directory {target}.")
-    suite = _suite(dataset, data, limit, seed)
-    with _ingested(model, suite, embedding, None) as (engine, progress):
+    suite = _suite(dataset, data, limit, kinds, seed)
+    with (
+        _directory(None) as path,
+        _opened(model, suite, embedding, path) as (engine, progress),
+    ):
+        signature = engine.corpus.catalog.info.signature
+        read_calibration(target / CALIBRATION_FILE, signature)  # a damaged file is refused first
+        engine.ingest(suite.documents, neighbours=make_policy("wrong")(engine), progress=progress)
         prompts = [question.prompt for question in suite.questions(engine)]
         found, measured = measure(
             engine, prompts, lambda done, total: progress("calibrate", done, total)
         )
-        signature = engine.corpus.catalog.info.signature
     measured |= {"dataset": suite.name, "seed": seed}
     write_calibration(target / CALIBRATION_FILE, signature, found, measured)
     if as_json:
@@ -118,6 +134,7 @@ def bench() -> None:
 @dataset_option
 @data_option
 @limit_option
+@kinds_option
 @seed_option
 @embedding_option
 @click.option("--strategies", help="Comma-separated.  [default: the paper's baselines and ours]")
@@ -129,8 +146,8 @@ def bench() -> None:
     "--neighbours",
     default="default",
     show_default=True,
-    help="What KV is fused behind: default, similar, predecessors, missing, wrong; with a number "
-    "of them behind a colon, as in similar:5.",
+    help="What KV is fused behind: default, reversed, similar, predecessors, missing, wrong; with "
+    "a number of them behind a colon, as in similar:5.",
 )
 @click.option(
     "--inspect",
@@ -156,6 +173,7 @@ def quality(
     dataset: str,
     data: Path | None,
     limit: int | None,
+    kinds: str | None,
     seed: int,
     embedding: str | None,
     strategies: str | None,
@@ -176,34 +194,43 @@ def quality(
     """
     from fusionrag_integrations.bench.files import run_result, write_run
     from fusionrag_integrations.bench.neighbours import make_policy
-    from fusionrag_integrations.bench.quality import run_quality
+    from fusionrag_integrations.bench.quality import open_log, run_quality
     from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES, make_strategies
     from fusionrag_integrations.bench.summary import leads, summarise
 
     names = DEFAULT_STRATEGIES if strategies is None else tuple(strategies.split(","))
     chosen = make_strategies(names, _numbers(ratios), _kinds(kv))
-    suite = _suite(dataset, data, limit, seed)
+    suite = _suite(dataset, data, limit, kinds, seed)
     policy = make_policy(neighbours)
     asked: Any = None if judge is None else find("--judge", judge)
+    if asked is not None and not callable(asked):
+        raise InvalidInputError(f"--judge {judge!r} names {asked!r}; name a function.")
     with (
         _directory(directory) as path,
-        _ingested(model, suite, embedding, path, policy) as (engine, progress),
+        _opened(model, suite, embedding, path) as (engine, progress),
     ):
+        info = engine.corpus.catalog.info
         identity = {
             "model": engine.model_name,
-            "signature": engine.corpus.catalog.info.signature,
+            "signature": info.signature,
+            "calibration": engine.calibration and asdict(engine.calibration),
+            "embedding": info.embedding,
             "dataset": suite.name,
+            "content": suite.content,
             "seed": seed,
             "neighbours": neighbours,
+            "inspected": inspect,
             "judge": judge or "",
         }
-        questions = suite.questions(engine)
+        log = path / "log.jsonl"
+        open_log(log, identity, chosen)  # another run's is refused before its store is changed
+        engine.ingest(suite.documents, neighbours=policy(engine), progress=progress)
         measured = run_quality(
             engine,
-            questions,
+            suite.questions(engine),
             chosen,
-            path / "log.jsonl",
-            identity=identity | {"questions": len(questions)},
+            log,
+            identity=identity,
             max_tokens=suite.max_tokens,
             inspected=inspect,
             judge=asked,
@@ -277,32 +304,22 @@ def report(document: Path, results: Path) -> None:
 
 
 @contextmanager
-def _ingested(
-    model: str,
-    suite: Suite,
-    embedding: str | None,
-    directory: Path | None,
-    policy: Any = None,
-) -> Iterator[tuple[FusionEngine, Callable[[str, int, int], None]]]:
-    """An engine over the suite's documents, in a directory or in one that goes away, and bars."""
+def _opened(
+    model: str, suite: Suite, embedding: str | None, directory: Path
+) -> Iterator[tuple[FusionEngine, Progress]]:
+    """An engine over the store in a directory, and progress bars."""
     from transformers.utils.logging import disable_progress_bar
 
     from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
-    from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS
 
     disable_progress_bar()  # it would be drawn over ours
-    with _directory(directory) as path, bars() as progress:
+    with bars() as progress:
         engine = FusionEngine.from_pretrained(
             MODEL_DIR if model == "demo" else model,
-            store=path / "store",
+            store=directory / "store",
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=suite.chunk_tokens,
-        )
-        engine.ingest(
-            suite.documents,
-            neighbours=DEFAULT_NEIGHBOURS if policy is None else policy(engine),
-            progress=progress,
         )
         yield engine, progress
         engine.corpus.close()
@@ -318,18 +335,23 @@ def _directory(path: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _suite(dataset: str, data: Path | None, limit: int | None, seed: int) -> Suite:
+def _suite(
+    dataset: str, data: Path | None, limit: int | None, kinds: str | None, seed: int
+) -> Suite:
     from fusionrag_integrations.bench.datasets import DATASET_NAMES, load_dataset
     from fusionrag_integrations.bench.suites import published_suite
     from fusionrag_integrations.demo.suites import demo_suite, hard_suite
 
     own = {"demo": demo_suite, "hard": hard_suite}
     if dataset in own:
-        return own[dataset](seed, limit or QUESTIONS_A_KIND)
+        chosen = {} if kinds is None else {"kinds": tuple(kinds.split(","))}
+        return own[dataset](seed, limit or QUESTIONS_A_KIND, **chosen)
     if dataset not in DATASET_NAMES:
         raise InvalidInputError(
             f"Unknown dataset {dataset!r}; known are {', '.join((*own, *DATASET_NAMES))}."
         )
+    if kinds is not None:
+        raise InvalidInputError(f"--kinds are of {' and '.join(own)}, not of {dataset}.")
     if data is None:
         raise InvalidInputError(f"Data set {dataset} is read from a file: give it with --data.")
     return published_suite(load_dataset(dataset, data, limit, seed))

@@ -25,13 +25,14 @@ STYLE = Style(held_out_names=True, held_out_wordings=False, fillers=(5, 6))
 def make(
     seed: str, documents: int = DOCUMENTS, questions_a_kind: int = QUESTIONS_A_KIND
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the corpus and of the questions; raises `ValueError` where it has too few."""
+    """Rows of the corpus, of `documents` or as many as it takes, and of the questions."""
     draw = random.Random(seed)
     world, questions = build_world(draw, documents, STYLE)
+    by_kind = {k: [q for q in questions if q.kind == k] for k in get_args(QuestionKind)}
+    if min(map(len, by_kind.values())) < questions_a_kind:
+        return make(seed, documents + documents // 4 + 1, questions_a_kind)
     chosen = [
-        question
-        for kind in get_args(QuestionKind)
-        for question in draw.sample([q for q in questions if q.kind == kind], questions_a_kind)
+        q for all_of_kind in by_kind.values() for q in draw.sample(all_of_kind, questions_a_kind)
     ]
     corpus = [
         {"id": d.id, "title": d.subject.name, "text": "\n\n".join(d.paragraphs)} for d in world

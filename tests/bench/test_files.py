@@ -1,0 +1,128 @@
+"""A finished run on disk: what run.json, the table and the figures hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionrag_integrations.bench.files import run_result, write_run
+from fusionrag_integrations.bench.inspection import Inspection
+from fusionrag_integrations.bench.quality import Measurement
+from fusionrag_integrations.bench.strategies import Strategy, make_strategies
+from fusionrag_integrations.bench.summary import leads, summarise
+
+REQUIRED = {
+    *("strategy", "kv", "ratio", "kind", "n", "em", "f1"),
+    *("normalized_f1", "ci", "ttft_ms"),
+}
+NAMES = ("full_attention", "prefix_cache", "full_reuse", "random", "fusionrag")
+STRATEGIES = make_strategies(NAMES, (0.1, 0.15, 0.2), ("isolated", "fused"))
+IDENTITY = {"model": "tiny", "signature": "ab12", "dataset": "demo", "seed": 3}
+
+
+def log_of(*kinds: str) -> list[Measurement]:
+    def measurement(number: int, kind: str, place: int, strategy: Strategy) -> Measurement:
+        reuses = strategy.stored != "none"
+        counts = tuple(4 if i == place % 10 else 0 for i in range(10))
+        look = Inspection((0.0, 0.5), 0.2, 0.3, counts if strategy.ratio else (0,) * 10)
+        return Measurement(
+            *(number, kind, strategy, "an answer", 0.0, 0.1 * place, 0.2),
+            *(10.0 + place, 12, 0.5),
+            inspection=look if reuses else None,
+        )
+
+    return [
+        measurement(number, kind, place, strategy)
+        for number, kind in enumerate(k for k in kinds for _ in range(2))
+        for place, strategy in enumerate(STRATEGIES)
+    ]
+
+
+LOG = log_of("single", "bridge")
+ROWS = summarise(LOG)
+LEADS = leads(LOG, "fusionrag")
+
+
+class TestResult:
+    result = run_result(IDENTITY, ROWS, LEADS)
+
+    def test_it_survives_json(self) -> None:
+        again = json.loads(json.dumps(self.result, allow_nan=False))
+        assert [list(row) for row in again["rows"]] == [list(row) for row in self.result["rows"]]
+        assert again["rows"][0]["ci"] == list(ROWS[0].ci)
+
+    def test_each_row_has_what_readers_need(self) -> None:
+        assert len(self.result["rows"]) == len(STRATEGIES) * 3  # two kinds, and all
+        for row, summary in zip(self.result["rows"], ROWS, strict=True):
+            assert row.keys() >= REQUIRED
+            assert all(row[name] == getattr(summary, name) for name in REQUIRED)
+
+    def test_it_holds_by_how_much_ours_leads(self) -> None:
+        found = self.result["leads"]
+        assert len(found) == 2 * 3 * 3  # two KV, three ratios, two kinds and all
+        assert {lead["other"] for lead in found} == {"random"}
+        assert {"kind", "kv", "ratio", "mean", "low", "high"} <= found[0].keys()
+
+    def test_it_says_what_was_measured_and_where(self) -> None:
+        assert self.result.items() >= IDENTITY.items()
+        assert self.result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        assert self.result["versions"].keys() == {"torch", "transformers", "python"}
+        assert self.result["hardware"]
+        year, month, day = map(int, self.result["date"].split("-"))
+        assert year >= 2025
+        assert (1 <= month <= 12, 1 <= day <= 31) == (True, True)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("matplotlib")
+    path = tmp_path_factory.mktemp("run")
+    write_run(path, run_result(IDENTITY, ROWS, LEADS), ROWS)
+    return path
+
+
+class TestFiles:
+    def test_all_of_them(self, written: Path) -> None:
+        kinds = ("single", "bridge", "all")
+        stems = {f"{name}-{k}" for name in ("f1-by-ratio", "f1-by-ttft", "places") for k in kinds}
+        figures = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
+        assert {path.name for path in written.iterdir()} == {"run.json", "table.md", *figures}
+
+    def test_run_json_is_the_result(self, written: Path) -> None:
+        result = run_result(IDENTITY, ROWS, LEADS)
+        assert json.loads((written / "run.json").read_text()) == json.loads(json.dumps(result))
+
+    def test_the_table_has_a_line_a_row(self, written: Path) -> None:
+        heading, rule, *lines = (written / "table.md").read_text().splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        assert heading.count("|") == rule.count("|") == lines[0].count("|")
+        assert [tuple(c[:3]) for c in cells] == [(r.kind, r.strategy, r.kv) for r in ROWS]
+        assert [c[4] for c in cells] == [str(r.n) for r in ROWS]
+        assert [float(c[6]) for c in cells] == pytest.approx([r.f1 for r in ROWS], abs=0.0051)
+
+    def test_figures_name_each_strategy_without_its_ratio(self, written: Path) -> None:
+        by_ratio = (written / "f1-by-ratio-all.svg").read_text()
+        for label in {row.label for row in ROWS}:
+            assert by_ratio.count(f">{label}<") == 1
+
+    def test_places_are_drawn_at_the_middle_ratio_where_something_was_chosen(
+        self, written: Path
+    ) -> None:
+        places = (written / "places-single.svg").read_text()
+        assert "at 15%" in places
+        drawn = {row.label for row in ROWS if f">{row.label}<" in places}
+        assert drawn == {
+            f"{n} ({k})" for n in ("random", "fusionrag") for k in ("isolated", "fused")
+        }
+
+
+def test_without_a_look_at_the_kv_no_places_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    strategies = STRATEGIES[:3]
+    rows = summarise([Measurement(0, "q", s, "a", 1.0, 1.0, 1.0, 5.0, 0, 1.0) for s in strategies])
+    write_run(tmp_path, run_result({}, rows, []), rows)
+    assert not list(tmp_path.glob("places*"))
+    assert (tmp_path / "f1-by-ttft-q.png").exists()

@@ -1,0 +1,105 @@
+"""Which ways to answer are compared, and what each asks of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from fusionrag_integrations.bench.strategies import (
+    BASELINES,
+    DEFAULT_STRATEGIES,
+    SELECTING,
+    STRATEGY_NAMES,
+    Strategy,
+    make_strategies,
+)
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.selectors import selector_names
+from fusionrag_integrations.types import AnswerSettings
+
+FULL = ("full_attention", "none", 1.0)
+REUSE = ("full_reuse", "isolated", 0.0)
+BOTH = ("isolated", "fused")
+
+
+def made(
+    names: Sequence[str], ratios: Sequence[float] = (0.1,), kinds: Sequence[str] = BOTH
+) -> list[tuple[str, str, float]]:
+    return [(s.name, s.kv, s.ratio) for s in make_strategies(names, ratios, kinds)]
+
+
+def test_every_combination_comes_once() -> None:
+    found = made(("random", "full_reuse", "prefix_cache", "epic"), (0.0, 0.2, 1.0))
+    assert found[:2] == [FULL, REUSE]
+    assert len(found) == len(set(found)) == 2 + 1 + 1 + 2 * 2 * 3
+    assert set(found) == {
+        FULL,
+        REUSE,
+        ("prefix_cache", "prefix", 1.0),
+        ("full_reuse", "fused", 0.0),
+        *((n, k, r) for n in ("random", "epic") for k in BOTH for r in (0.0, 0.2, 1.0)),
+    }
+
+
+@pytest.mark.parametrize("names", [(), ("random",), ("full_reuse",), ("random", "full_attention")])
+@pytest.mark.parametrize("kinds", [("fused",), BOTH, ("fused", "isolated")])
+def test_the_references_are_always_there_and_first(
+    names: Sequence[str], kinds: Sequence[str]
+) -> None:
+    found = made(names, kinds=kinds)
+    assert found[:2] == [FULL, REUSE]
+    assert (found.count(FULL), found.count(REUSE)) == (1, 1)
+    assert {kv for _, kv, _ in found[2:]} <= set(kinds)
+
+
+def test_repeats_are_left_out() -> None:
+    twice = made(("random", "random"), (0.1, 0.1), ("fused", "fused"))
+    assert twice == [FULL, REUSE, ("random", "fused", 0.1)]
+
+
+def test_baselines_take_no_ratio() -> None:
+    assert made(BASELINES, (0.1, 0.2, 0.3)) == [
+        FULL,
+        REUSE,
+        ("prefix_cache", "prefix", 1.0),
+        ("full_reuse", "fused", 0.0),
+    ]
+
+
+def test_unknown_names_are_all_listed_with_the_known() -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        made(("random", "fusionrog", "epic", "turborag"))
+    said, known = str(refused.value).split("known are")
+    assert "fusionrog, turborag" in said
+    assert "random" not in said
+    assert all(name in known for name in STRATEGY_NAMES)
+
+
+def test_every_selecting_strategy_is_a_selector_and_the_defaults_are_known() -> None:
+    assert set(SELECTING) == set(selector_names()) - {"none", "all"}
+    assert set(DEFAULT_STRATEGIES) <= set(STRATEGY_NAMES)
+    assert set(DEFAULT_STRATEGIES) >= {"prefix_cache", "fusionrag", "fusionrag_paper", "cacheblend"}
+
+
+@pytest.mark.parametrize("kv", BOTH)
+@pytest.mark.parametrize("name", SELECTING)
+def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
+    nothing = AnswerSettings(kv=kv, selector="none", ratio=0.0, max_tokens=7)
+    everything = AnswerSettings(kv=kv, selector="all", ratio=1.0, max_tokens=7)
+    assert (
+        Strategy(name, kv, 0.0).settings(7) == nothing == Strategy("full_reuse", kv, 0).settings(7)
+    )
+    assert Strategy(name, kv, 1.0).settings(7) == everything
+    between = Strategy(name, kv, 0.3).settings(7)
+    assert (between.kv, between.selector, between.ratio, between.max_tokens) == (kv, name, 0.3, 7)
+
+
+def test_the_stored_kv_is_named_where_it_is_used() -> None:
+    stored = {s.name: s.stored for s in make_strategies(STRATEGY_NAMES, (0.1,), ("fused",))}
+    assert stored.pop("full_attention") == stored.pop("prefix_cache") == "none"
+    assert set(stored.values()) == {"fused"}
+    assert Strategy("full_reuse", "isolated", 0.0).stored == "isolated"
+    settings = Strategy("prefix_cache", "prefix", 1.0).settings(3)
+    assert (settings.kv, settings.selector) == ("prefix", "none")
+    assert Strategy("full_attention", "none", 1.0).settings(3).kv == "none"

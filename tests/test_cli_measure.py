@@ -1,0 +1,398 @@
+"""`fusionrag bench quality` and `fusionrag calibrate`, run in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fusionrag_integrations import FusionEngine, calibrate, ingest
+from fusionrag_integrations.bench import files
+from fusionrag_integrations.bench.comparison import Question
+from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES
+from fusionrag_integrations.calibration import CALIBRATION_FILE
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+from fusionrag_integrations.cli import main
+from fusionrag_integrations.demo import MODEL_DIR, suites, tasks
+from fusionrag_integrations.types import Answer, AnswerSettings, Calibration, Prompt
+from tests.conftest import all_records, town
+
+pytest.importorskip("rouge_score")
+
+REQUIRED = {
+    *("strategy", "kv", "ratio", "kind", "n", "em", "f1"),
+    *("normalized_f1", "ci", "ttft_ms"),
+}
+NAMED = (
+    *("full_attention", "prefix_cache", "full_reuse", "random", "cacheblend", "cache_craft"),
+    *("epic", "fusionrag_paper", "fusionrag"),
+)
+BASELINES = NAMED[:3]
+Run = Callable[..., Result]
+
+
+def run_command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def said(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def error_of(result: Result) -> str:
+    """The line that a refused command says; no traceback of ours."""
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    return " ".join(result.stderr.split()).split("rror:", 1)[1]
+
+
+def points(result: Any) -> list[tuple[str, str, float, str]]:
+    return [(r["strategy"], r["kv"], r["ratio"], r["kind"]) for r in result["rows"]]
+
+
+def judged(question: Question, answer: str) -> float:
+    """A judge for --judge: it is sure of itself."""
+    assert question.answers
+    return 0.25 if answer == answer.strip() else 0.0
+
+
+NO_JUDGE = 7
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take a second each run; bench/test_files.py looks at them."""
+    monkeypatch.setattr(files, "draw", lambda directory, rows, kind: None)
+
+
+@pytest.fixture
+def _small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small world, and short prompts."""
+    monkeypatch.setattr(suites, "LEAST_DOCUMENTS", 12)
+    monkeypatch.setattr(tasks, "CHUNKS", 8)
+
+
+def write_rows(path: Path, first: int = 0) -> Path:
+    rows = []
+    for number in (first, first + 1):
+        passages = [
+            {"title": f"Town {n}, part {part}", "text": text}
+            for n in (number, number + 1)
+            for part, text in enumerate(town(n).text.split("\n\n"))
+        ]
+        question = f"Which house stands in town number {number}?"
+        rows.append(
+            {"id": str(number), "question": question, "answers": ["7"], "passages": passages}
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two questions over six chunks each."""
+    return write_rows(tmp_path / "towns.jsonl")
+
+
+@pytest.fixture
+def quality(model_dir: Path, data: Path) -> Run:
+    """`bench quality --json` with the tiny model; later options win."""
+
+    def run(*options: object) -> Result:
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", data)
+        few = ("--strategies", "random", "--ratios", "0.15", "--inspect", 0, "--json")
+        return run_command("bench", "quality", *where, *few, *options)
+
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswerSettings]:
+    """The settings of every answer that an engine was asked for."""
+    seen: list[AnswerSettings] = []
+    answer = FusionEngine.answer
+
+    def watched(engine: FusionEngine, prompt: Prompt, settings: AnswerSettings) -> Answer:
+        seen.append(settings)
+        return answer(engine, prompt, settings)
+
+    monkeypatch.setattr(FusionEngine, "answer", watched)
+    return seen
+
+
+class TestQuality:
+    @pytest.mark.usefixtures("_small_demo")
+    def test_the_demo_as_json(self) -> None:
+        options = ("--dataset", "demo", "--limit", 1, "--strategies", "random,fusionrag")
+        where = ("--ratios", "0,0.15", "--inspect", 1, "--json")
+        result = said(run_command("bench", "quality", *options, *where))
+        kinds = ("single_hop", "back_reference", "bridge", "all")
+        assert Counter(point[3] for point in points(result)) == dict.fromkeys(kinds, 2 + 2 * 2 * 2)
+        for row in result["rows"]:
+            assert row.keys() >= REQUIRED
+            assert row["n"] == (3 if row["kind"] == "all" else 1)
+            assert 0.0 <= row["ci"][0] <= row["f1"] <= row["ci"][1] <= 1.0
+            assert row["ttft_ms"] > 0.0
+            assert len(row["deviation"]) == (0 if row["kv"] == "none" else 8)
+        full = next(r for r in result["rows"] if r["kind"] == "all")
+        assert (full["strategy"], full["kv"], full["ratio"]) == ("full_attention", "none", 1.0)
+        assert full["f1"] >= 2 / 3  # the bundled model knows its demo
+        assert (result["model"], result["dataset"], result["seed"]) == (MODEL_DIR.name, "demo", 0)
+
+    def test_the_named_strategies_are_the_default(self, quality: Run, data: Path) -> None:
+        assert DEFAULT_STRATEGIES == NAMED
+        named = said(quality("--strategies", ",".join(NAMED), "--kv", "fused"))
+        assert points(named) == [
+            ("full_attention", "none", 1.0, "jsonl"),
+            ("full_reuse", "isolated", 0.0, "jsonl"),
+            ("prefix_cache", "none", 1.0, "jsonl"),
+            ("full_reuse", "fused", 0.0, "jsonl"),
+            *((name, "fused", 0.15, "jsonl") for name in NAMED if name not in BASELINES),
+        ]
+        assert {lead["other"] for lead in named["leads"]} == set(NAMED[3:-1])
+
+    @pytest.mark.parametrize("name", ["prophetkv", "infoflow"])
+    def test_each_other_name_is_accepted(self, quality: Run, name: str) -> None:
+        found = {point[0] for point in points(said(quality("--strategies", name, "--limit", 1)))}
+        assert found == {"full_attention", "full_reuse", name}
+
+    def test_without_strategies_every_default_is_asked(self, model_dir: Path, data: Path) -> None:
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--limit", 1)
+        found = said(run_command("bench", "quality", *where, "--kv", "isolated", "--json"))
+        assert {point[0] for point in points(found)} == set(NAMED)
+        assert {r for _, _, r, _ in points(found)} == {0.0, 0.05, 0.1, 0.15, 0.2, 1.0}
+        assert len(points(found)) == 2 + 1 + 6 * 6
+
+    def test_a_table_is_printed_without_json(self, model_dir: Path, data: Path) -> None:
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--limit", 1)
+        result = run_command("bench", "quality", *where, "--strategies", "epic", "--ratios", "0.1")
+        assert result.exit_code == 0
+        lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+        assert len(lines) == 2 + 2 + 2
+        assert [line.split("|")[2].strip() for line in lines[-2:]] == ["epic", "epic"]
+
+    def test_out_twice_goes_on(
+        self, quality: Run, tmp_path: Path, asked: list[AnswerSettings]
+    ) -> None:
+        once = said(quality("--out", tmp_path / "run"))
+        assert len(asked) == 1 + 2 * 4  # two questions; full, reuse, and random over both KV
+        asked.clear()
+        kept = {path.name for path in (tmp_path / "run").iterdir()}
+        assert kept == {"store", "log.jsonl", "run.json", "table.md"}
+        twice = said(quality("--out", tmp_path / "run"))
+        assert len(asked) == 1  # to warm up
+        assert twice["rows"] == once["rows"]
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["rows"] == once["rows"]
+
+    def test_an_interrupt_says_so_and_goes_on(
+        self, quality: Run, tmp_path: Path, asked: list[AnswerSettings], monkeypatch: Any
+    ) -> None:
+        watched = FusionEngine.answer
+
+        def interrupted(*args: Any) -> Answer:
+            if len(asked) == 6:
+                raise KeyboardInterrupt
+            return watched(*args)
+
+        monkeypatch.setattr(FusionEngine, "answer", interrupted)
+        result = quality("--out", tmp_path / "run")
+        assert result.exit_code == 130
+        assert "run the command again" in result.stderr
+        monkeypatch.setattr(FusionEngine, "answer", watched)
+        asked.clear()
+        assert said(quality("--out", tmp_path / "run"))["rows"][0]["n"] == 2
+        assert len(asked) == 1 + 4  # the second question
+
+    def test_a_judge_is_found_and_asked(self, quality: Run) -> None:
+        result = said(quality("--judge", f"{__name__}:judged"))
+        assert {row["judged"] for row in result["rows"]} == {0.25}
+        assert result["judge"] == f"{__name__}:judged"
+
+    def test_neighbours_are_as_the_policy_says(self, quality: Run, tmp_path: Path) -> None:
+        said(quality("--neighbours", "similar:1", "--out", tmp_path / "run"))
+        assert Counter(neighbour_counts(tmp_path / "run")) == {1: 9}
+
+
+def neighbour_counts(run: Path) -> list[int]:
+    with Catalog.open(run / "store" / CATALOG_FILE) as catalog:
+        return [len(catalog.neighbours(r.chunk.id)) for r in all_records(catalog)]
+
+
+BAD = [
+    (("--dataset", "squad"), ("squad", "hotpotqa", "jsonl", "hard")),
+    (("--strategies", "random,turbo"), ("turbo", "fusionrag_paper", "prefix_cache")),
+    (("--strategies", ""), ("Unknown strategies", "full_attention")),
+    (("--ratios", "0.1;0.2"), ("--ratios", "0.1;0.2")),
+    (("--ratios", "0.1,1.1"), ("--ratios", "[0, 1]")),
+    (("--ratios", "-0.1"), ("--ratios", "[0, 1]")),
+    (("--ratios", "nan"), ("--ratios", "[0, 1]")),
+    (("--ratios", ""), ("--ratios",)),
+    (("--kv", "fused,none"), ("--kv none", "isolated, fused")),
+    (("--kv", ""), ("--kv", "isolated, fused")),
+    (("--neighbours", "nearest"), ("nearest", "predecessors", "wrong")),
+    (("--neighbours", "similar:-2"), ("similar:-2",)),
+    (("--kinds", "bridge"), ("--kinds", "jsonl")),
+    (("--judge", "no_such_module:judge"), ("--judge", "no_such_module:judge", "MODULE:NAME")),
+    (("--judge", "math:no_such"), ("--judge", "math:no_such")),
+    (("--judge", "math"), ("--judge", "'math'")),
+    (("--limit", "0"), ("--limit",)),
+    (("--inspect", "-1"), ("--inspect",)),
+    (("--data", "no/such/file.jsonl"), ("--data", "no/such/file.jsonl")),
+]
+
+
+class TestBadOptions:
+    @pytest.mark.parametrize(("options", "words"), BAD, ids=[" ".join(o) for o, _ in BAD])
+    def test_each_is_one_clear_error(
+        self, quality: Run, options: tuple[str, ...], words: tuple[str, ...]
+    ) -> None:
+        error = error_of(quality(*options))
+        assert all(word in error for word in words)
+
+    @pytest.mark.parametrize("command", [("bench", "quality"), ("calibrate", "--out", ".")])
+    def test_a_published_data_set_needs_its_file(self, command: tuple[str, ...]) -> None:
+        result = run_command(*command, "--dataset", "hotpotqa")
+        assert "give it with --data" in error_of(result)
+
+    def test_an_unknown_kind_of_question(self) -> None:
+        error = error_of(run_command("bench", "quality", "--kinds", "riddle"))
+        assert "riddle" in error
+        assert "back_reference" in error
+
+    def test_a_judge_by_a_relative_name(self, quality: Run) -> None:
+        assert "--judge" in error_of(quality("--judge", ".judges:judge"))
+
+    def test_a_judge_that_cannot_be_called(self, quality: Run) -> None:
+        assert "--judge" in error_of(quality("--judge", f"{__name__}:NO_JUDGE"))
+
+
+class TestAnotherRunsDirectory:
+    """A directory belongs to one run; another one is refused and changes nothing in it."""
+
+    @pytest.fixture(scope="class")
+    def made(self, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        path = tmp_path_factory.mktemp("made")
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", write_rows(path / "data"))
+        few = ("--strategies", "random", "--ratios", "0.15", "--inspect", 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "draw", lambda directory, rows, kind: None)
+            result = run_command("bench", "quality", *where, *few, "--out", path / "run")
+        assert result.exit_code == 0
+        return path / "run"
+
+    @pytest.fixture
+    def run(self, made: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(made, tmp_path / "run")
+
+    def test_the_same_run_is_let_in(
+        self, quality: Run, run: Path, asked: list[AnswerSettings]
+    ) -> None:
+        said(quality("--out", run))
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        "options",
+        [("--seed", 1), ("--ratios", "0.2"), ("--neighbours", "wrong"), ("--limit", 1)],
+        ids=str,
+    )
+    def test_it_is_refused_by_its_log(
+        self, quality: Run, run: Path, options: tuple[object, ...]
+    ) -> None:
+        error = error_of(quality("--out", run, *options))
+        assert str(run / "log.jsonl") in error
+        assert "another run" in error
+
+    def test_other_questions_of_the_same_number(
+        self, quality: Run, run: Path, tmp_path: Path
+    ) -> None:
+        others = write_rows(tmp_path / "others.jsonl", first=40)
+        error_of(quality("--out", run, "--data", others))
+
+    def test_its_store_stays_as_it_was(self, quality: Run, run: Path, tmp_path: Path) -> None:
+        before = len(neighbour_counts(run))
+        others = write_rows(tmp_path / "others.jsonl", first=40)
+        assert quality("--out", run, "--data", others, "--seed", 1).exit_code == 1
+        assert len(neighbour_counts(run)) == before
+
+    def test_an_ingest_that_was_interrupted_under_other_neighbours(
+        self, quality: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fuse, fused = ingest.fuse_chunk, []
+
+        def interrupted(*args: Any, **settings: Any) -> Any:
+            if len(fused) == 3:
+                raise KeyboardInterrupt
+            fused.append(settings["key"])
+            return fuse(*args, **settings)
+
+        monkeypatch.setattr(ingest, "fuse_chunk", interrupted)
+        run = tmp_path / "run"
+        assert quality("--out", run).exit_code == 130
+        monkeypatch.undo()
+        result = quality("--out", run, "--neighbours", "similar:1")
+        # Either it is refused, or everything is fused as asked for.
+        assert result.exit_code == 1 or set(neighbour_counts(run)) == {1}
+
+
+class TestCalibrate:
+    @pytest.mark.usefixtures("_small_demo")
+    def test_the_engine_uses_what_was_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(calibrate, "MAX_TOKENS", 2)  # to be fast
+        monkeypatch.setattr(calibrate, "MOST_LAYERS", 1)
+        options = ("--dataset", "demo", "--limit", 1, "--out", tmp_path, "--json")
+        result = said(run_command("calibrate", *options))
+        assert (result["measured"]["questions"], result["measured"]["dataset"]) == (3, "demo")
+        assert result["measured"]["seed"] == 1_000_000
+        assert [t["layers"] for t in result["measured"]["trials"][:8]] == [[i] for i in range(8)]
+        engine = FusionEngine.from_pretrained(MODEL_DIR, store=tmp_path)
+        names = ("layers", "whole_sentences", "sensitivity")
+        layers, *signals = (result[name] for name in names)
+        assert engine.calibration == Calibration(tuple(layers), *signals)
+        content = json.loads((tmp_path / CALIBRATION_FILE).read_text())
+        assert content["calibrations"] == {engine.corpus.catalog.info.signature: result}
+
+    def test_in_words(self, model_dir: Path, data: Path, tmp_path: Path) -> None:
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--out", tmp_path)
+        result = run_command("calibrate", *where)
+        assert result.exit_code == 0
+        assert str(tmp_path / CALIBRATION_FILE) in result.stdout
+        found = FusionEngine.from_pretrained(model_dir, store=tmp_path).calibration
+        assert found is not None
+        assert f"Layers {', '.join(map(str, found.layers))}" in result.stdout
+        assert ("whole sentences" in result.stdout) == found.whole_sentences
+        assert f"power of {found.sensitivity:g}" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--limit", 1), ("2 questions at least; got 1",)),
+            (("--out", "no/such/directory"), ("no/such/directory",)),
+            (("--dataset", "squad"), ("squad", "hotpotqa")),
+        ],
+    )
+    def test_refusals(
+        self,
+        model_dir: Path,
+        data: Path,
+        tmp_path: Path,
+        options: tuple[object, ...],
+        words: tuple[str, ...],
+    ) -> None:
+        where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--out", tmp_path)
+        error = error_of(run_command("calibrate", *where, *options))
+        assert all(word in error for word in words)
+        assert not (tmp_path / CALIBRATION_FILE).exists()
+
+    def test_out_is_required(self) -> None:
+        result = run_command("calibrate")
+        assert result.exit_code == 2
+        assert "--out" in error_of(result)
