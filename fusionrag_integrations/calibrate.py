@@ -39,7 +39,7 @@ RATIO = 0.05
 MAX_TOKENS = 16
 MOST_LAYERS = 4
 ROUNDS = 2
-EXPONENTS = (0.0, 0.5, 1.0)
+EXPONENTS = (0.0, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.chunk_kv import prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
 from fusionrag_integrations.corpus import Corpus, Index
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import KVMissingError, StoreError
@@ -95,8 +95,11 @@ def origins() -> dict[str, tuple[int, str]]:
 def computed(number: int, neighbours: tuple[int, ...] = ()) -> ChunkKV:
     """KV of a text behind others, made here rather than read."""
     start = prefill_prefix(model(), tokens(prefix()))
+    if not neighbours:
+        return prefill_chunk(model(), start, tokens(TEXTS[number]), key="")
     before = [computed(neighbour) for neighbour in neighbours]
-    return prefill_chunk(model(), start, tokens(TEXTS[number]), key="", neighbours=before)
+    fused, _ = fuse_chunk(model(), start, computed(number), before, key="")
+    return fused
 
 
 class MemoryIndex:

@@ -62,7 +62,10 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("command", ["index", "delete", "ask", "demo", "inspect", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    ["index", "delete", "ask", "demo", "inspect", "verify", "calibrate", "bench quality"],
+)
 def test_readme_mentions_every_command(command: str) -> None:
     assert f"fusionrag {command}" in (ROOT / "README.md").read_text()
 

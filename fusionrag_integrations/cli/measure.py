@@ -139,7 +139,7 @@ def bench() -> None:
 @embedding_option
 @click.option("--strategies", help="Comma-separated.  [default: the paper's baselines and ours]")
 @click.option(
-    "--ratios", default="0,0.05,0.1,0.15,0.2,1", show_default=True, help="Shares to recompute."
+    "--ratios", default="0,0.05,0.1,0.15,1", show_default=True, help="Shares to recompute."
 )
 @click.option("--kv", default="isolated,fused", show_default=True, help="Which stored KV.")
 @click.option(
@@ -152,7 +152,7 @@ def bench() -> None:
 @click.option(
     "--inspect",
     type=click.IntRange(min=0),
-    default=5,
+    default=1,
     show_default=True,
     help="Questions a kind whose KV is compared with full attention's.",
 )

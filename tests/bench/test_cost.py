@@ -1,0 +1,39 @@
+"""Work counted in another depth, against the same counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from fusionrag_integrations.bench.cost import count_work
+from fusionrag_integrations.bench.strategies import make_strategies
+from fusionrag_integrations.bench.suites import Suite
+from fusionrag_integrations.demo import MODEL_DIR
+from fusionrag_integrations.demo.suites import demo_suite
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.types import Calibration
+
+LAYERS, RATIO = 6, 0.2
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return demo_suite(0, 1, ("bridge",))
+
+
+def test_work_is_what_the_method_says(suite: Suite) -> None:
+    model = CausalModel.load(MODEL_DIR)
+    names = ("epic", "cacheblend", "prophetkv", "fusionrag")
+    strategies = make_strategies(names, [RATIO], ["isolated"])
+    # Layer 3 of the demo model's 8 is layer 2 of 6, so the probe runs 3 layers.
+    calibration = Calibration(layers=(3,))
+    rows = count_work(
+        LAYERS, suite, strategies, model, calibration, lambda stage, done, total: None
+    )
+    work = {row.strategy: row.work for row in rows}
+    assert work["full_attention"] == 1.0
+    fresh = work["full_reuse"]  # every fresh token through every layer
+    chosen = work["epic"] - fresh
+    assert chosen == pytest.approx(RATIO * (1 - fresh), abs=0.001)
+    assert work["prophetkv"] == pytest.approx(2 * fresh + chosen)
+    assert work["fusionrag"] == pytest.approx(1.5 * fresh + chosen)
+    assert work["cacheblend"] == pytest.approx(2 / 6 + 4 / 6 * (fresh + chosen))

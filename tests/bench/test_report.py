@@ -1,0 +1,149 @@
+"""Tables of a document, made from results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusionrag_integrations.bench.report import fill
+from fusionrag_integrations.errors import InvalidInputError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def row(strategy: str, kv: str, ratio: float, f1: float, **more: Any) -> dict[str, Any]:
+    base = {"kind": "bridge", "ci": [f1 - 0.1, f1 + 0.1], "normalized_f1": None}
+    more = {"deviation": [], "overlap_deviation": None} | more
+    return base | {"strategy": strategy, "kv": kv, "ratio": ratio, "f1": f1} | more
+
+
+RUN = {
+    "neighbours": "similar",
+    "rows": [
+        row("full_attention", "none", 1.0, 0.9),
+        row("full_reuse", "isolated", 0.0, 0.3, deviation=[0.0, 0.5]),
+        row("fusionrag", "fused", 0.0, 0.5),
+        row(
+            *("fusionrag", "fused", 0.15, 0.8),
+            normalized_f1=0.8333,
+            normalized_ci=[0.7, 0.9],
+            deviation=[0.0, 0.25],
+            overlap_deviation=0.5,
+            overlap_attention=0.25,
+        ),
+    ],
+    "leads": [
+        dict(zip(("kind", "kv", "ratio", "other", "mean", "low", "high"), values, strict=True))
+        for values in (
+            ("bridge", "fused", 0.15, "epic", 0.2, 0.1, 0.3),
+            ("bridge", "fused", 0.15, "random", 0.01, -0.1, 0.1),
+        )
+    ],
+}
+COST = {
+    "rows": [
+        {"strategy": "epic", "ratio": 0.0, "work": 0.03},
+        {"strategy": "epic", "ratio": 0.15, "work": 0.18},
+    ]
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "cost.json").write_text(json.dumps(COST))
+    return tmp_path
+
+
+def table(mark: str, results: Path) -> list[str]:
+    text = fill(f"Before.\n<!-- result: {mark} -->\nold\n<!-- /result -->\nAfter.", results)
+    before, *lines, after = [line for line in text.splitlines() if line]
+    assert (before, after) == ("Before.", "After.")
+    assert lines[0] == f"<!-- result: {mark} -->"
+    assert lines[-1] == "<!-- /result -->"
+    assert fill(text, results) == text
+    return lines[1:-1]
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        (
+            "f1 run kind=bridge",
+            [
+                "| strategy | KV | 0% | 15% | 100% |",
+                "| --- | --- | --- | --- | --- |",
+                "| full_attention | none |  |  | 0.90 (0.80-1.00) |",
+                "| full_reuse | isolated | 0.30 (0.20-0.40) |  |  |",
+                "| fusionrag | fused | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |  |",
+            ],
+        ),
+        (
+            "leads run ratio=0.15",
+            [
+                "| questions | KV | epic | random |",
+                "| --- | --- | --- | --- |",
+                "| bridge | fused | **+0.20 (+0.10 to +0.30)** | +0.01 (-0.10 to +0.10) |",
+            ],
+        ),
+        (
+            "deviation run kind=bridge ratio=0.15",
+            [
+                "| strategy | KV | layer 0 | layer 1 |",
+                "| --- | --- | --- | --- |",
+                "| full_reuse | isolated | 0.000 | 0.500 |",
+                "| fusionrag | fused | 0.000 | 0.250 |",
+            ],
+        ),
+        (
+            "overlap run kind=bridge ratio=0.15",
+            [
+                "| strategy | KV | with the largest KV deviation | with full attention's |",
+                "| --- | --- | --- | --- |",
+                "| fusionrag | fused | 0.50 | 0.25 |",
+            ],
+        ),
+        (
+            "policies run kind=bridge",
+            [
+                "| fused behind | 0% | 15% |",
+                "| --- | --- | --- |",
+                "| similar | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |",
+            ],
+        ),
+        (
+            "cost cost",
+            ["| strategy | 0% | 15% |", "| --- | --- | --- |", "| epic | 3.0% | 18.0% |"],
+        ),
+    ],
+)
+def test_tables(mark: str, expected: list[str], results: Path) -> None:
+    assert table(mark, results) == expected
+
+
+def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
+    lines = table("normalised run kind=bridge", results)
+    assert lines[-1] == "| fusionrag | fused |  | 0.83 (0.70-0.90) |  |"
+    assert lines[-2] == "| full_reuse | isolated |  |  |  |"
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("pie run", "Unknown table 'pie'; known are f1, normalised"),
+        ("f1 walk kind=bridge", "no result .*walk.json"),
+        ("f1 run", "lacks 'kind'"),
+    ],
+)
+def test_marks_that_cannot_be_filled(mark: str, said: str, results: Path) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        table(mark, results)
+
+
+def test_the_report_holds_the_results_on_file() -> None:
+    text = (ROOT / "docs" / "quality.md").read_text()
+    assert "<!-- result:" in text
+    assert fill(text, ROOT / "docs" / "results" / "quality") == text
