@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from fusionrag_integrations.attention import weights
-from fusionrag_integrations.model import CausalModel, KVBuffer, layer_view
+from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind
+from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind, LayerView
 
 
 def prefill_prefix(model: CausalModel, token_ids: Sequence[int]) -> ChunkKV:
@@ -67,8 +67,9 @@ def fuse_chunk(
     names = tuple(kv.key for kv in neighbours)
     fused = _slice(model, buffer, start, key, "fused", token_ids, names)
     given = capture.mean()
+    moved = deviation((fused.keys, fused.values), (isolated.keys, isolated.values))
     return fused, ContextTrace(
-        sensitivity=tuple(_moved(fused, isolated).tolist()),
+        sensitivity=tuple(moved.mean(0).tolist()),
         outside=tuple(given[:, 1:-1].sum(1).tolist()),
         inside=tuple(given[:, -1].tolist()),
         neighbours=names,
@@ -81,21 +82,13 @@ class _SegmentCapture:
     """Adds up, over layers, the attention that rows give to each segment of what they see."""
 
     def __init__(self, positions: torch.Tensor, sizes: Sequence[int]) -> None:
-        self._positions = positions
+        self.positions = positions
         self._sizes = list(sizes)
         self._sums: list[torch.Tensor] = []
 
-    def record(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        visible: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
+    def record(self, layer: int, view: LayerView) -> None:
         """Count one layer, mean over heads."""
-        given = weights(layer_view(queries, keys, visible, self._positions, scaling)).mean(0)
-        segments = torch.split(given, self._sizes, dim=1)
+        segments = torch.split(weights(view).mean(0), self._sizes, dim=1)
         self._sums.append(torch.stack([segment.sum(1) for segment in segments], dim=1))
 
     def mean(self) -> torch.Tensor:
@@ -103,18 +96,20 @@ class _SegmentCapture:
         return torch.stack(self._sums).mean(0)
 
 
-def _moved(fused: ChunkKV, isolated: ChunkKV) -> torch.Tensor:
-    """Squared distance of each token's fused from its isolated KV, float32 [T].
+def deviation(
+    kv: tuple[torch.Tensor, torch.Tensor], reference: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Squared distance of each token's keys and values from others, float32 [L, T].
 
-    Relative to the mean squared size of the chunk's keys and values in each layer, which differ
-    by orders of magnitude; mean over layers, keys and values.
+    Both: keys and values [L, Hkv, T, D]. Relative to the reference's mean squared size in each
+    layer, which differs by orders of magnitude; mean over keys and values.
     """
     moved = []
-    for mine, alone in ((fused.keys, isolated.keys), (fused.values, isolated.values)):
-        old = alone.to(mine.device).float()
+    for mine, other in zip(kv, reference, strict=True):
+        old = other.to(mine.device).float()
         size = old.square().sum((1, 3)).mean(1, keepdim=True)  # [L, 1]
         moved.append((mine.float() - old).square().sum((1, 3)) / size)
-    return torch.stack(moved).mean((0, 1))
+    return torch.stack(moved).mean(0)
 
 
 def place_consecutively(model: CausalModel, buffer: KVBuffer, kvs: Sequence[ChunkKV]) -> None:

@@ -28,7 +28,7 @@ from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Upd
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, NeighbourPolicy
+from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
 from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store import KVStore
 from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, Document
@@ -214,10 +214,12 @@ class Ingest:
         window = self._model.context_window
         room = window - len(self._prefix.token_ids) - len(record.encoded.token_ids)
         return self._policy.choose(
-            record,
-            self._catalog.predecessors(record.chunk.id, self._policy.predecessors),
-            similar,
-            max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
+            Candidates(
+                record,
+                self._catalog.predecessors(record.chunk.id, self._policy.predecessors),
+                similar,
+                max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
+            )
         )
 
     def _load_isolated(self, chunk_id: str) -> ChunkKV:

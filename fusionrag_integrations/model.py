@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,61 +113,52 @@ def _context_window(config: Any) -> int:
 
 
 class Capture(Protocol):
-    """What a pass shows its attention to, layer by layer, while the model runs."""
+    """What a pass shows its attention to, layer by layer, while the model runs.
 
-    def record(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        visible: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
-        """queries: rotated, [Hq, R, D]. keys: rotated, [Hkv, N, D], by position. visible: bool
-        [R, N], which keys a row may attend to; None where that is all up to its own position.
-        """
+    positions: of the pass's rows, [R].
+    """
+
+    @property
+    def positions(self) -> torch.Tensor: ...
+
+    def record(self, layer: int, view: LayerView) -> None:
+        """view: all rows of the pass. Its keys are the buffer's own, up to the last position."""
         ...
 
 
 @dataclass(slots=True)
 class ViewCapture:
-    """Keeps what chosen rows ask in chosen layers.
+    """Keeps what the rows from `first` on ask in chosen layers."""
 
-    rows: of the pass; positions: where they stand in the prompt, [R].
-    """
-
-    rows: slice
     positions: torch.Tensor
+    first: int
     layers: frozenset[int]
     views: dict[int, LayerView] = field(default_factory=dict)
 
-    def record(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        visible: torch.Tensor | None,
-        scaling: float,
-    ) -> None:
-        """Keep the chosen rows of one layer. Its keys stay a view of the buffer's."""
+    def record(self, layer: int, view: LayerView) -> None:
+        """Keep the chosen rows, if it is a chosen layer."""
         if layer in self.layers:
-            mine = None if visible is None else visible[self.rows]
-            self.views[layer] = layer_view(
-                queries[:, self.rows], keys, mine, self.positions, scaling
+            self.views[layer] = replace(
+                view,
+                queries=view.queries[:, self.first :],
+                visible=view.visible[self.first :],
+                positions=view.positions[self.first :],
             )
 
 
-def layer_view(
+def _show(
+    capture: Capture,
+    layer: int,
     queries: torch.Tensor,
     keys: torch.Tensor,
-    visible: torch.Tensor | None,
-    positions: torch.Tensor,
+    mask: torch.Tensor | None,
     scaling: float,
-) -> LayerView:
-    """A view of rows at `positions` [R]; see `Capture.record` for the others."""
-    if visible is None:
-        visible = torch.arange(keys.shape[1], device=keys.device) <= positions[:, None]
-    return LayerView(queries, keys, visible, positions, scaling)
+) -> None:
+    """mask: bool [R, N]; None where each row sees all up to its own position."""
+    positions = capture.positions
+    if mask is None:
+        mask = torch.arange(keys.shape[1], device=keys.device) <= positions[:, None]
+    capture.record(layer, LayerView(queries, keys, mask, positions, scaling))
 
 
 def _attention(
@@ -183,8 +174,8 @@ def _attention(
     """Transformers' own SDPA attention, which also shows itself to a capture."""
     if capture is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        visible = None if attention_mask is None else attention_mask[0, 0]
-        capture.record(layer, query[0], key[0], visible, scaling)
+        mask = None if attention_mask is None else attention_mask[0, 0]
+        _show(capture, layer, query[0], key[0], mask, scaling)
     output: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )

@@ -13,6 +13,19 @@ MAX_NEIGHBOUR_TOKENS = 4_096
 SPARE = 2  # candidates beyond those that are wanted: predecessors and equal texts are among them
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a chunk's neighbours are chosen from.
+
+    predecessors: in document order. similar: nearest first. max_tokens: of all neighbours together.
+    """
+
+    record: ChunkRecord
+    predecessors: Sequence[ChunkRecord]
+    similar: Sequence[ChunkRecord]
+    max_tokens: int
+
+
 class NeighbourPolicy(Protocol):
     """Chooses a chunk's neighbours from candidates, of which it says how many it wants."""
 
@@ -26,17 +39,8 @@ class NeighbourPolicy(Protocol):
         """How many of the chunks right before it in its document to look up."""
         ...
 
-    def choose(
-        self,
-        record: ChunkRecord,
-        predecessors: Sequence[ChunkRecord],
-        similar: Sequence[ChunkRecord],
-        max_tokens: int,
-    ) -> list[ChunkRecord]:
-        """The neighbours, at most `max_tokens` of them, in the order in which they stand before it.
-
-        predecessors: in document order. similar: nearest first.
-        """
+    def choose(self, candidates: Candidates) -> list[ChunkRecord]:
+        """The neighbours, in the order in which they stand before the chunk."""
         ...
 
 
@@ -62,18 +66,12 @@ class Neighbours:
     def similar(self) -> int:
         return self.count + SPARE if self.count > self.predecessors else 0
 
-    def choose(
-        self,
-        record: ChunkRecord,
-        predecessors: Sequence[ChunkRecord],
-        similar: Sequence[ChunkRecord],
-        max_tokens: int,
-    ) -> list[ChunkRecord]:
+    def choose(self, candidates: Candidates) -> list[ChunkRecord]:
         """Equal texts count once. Beyond `max_tokens`, the least similar are left out first."""
-        taken = {record.chunk.text}
-        room = max_tokens
+        taken = {candidates.record.chunk.text}
+        room = candidates.max_tokens
         kept: list[ChunkRecord] = []  # most wanted first
-        for candidate in [*reversed(predecessors), *similar]:
+        for candidate in [*reversed(candidates.predecessors), *candidates.similar]:
             tokens = len(candidate.encoded.token_ids)
             if candidate.chunk.text in taken or tokens > room or len(kept) == self.count:
                 continue

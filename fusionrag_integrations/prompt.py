@@ -176,19 +176,20 @@ def _runs(encoded: EncodedPrompt, match: TextMatch) -> list[Span]:
             continue
         length = min(count - source, last - position)
         here, there = slice(source, source + length), slice(position, position + length)
-        length = _common(ids[here], encoded.token_ids[there])
-        length = min(length, _common(bounds[here], encoded.offsets[there]))
+        length = equal_at_start(ids[here], encoded.token_ids[there])
+        length = min(length, equal_at_start(bounds[here], encoded.offsets[there]))
         runs.append(Span(match.record, match.variant, source, position, length))
         source += length
         position += length
     return runs
 
 
-def _common(one: tuple[object, ...], other: tuple[object, ...]) -> int:
-    """How many of the first elements are equal. Both are equally long."""
+def equal_at_start(one: tuple[object, ...], other: tuple[object, ...]) -> int:
+    """How many of the first elements are equal."""
     if one == other:
         return len(one)
-    return next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _ends_in_quote(encoded: EncodedPrompt, matches: Sequence[TextMatch]) -> bool:

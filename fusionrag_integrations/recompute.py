@@ -71,9 +71,8 @@ class PlacedPrompt:
         """
         fresh = self._prompt.fresh_positions
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
-        rows = slice(bisect_left(fresh, begin), len(fresh))
-        positions = torch.tensor(fresh[rows], device=self._model.device)
-        capture = ViewCapture(rows, positions, frozenset(layers))
+        positions = torch.tensor(fresh, device=self._model.device)
+        capture = ViewCapture(positions, bisect_left(fresh, begin), frozenset(layers))
         depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in fresh]
         with self._probing(len(fresh) * depth):

@@ -7,7 +7,7 @@ prompt --encode, match, assemble--> AssembledPrompt --load, place--> buffer
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -20,7 +20,7 @@ from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
-from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode
+from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode, equal_at_start
 from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import KVStore, SharedReads
@@ -149,7 +149,7 @@ class Server:
         self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch
     ) -> _Warm:
         ids = encoded.token_ids
-        shared = _equal_at_start(self._prefix_ids, ids[:-1])
+        shared = equal_at_start(self._prefix_ids, ids[:-1])
         watch.lap("match")
         prefix = self._prefix
         watch.lap("load")
@@ -259,9 +259,3 @@ class Server:
 def _occurrence(span: Span) -> tuple[str, int]:
     """Tells the places of a prompt where a chunk stands apart; a chunk may be in several spans."""
     return span.record.chunk.id, span.start - span.source_start
-
-
-def _equal_at_start(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of the first token ids are equal."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

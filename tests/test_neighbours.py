@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, Neighbours
+from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, Candidates, Neighbours
 from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
 
 
@@ -25,7 +25,9 @@ def chosen(
     max_tokens: int = 4_096,
     policy: Neighbours = DEFAULT_NEIGHBOURS,
 ) -> str:
-    found = policy.choose(record("x"), records(predecessors), records(similar), max_tokens)
+    found = policy.choose(
+        Candidates(record("x"), records(predecessors), records(similar), max_tokens)
+    )
     return "".join(neighbour.chunk.text for neighbour in found)
 
 
@@ -50,7 +52,7 @@ def test_the_least_similar_go_where_tokens_run_out() -> None:
 
 def test_a_long_neighbour_leaves_its_room_to_a_shorter_one() -> None:
     similar = [record("long", 30), record("short", 5)]
-    found = Neighbours().choose(record("x"), records("p"), similar, max_tokens=20)
+    found = Neighbours().choose(Candidates(record("x"), records("p"), similar, max_tokens=20))
     assert [n.chunk.text for n in found] == ["short", "p"]
 
 

@@ -6,13 +6,16 @@ one that goes first changes from question to question.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 from fusionrag_integrations.bench.metrics import exact_match, f1
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.types import Answer, AnswerSettings, Prompt
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,7 @@ def compare(
     outcomes: list[Outcome] = []
     for number, question in enumerate(questions):
         progress(number, len(questions))
-        turn = number % len(names)
-        answers = {
-            name: engine.answer(question.prompt, strategies[name])
-            for name in names[turn:] + names[:turn]
-        }
+        answers = take_turns(engine, question, strategies, number)
         baseline = answers[reference].ttft.total
         outcomes += [
             Outcome(name, question, answers[name], baseline / answers[name].ttft.total)
@@ -86,6 +85,17 @@ def compare(
         ]
     progress(len(questions), len(questions))
     return outcomes
+
+
+def take_turns(
+    engine: FusionEngine, question: Question, runs: Mapping[K, AnswerSettings], number: int
+) -> dict[K, Answer]:
+    """The question's answers under all settings. Which goes first depends on its number."""
+    names = list(runs)
+    turn = number % len(names)
+    return {
+        name: engine.answer(question.prompt, runs[name]) for name in names[turn:] + names[:turn]
+    }
 
 
 def summarise(outcomes: Iterable[Outcome]) -> list[Row]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fusionrag_integrations.attention import weights
+from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.recompute import PlacedPrompt, place
@@ -68,16 +69,11 @@ class Truth:
         )
 
     def _deviation(self, buffer: KVBuffer) -> torch.Tensor:
-        """Squared relative distance from the true KV, [L, C]."""
-        found = []
-        for mine, true in (
-            (buffer.keys, self._true.keys),
-            (buffer.values, self._true.values),
-        ):
-            right = true[:, :, self._positions].float()
-            moved = (mine[:, :, self._positions].float() - right).square().sum((1, 3))
-            found.append(moved / right.square().sum((1, 3)).mean(1, keepdim=True))
-        return torch.stack(found).mean(0)
+        """Of the chunk tokens, from the true KV, [L, C]."""
+        return deviation(*(self._of_chunks(kv) for kv in (buffer, self._true)))
+
+    def _of_chunks(self, buffer: KVBuffer) -> tuple[torch.Tensor, torch.Tensor]:
+        return buffer.keys[:, :, self._positions], buffer.values[:, :, self._positions]
 
     def _true_attention(self) -> torch.Tensor:
         """The suffix's attention to each chunk token, mean over layers, [C]."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.neighbours import NeighbourPolicy, Neighbours
+from fusionrag_integrations.neighbours import Candidates, NeighbourPolicy, Neighbours
 from fusionrag_integrations.types import ChunkRecord
 
 MakePolicy = Callable[[FusionEngine], NeighbourPolicy]
@@ -57,14 +57,8 @@ class _Reversed:
     def _usual(self) -> Neighbours:
         return _usual(self.count)
 
-    def choose(
-        self,
-        record: ChunkRecord,
-        predecessors: Sequence[ChunkRecord],
-        similar: Sequence[ChunkRecord],
-        max_tokens: int,
-    ) -> list[ChunkRecord]:
-        return self._usual.choose(record, predecessors, similar, max_tokens)[::-1]
+    def choose(self, candidates: Candidates) -> list[ChunkRecord]:
+        return self._usual.choose(candidates)[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +70,11 @@ class _Missing:
     def similar(self) -> int:
         return 2 * self.count  # those of the same document are passed over
 
-    def choose(
-        self,
-        record: ChunkRecord,
-        predecessors: Sequence[ChunkRecord],
-        similar: Sequence[ChunkRecord],
-        max_tokens: int,
-    ) -> list[ChunkRecord]:
-        others = [s for s in similar if s.chunk.document_id != record.chunk.document_id]
-        return Neighbours(self.count, 0).choose(record, (), others, max_tokens)
+    def choose(self, candidates: Candidates) -> list[ChunkRecord]:
+        others = _of_other_documents(candidates.record, candidates.similar)
+        return Neighbours(self.count, 0).choose(
+            replace(candidates, predecessors=(), similar=others)
+        )
 
 
 class _Wrong:
@@ -99,17 +89,19 @@ class _Wrong:
     def _all(self) -> list[ChunkRecord]:
         return list(self._catalog.records(self._catalog.chunk_ids()).values())
 
-    def choose(
-        self,
-        record: ChunkRecord,
-        predecessors: Sequence[ChunkRecord],
-        similar: Sequence[ChunkRecord],
-        max_tokens: int,
-    ) -> list[ChunkRecord]:
-        draw = random.Random(record.chunk.id)
-        others = [r for r in self._all if r.chunk.document_id != record.chunk.document_id]
+    def choose(self, candidates: Candidates) -> list[ChunkRecord]:
+        draw = random.Random(candidates.record.chunk.id)
+        others = _of_other_documents(candidates.record, self._all)
         drawn = draw.sample(others, min(self._count, len(others)))
-        return Neighbours(self._count, 0).choose(record, (), drawn, max_tokens)
+        return Neighbours(self._count, 0).choose(
+            replace(candidates, predecessors=(), similar=drawn)
+        )
+
+
+def _of_other_documents(
+    record: ChunkRecord, candidates: Sequence[ChunkRecord]
+) -> list[ChunkRecord]:
+    return [c for c in candidates if c.chunk.document_id != record.chunk.document_id]
 
 
 def _usual(count: int) -> Neighbours:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionrag_integrations.bench.comparison import Question
+from fusionrag_integrations.bench.comparison import Question, take_turns
 from fusionrag_integrations.bench.inspection import Inspection, Truth
 from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
 from fusionrag_integrations.bench.strategies import Strategy
@@ -71,8 +71,7 @@ def run_quality(
         progress(number, len(questions))
         if number in done:
             continue
-        turn = number % len(runs)
-        answers = {run: engine.answer(question.prompt, run) for run in runs[turn:] + runs[:turn]}
+        answers = take_turns(engine, question, {run: run for run in runs}, number)
         looks = _inspect(engine, question, runs) if number in chosen else {}
         measured = [
             _measure(engine, number, question, strategy, answers[run], looks.get(run), judge)

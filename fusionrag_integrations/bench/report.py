@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionrag_integrations.bench.tables import markdown
 from fusionrag_integrations.errors import InvalidInputError
 
 _BLOCK = re.compile(r"(<!-- result: (.+?) -->\n)(.*?)(<!-- /result -->)", re.DOTALL)
@@ -60,9 +61,15 @@ def _load(path: Path) -> Result:
 
 
 def _f1(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    return _by_ratio(
-        loaded, options, lambda r: f"{r['f1']:.2f} ({r['ci'][0]:.2f}-{r['ci'][1]:.2f})"
-    )
+    return _by_ratio(loaded, options, _f1_cell)
+
+
+def _f1_cell(row: Mapping[str, Any]) -> str:
+    return _with_interval(row["f1"], row["ci"])
+
+
+def _with_interval(value: float, bounds: Sequence[float]) -> str:
+    return f"{value:.2f} ({bounds[0]:.2f}-{bounds[1]:.2f})"
 
 
 def _normalised(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
@@ -71,8 +78,7 @@ def _normalised(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str
             return ""
         if row["normalized_ci"] is None:
             return f"{row['normalized_f1']:.2f}"
-        low, high = row["normalized_ci"]
-        return f"{row['normalized_f1']:.2f} ({low:.2f}-{high:.2f})"
+        return _with_interval(row["normalized_f1"], row["normalized_ci"])
 
     return _by_ratio(loaded, options, cell)
 
@@ -91,7 +97,7 @@ def _by_ratio(
         [name, kv, *(found.get((name, kv, ratio), "") for ratio in ratios)]
         for name, kv in strategies
     ]
-    return _markdown(["strategy", "KV", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+    return markdown(["strategy", "KV", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
 def _leads(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
@@ -103,7 +109,7 @@ def _leads(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
         [kind, kv, *(found[kind, kv, other] for other in others)]
         for kind, kv in dict.fromkeys((gap["kind"], gap["kv"]) for gap in gaps)
     ]
-    return _markdown(["questions", "KV", *others], lines)
+    return markdown(["questions", "KV", *others], lines)
 
 
 def _gap(gap: Mapping[str, Any]) -> str:
@@ -119,7 +125,7 @@ def _deviation(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
         [row["strategy"], row["kv"], *(f"{value:.3f}" for value in row["deviation"])]
         for row in rows
     ]
-    return _markdown(["strategy", "KV", *(f"layer {layer}" for layer in layers)], lines)
+    return markdown(["strategy", "KV", *(f"layer {layer}" for layer in layers)], lines)
 
 
 def _overlap(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
@@ -130,7 +136,7 @@ def _overlap(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
         if row["overlap_deviation"] is not None
     ]
     headings = ["strategy", "KV", "with the largest KV deviation", "with full attention's"]
-    return _markdown(headings, lines)
+    return markdown(headings, lines)
 
 
 def _policies(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
@@ -143,9 +149,8 @@ def _policies(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
             if (row["kind"], row["strategy"], row["kv"]) == (options["kind"], "fusionrag", "fused")
         ]
         ratios = [row["ratio"] for row in rows]
-        cells = [f"{row['f1']:.2f} ({row['ci'][0]:.2f}-{row['ci'][1]:.2f})" for row in rows]
-        lines.append([result["neighbours"], *cells])
-    return _markdown(["fused behind", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+        lines.append([result["neighbours"], *map(_f1_cell, rows)])
+    return markdown(["fused behind", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
 def _cost(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
@@ -157,7 +162,7 @@ def _cost(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
         [name, *(found.get((name, ratio), "") for ratio in ratios)]
         for name in dict.fromkeys(row["strategy"] for row in rows)
     ]
-    return _markdown(["strategy", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+    return markdown(["strategy", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
 def _at(loaded: Mapping[str, Result], options: Mapping[str, str]) -> list[Mapping[str, Any]]:
@@ -170,11 +175,6 @@ def _at(loaded: Mapping[str, Result], options: Mapping[str, str]) -> list[Mappin
         if row["kind"] == options["kind"]
         and (row["ratio"] == ratio or row["strategy"] == "full_reuse")
     ]
-
-
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 _VIEWS: dict[str, Callable[[Mapping[str, Result], Mapping[str, str]], str]] = {

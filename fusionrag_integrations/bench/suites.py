@@ -14,6 +14,8 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import Document
 
+MAX_TOKENS = 32  # published answers are a few words
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +42,7 @@ def published_suite(dataset: QADataset) -> Suite:
         content=content_hash(dataset),
         documents=dataset.documents,
         chunk_tokens=DEFAULT_CHUNK_TOKENS,
-        max_tokens=32,
+        max_tokens=MAX_TOKENS,
         questions=lambda engine: _published_questions(engine, dataset),
     )
 
@@ -88,7 +90,7 @@ def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Quest
             item.question,
             item.answers,
             [i for document in item.context for i in catalog.chunk_ids([document])],
-            max_tokens=32,
+            MAX_TOKENS,
         )
         for item in dataset.items
     ]

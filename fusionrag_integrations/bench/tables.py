@@ -72,8 +72,13 @@ QUALITY_HEADINGS = (
 
 def quality_markdown(rows: Sequence[QualityRow]) -> str:
     """One line a strategy, KV, ratio and kind of question."""
-    lines = [QUALITY_HEADINGS, ["---"] * len(QUALITY_HEADINGS), *map(quality_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(QUALITY_HEADINGS, [quality_cells(row) for row in rows])
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def quality_cells(row: QualityRow) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -55,19 +56,34 @@ limit_option = click.option(
 kinds_option = click.option(
     "--kinds", help="Comma-separated kinds of question, of demo and hard.  [default: all]"
 )
-seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the questions that are drawn."
-)
+
+
+def asks(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of a command that asks a model questions; it is given what makes the suite.
+
+    seed: the default one.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            dataset: str, data: Path | None, limit: int | None, kinds: str | None, **rest: Any
+        ) -> None:
+            command(lambda: _suite(dataset, data, limit, kinds, rest["seed"]), **rest)
+
+        seed_option = click.option(
+            "--seed", type=int, default=seed, show_default=True, help="Of the questions drawn."
+        )
+        own = (model_option, dataset_option, data_option, limit_option, kinds_option, seed_option)
+        for option in reversed((*own, embedding_option)):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 @click.command()
-@model_option
-@dataset_option
-@data_option
-@limit_option
-@kinds_option
-@click.option("--seed", type=int, default=1_000_000, show_default=True, help="Of the questions.")
-@embedding_option
+@asks(seed=1_000_000)
 @click.option(
     "--out",
     "target",
@@ -77,11 +93,8 @@ seed_option = click.option(
 )
 @json_option
 def calibrate(
+    make_suite: Callable[[], Suite],
     model: str,
-    dataset: str,
-    data: Path | None,
-    limit: int | None,
-    kinds: str | None,
     seed: int,
     embedding: str | None,
     target: Path,
@@ -101,7 +114,7 @@ def calibrate(
 
     if not target.is_dir():
         raise InvalidInputError(f"There is no directory {target}.")
-    suite = _suite(dataset, data, limit, kinds, seed)
+    suite = make_suite()
     with (
         _directory(None) as path,
         _opened(model, suite, embedding, path) as (engine, progress),
@@ -130,13 +143,7 @@ def bench() -> None:
 
 
 @bench.command()
-@model_option
-@dataset_option
-@data_option
-@limit_option
-@kinds_option
-@seed_option
-@embedding_option
+@asks(seed=0)
 @click.option("--strategies", help="Comma-separated.  [default: the paper's baselines and ours]")
 @click.option(
     "--ratios", default="0,0.05,0.1,0.15,1", show_default=True, help="Shares to recompute."
@@ -169,11 +176,8 @@ def bench() -> None:
 )
 @json_option
 def quality(
+    make_suite: Callable[[], Suite],
     model: str,
-    dataset: str,
-    data: Path | None,
-    limit: int | None,
-    kinds: str | None,
     seed: int,
     embedding: str | None,
     strategies: str | None,
@@ -200,7 +204,7 @@ def quality(
 
     names = DEFAULT_STRATEGIES if strategies is None else tuple(strategies.split(","))
     chosen = make_strategies(names, _numbers(ratios), _kinds(kv))
-    suite = _suite(dataset, data, limit, kinds, seed)
+    suite = make_suite()
     policy = make_policy(neighbours)
     asked: Any = None if judge is None else find("--judge", judge)
     if asked is not None and not callable(asked):

@@ -9,13 +9,12 @@ from tempfile import TemporaryDirectory
 from fusionrag_integrations.bench.comparison import Outcome, Row, compare, summarise
 from fusionrag_integrations.corpus import Progress
 from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR
-from fusionrag_integrations.demo.tasks import load_questions
+from fusionrag_integrations.demo.tasks import MAX_TOKENS, load_questions
 from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.ingest import IngestReport
 from fusionrag_integrations.types import AnswerSettings
 
-MAX_TOKENS = 12  # answers are names of a few tokens
 STRATEGIES = {
     "full_attention": AnswerSettings(kv="none", max_tokens=MAX_TOKENS),
     "full_reuse": AnswerSettings(kv="isolated", selector="none", max_tokens=MAX_TOKENS),

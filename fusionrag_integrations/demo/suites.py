@@ -10,13 +10,12 @@ from fusionrag_integrations.bench.suites import Suite, content_hash, context_que
 from fusionrag_integrations.demo import CHUNK_TOKENS
 from fusionrag_integrations.demo.hard import HARD_KINDS, HardQuestion, build_hard_suite
 from fusionrag_integrations.demo.make_corpus import make
-from fusionrag_integrations.demo.tasks import make_questions
+from fusionrag_integrations.demo.tasks import MAX_TOKENS, make_questions
 from fusionrag_integrations.demo.world import QuestionKind
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Document
 
-MAX_TOKENS = 12  # answers are names of a few tokens
 # Bridges are rare: about one for three or four documents.
 DOCUMENTS_A_QUESTION = 4
 LEAST_DOCUMENTS = 80

@@ -14,6 +14,7 @@ from fusionrag_integrations.demo import QUESTIONS_PATH
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import ChunkRecord
 
+MAX_TOKENS = 12  # answers are names of a few tokens
 NEAREST = 4
 HITS = 60  # enough to find so many documents in
 CHUNKS = 25  # a prompt's chunks, at about 77 tokens each

@@ -15,7 +15,7 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.neighbours import WRONG, make_policy
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import NeighbourPolicy
+from fusionrag_integrations.neighbours import Candidates, NeighbourPolicy
 from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
 from tests.conftest import all_records, town
 
@@ -56,7 +56,7 @@ def chosen(name: str, similar: str, of: str = "a3", room: int = ROOM) -> str:
     document, number = of[0], int(of[1:])
     before = [record(f"{document}{i}") for i in range(number)][-asked.predecessors or number :]
     near = records(similar)[: asked.similar]
-    return " ".join(r.chunk.id for r in asked.choose(record(of), before, near, room))
+    return " ".join(r.chunk.id for r in asked.choose(Candidates(record(of), before, near, room)))
 
 
 class TestByHand:
@@ -109,9 +109,9 @@ class TestByHand:
 
     def test_wrong_takes_all_there_are_if_they_are_few(self) -> None:
         alone = policy("wrong", records("a0 a1"))
-        assert alone.choose(record("a1"), [], [], ROOM) == []
+        assert alone.choose(Candidates(record("a1"), [], [], ROOM)) == []
         two = policy("wrong", records("a0 b0"))
-        assert [r.chunk.id for r in two.choose(record("a0"), [], [], ROOM)] == ["b0"]
+        assert [r.chunk.id for r in two.choose(Candidates(record("a0"), [], [], ROOM))] == ["b0"]
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_room_is_kept(self, kind: str) -> None:
