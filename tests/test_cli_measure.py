@@ -68,8 +68,8 @@ NO_JUDGE = 7
 
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take a second each run; bench/test_files.py looks at them."""
-    monkeypatch.setattr(files, "draw", lambda directory, rows, kind: None)
+    """Figures take a second each run; bench/test_figures.py looks at them."""
+    monkeypatch.setattr(files, "draw_all", lambda directory, rows: None)
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ class TestAnotherRunsDirectory:
         where = ("--model", model_dir, "--dataset", "jsonl", "--data", write_rows(path / "data"))
         few = ("--strategies", "random", "--ratios", "0.15", "--inspect", 0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "draw", lambda directory, rows, kind: None)
+            patch.setattr(files, "draw_all", lambda directory, rows: None)
             result = run_command("bench", "quality", *where, *few, "--out", path / "run")
         assert result.exit_code == 0
         return path / "run"

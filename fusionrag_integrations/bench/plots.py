@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from matplotlib.axis import XAxis
     from matplotlib.figure import Figure
 
 Point = tuple[float, float, float, float]
 """x, y, and the low and high bounds of y."""
+
+Level = tuple[float, float, float]
+"""A y that holds for every x, and its low and high bounds."""
 
 # Okabe and Ito's colours, which the colour-blind tell apart, with grey for their yellow, which is
 # too light for a line on white. Markers tell strategies apart in print; as there is one more of
@@ -29,6 +31,8 @@ _COLOURS = (
     *("#E69F00", "#56B4E9", "#000000", "#8C8C8C"),
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_LEVEL = "#404040"
+_DASHES = ("--", ":", "-.")
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -49,24 +53,22 @@ _COLUMNS = 4
 def lines_plot(
     path_stem: Path,
     series: Mapping[str, Sequence[Point]],
+    levels: Mapping[str, Level],
     *,
     title: str,
     x_label: str,
     y_label: str,
-    x_log: bool = False,
 ) -> None:
-    """A line a strategy over a band from low to high; writes path_stem.png and path_stem.svg.
+    """A line a series over a band from low to high, and a dashed line right across a level; writes
+    path_stem.png and path_stem.svg.
 
-    Raises InvalidInputError without matplotlib, and for a strategy without points, or none.
+    Raises InvalidInputError without matplotlib, and for a series without points, or no series.
     """
     if not series or not all(series.values()):
-        raise InvalidInputError(f"{path_stem}: give some strategies, with a point each at least.")
+        raise InvalidInputError(f"{path_stem}: give some series, with a point each at least.")
     with _figure(path_stem, 9.0, 5.0) as figure:
         axes = figure.subplots()
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
-        if x_log:
-            axes.set_xscale("log")
-            _label_1_2_5(axes.xaxis)
         looks = zip(cycle(_COLOURS), cycle(_MARKERS), strict=False)
         for (name, points), (colour, marker) in zip(series.items(), looks, strict=False):
             x, y, low, high = zip(*sorted(points), strict=True)
@@ -74,6 +76,9 @@ def lines_plot(
             if len(points) == 1:  # no band is to be seen
                 axes.vlines(x, low, high, color=colour)
             axes.plot(x, y, color=colour, marker=marker, label=name)
+        for (name, level), dashes in zip(levels.items(), cycle(_DASHES), strict=False):
+            axes.axhspan(level[1], level[2], color=_LEVEL, alpha=0.12, linewidth=0)
+            axes.axhline(level[0], color=_LEVEL, linestyle=dashes, label=name)
         figure.legend(loc="outside right upper", frameon=False)
 
 
@@ -121,15 +126,6 @@ def histogram_plot(
         figure.suptitle(title)
         figure.supxlabel(x_label)
         figure.supylabel(y_label)
-
-
-def _label_1_2_5(axis: XAxis) -> None:
-    """Plain numbers at 1, 2 and 5 of each power of ten: few enough, and some in any range."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager

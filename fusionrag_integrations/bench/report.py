@@ -1,18 +1,25 @@
-"""Results -> the tables of a Markdown document, between marks that say what belongs there.
+"""Results -> the tables and figures of a Markdown document, between marks that say what belongs
+there.
 
     <!-- result: f1 NAME kind=back_reference -->
     (this is replaced)
     <!-- /result -->
 
-NAME is that of a result file. What there is:
+NAME is that of a result file without its ending; a * in it stands for several. What there is:
 
-f1 NAME kind=K                F1 of each strategy by ratio, with 95% intervals
-normalised NAME kind=K        normalised F1 by ratio
-leads NAME ratio=R            how far our selector is ahead of each other, by kind of question
-deviation NAME kind=K ratio=R how far KV is from full attention's after recomputation, by layer
-overlap NAME kind=K ratio=R   how many selected tokens an oracle takes too
-policies NAME NAME ... kind=K F1 on fused KV by what it was fused behind, one run a row
-cost NAME                     work in a deeper shape
+f1 NAME kind=K                    F1 of each strategy by ratio, with 95% intervals
+normalised NAME kind=K            normalised F1 by ratio
+kinds NAME ratio=R kv=V           F1 by kind of question at one ratio
+leads NAME ... ratio=R            how far our selector is ahead of each other, by kind of question
+deviation NAME kind=K ratio=R     how far KV is from full attention's after recomputation, by layer
+overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
+policies NAME NAME ... kind=K     F1 on fused KV by what it was fused behind, one run a row
+neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which policy
+cost NAME                         work in a deeper shape
+figure F NAME kind=K kv=V         a figure of `figures.py` by its name
+figure f1-by-neighbours NAME* kind=K ratio=R
+
+Figures are drawn in `figures/` beside the document.
 """
 
 from __future__ import annotations
@@ -20,48 +27,85 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
+from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
 from fusionrag_integrations.bench.tables import markdown
 from fusionrag_integrations.errors import InvalidInputError
+
+T = TypeVar("T")
 
 _BLOCK = re.compile(r"(<!-- result: (.+?) -->\n)(.*?)(<!-- /result -->)", re.DOTALL)
 
 Result = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What belongs in one place: a view of results, and its options. words: as they are written."""
+
+    words: tuple[str, ...]
+    loaded: Mapping[str, Result]
+    options: Mapping[str, str]
+
+    @property
+    def only(self) -> Result:
+        """The one result that the view is of."""
+        (result,) = self.loaded.values()
+        return result
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """Those of the kind of question that is asked for."""
+        return [row for row in self.only["rows"] if row["kind"] == self.options["kind"]]
+
+
 def fill(document: str, results: Path) -> str:
     """The document with its tables made anew; raises `InvalidInputError` for a mark it can't."""
 
-    def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{_table(match[2], results)}\n\n{match[4]}"
+    def shown(match: re.Match[str]) -> str:
+        text = _made(match[2], results, lambda mark: _VIEWS[mark.words[0]](mark))
+        return f"{match[1]}\n{text}\n\n{match[4]}"
 
-    return _BLOCK.sub(table, document)
+    return _BLOCK.sub(shown, document)
 
 
-def _table(mark: str, results: Path) -> str:
-    view, *words = mark.split()
-    if view not in _VIEWS:
-        raise InvalidInputError(f"Unknown table {view!r}; known are {', '.join(_VIEWS)}.")
-    names = [word for word in words if "=" not in word]
+def draw_figures(document: str, results: Path, directory: Path) -> None:
+    """Draw what the document's `figure` marks name, below the directory that it lies in."""
+    for match in _BLOCK.finditer(document):
+        if match[2].startswith("figure "):
+            _made(match[2], results, lambda mark: _draw(mark, directory))
+
+
+def _made(written: str, results: Path, make: Callable[[_Mark], T]) -> T:
+    words = tuple(written.split())
+    if words[0] not in _VIEWS:
+        raise InvalidInputError(f"Unknown view {words[0]!r}; known are {', '.join(_VIEWS)}.")
+    names = [word for word in words[2 if words[0] == "figure" else 1 :] if "=" not in word]
+    loaded = {path.stem: _load(path) for name in names for path in _paths(results, name)}
     options = dict(word.split("=", 1) for word in words if "=" in word)
-    loaded = {name: _load(results / f"{name}.json") for name in names}
     try:
-        return _VIEWS[view](loaded, options)
-    except (KeyError, IndexError) as error:
-        raise InvalidInputError(f"Table {mark!r} lacks {error}.") from error
+        return make(_Mark(words, loaded, options))
+    except (KeyError, IndexError, ValueError) as error:
+        raise InvalidInputError(f"{written!r} can't be made: it lacks {error}.") from error
+
+
+def _paths(results: Path, name: str) -> list[Path]:
+    found = sorted(results.glob(f"{name}.json"))
+    if not found:
+        raise InvalidInputError(f"There is no result {results / name}.json.")
+    return found
 
 
 def _load(path: Path) -> Result:
-    if not path.exists():
-        raise InvalidInputError(f"There is no result {path}.")
     result: Result = json.loads(path.read_text())
     return result
 
 
-def _f1(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    return _by_ratio(loaded, options, _f1_cell)
+def _f1(mark: _Mark) -> str:
+    return _by_ratio(mark, _f1_cell)
 
 
 def _f1_cell(row: Mapping[str, Any]) -> str:
@@ -72,7 +116,7 @@ def _with_interval(value: float, bounds: Sequence[float]) -> str:
     return f"{value:.2f} ({bounds[0]:.2f}-{bounds[1]:.2f})"
 
 
-def _normalised(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
+def _normalised(mark: _Mark) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["normalized_f1"] is None:
             return ""
@@ -80,36 +124,54 @@ def _normalised(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str
             return f"{row['normalized_f1']:.2f}"
         return _with_interval(row["normalized_f1"], row["normalized_ci"])
 
-    return _by_ratio(loaded, options, cell)
+    return _by_ratio(mark, cell)
 
 
-def _by_ratio(
-    loaded: Mapping[str, Result],
-    options: Mapping[str, str],
-    cell: Callable[[Mapping[str, Any]], str],
-) -> str:
-    (result,) = loaded.values()
-    rows = [r for r in result["rows"] if r["kind"] == options["kind"]]
-    ratios = sorted({r["ratio"] for r in rows})
-    strategies = dict.fromkeys((r["strategy"], r["kv"]) for r in rows)
-    found = {(r["strategy"], r["kv"], r["ratio"]): cell(r) for r in rows}
+def _by_ratio(mark: _Mark, cell: Callable[[Mapping[str, Any]], str]) -> str:
+    ratios = sorted({row["ratio"] for row in mark.rows})
+    found = {(row["strategy"], row["kv"], row["ratio"]): cell(row) for row in mark.rows}
     lines = [
         [name, kv, *(found.get((name, kv, ratio), "") for ratio in ratios)]
-        for name, kv in strategies
+        for name, kv in dict.fromkeys((row["strategy"], row["kv"]) for row in mark.rows)
     ]
     return markdown(["strategy", "KV", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
-def _leads(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    (result,) = loaded.values()
-    gaps = [gap for gap in result["leads"] if gap["ratio"] == float(options["ratio"])]
+def _kinds(mark: _Mark) -> str:
+    ratio, kv = float(mark.options["ratio"]), mark.options["kv"]
+    rows = [
+        row
+        for row in mark.only["rows"]
+        if (row["kv"] == kv and row["ratio"] == ratio) or row["strategy"] in LEVELS
+    ]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    found = {(row["strategy"], row["kv"], row["kind"]): _f1_cell(row) for row in rows}
+    lines = [
+        [name, stored, *(found[name, stored, kind] for kind in kinds)]
+        for name, stored in dict.fromkeys((row["strategy"], row["kv"]) for row in rows)
+    ]
+    return markdown(["strategy", "KV", *kinds], lines)
+
+
+def _leads(mark: _Mark) -> str:
+    gaps = [
+        gap | {"kv": _fused_behind(gap["kv"], result)}
+        for result in mark.loaded.values()
+        for gap in result["leads"]
+        if gap["ratio"] == float(mark.options["ratio"])
+    ]
     others = list(dict.fromkeys(gap["other"] for gap in gaps))
     found = {(gap["kind"], gap["kv"], gap["other"]): _gap(gap) for gap in gaps}
     lines = [
-        [kind, kv, *(found[kind, kv, other] for other in others)]
+        [kind, kv, *(found.get((kind, kv, other), "") for other in others)]
         for kind, kv in dict.fromkeys((gap["kind"], gap["kv"]) for gap in gaps)
     ]
     return markdown(["questions", "KV", *others], lines)
+
+
+def _fused_behind(kv: str, result: Result) -> str:
+    usual = kv != "fused" or result["neighbours"] == "default"
+    return kv if usual else f"fused ({result['neighbours']})"
 
 
 def _gap(gap: Mapping[str, Any]) -> str:
@@ -118,8 +180,8 @@ def _gap(gap: Mapping[str, Any]) -> str:
     return f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text
 
 
-def _deviation(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    rows = [row for row in _at(loaded, options) if row["deviation"]]
+def _deviation(mark: _Mark) -> str:
+    rows = [row for row in _at_ratio(mark) if row["deviation"]]
     layers = range(len(rows[0]["deviation"]))
     lines = [
         [row["strategy"], row["kv"], *(f"{value:.3f}" for value in row["deviation"])]
@@ -128,34 +190,68 @@ def _deviation(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
     return markdown(["strategy", "KV", *(f"layer {layer}" for layer in layers)], lines)
 
 
-def _overlap(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
+def _overlap(mark: _Mark) -> str:
     lines = [
         [row["strategy"], row["kv"]]
         + [f"{row[name]:.2f}" for name in ("overlap_deviation", "overlap_attention")]
-        for row in _at(loaded, options)
+        for row in _at_ratio(mark)
         if row["overlap_deviation"] is not None
     ]
     headings = ["strategy", "KV", "with the largest KV deviation", "with full attention's"]
     return markdown(headings, lines)
 
 
-def _policies(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    lines = []
-    ratios: list[float] = []
-    for result in loaded.values():
-        rows = [
-            row
-            for row in result["rows"]
-            if (row["kind"], row["strategy"], row["kv"]) == (options["kind"], "fusionrag", "fused")
-        ]
-        ratios = [row["ratio"] for row in rows]
-        lines.append([result["neighbours"], *map(_f1_cell, rows)])
+def _at_ratio(mark: _Mark) -> list[Mapping[str, Any]]:
+    """The rows that recompute a given share, or nothing."""
+    ratio = float(mark.options["ratio"])
+    return [row for row in mark.rows if row["ratio"] == ratio or row["strategy"] == "full_reuse"]
+
+
+def _policies(mark: _Mark) -> str:
+    found = {
+        result["neighbours"]: _on_fused_kv(result, mark.options["kind"])
+        for result in mark.loaded.values()
+    }
+    ratios = sorted({ratio for rows in found.values() for ratio in rows})
+    lines = [
+        [name, *(_f1_cell(rows[ratio]) if ratio in rows else "" for ratio in ratios)]
+        for name, rows in found.items()
+    ]
     return markdown(["fused behind", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
-def _cost(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
-    (result,) = loaded.values()
-    rows = result["rows"]
+def _on_fused_kv(result: Result, kind: str) -> dict[float, Mapping[str, Any]]:
+    """Our selector's rows by ratio."""
+    return {
+        row["ratio"]: row
+        for row in result["rows"]
+        if (row["kind"], row["strategy"], row["kv"]) == (kind, "fusionrag", "fused")
+    }
+
+
+def _neighbours(mark: _Mark) -> str:
+    policies = _by_count(mark)
+    counts = sorted({count for by_count in policies.values() for count in by_count})
+    lines = [
+        [name, *(_f1_cell(by_count[n]) if n in by_count else "" for n in counts)]
+        for name, by_count in policies.items()
+    ]
+    return markdown(["neighbours at most", *map(str, counts)], lines)
+
+
+def _by_count(mark: _Mark) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Rows by policy and number of neighbours; with none, all policies are the same."""
+    policies: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for result in mark.loaded.values():
+        policy, number = result["neighbours"].split(":")
+        rows = _on_fused_kv(result, mark.options["kind"])
+        policies.setdefault(policy, {})[int(number)] = rows[float(mark.options["ratio"])]
+    none = {n: row for found in policies.values() for n, row in found.items() if n == 0}
+    return {policy: dict(sorted((none | found).items())) for policy, found in policies.items()}
+
+
+def _cost(mark: _Mark) -> str:
+    rows = mark.only["rows"]
     ratios = sorted({row["ratio"] for row in rows})
     found = {(row["strategy"], row["ratio"]): f"{row['work']:.1%}" for row in rows}
     lines = [
@@ -165,24 +261,36 @@ def _cost(loaded: Mapping[str, Result], options: Mapping[str, str]) -> str:
     return markdown(["strategy", *(f"{ratio:.0%}" for ratio in ratios)], lines)
 
 
-def _at(loaded: Mapping[str, Result], options: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """The rows of one kind of question that recompute a given share, or nothing."""
-    (result,) = loaded.values()
-    ratio = float(options["ratio"])
-    return [
-        row
-        for row in result["rows"]
-        if row["kind"] == options["kind"]
-        and (row["ratio"] == ratio or row["strategy"] == "full_reuse")
-    ]
+def _figure(mark: _Mark) -> str:
+    path = _figure_path(mark)
+    return f"![{path.name.replace('-', ' ').replace('_', ' ')}]({path}.svg)"
 
 
-_VIEWS: dict[str, Callable[[Mapping[str, Result], Mapping[str, str]], str]] = {
+def _figure_path(mark: _Mark) -> PurePosixPath:
+    """Where a figure lies, from the document's directory and without its ending."""
+    words = [word.split("=")[-1].removesuffix("-*") for word in mark.words[1:]]
+    return PurePosixPath("figures", "-".join(words))
+
+
+def _draw(mark: _Mark, directory: Path) -> None:
+    stem, options = directory / _figure_path(mark), mark.options
+    name, kind = mark.words[1], options["kind"]
+    if name == "f1-by-neighbours":
+        ratio = float(options["ratio"])
+        f1_by_neighbours(stem, _by_count(mark), f"{kind}, {ratio:.0%} recomputed")
+    else:
+        draw_figure(stem, name, mark.only["rows"], kind, options["kv"])
+
+
+_VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "f1": _f1,
     "normalised": _normalised,
+    "kinds": _kinds,
     "leads": _leads,
     "deviation": _deviation,
     "overlap": _overlap,
     "policies": _policies,
+    "neighbours": _neighbours,
     "cost": _cost,
+    "figure": _figure,
 }

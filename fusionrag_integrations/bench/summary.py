@@ -55,11 +55,6 @@ class QualityRow:
     overlap_attention: float | None
     places: tuple[float, ...]
 
-    @property
-    def label(self) -> str:
-        """The strategy without its ratio, as tables and figures name it."""
-        return self.strategy if self.kv == "none" else f"{self.strategy} ({self.kv})"
-
 
 @dataclass(frozen=True, slots=True)
 class Lead:

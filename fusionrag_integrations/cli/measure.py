@@ -301,10 +301,12 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
     help="Where the runs' results lie, as NAME.json each.",
 )
 def report(document: Path, results: Path) -> None:
-    """Fill the tables of a Markdown document from results; see bench/report.py."""
-    from fusionrag_integrations.bench.report import fill
+    """Fill a Markdown document's tables from results and draw its figures; see bench/report.py."""
+    from fusionrag_integrations.bench.report import draw_figures, fill
 
-    document.write_text(fill(document.read_text(), results))
+    filled = fill(document.read_text(), results)
+    draw_figures(filled, results, document.parent)
+    document.write_text(filled)
 
 
 @contextmanager

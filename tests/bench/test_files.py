@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionrag_integrations.bench.figures import FIGURES
 from fusionrag_integrations.bench.files import run_result, write_run
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.quality import Measurement
@@ -87,7 +88,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestFiles:
     def test_all_of_them(self, written: Path) -> None:
         kinds = ("single", "bridge", "all")
-        stems = {f"{name}-{k}" for name in ("f1-by-ratio", "f1-by-ttft", "places") for k in kinds}
+        views = [f"{kind}-{kv}" for kind in kinds for kv in ("isolated", "fused")]
+        stems = {f"{name}-{view}" for name in FIGURES for view in views}
         figures = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
         assert {path.name for path in written.iterdir()} == {"run.json", "table.md", *figures}
 
@@ -102,27 +104,3 @@ class TestFiles:
         assert [tuple(c[:3]) for c in cells] == [(r.kind, r.strategy, r.kv) for r in ROWS]
         assert [c[4] for c in cells] == [str(r.n) for r in ROWS]
         assert [float(c[6]) for c in cells] == pytest.approx([r.f1 for r in ROWS], abs=0.0051)
-
-    def test_figures_name_each_strategy_without_its_ratio(self, written: Path) -> None:
-        by_ratio = (written / "f1-by-ratio-all.svg").read_text()
-        for label in {row.label for row in ROWS}:
-            assert by_ratio.count(f">{label}<") == 1
-
-    def test_places_are_drawn_at_the_middle_ratio_where_something_was_chosen(
-        self, written: Path
-    ) -> None:
-        places = (written / "places-single.svg").read_text()
-        assert "at 15%" in places
-        drawn = {row.label for row in ROWS if f">{row.label}<" in places}
-        assert drawn == {
-            f"{n} ({k})" for n in ("random", "fusionrag") for k in ("isolated", "fused")
-        }
-
-
-def test_without_a_look_at_the_kv_no_places_are_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    strategies = STRATEGIES[:3]
-    rows = summarise([Measurement(0, "q", s, "a", 1.0, 1.0, 1.0, 5.0, 0, 1.0) for s in strategies])
-    write_run(tmp_path, run_result({}, rows, []), rows)
-    assert not list(tmp_path.glob("places*"))
-    assert (tmp_path / "f1-by-ttft-q.png").exists()

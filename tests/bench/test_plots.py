@@ -19,13 +19,14 @@ BINS = ["0-25%", "25-50%", "50-75%", "75-100%"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def lines(stem: Path, *, x_log: bool = False, names: list[str] = NAMES) -> None:
+def lines(stem: Path, *, names: list[str] = NAMES) -> None:
     series: dict[str, list[Point]] = {
         name: [(x, x * i, x * i - 0.1, x * i + 0.1) for x in (0.5, 0.05, 0.15)]
         for i, name in enumerate(names)
     }
-    series["full attention"] = [(1.0, 0.7, 0.6, 0.8)]
-    lines_plot(stem, series, title="A & B", x_label="$ a question", y_label="F1", x_log=x_log)
+    series["one point"] = [(0.15, 0.7, 0.6, 0.8)]
+    levels = {"full attention": (0.7, 0.6, 0.8)}
+    lines_plot(stem, series, levels, title="A & B", x_label="$ a question", y_label="F1")
 
 
 def histogram(stem: Path, *, names: list[str] = NAMES) -> None:
@@ -33,11 +34,7 @@ def histogram(stem: Path, *, names: list[str] = NAMES) -> None:
     histogram_plot(stem, series, BINS, title="A & B", x_label="place", y_label="$ a question")
 
 
-def logarithmic(stem: Path) -> None:
-    lines(stem, x_log=True)
-
-
-EACH = pytest.mark.parametrize("draw", [lines, logarithmic, histogram])
+EACH = pytest.mark.parametrize("draw", [lines, histogram])
 Draw = Callable[[Path], None]
 
 
@@ -73,9 +70,9 @@ def test_no_global_state(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_logarithmic_axis_has_plain_labels(tmp_path: Path) -> None:
-    lines(tmp_path / "a", x_log=True)
-    assert {"0.05", "0.1", "0.2", "0.5", "1"} <= set(texts(tmp_path / "a"))
+def test_single_points_and_levels_are_named(tmp_path: Path) -> None:
+    lines(tmp_path / "a")
+    assert {"one point", "full attention"} <= set(texts(tmp_path / "a"))
 
 
 def test_each_column_of_panels_has_its_bins_once(tmp_path: Path) -> None:
@@ -89,9 +86,9 @@ def test_each_column_of_panels_has_its_bins_once(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     words = {"title": "", "x_label": "", "y_label": ""}
     with pytest.raises(InvalidInputError, match="a point each"):
-        lines_plot(tmp_path / "a", {}, **words)
+        lines_plot(tmp_path / "a", {}, {}, **words)
     with pytest.raises(InvalidInputError, match="a point each"):
-        lines_plot(tmp_path / "a", {"x": [(0, 0, 0, 0)], "y": []}, **words)
+        lines_plot(tmp_path / "a", {"x": [(0, 0, 0, 0)], "y": []}, {}, **words)
     with pytest.raises(InvalidInputError, match="nothing to draw"):
         histogram_plot(tmp_path / "a", {}, BINS, **words)
     with pytest.raises(InvalidInputError, match="'x' has 1 shares for 4 bins"):

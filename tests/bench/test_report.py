@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fusionrag_integrations.bench.report import fill
+from fusionrag_integrations.bench.report import draw_figures, fill
 from fusionrag_integrations.errors import InvalidInputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,8 +22,13 @@ def row(strategy: str, kv: str, ratio: float, f1: float, **more: Any) -> dict[st
     return base | {"strategy": strategy, "kv": kv, "ratio": ratio, "f1": f1} | more
 
 
+def gap(values: Sequence[str | float]) -> dict[str, Any]:
+    names = ("kind", "kv", "ratio", "other", "mean", "low", "high")
+    return dict(zip(names, values, strict=True))
+
+
 RUN = {
-    "neighbours": "similar",
+    "neighbours": "near",
     "rows": [
         row("full_attention", "none", 1.0, 0.9),
         row("full_reuse", "isolated", 0.0, 0.3, deviation=[0.0, 0.5]),
@@ -36,7 +43,7 @@ RUN = {
         ),
     ],
     "leads": [
-        dict(zip(("kind", "kv", "ratio", "other", "mean", "low", "high"), values, strict=True))
+        gap(values)
         for values in (
             ("bridge", "fused", 0.15, "epic", 0.2, 0.1, 0.3),
             ("bridge", "fused", 0.15, "random", 0.01, -0.1, 0.1),
@@ -55,6 +62,16 @@ COST = {
 def results(tmp_path: Path) -> Path:
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "cost.json").write_text(json.dumps(COST))
+    wrong = ("bridge", "fused", 0.15, "epic", -0.2, -0.3, -0.1)
+    (tmp_path / "run-wrong.json").write_text(
+        json.dumps({"neighbours": "wrong", "rows": [], "leads": [gap(wrong)]})
+    )
+    (tmp_path / "few").mkdir()
+    for policy, f1 in (("default:0", 0.1), ("similar:2", 0.2), ("similar:10", 0.4)):
+        rows = [row("fusionrag", "fused", 0.0, f1)]
+        (tmp_path / "few" / f"{policy.replace(':', '-')}.json").write_text(
+            json.dumps({"neighbours": policy, "rows": rows})
+        )
     return tmp_path
 
 
@@ -86,7 +103,7 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| questions | KV | epic | random |",
                 "| --- | --- | --- | --- |",
-                "| bridge | fused | **+0.20 (+0.10 to +0.30)** | +0.01 (-0.10 to +0.10) |",
+                "| bridge | fused (near) | **+0.20 (+0.10 to +0.30)** | +0.01 (-0.10 to +0.10) |",
             ],
         ),
         (
@@ -111,8 +128,40 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| fused behind | 0% | 15% |",
                 "| --- | --- | --- |",
-                "| similar | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |",
+                "| near | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |",
             ],
+        ),
+        (
+            "kinds run ratio=0.15 kv=fused",
+            [
+                "| strategy | KV | bridge |",
+                "| --- | --- | --- |",
+                "| full_attention | none | 0.90 (0.80-1.00) |",
+                "| full_reuse | isolated | 0.30 (0.20-0.40) |",
+                "| fusionrag | fused | 0.80 (0.70-0.90) |",
+            ],
+        ),
+        (
+            "leads run run-wrong ratio=0.15",
+            [
+                "| questions | KV | epic | random |",
+                "| --- | --- | --- | --- |",
+                "| bridge | fused (near) | **+0.20 (+0.10 to +0.30)** | +0.01 (-0.10 to +0.10) |",
+                "| bridge | fused (wrong) | **-0.20 (-0.30 to -0.10)** |  |",
+            ],
+        ),
+        (
+            "neighbours few/* kind=bridge ratio=0",
+            [
+                "| neighbours at most | 0 | 2 | 10 |",
+                "| --- | --- | --- | --- |",
+                "| default | 0.10 (0.00-0.20) |  |  |",
+                "| similar | 0.10 (0.00-0.20) | 0.20 (0.10-0.30) | 0.40 (0.30-0.50) |",
+            ],
+        ),
+        (
+            "figure f1-by-ratio run kind=bridge kv=fused",
+            ["![f1 by ratio run bridge fused](figures/f1-by-ratio-run-bridge-fused.svg)"],
         ),
         (
             "cost cost",
@@ -133,8 +182,9 @@ def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("pie run", "Unknown table 'pie'; known are f1, normalised"),
+        ("pie run", "Unknown view 'pie'; known are f1, normalised"),
         ("f1 walk kind=bridge", "no result .*walk.json"),
+        ("f1 none/* kind=bridge", "no result .*none"),
         ("f1 run", "lacks 'kind'"),
     ],
 )
@@ -143,7 +193,32 @@ def test_marks_that_cannot_be_filled(mark: str, said: str, results: Path) -> Non
         table(mark, results)
 
 
+def test_figures_are_drawn_where_the_document_shows_them(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    marks = (
+        "figure f1-by-ratio run kind=bridge kv=fused",
+        "figure f1-by-neighbours few/* kind=bridge ratio=0",
+    )
+    text = "".join(f"<!-- result: {mark} -->\n<!-- /result -->\n" for mark in marks)
+    filled = fill(text, results)
+    draw_figures(filled, results, tmp_path / "docs")
+    shown = re.findall(r"\((.+)\)", filled)
+    assert len(shown) == 2
+    for path in shown:
+        assert (tmp_path / "docs" / path).read_text().count("<svg") == 1
+        assert (tmp_path / "docs" / path).with_suffix(".png").exists()
+
+
+def test_an_unknown_figure(results: Path, tmp_path: Path) -> None:
+    mark = "<!-- result: figure pie run kind=bridge kv=fused -->\n<!-- /result -->"
+    with pytest.raises(InvalidInputError, match="figure pie"):
+        draw_figures(mark, results, tmp_path)
+
+
 def test_the_report_holds_the_results_on_file() -> None:
     text = (ROOT / "docs" / "quality.md").read_text()
     assert "<!-- result:" in text
     assert fill(text, ROOT / "docs" / "results" / "quality") == text
+    for path in re.findall(r"!\[.*\]\((figures/.+)\.svg\)", text):
+        assert (ROOT / "docs" / f"{path}.svg").exists()
+        assert (ROOT / "docs" / f"{path}.png").exists()

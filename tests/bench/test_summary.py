@@ -185,14 +185,6 @@ def test_ratios_and_kv_are_rows_of_their_own() -> None:
     assert [r.f1 for r in rows] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_labels_name_the_kv_where_chunks_are_stored() -> None:
-    groups = [measured(s, [0.5], [1.0]) for s in (FULL, REUSE, PREFIX, OURS)]
-    labels = [row.label for row in summarise(by_question(*groups))]
-    assert labels == [
-        *("full_attention", "full_reuse (isolated)", "prefix_cache", "fusionrag (fused)")
-    ]
-
-
 class TestLeads:
     def test_the_difference_is_paired_by_question(self) -> None:
         ours, other, epic = (Strategy(n, "fused", 0.15) for n in ("fusionrag", "random", "epic"))
