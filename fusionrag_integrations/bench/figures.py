@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.bench.plots import Level, Point, histogram_plot, lines_plot
+from fusionrag_integrations.bench.strategies import BASELINES
 
 ResultRow = Mapping[str, Any]
 Draw = Callable[[Path, Sequence[ResultRow], str], None]
@@ -30,6 +31,8 @@ def draw_all(directory: Path, rows: Sequence[ResultRow]) -> None:
 def draw_figure(stem: Path, name: str, rows: Sequence[ResultRow], kind: str, kv: str) -> None:
     """The figure of that name, where the rows hold something to show in it."""
     shown = [row for row in rows if row["kind"] == kind and row["kv"] in ("none", kv)]
+    # Ours first, and what selects nothing last, so that colours are the same in all figures.
+    shown.sort(key=lambda row: (row["strategy"] in BASELINES, row["strategy"] != "fusionrag"))
     FIGURES[name](stem, shown, f"{kind}, {kv} KV")
 
 
@@ -38,7 +41,7 @@ def _f1_by_ratio(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
     for row in _selecting(rows):
         series.setdefault(row["strategy"], []).append((row["ratio"], row["f1"], *row["ci"]))
     if series:
-        title = f"{subject}: F1 by share of recomputed tokens"
+        title = f"F1 by share of recomputed tokens\n{subject}"
         lines_plot(
             stem, series, _levels(rows), title=title, x_label="recompute ratio", y_label="F1"
         )
@@ -48,7 +51,7 @@ def _f1_by_ttft(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
     series: dict[str, list[Point]] = {}
     for row in rows:
         series.setdefault(row["strategy"], []).append((row["ttft_ms"], row["f1"], *row["ci"]))
-    title = f"{subject}: F1 by time to first token"
+    title = f"F1 by time to first token\n{subject}"
     lines_plot(stem, series, {}, title=title, x_label="TTFT in ms", y_label="F1")
 
 
@@ -58,10 +61,10 @@ def _deviation(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
     nothing = [row for row in looked if row["strategy"] == "full_reuse"]
     series: dict[str, list[Point]] = {
         row["strategy"]: [(layer, far, far, far) for layer, far in enumerate(row["deviation"])]
-        for row in [*nothing, *shown]
+        for row in [*shown, *nothing]
     }
     if series:
-        title = f"{subject}: KV's distance from full attention's, {ratio:.0%} recomputed"
+        title = f"KV's distance from full attention's, {ratio:.0%} recomputed\n{subject}"
         y_label = "squared distance, relative"
         lines_plot(stem, series, {}, title=title, x_label="layer", y_label=y_label)
 
@@ -73,7 +76,7 @@ def _places(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
             stem,
             {row["strategy"]: row["places"] for row in shown},
             _TENTHS,
-            title=f"{subject}: where the selected tokens lie, at {ratio:.0%}",
+            title=f"Where the selected tokens lie, at {ratio:.0%}\n{subject}",
             x_label="place in the chunk",
             y_label="share of selected tokens",
         )
@@ -98,7 +101,7 @@ def f1_by_neighbours(
             for policy, by_count in policies.items()
         },
         {},
-        title=f"{subject}: F1 by number of neighbours",
+        title=f"F1 by number of neighbours\n{subject}",
         x_label="neighbours at most",
         y_label="F1",
     )
@@ -106,7 +109,7 @@ def f1_by_neighbours(
 
 def _selecting(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Those of strategies whose ratio is a choice."""
-    return [row for row in rows if row["strategy"] not in (*LEVELS, "prefix_cache")]
+    return [row for row in rows if row["strategy"] not in BASELINES]
 
 
 def _levels(rows: Sequence[ResultRow]) -> dict[str, Level]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ _COLOURS = (
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LEVEL = "#404040"
-_DASHES = ("--", ":", "-.")
+_LEVEL_DASHES = ("--", ":", "-.")
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -69,16 +69,17 @@ def lines_plot(
     with _figure(path_stem, 9.0, 5.0) as figure:
         axes = figure.subplots()
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
-        looks = zip(cycle(_COLOURS), cycle(_MARKERS), strict=False)
-        for (name, points), (colour, marker) in zip(series.items(), looks, strict=False):
+        dashes = chain(("-" for _ in _COLOURS), repeat("--"))
+        looks = zip(cycle(_COLOURS), cycle(_MARKERS), dashes, strict=False)
+        for (name, points), (colour, marker, dash) in zip(series.items(), looks, strict=False):
             x, y, low, high = zip(*sorted(points), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             if len(points) == 1:  # no band is to be seen
                 axes.vlines(x, low, high, color=colour)
-            axes.plot(x, y, color=colour, marker=marker, label=name)
-        for (name, level), dashes in zip(levels.items(), cycle(_DASHES), strict=False):
+            axes.plot(x, y, color=colour, marker=marker, linestyle=dash, label=name)
+        for (name, level), dash in zip(levels.items(), cycle(_LEVEL_DASHES), strict=False):
             axes.axhspan(level[1], level[2], color=_LEVEL, alpha=0.12, linewidth=0)
-            axes.axhline(level[0], color=_LEVEL, linestyle=dashes, label=name)
+            axes.axhline(level[0], color=_LEVEL, linestyle=dash, label=name)
         figure.legend(loc="outside right upper", frameon=False)
 
 

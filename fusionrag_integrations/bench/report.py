@@ -9,7 +9,7 @@ NAME is that of a result file without its ending; a * in it stands for several. 
 
 f1 NAME kind=K                    F1 of each strategy by ratio, with 95% intervals
 normalised NAME kind=K            normalised F1 by ratio
-kinds NAME ratio=R kv=V           F1 by kind of question at one ratio
+kinds NAME ... ratio=R kv=V       F1 by kind of question at one ratio
 leads NAME ... ratio=R            how far our selector is ahead of each other, by kind of question
 deviation NAME kind=K ratio=R     how far KV is from full attention's after recomputation, by layer
 overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
@@ -141,13 +141,14 @@ def _kinds(mark: _Mark) -> str:
     ratio, kv = float(mark.options["ratio"]), mark.options["kv"]
     rows = [
         row
-        for row in mark.only["rows"]
+        for result in mark.loaded.values()
+        for row in result["rows"]
         if (row["kv"] == kv and row["ratio"] == ratio) or row["strategy"] in LEVELS
     ]
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     found = {(row["strategy"], row["kv"], row["kind"]): _f1_cell(row) for row in rows}
     lines = [
-        [name, stored, *(found[name, stored, kind] for kind in kinds)]
+        [name, stored, *(found.get((name, stored, kind), "") for kind in kinds)]
         for name, stored in dict.fromkeys((row["strategy"], row["kv"]) for row in rows)
     ]
     return markdown(["strategy", "KV", *kinds], lines)
