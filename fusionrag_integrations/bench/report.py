@@ -113,7 +113,7 @@ def _f1_cell(row: Mapping[str, Any]) -> str:
 
 
 def _with_interval(value: float, bounds: Sequence[float]) -> str:
-    return f"{value:.2f} ({bounds[0]:.2f}-{bounds[1]:.2f})"
+    return f"{value:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
 
 
 def _normalised(mark: _Mark) -> str:
@@ -269,7 +269,7 @@ def _figure(mark: _Mark) -> str:
 
 def _figure_path(mark: _Mark) -> PurePosixPath:
     """Where a figure lies, from the document's directory and without its ending."""
-    words = [word.split("=")[-1].removesuffix("-*") for word in mark.words[1:]]
+    words = [word.split("=")[-1].removesuffix("/*") for word in mark.words[1:]]
     return PurePosixPath("figures", "-".join(words))
 
 

@@ -93,9 +93,9 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| strategy | KV | 0% | 15% | 100% |",
                 "| --- | --- | --- | --- | --- |",
-                "| full_attention | none |  |  | 0.90 (0.80-1.00) |",
-                "| full_reuse | isolated | 0.30 (0.20-0.40) |  |  |",
-                "| fusionrag | fused | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |  |",
+                "| full_attention | none |  |  | 0.90 (0.80 to 1.00) |",
+                "| full_reuse | isolated | 0.30 (0.20 to 0.40) |  |  |",
+                "| fusionrag | fused | 0.50 (0.40 to 0.60) | 0.80 (0.70 to 0.90) |  |",
             ],
         ),
         (
@@ -128,7 +128,7 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| fused behind | 0% | 15% |",
                 "| --- | --- | --- |",
-                "| near | 0.50 (0.40-0.60) | 0.80 (0.70-0.90) |",
+                "| near | 0.50 (0.40 to 0.60) | 0.80 (0.70 to 0.90) |",
             ],
         ),
         (
@@ -136,9 +136,9 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| strategy | KV | bridge |",
                 "| --- | --- | --- |",
-                "| full_attention | none | 0.90 (0.80-1.00) |",
-                "| full_reuse | isolated | 0.30 (0.20-0.40) |",
-                "| fusionrag | fused | 0.80 (0.70-0.90) |",
+                "| full_attention | none | 0.90 (0.80 to 1.00) |",
+                "| full_reuse | isolated | 0.30 (0.20 to 0.40) |",
+                "| fusionrag | fused | 0.80 (0.70 to 0.90) |",
             ],
         ),
         (
@@ -155,8 +155,8 @@ def table(mark: str, results: Path) -> list[str]:
             [
                 "| neighbours at most | 0 | 2 | 10 |",
                 "| --- | --- | --- | --- |",
-                "| default | 0.10 (0.00-0.20) |  |  |",
-                "| similar | 0.10 (0.00-0.20) | 0.20 (0.10-0.30) | 0.40 (0.30-0.50) |",
+                "| default | 0.10 (0.00 to 0.20) |  |  |",
+                "| similar | 0.10 (0.00 to 0.20) | 0.20 (0.10 to 0.30) | 0.40 (0.30 to 0.50) |",
             ],
         ),
         (
@@ -175,7 +175,7 @@ def test_tables(mark: str, expected: list[str], results: Path) -> None:
 
 def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
     lines = table("normalised run kind=bridge", results)
-    assert lines[-1] == "| fusionrag | fused |  | 0.83 (0.70-0.90) |  |"
+    assert lines[-1] == "| fusionrag | fused |  | 0.83 (0.70 to 0.90) |  |"
     assert lines[-2] == "| full_reuse | isolated |  |  |  |"
 
 
