@@ -31,7 +31,7 @@ def draw_all(directory: Path, rows: Sequence[ResultRow]) -> None:
 def draw_figure(stem: Path, name: str, rows: Sequence[ResultRow], kind: str, kv: str) -> None:
     """The figure of that name, where the rows hold something to show in it."""
     shown = [row for row in rows if row["kind"] == kind and row["kv"] in ("none", kv)]
-    # Ours first, and what selects nothing last, so that colours are the same in all figures.
+    # Ours first, so that it has one colour in all figures, and what selects nothing last.
     shown.sort(key=lambda row: (row["strategy"] in BASELINES, row["strategy"] != "fusionrag"))
     FIGURES[name](stem, shown, f"{kind}, {kv} KV")
 

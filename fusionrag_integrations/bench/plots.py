@@ -24,8 +24,8 @@ Level = tuple[float, float, float]
 """A y that holds for every x, and its low and high bounds."""
 
 # Okabe and Ito's colours, which the colour-blind tell apart, with grey for their yellow, which is
-# too light for a line on white. Markers tell strategies apart in print; as there is one more of
-# them, the pairs repeat only after 72.
+# too light for a line on white. Markers tell strategies apart in print; lines beyond the eighth
+# are dashed, too.
 _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
     *("#E69F00", "#56B4E9", "#000000", "#8C8C8C"),

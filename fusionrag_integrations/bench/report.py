@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -128,13 +128,26 @@ def _normalised(mark: _Mark) -> str:
 
 
 def _by_ratio(mark: _Mark, cell: Callable[[Mapping[str, Any]], str]) -> str:
-    ratios = sorted({row["ratio"] for row in mark.rows})
-    found = {(row["strategy"], row["kv"], row["ratio"]): cell(row) for row in mark.rows}
+    cells = {(row["strategy"], row["kv"], row["ratio"]): cell(row) for row in mark.rows}
+    return _pivot(["strategy", "KV"], cells, _shares(row["ratio"] for row in mark.rows))
+
+
+def _shares(ratios: Iterable[float]) -> dict[float, str]:
+    return {ratio: f"{ratio:.0%}" for ratio in sorted(set(ratios))}
+
+
+def _pivot(
+    headings: Sequence[str], cells: Mapping[tuple[Any, ...], str], columns: Mapping[Any, str]
+) -> str:
+    """A line for what all but the last part of keys names, in order; a column for each last part.
+
+    columns: the last parts with their headings. What has no cell stays empty.
+    """
     lines = [
-        [name, kv, *(found.get((name, kv, ratio), "") for ratio in ratios)]
-        for name, kv in dict.fromkeys((row["strategy"], row["kv"]) for row in mark.rows)
+        [*name, *(cells.get((*name, column), "") for column in columns)]
+        for name in dict.fromkeys(key[:-1] for key in cells)
     ]
-    return markdown(["strategy", "KV", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+    return markdown([*headings, *columns.values()], lines)
 
 
 def _kinds(mark: _Mark) -> str:
@@ -145,13 +158,8 @@ def _kinds(mark: _Mark) -> str:
         for row in result["rows"]
         if (row["kv"] == kv and row["ratio"] == ratio) or row["strategy"] in LEVELS
     ]
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    found = {(row["strategy"], row["kv"], row["kind"]): _f1_cell(row) for row in rows}
-    lines = [
-        [name, stored, *(found.get((name, stored, kind), "") for kind in kinds)]
-        for name, stored in dict.fromkeys((row["strategy"], row["kv"]) for row in rows)
-    ]
-    return markdown(["strategy", "KV", *kinds], lines)
+    cells = {(row["strategy"], row["kv"], row["kind"]): _f1_cell(row) for row in rows}
+    return _pivot(["strategy", "KV"], cells, {row["kind"]: row["kind"] for row in rows})
 
 
 def _leads(mark: _Mark) -> str:
@@ -161,13 +169,8 @@ def _leads(mark: _Mark) -> str:
         for gap in result["leads"]
         if gap["ratio"] == float(mark.options["ratio"])
     ]
-    others = list(dict.fromkeys(gap["other"] for gap in gaps))
-    found = {(gap["kind"], gap["kv"], gap["other"]): _gap(gap) for gap in gaps}
-    lines = [
-        [kind, kv, *(found.get((kind, kv, other), "") for other in others)]
-        for kind, kv in dict.fromkeys((gap["kind"], gap["kv"]) for gap in gaps)
-    ]
-    return markdown(["questions", "KV", *others], lines)
+    cells = {(gap["kind"], gap["kv"], gap["other"]): _gap(gap) for gap in gaps}
+    return _pivot(["questions", "KV"], cells, {gap["other"]: gap["other"] for gap in gaps})
 
 
 def _fused_behind(kv: str, result: Result) -> str:
@@ -209,16 +212,12 @@ def _at_ratio(mark: _Mark) -> list[Mapping[str, Any]]:
 
 
 def _policies(mark: _Mark) -> str:
-    found = {
-        result["neighbours"]: _on_fused_kv(result, mark.options["kind"])
+    cells = {
+        (result["neighbours"], ratio): _f1_cell(row)
         for result in mark.loaded.values()
+        for ratio, row in _on_fused_kv(result, mark.options["kind"]).items()
     }
-    ratios = sorted({ratio for rows in found.values() for ratio in rows})
-    lines = [
-        [name, *(_f1_cell(rows[ratio]) if ratio in rows else "" for ratio in ratios)]
-        for name, rows in found.items()
-    ]
-    return markdown(["fused behind", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+    return _pivot(["fused behind"], cells, _shares(ratio for _, ratio in cells))
 
 
 def _on_fused_kv(result: Result, kind: str) -> dict[float, Mapping[str, Any]]:
@@ -231,13 +230,13 @@ def _on_fused_kv(result: Result, kind: str) -> dict[float, Mapping[str, Any]]:
 
 
 def _neighbours(mark: _Mark) -> str:
-    policies = _by_count(mark)
-    counts = sorted({count for by_count in policies.values() for count in by_count})
-    lines = [
-        [name, *(_f1_cell(by_count[n]) if n in by_count else "" for n in counts)]
-        for name, by_count in policies.items()
-    ]
-    return markdown(["neighbours at most", *map(str, counts)], lines)
+    cells = {
+        (policy, count): _f1_cell(row)
+        for policy, by_count in _by_count(mark).items()
+        for count, row in by_count.items()
+    }
+    counts = sorted({count for _, count in cells})
+    return _pivot(["neighbours at most"], cells, {count: str(count) for count in counts})
 
 
 def _by_count(mark: _Mark) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -253,13 +252,8 @@ def _by_count(mark: _Mark) -> dict[str, dict[int, Mapping[str, Any]]]:
 
 def _cost(mark: _Mark) -> str:
     rows = mark.only["rows"]
-    ratios = sorted({row["ratio"] for row in rows})
-    found = {(row["strategy"], row["ratio"]): f"{row['work']:.1%}" for row in rows}
-    lines = [
-        [name, *(found.get((name, ratio), "") for ratio in ratios)]
-        for name in dict.fromkeys(row["strategy"] for row in rows)
-    ]
-    return markdown(["strategy", *(f"{ratio:.0%}" for ratio in ratios)], lines)
+    cells = {(row["strategy"], row["ratio"]): f"{row['work']:.1%}" for row in rows}
+    return _pivot(["strategy"], cells, _shares(row["ratio"] for row in rows))
 
 
 def _figure(mark: _Mark) -> str:

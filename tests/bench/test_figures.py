@@ -54,6 +54,7 @@ def test_each_shows_the_strategies_on_one_kv(
 ) -> None:
     shown, text = drawn(tmp_path, name, kv)
     assert shown == strategies
+    assert all(text.count(f">{name}<") == 1 for name in strategies)
     assert f"riddle, {kv} KV" in text
     assert said in text
 
