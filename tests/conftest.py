@@ -18,6 +18,11 @@ from tests.tiny_tokenizers import byte_level_tokenizer
 torch.set_num_threads(1)  # tiny tensors are slower on many threads, and rounding varies
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: a worker that ends with one would leave the other idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of three layers with a byte-level tokenizer and a chat template."""

@@ -167,8 +167,8 @@ class TestQuality:
         where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--limit", 1)
         found = said(run_command("bench", "quality", *where, "--kv", "isolated", "--json"))
         assert {point[0] for point in points(found)} == set(NAMED)
-        assert {r for _, _, r, _ in points(found)} == {0.0, 0.05, 0.15, 1.0}
-        assert len(points(found)) == 2 + 1 + 6 * 4
+        assert {r for _, _, r, _ in points(found)} == {0.0, 0.05, 0.15, 1.0}  # full attention is 1
+        assert len(points(found)) == 2 + 1 + 6 * 3
 
     def test_a_table_is_printed_without_json(self, model_dir: Path, data: Path) -> None:
         where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--limit", 1)

@@ -32,6 +32,7 @@ def run_example(name: str, *arguments: object) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
 def test_a_pipeline_answers_from_the_notes(name: str) -> None:
     printed = run_example(name)
@@ -53,6 +54,7 @@ def qwen3_dir(tmp_path: Path) -> Path:
     return tmp_path / "qwen3"
 
 
+@pytest.mark.slow
 def test_real_passages_are_taken_from_the_store(qwen3_dir: Path, tmp_path: Path) -> None:
     arguments = (PASSAGES, "--store", tmp_path / "store", "--model", qwen3_dir)
     first = json.loads(run_example("real_passages.py", *arguments))

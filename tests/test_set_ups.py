@@ -228,6 +228,7 @@ def measure(set_up: SetUp, bench: Bench) -> Measured:
     return Measured(today, mean(scores), full, mean(shares))
 
 
+@pytest.mark.slow
 @each_set_up
 def test_answers_are_as_good_and_come_from_the_store(
     set_up: SetUp, bench: Bench, monkeypatch: pytest.MonkeyPatch

@@ -11,9 +11,7 @@ f1 NAME kind=K                    F1 of each strategy by ratio, with 95% interva
 normalised NAME kind=K            normalised F1 by ratio
 kinds NAME ... ratio=R kv=V       F1 by kind of question at one ratio
 leads NAME ... ratio=R            how far our selector is ahead of each other, by kind of question
-deviation NAME kind=K ratio=R     how far KV is from full attention's after recomputation, by layer
 overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
-policies NAME NAME ... kind=K     F1 on fused KV by what it was fused behind, one run a row
 neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which policy
 cost NAME                         work in a deeper shape
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
@@ -184,40 +182,16 @@ def _gap(gap: Mapping[str, Any]) -> str:
     return f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text
 
 
-def _deviation(mark: _Mark) -> str:
-    rows = [row for row in _at_ratio(mark) if row["deviation"]]
-    layers = range(len(rows[0]["deviation"]))
-    lines = [
-        [row["strategy"], row["kv"], *(f"{value:.3f}" for value in row["deviation"])]
-        for row in rows
-    ]
-    return markdown(["strategy", "KV", *(f"layer {layer}" for layer in layers)], lines)
-
-
 def _overlap(mark: _Mark) -> str:
+    ratio = float(mark.options["ratio"])
     lines = [
         [row["strategy"], row["kv"]]
         + [f"{row[name]:.2f}" for name in ("overlap_deviation", "overlap_attention")]
-        for row in _at_ratio(mark)
-        if row["overlap_deviation"] is not None
+        for row in mark.rows
+        if row["ratio"] == ratio and row["overlap_deviation"] is not None
     ]
     headings = ["strategy", "KV", "with the largest KV deviation", "with full attention's"]
     return markdown(headings, lines)
-
-
-def _at_ratio(mark: _Mark) -> list[Mapping[str, Any]]:
-    """The rows that recompute a given share, or nothing."""
-    ratio = float(mark.options["ratio"])
-    return [row for row in mark.rows if row["ratio"] == ratio or row["strategy"] == "full_reuse"]
-
-
-def _policies(mark: _Mark) -> str:
-    cells = {
-        (result["neighbours"], ratio): _f1_cell(row)
-        for result in mark.loaded.values()
-        for ratio, row in _on_fused_kv(result, mark.options["kind"]).items()
-    }
-    return _pivot(["fused behind"], cells, _shares(ratio for _, ratio in cells))
 
 
 def _on_fused_kv(result: Result, kind: str) -> dict[float, Mapping[str, Any]]:
@@ -282,9 +256,7 @@ _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "normalised": _normalised,
     "kinds": _kinds,
     "leads": _leads,
-    "deviation": _deviation,
     "overlap": _overlap,
-    "policies": _policies,
     "neighbours": _neighbours,
     "cost": _cost,
     "figure": _figure,

@@ -145,7 +145,7 @@ def bench() -> None:
 @bench.command()
 @asks(seed=0)
 @click.option("--strategies", help="Comma-separated.  [default: the paper's baselines and ours]")
-@click.option("--ratios", default="0,0.05,0.15,1", show_default=True, help="Shares to recompute.")
+@click.option("--ratios", default="0,0.05,0.15", show_default=True, help="Shares to recompute.")
 @click.option("--kv", default="isolated,fused", show_default=True, help="Which stored KV.")
 @click.option(
     "--neighbours",

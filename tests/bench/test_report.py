@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 def row(strategy: str, kv: str, ratio: float, f1: float, **more: Any) -> dict[str, Any]:
     base = {"kind": "bridge", "ci": [f1 - 0.1, f1 + 0.1], "normalized_f1": None}
-    more = {"deviation": [], "overlap_deviation": None} | more
-    return base | {"strategy": strategy, "kv": kv, "ratio": ratio, "f1": f1} | more
+    base |= {"strategy": strategy, "kv": kv, "ratio": ratio, "f1": f1}
+    return base | {"overlap_deviation": None} | more
 
 
 def gap(values: Sequence[str | float]) -> dict[str, Any]:
@@ -31,13 +31,12 @@ RUN = {
     "neighbours": "near",
     "rows": [
         row("full_attention", "none", 1.0, 0.9),
-        row("full_reuse", "isolated", 0.0, 0.3, deviation=[0.0, 0.5]),
+        row("full_reuse", "isolated", 0.0, 0.3),
         row("fusionrag", "fused", 0.0, 0.5),
         row(
             *("fusionrag", "fused", 0.15, 0.8),
             normalized_f1=0.8333,
             normalized_ci=[0.7, 0.9],
-            deviation=[0.0, 0.25],
             overlap_deviation=0.5,
             overlap_attention=0.25,
         ),
@@ -107,28 +106,11 @@ def table(mark: str, results: Path) -> list[str]:
             ],
         ),
         (
-            "deviation run kind=bridge ratio=0.15",
-            [
-                "| strategy | KV | layer 0 | layer 1 |",
-                "| --- | --- | --- | --- |",
-                "| full_reuse | isolated | 0.000 | 0.500 |",
-                "| fusionrag | fused | 0.000 | 0.250 |",
-            ],
-        ),
-        (
             "overlap run kind=bridge ratio=0.15",
             [
                 "| strategy | KV | with the largest KV deviation | with full attention's |",
                 "| --- | --- | --- | --- |",
                 "| fusionrag | fused | 0.50 | 0.25 |",
-            ],
-        ),
-        (
-            "policies run kind=bridge",
-            [
-                "| fused behind | 0% | 15% |",
-                "| --- | --- | --- |",
-                "| near | 0.50 (0.40 to 0.60) | 0.80 (0.70 to 0.90) |",
             ],
         ),
         (

@@ -97,6 +97,7 @@ def em(result: DemoResult, strategy: str, kind: str) -> float:
     return row.em
 
 
+@pytest.mark.slow
 def test_the_demo_covers_every_strategy_and_kind(result: DemoResult) -> None:
     assert [(row.strategy, row.kind) for row in result.rows] == [
         (strategy, kind) for kind in KINDS for strategy in STRATEGIES

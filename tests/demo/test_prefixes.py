@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.test_examples import run_example
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "prefixes.json"
 
 
+@pytest.mark.slow
 def test_every_route_is_asked_under_every_strategy(tmp_path: Path) -> None:
     arguments = ("--store", tmp_path / "store", "--limit", 1, "--json", tmp_path / "rows.json")
     printed = run_example("prompt_prefixes.py", *arguments)
