@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fusionrag_integrations.kernels import visible
 from fusionrag_integrations.types import LayerView
 
 
@@ -18,4 +19,5 @@ def logits(view: LayerView) -> torch.Tensor:
 
 def weights(view: LayerView) -> torch.Tensor:
     """What the layer's softmax gives, over all that a row sees; float32 [Hq, R, N]."""
-    return logits(view).masked_fill(~view.visible, -torch.inf).softmax(-1)
+    seen = visible(view.positions, view.keys.shape[1], view.window)
+    return logits(view).masked_fill(~seen, -torch.inf).softmax(-1)

@@ -23,7 +23,7 @@ from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind, LayerVie
 def prefill_prefix(model: CausalModel, token_ids: Sequence[int]) -> ChunkKV:
     """KV of the ingest prefix, which stands before every chunk. Its key is empty: not stored."""
     buffer = model.new_buffer(len(token_ids))
-    model.forward_rows(token_ids, range(len(token_ids)), buffer)
+    model.compute_kv(token_ids, range(len(token_ids)), buffer)
     return _slice(model, buffer, 0, "", "isolated", tuple(token_ids), ())
 
 
@@ -37,7 +37,7 @@ def prefill_chunk(
     start = len(prefix.token_ids)
     buffer = model.new_buffer(start + len(token_ids))
     place_consecutively(model, buffer, [prefix])
-    model.forward_rows(token_ids, range(start, start + len(token_ids)), buffer)
+    model.compute_kv(token_ids, range(start, start + len(token_ids)), buffer)
     return _slice(model, buffer, start, key, "isolated", tuple(token_ids), ())
 
 
@@ -61,9 +61,8 @@ def fuse_chunk(
     start, stop = sum(sizes), sum(sizes) + len(token_ids)
     buffer = model.new_buffer(stop)
     place_consecutively(model, buffer, before)
-    positions = torch.arange(start, stop, device=model.device)
-    capture = _SegmentCapture(positions, [*sizes, len(token_ids)])
-    model.forward_rows(token_ids, range(start, stop), buffer, capture)
+    capture = _SegmentCapture([*sizes, len(token_ids)])
+    model.compute_kv(token_ids, range(start, stop), buffer, capture)
     names = tuple(kv.key for kv in neighbours)
     fused = _slice(model, buffer, start, key, "fused", token_ids, names)
     given = capture.mean()
@@ -81,8 +80,7 @@ def fuse_chunk(
 class _SegmentCapture:
     """Adds up, over layers, the attention that rows give to each segment of what they see."""
 
-    def __init__(self, positions: torch.Tensor, sizes: Sequence[int]) -> None:
-        self.positions = positions
+    def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = list(sizes)
         self._sums: list[torch.Tensor] = []
 

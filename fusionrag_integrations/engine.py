@@ -50,7 +50,7 @@ class FusionEngine:
         self._store = store
         self._prefix = prefix
         self._prefix_ids = tuple(self.encode(prefix))
-        self._server = Server(model, corpus, store, self._prefix_ids, calibration)
+        self._server = Server(model, corpus.catalog, store, self._prefix_ids, calibration)
 
     @classmethod
     def from_pretrained(

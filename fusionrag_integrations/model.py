@@ -1,11 +1,10 @@
 """A Hugging Face causal language model, seen as rows of tokens at positions over a KV buffer.
 
 The only file that touches transformers' internals. What it relies on:
-- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, and
-  asks the same object for mask sizes and query offsets, so a cache that writes rows at given
-  positions makes the model compute any positions in any order;
+- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, so a
+  cache that writes rows at given positions makes the model compute any positions in any order;
 - attention and mask functions are looked up by one registered name, and extra keyword
-  arguments of the model's forward reach the attention function.
+  arguments of the model's forward reach the attention function, as a layer's window does.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,10 +34,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.kernels import Rows, attend
 from fusionrag_integrations.rope import Rotation, rotate
 from fusionrag_integrations.types import LayerView
 
 ATTENTION = "fusionrag"
+# Transformers makes no mask where it is given one of four dimensions; rows need none.
+_NO_MASK = torch.empty(1, 1, 1, 1)
 
 StepFunction = Callable[[int], torch.Tensor]
 """Appends a token id and gives the logits [V] behind it."""
@@ -113,13 +116,7 @@ def _context_window(config: Any) -> int:
 
 
 class Capture(Protocol):
-    """What a pass shows its attention to, layer by layer, while the model runs.
-
-    positions: of the pass's rows, [R].
-    """
-
-    @property
-    def positions(self) -> torch.Tensor: ...
+    """What a pass shows its attention to, layer by layer, while the model runs."""
 
     def record(self, layer: int, view: LayerView) -> None:
         """view: all rows of the pass. Its keys are the buffer's own, up to the last position."""
@@ -130,7 +127,6 @@ class Capture(Protocol):
 class ViewCapture:
     """Keeps what the rows from `first` on ask in chosen layers."""
 
-    positions: torch.Tensor
     first: int
     layers: frozenset[int]
     views: dict[int, LayerView] = field(default_factory=dict)
@@ -141,24 +137,8 @@ class ViewCapture:
             self.views[layer] = replace(
                 view,
                 queries=view.queries[:, self.first :],
-                visible=view.visible[self.first :],
                 positions=view.positions[self.first :],
             )
-
-
-def _show(
-    capture: Capture,
-    layer: int,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-) -> None:
-    """mask: bool [R, N]; None where each row sees all up to its own position."""
-    positions = capture.positions
-    if mask is None:
-        mask = torch.arange(keys.shape[1], device=keys.device) <= positions[:, None]
-    capture.record(layer, LayerView(queries, keys, mask, positions, scaling))
 
 
 def _attention(
@@ -168,29 +148,29 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
+    rows: Rows | None = None,
     capture: Capture | None = None,
+    keys_only: bool = False,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' own SDPA attention, which also shows itself to a capture."""
+    """Attention of rows at any positions; without `rows`, transformers' own SDPA attention.
+
+    keys_only: no attention is wanted, only keys and values, which are in the cache by now.
+    """
+    if rows is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output
     if capture is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        mask = None if attention_mask is None else attention_mask[0, 0]
-        _show(capture, layer, query[0], key[0], mask, scaling)
-    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
-    )
-    return output
-
-
-def _mask(
-    *, q_offset: int | torch.Tensor, allow_is_causal_skip: bool = True, **kwargs: Any
-) -> torch.Tensor | None:
-    """Transformers' own SDPA mask; scattered rows come as one offset a row, and need it whole."""
-    scattered = isinstance(q_offset, torch.Tensor) and q_offset.dim() > 0
-    mask: torch.Tensor | None = sdpa_mask(
-        q_offset=q_offset, allow_is_causal_skip=allow_is_causal_skip and not scattered, **kwargs
-    )
-    return mask
+        view = LayerView(query[0], key[0], rows.on_device, sliding_window, scaling)
+        capture.record(layer, view)
+    if keys_only:
+        return query.transpose(1, 2), None
+    attended = attend(query[0], key[0], value[0], rows, scaling, sliding_window)
+    return attended.transpose(0, 1)[None], None
 
 
 class KVBuffer:
@@ -217,24 +197,25 @@ class KVBuffer:
         self.keys[:, :, slots] = rotate(keys.to(self.keys.device), rotation)
         self.values[:, :, slots] = values
 
+    def clear(self, positions: Sequence[int]) -> None:
+        """Put zeros at `positions`. Changes the buffer."""
+        slots = torch.tensor(positions, dtype=torch.int64, device=self.keys.device)
+        self.keys.index_fill_(2, slots, 0.0)
+        self.values.index_fill_(2, slots, 0.0)
+
 
 class _RowsCache(Cache):  # type: ignore[misc]
     """Shows a `KVBuffer` to transformers for one pass over some rows.
 
     Each layer's new keys and values replace what stands at the rows' positions, and the layer
-    attends to everything below `length`.
+    attends to everything up to the last of them.
     """
 
-    def __init__(self, buffer: KVBuffer, positions: Sequence[int], slots: torch.Tensor) -> None:
+    def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
         super().__init__(layers=[])
         self._buffer = buffer
-        self._slots = slots  # `positions` on the device: asking the device for them would wait
-        self._length = max(positions) + 1
-        first = positions[0]
-        consecutive = list(positions) == list(range(first, first + len(positions)))
-        self._offset: int | torch.Tensor = (
-            first if consecutive else slots - torch.arange(len(positions), device=slots.device)
-        )
+        self._slots = rows.on_device
+        self._length = max(rows.positions) + 1
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
@@ -244,12 +225,6 @@ class _RowsCache(Cache):  # type: ignore[misc]
         keys.index_copy_(2, self._slots, key_states)
         values.index_copy_(2, self._slots, value_states)
         return keys[:, :, : self._length], values[:, :, : self._length]
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._length, 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int | torch.Tensor:
-        return self._offset
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._length
@@ -261,7 +236,7 @@ class CausalModel:
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
         refuse_unsupported(model.config)
         AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, _mask)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)
         self.hf = model.eval()
         self.tokenizer = tokenizer
@@ -284,7 +259,7 @@ class CausalModel:
         self.global_layers = tuple(
             i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
         )
-        self._lowers: dict[int, Any] = {}
+        self._views: dict[tuple[int, int], Any] = {}
         self._uppers: dict[int, Any] = {}
 
     @classmethod
@@ -299,8 +274,8 @@ class CausalModel:
         """
         path = Path(name_or_path)
         source = str(path.resolve() if path.is_dir() else name_or_path)
-        target = _torch_device(device)
-        weights_dtype = _torch_dtype(dtype, target)
+        target = torch_device(device)
+        weights_dtype = torch_dtype(dtype, target)
         try:
             config = AutoConfig.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
@@ -371,20 +346,31 @@ class CausalModel:
 
     @torch.inference_mode()
     def forward_rows(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        buffer: KVBuffer,
-        capture: Capture | None = None,
+        self, token_ids: Sequence[int], positions: Sequence[int], buffer: KVBuffer
     ) -> torch.Tensor:
         """Run the model over rows at `positions`; returns the last row's logits [V].
 
         At every layer the rows' keys and values replace what the buffer holds there, and each
         row attends to all positions up to its own, as far as the layer's window reaches.
-        Changes the buffer at `positions` only. Rows may come in any order.
+        Changes the buffer at `positions` only. Rows may come in any order; ascending is quickest.
         """
-        ids = torch.tensor([list(token_ids)], device=self.device)
-        return self._logits(self.hf, positions, buffer, capture, input_ids=ids)
+        if len(positions) == 1:  # as in decode: nothing to save in the last layer
+            return self._logits(self.hf, Rows(positions, self.device), buffer, token_ids=token_ids)
+        hidden = self.forward_lower(token_ids, positions, buffer, self.num_layers - 1)
+        return self.forward_upper(hidden, positions, buffer, self.num_layers - 1)
+
+    @torch.inference_mode()
+    def compute_kv(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        buffer: KVBuffer,
+        capture: Capture | None = None,
+    ) -> None:
+        """Like `forward_rows`, but for what it writes to the buffer only."""
+        last = self.num_layers - 1
+        hidden = self.forward_lower(token_ids, positions, buffer, last, capture)
+        self._last_kv(hidden, Rows(positions, self.device), buffer, capture)
 
     @torch.inference_mode()
     def forward_lower(
@@ -399,13 +385,10 @@ class CausalModel:
 
         Changes the buffer in those. Returns the rows' hidden states behind them, [R, hidden].
         """
-        output = self._lower(depth)(
-            input_ids=torch.tensor([list(token_ids)], device=self.device),
-            **self._rows(positions, buffer),
-            capture=capture,
+        rows = Rows(positions, self.device)
+        return self._hidden(
+            self._between(0, depth), rows, buffer, capture=capture, token_ids=token_ids
         )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
 
     @torch.inference_mode()
     def forward_upper(
@@ -415,27 +398,61 @@ class CausalModel:
 
         hidden: the rows' states there, [R, hidden].
         """
-        return self._logits(self._upper(depth), positions, buffer, None, inputs_embeds=hidden[None])
+        last = self.num_layers - 1
+        rows = Rows(positions, self.device)
+        if depth < last:
+            hidden = self._hidden(self._between(depth, last), rows, buffer, hidden=hidden)
+            depth = last
+        if depth == last and len(rows) > 1:
+            self._last_kv(hidden[:-1], Rows(positions[:-1], self.device), buffer)
+        own = Rows(positions[-1:], self.device)
+        return self._logits(self._upper(depth), own, buffer, hidden=hidden[-1:])
 
-    def _logits(
-        self,
-        model: Any,
-        positions: Sequence[int],
-        buffer: KVBuffer,
-        capture: Capture | None,
-        **inputs: torch.Tensor,
-    ) -> torch.Tensor:
-        output = model(**inputs, **self._rows(positions, buffer), logits_to_keep=1, capture=capture)
+    def _last_kv(
+        self, hidden: torch.Tensor, rows: Rows, buffer: KVBuffer, capture: Capture | None = None
+    ) -> None:
+        """Write the rows' keys and values in the last layer, which is all that others need there.
+
+        hidden: behind the layer before it, [R, hidden].
+        """
+        self._hidden(self._last, rows, buffer, capture=capture, keys_only=True, hidden=hidden)
+
+    def _hidden(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
+        """The rows' states behind a view of the base model, [R, hidden]."""
+        output = model(**self._inputs(rows, buffer, **inputs))
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _logits(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
+        """The last row's, [V]."""
+        output = model(**self._inputs(rows, buffer, **inputs), logits_to_keep=1)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 
-    def _rows(self, positions: Sequence[int], buffer: KVBuffer) -> dict[str, Any]:
-        """What tells transformers to run over rows of a buffer."""
-        rows = torch.tensor(list(positions), device=self.device)
-        return {
-            "position_ids": rows[None],
-            "past_key_values": _RowsCache(buffer, positions, rows),
+    def _inputs(
+        self,
+        rows: Rows,
+        buffer: KVBuffer,
+        *,
+        token_ids: Sequence[int] | None = None,
+        hidden: torch.Tensor | None = None,
+        capture: Capture | None = None,
+        keys_only: bool = False,
+    ) -> dict[str, Any]:
+        """What makes transformers run over rows of a buffer, from token ids or hidden states."""
+        given = (
+            {"inputs_embeds": hidden[None]}
+            if hidden is not None
+            else {"input_ids": torch.tensor([token_ids], device=self.device)}
+        )
+        return given | {
+            "position_ids": rows.on_device[None],
+            "past_key_values": _RowsCache(buffer, rows),
             "use_cache": True,
+            "attention_mask": _NO_MASK,
+            "rows": rows,
+            "capture": capture,
+            "keys_only": keys_only,
         }
 
     def _layers(self, first: int, last: int) -> Any:
@@ -448,13 +465,23 @@ class CausalModel:
             base.config.layer_types = self._layer_types[first:last]
         return base
 
-    def _lower(self, depth: int) -> Any:
-        """The base model's first `depth` layers, without what normalises the last one's output."""
-        if depth not in self._lowers:
-            base = self._layers(0, depth)
+    def _between(self, first: int, last: int) -> Any:
+        """The base model's layers [first, last), without what normalises the last one's output."""
+        if (first, last) not in self._views:
+            base = self._layers(first, last)
             base.norm = torch.nn.Identity()
-            self._lowers[depth] = base
-        return self._lowers[depth]
+            self._views[first, last] = base
+        return self._views[first, last]
+
+    @cached_property
+    def _last(self) -> Any:
+        """The last layer as far as its keys and values go: without its MLP."""
+        base = self._layers(self.num_layers - 1, self.num_layers)
+        base.norm = torch.nn.Identity()
+        layer = _shallow(base.layers[0])
+        layer.mlp = torch.nn.Identity()
+        base.layers = torch.nn.ModuleList([layer])
+        return base
 
     def _upper(self, depth: int) -> Any:
         """The model from layer `depth` on, up to its logits."""
@@ -500,7 +527,11 @@ def _shallow(module: Any) -> Any:
     return shallow
 
 
-def _torch_device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is one.
+
+    Raises `InvalidInputError` for one that isn't there.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -512,7 +543,11 @@ def _torch_device(device: str) -> torch.device:
     return target
 
 
-def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+def torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The dtype of this name; "auto" is float32 on a CPU, else "auto", the checkpoint's own.
+
+    Raises `InvalidInputError` for another name.
+    """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from time import perf_counter
 
 import torch
@@ -18,6 +19,7 @@ from fusionrag_integrations.timing import settle
 from fusionrag_integrations.types import AssembledPrompt, ChunkKV, LayerView, TokenSelection
 
 EARLY_LAYERS = 2  # CacheBlend's: it compares at layer 1
+SEPARATOR = 4  # tokens between chunks, at most, that are taken for layout rather than content
 
 
 @torch.inference_mode()
@@ -27,7 +29,7 @@ def place(
     """A buffer of `capacity` tokens that holds each span's KV, rotated to its positions.
 
     kvs: one for each of the prompt's spans, in order, on any device; copied, never modified.
-    What stands at fresh positions is undefined until they are computed.
+    What stands at fresh positions is undefined until they are computed; between chunks, zeros.
     """
     buffer = model.new_buffer(capacity)
     rotation = model.rotation(torch.arange(len(prompt)))
@@ -36,6 +38,7 @@ def place(
         source = slice(span.source_start, span.source_start + span.length)
         turn = rotation.at(slice(span.start, span.stop))
         buffer.place(span.start, kv.keys[:, :, source], kv.values[:, :, source], turn)
+    buffer.clear(_separators(prompt))
     return buffer
 
 
@@ -67,16 +70,16 @@ class PlacedPrompt:
         """What the tokens behind the last chunk ask in `layers`, over the KV as it was placed.
 
         Writes the fresh tokens' KV of those layers to the buffer. They have seen stale KV, and
-        are computed again with the selected tokens.
+        are computed again with the selected tokens. What only separates chunks isn't run: what
+        stands there, zeros if they were placed, is seen as it is.
         """
-        fresh = self._prompt.fresh_positions
+        rows = sorted(set(self._prompt.fresh_positions).difference(_separators(self._prompt)))
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
-        positions = torch.tensor(fresh, device=self._model.device)
-        capture = ViewCapture(positions, bisect_left(fresh, begin), frozenset(layers))
+        capture = ViewCapture(bisect_left(rows, begin), frozenset(layers))
         depth = max(layers) + 1
-        ids = [self._prompt.token_ids[p] for p in fresh]
-        with self._probing(len(fresh) * depth):
-            self._model.forward_lower(ids, fresh, self._buffer, depth, capture)
+        ids = [self._prompt.token_ids[p] for p in rows]
+        with self._probing(len(rows) * depth):
+            self._model.forward_lower(ids, rows, self._buffer, depth, capture)
         return [capture.views[layer] for layer in layers]
 
     def early_deviation(self) -> torch.Tensor:
@@ -119,3 +122,9 @@ class PlacedPrompt:
         settle(self._model.device)
         self.probe_ms += (perf_counter() - started) * 1e3
         self.token_layers += token_layers
+
+
+def _separators(prompt: AssembledPrompt) -> list[int]:
+    """Positions of short runs of fresh tokens between chunks."""
+    gaps = (range(before.stop, after.start) for before, after in pairwise(prompt.spans))
+    return [position for gap in gaps if len(gap) <= SEPARATOR for position in gap]

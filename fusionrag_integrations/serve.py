@@ -14,8 +14,8 @@ from threading import Lock
 
 import torch
 
+from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.chunk_kv import place_consecutively, prefill_prefix
-from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
 from fusionrag_integrations.match import ChunkMatcher, resolve
@@ -23,7 +23,7 @@ from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode, equal_at_start
 from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.store import KVStore, SharedReads
+from fusionrag_integrations.store import KVReader, SharedReads
 from fusionrag_integrations.timing import Stopwatch
 from fusionrag_integrations.types import (
     Answer,
@@ -57,7 +57,7 @@ class _Warm:
 
 
 class Server:
-    """Answers prompts over one corpus, from several threads at once.
+    """Answers prompts over the chunks of one catalog, from several threads at once.
 
     Requests share what they read, and nothing that they change.
     """
@@ -65,13 +65,13 @@ class Server:
     def __init__(
         self,
         model: CausalModel,
-        corpus: Corpus,
-        store: KVStore,
+        catalog: Catalog,
+        store: KVReader,
         prefix_ids: tuple[int, ...],
         calibration: Calibration | None,
     ) -> None:
         self._model = model
-        self._corpus = corpus
+        self._catalog = catalog
         self._prefix_ids = prefix_ids
         self._calibration = calibration
         self._reads = SharedReads(store)
@@ -97,6 +97,7 @@ class Server:
                 "Retrieve fewer or shorter chunks."
             )
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
+        watch.lap("encode")
         if settings.kv == "none":
             warm = self._full_attention(encoded, watch)
         elif settings.kv == "prefix":
@@ -138,7 +139,6 @@ class Server:
         )
 
     def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Warm:
-        watch.lap("match")
         logits, step = self._model.prefill_dense(encoded.token_ids)
         watch.lap("prefill")
         count = len(encoded.token_ids)
@@ -150,7 +150,6 @@ class Server:
     ) -> _Warm:
         ids = encoded.token_ids
         shared = equal_at_start(self._prefix_ids, ids[:-1])
-        watch.lap("match")
         prefix = self._prefix
         watch.lap("load")
         room = max(len(ids) + settings.max_tokens, len(self._prefix_ids))
@@ -208,14 +207,14 @@ class Server:
         )
 
     def _assemble(self, encoded: EncodedPrompt, settings: AnswerSettings) -> AssembledPrompt:
-        read_records = self._corpus.catalog.records
+        read_records = self._catalog.records
         handles, scopes = settings.handles, settings.scopes
         found = self._matcher().find(encoded.text, read_records, handles, scopes)
         return assemble(encoded, resolve(found, handles), handles)
 
     def _matcher(self) -> ChunkMatcher:
         """The known texts; where documents changed, with those that came, without those gone."""
-        catalog = self._corpus.catalog
+        catalog = self._catalog
         with self._refreshing:  # one reads, the others wait for it
             revision = catalog.revision
             known, matcher = self._known or (-1, None)

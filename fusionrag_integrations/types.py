@@ -257,36 +257,36 @@ class AssembledPrompt:
     Spans are in order of position, don't overlap, and never hold the last token: it is
     always computed, since its logits give the first token of the answer.
     `question` bounds the positions behind the last chunk that hold the user's words.
+    `chunk_positions` are those whose KV is known, `fresh_positions` all others, which must be
+    computed; both ascending.
     """
 
     token_ids: tuple[int, ...]
     spans: tuple[Span, ...]
     question: tuple[int, int]
+    chunk_positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    fresh_positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             raise InvalidInputError("The prompt is empty.")
         stop = 0
+        known: list[int] = []
+        fresh: list[int] = []
         for span in self.spans:
             if span.start < stop or span.length < 1:
                 raise InvalidInputError("Spans must be non-empty, in order and apart.")
+            fresh += range(stop, span.start)
+            known += range(span.start, span.stop)
             stop = span.stop
         if stop >= len(self.token_ids):
             raise InvalidInputError("The prompt's last token can't belong to a chunk.")
+        fresh += range(stop, len(self.token_ids))
+        object.__setattr__(self, "chunk_positions", tuple(known))
+        object.__setattr__(self, "fresh_positions", tuple(fresh))
 
     def __len__(self) -> int:
         return len(self.token_ids)
-
-    @property
-    def chunk_positions(self) -> tuple[int, ...]:
-        """Positions whose KV is known, ascending."""
-        return tuple(p for span in self.spans for p in range(span.start, span.stop))
-
-    @property
-    def fresh_positions(self) -> tuple[int, ...]:
-        """Positions that must be computed, ascending."""
-        known = set(self.chunk_positions)
-        return tuple(p for p in range(len(self)) if p not in known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -383,15 +383,15 @@ class AnswerSettings:
 class LayerView:
     """What some rows ask in one layer, and what is there to answer.
 
-    queries: rotated, [Hq, R, D]. keys: rotated, [Hkv, N, D], by position. visible: bool [R, N],
-    the keys that a row attends to. positions: the rows' own, [R]. scaling: what the layer
-    multiplies QK by, usually 1/sqrt(D).
+    queries: rotated, [Hq, R, D]. keys: rotated, [Hkv, N, D], by position. positions: the rows' own,
+    [R]; each attends to the keys up to its own, with a window the last `window` of them. scaling:
+    what the layer multiplies QK by, usually 1/sqrt(D).
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
-    visible: torch.Tensor
     positions: torch.Tensor
+    window: int | None
     scaling: float
 
 
@@ -456,11 +456,12 @@ class Selector(Protocol):
 class TTFTBreakdown:
     """Where the time to first token went, in milliseconds.
 
-    match: template, tokens, finding chunks. load: reading KV. place: rotating and copying it.
-    probe and select: choosing tokens. prefill: recomputing them and the fresh tokens (or, under
-    full attention, everything). first_token: from logits to the token.
+    encode: template and tokens. match: finding chunks. load: reading KV. place: rotating and
+    copying it. probe and select: choosing tokens. prefill: recomputing them and the fresh tokens
+    (or, under full attention, everything). first_token: from logits to the token.
     """
 
+    encode: float = 0.0
     match: float = 0.0
     load: float = 0.0
     place: float = 0.0

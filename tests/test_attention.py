@@ -16,13 +16,11 @@ ROWS, KEYS, SIZE = 3, 7, 5
 def view_of(heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> LayerView:
     """Rows at positions 2, 4 and 6 that see no further back than four tokens."""
     draw = torch.Generator().manual_seed(heads * 10 + kv_heads)
-    positions = torch.tensor([2, 4, 6])
-    keys = torch.arange(KEYS)
     return LayerView(
         queries=torch.randn(heads, ROWS, SIZE, generator=draw).to(dtype) * 2,
         keys=torch.randn(kv_heads, KEYS, SIZE, generator=draw).to(dtype),
-        visible=(keys <= positions[:, None]) & (keys > positions[:, None] - 4),
-        positions=positions,
+        positions=torch.tensor([2, 4, 6]),
+        window=4,
         scaling=0.7,
     )
 
@@ -61,7 +59,7 @@ def test_weights_add_up_to_one_over_what_is_seen_and_nothing_else_counts() -> No
 
 def test_a_view_is_left_as_it_was() -> None:
     view = view_of(4, 2)
-    before = [t.clone() for t in (view.queries, view.keys, view.visible)]
+    before = [t.clone() for t in (view.queries, view.keys, view.positions)]
     weights(view)
-    for now, then in zip((view.queries, view.keys, view.visible), before, strict=True):
+    for now, then in zip((view.queries, view.keys, view.positions), before, strict=True):
         assert torch.equal(now, then)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.model import CausalModel, KVBuffer
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.recompute import SEPARATOR, PlacedPrompt, place
 from fusionrag_integrations.types import AssembledPrompt, TokenSelection
 from tests.reference import Reference
 from tests.test_gates import (
@@ -55,8 +58,32 @@ def test_a_view_stops_at_the_window() -> None:
     prompt, _ = placed(model)
     assert model.global_layers == (1,)
     windowed, whole = prompt.suffix([0, 1])
-    assert whole.visible[-1].all()
-    assert not windowed.visible[-1].all()
+    assert whole.window is None
+    assert windowed.window < len(PROMPT)  # type: ignore[operator]
+
+
+def test_separators_of_chunks_are_not_looked_with() -> None:
+    """They stand as zeros until they are computed; a longer run of fresh tokens is run."""
+    model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    gaps = [range(b.stop, a.start) for b, a in pairwise(prompt.spans)]
+    between = [position for gap in gaps for position in gap]
+    assert between
+    assert all(len(gap) <= SEPARATOR for gap in gaps)
+    buffer = place(model, prompt, kvs, len(prompt))
+    assert not buffer.keys[:, :, between].any()
+    assert not buffer.values[:, :, between].any()
+    probe = PlacedPrompt(model, prompt, buffer)
+    probe.suffix([1])
+    assert probe.token_layers == 2 * (len(prompt.fresh_positions) - len(between))
+    assert not buffer.keys[:, :, between].any()
+
+    missed = replace(prompt, spans=(prompt.spans[0], *prompt.spans[2:]))  # a chunk is unknown
+    probe = PlacedPrompt(model, missed, place(model, missed, [kvs[0], *kvs[2:]], len(prompt)))
+    probe.suffix([1])
+    kept = [gap for gap in gaps if gap.start > prompt.spans[1].stop]
+    run = len(missed.fresh_positions) - sum(map(len, kept))
+    assert probe.token_layers == 2 * run
 
 
 def test_looking_stops_behind_the_last_layer_asked_for() -> None:

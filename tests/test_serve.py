@@ -326,7 +326,7 @@ def test_time_to_first_token_is_the_sum_of_its_parts(indexed: FusionEngine) -> N
 
 def test_only_what_was_done_takes_time(indexed: FusionEngine) -> None:
     full = asdict(ask(indexed, "town-0", kv="none").ttft)
-    assert {name for name, ms in full.items() if ms} == {"match", "prefill", "first_token"}
+    assert {name for name, ms in full.items() if ms} == {"encode", "prefill", "first_token"}
     assert ask(indexed, "town-0", selector="none").ttft.probe == 0.0
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusionrag_integrations.bench.figures import draw_all
+from fusionrag_integrations.bench.machine import where_and_when
 from fusionrag_integrations.bench.summary import Lead, QualityRow
 from fusionrag_integrations.bench.tables import quality_markdown
 
@@ -22,14 +18,14 @@ def run_result(
     identity: Mapping[str, Any], rows: Sequence[QualityRow], gaps: Sequence[Lead]
 ) -> dict[str, Any]:
     """What a run measured, where and with what, as plain values."""
-    return dict(identity) | {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": _hardware(),
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
-        "rows": [asdict(row) for row in rows],
-        "leads": [asdict(gap) for gap in gaps],
-    }
+    return (
+        dict(identity)
+        | where_and_when()
+        | {
+            "rows": [asdict(row) for row in rows],
+            "leads": [asdict(gap) for gap in gaps],
+        }
+    )
 
 
 def write_run(directory: Path, result: Mapping[str, Any], rows: Sequence[QualityRow]) -> None:
@@ -37,9 +33,3 @@ def write_run(directory: Path, result: Mapping[str, Any], rows: Sequence[Quality
     (directory / "run.json").write_text(json.dumps(result, indent=2) + "\n")
     (directory / "table.md").write_text(quality_markdown(rows) + "\n")
     draw_all(directory, result["rows"])
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

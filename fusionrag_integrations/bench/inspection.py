@@ -92,7 +92,7 @@ class Truth:
 
 def _true_kv(model: CausalModel, prompt: AssembledPrompt) -> KVBuffer:
     buffer = model.new_buffer(len(prompt))
-    model.forward_rows(prompt.token_ids, range(len(prompt)), buffer)
+    model.compute_kv(prompt.token_ids, range(len(prompt)), buffer)
     return buffer
 
 

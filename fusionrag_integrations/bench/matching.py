@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,9 +20,8 @@ from time import perf_counter
 from typing import Any
 
 import click
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
+from fusionrag_integrations.bench.invented import make_tokenizer, texts
 from fusionrag_integrations.catalog import Catalog, StoreInfo
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.match import ChunkMatcher, resolve
@@ -30,8 +29,6 @@ from fusionrag_integrations.prompt import assemble, encode, encode_chunk
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk, KVHandle
 
 CHUNKS_A_DOCUMENT = 100
-WORDS = 20_000
-WORDS_A_CHUNK = 130
 REPEATS = 21
 
 
@@ -48,36 +45,6 @@ class MatchTime:
     match_ms: float
     low_ms: float
     high_ms: float
-
-
-def words() -> list[str]:
-    """Invented words, always the same."""
-    draw = random.Random(0)
-    letters = "aaabcdeeeefghiiijklmnooopqrsttuuvwxyz"
-    return ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(WORDS)]
-
-
-def texts(count: int) -> Iterator[str]:
-    """Texts of `WORDS_A_CHUNK`, all different, always the same."""
-    draw = random.Random(1)
-    known = words()
-    for _ in range(count):
-        yield " ".join(draw.choices(known, k=WORDS_A_CHUNK))
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a little over one token a word, as large models have for English."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<s>"],
-        show_progress=False,
-    )
-    bpe.train_from_iterator((f" {word}" for word in words()), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>")
 
 
 def fill(catalog: Catalog, count: int, tokenizer: Any, chosen: set[int]) -> list[ChunkRecord]:

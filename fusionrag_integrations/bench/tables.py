@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -90,3 +91,24 @@ def quality_cells(row: QualityRow) -> tuple[str, ...]:
         *(f"{row.rouge1:.2f}", f"{row.work:.0%}", f"{row.ttft_ms:.0f} ms"),
         f"{row.speedup:.1f}x",
     )
+
+
+TTFT_PARTS = ("load", "place", "probe", "select", "prefill", "first_token")
+
+
+def ttft_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a strategy, ratio and context: TTFT from token ids, its parts, and the limit."""
+    headings = ("context", "strategy", "ratio", "kv", "TTFT (ms)", "quartiles", "speed-up")
+    lines = [
+        (
+            *(f"{row['context']:,}", row["strategy"], f"{row['ratio']:.0%}", row["kv"]),
+            f"{row['ttft_ms']:.1f}",
+            f"{row['spread_ms'][0]:.1f}-{row['spread_ms'][1]:.1f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['limit_ms']:.1f}",
+            *(f"{row['breakdown'][part]:.1f}" for part in TTFT_PARTS),
+            f"{row['from_text_ms']:.1f}",
+        )
+        for row in rows
+    ]
+    return markdown((*headings, "limit", *TTFT_PARTS, "from text"), lines)

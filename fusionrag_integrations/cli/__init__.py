@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fusionrag_integrations.cli import measure, store
+from fusionrag_integrations.cli import measure, speed, store
 from fusionrag_integrations.cli.console import err
 from fusionrag_integrations.errors import FusionRAGError
 
@@ -47,3 +47,4 @@ for command in (
     *(measure.calibrate, measure.bench),
 ):
     main.add_command(command)
+measure.bench.add_command(speed.ttft)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -109,3 +110,14 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def numbers(option: str, listed: str, low: float = 0.0, high: float = inf) -> list[float]:
+    """Numbers between commas; raises `InvalidInputError` unless all lie in [low, high]."""
+    try:
+        found = [float(number) for number in listed.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(f"{option} {listed!r}: give numbers between commas.") from error
+    if not all(low <= number <= high for number in found):
+        raise InvalidInputError(f"{option} {listed!r}: they must lie in [{low:g}, {high:g}].")
+    return found

@@ -19,6 +19,7 @@ from fusionrag_integrations.cli.console import (
     find,
     imported,
     json_option,
+    numbers,
     out,
     print_json,
 )
@@ -201,7 +202,7 @@ def quality(
     from fusionrag_integrations.bench.summary import leads, summarise
 
     names = DEFAULT_STRATEGIES if strategies is None else tuple(strategies.split(","))
-    chosen = make_strategies(names, _numbers(ratios), _kinds(kv))
+    chosen = make_strategies(names, numbers("--ratios", ratios, high=1.0), _kinds(kv))
     suite = make_suite()
     policy = make_policy(neighbours)
     asked: Any = None if judge is None else find("--judge", judge)
@@ -278,7 +279,7 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
         rows = count_work(
             layers,
             demo_suite(seed=0, questions_a_kind=2),
-            make_strategies(names, _numbers(ratios), ["isolated"]),
+            make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"]),
             demo,
             read_calibration(MODEL_DIR / CALIBRATION_FILE, signature),
             progress,
@@ -359,16 +360,6 @@ def _suite(
     if data is None:
         raise InvalidInputError(f"Data set {dataset} is read from a file: give it with --data.")
     return published_suite(load_dataset(dataset, data, limit, seed))
-
-
-def _numbers(listed: str) -> list[float]:
-    try:
-        numbers = [float(number) for number in listed.split(",")]
-    except ValueError as error:
-        raise InvalidInputError(f"--ratios {listed!r}: give numbers such as 0,0.15,1.") from error
-    if not all(0.0 <= number <= 1.0 for number in numbers):
-        raise InvalidInputError(f"--ratios {listed!r}: they must lie in [0, 1].")
-    return numbers
 
 
 def _kinds(listed: str) -> list[Any]:

@@ -58,8 +58,9 @@ def middle_layers(model: Layered) -> tuple[int, ...]:
 
 def relevance(prompt: AssembledPrompt, probe: Probe, layers: tuple[int, ...]) -> torch.Tensor:
     """Attention that each chunk token gets from the suffix in `layers`, float32 [C]."""
-    positions = list(prompt.chunk_positions)
-    by_layer = [weights(view).mean(0)[:, positions].norm(dim=0) for view in probe.suffix(layers)]
+    views = probe.suffix(layers)
+    positions = torch.tensor(prompt.chunk_positions, device=views[0].keys.device)
+    by_layer = [weights(view).mean(0)[:, positions].norm(dim=0) for view in views]
     return torch.stack(by_layer).mean(0)
 
 

@@ -10,6 +10,6 @@ from fusionrag_integrations.types import AssembledPrompt, Probe
 
 def prophetkv(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     """Scores [C], float32."""
-    positions = list(prompt.chunk_positions)
     views = probe.suffix(range(probe.num_layers))
+    positions = torch.tensor(prompt.chunk_positions, device=views[0].keys.device)
     return torch.stack([weights(view).mean((0, 1))[positions] for view in views]).mean(0)

@@ -8,8 +8,8 @@ from typing import Protocol
 from fusionrag_integrations.types import ChunkKV
 
 
-class KVStore(Protocol):
-    """KV records by key. Safe to use from several threads and processes at once."""
+class KVReader(Protocol):
+    """Reads KV records by key."""
 
     def get(self, key: str) -> ChunkKV:
         """The whole record, checked, on the CPU.
@@ -17,6 +17,10 @@ class KVStore(Protocol):
         Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`.
         """
         ...
+
+
+class KVStore(KVReader, Protocol):
+    """KV records by key. Safe to use from several threads and processes at once."""
 
     def put(self, record: ChunkKV) -> None:
         """Keep a record under its key, in the place of one that is there. All or nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 from weakref import WeakValueDictionary
 
-from fusionrag_integrations.store.protocol import KVStore
+from fusionrag_integrations.store.protocol import KVReader
 from fusionrag_integrations.types import ChunkKV
 
 
@@ -16,14 +16,14 @@ class SharedReads:
     each request's own, since the next read may succeed.
     """
 
-    def __init__(self, store: KVStore) -> None:
+    def __init__(self, store: KVReader) -> None:
         self._store = store
         self._guard = Lock()
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._held: WeakValueDictionary[str, ChunkKV] = WeakValueDictionary()
 
     def get(self, key: str) -> ChunkKV:
-        """The whole record, checked, on the CPU. Raises as `KVStore.get` does."""
+        """The whole record, checked, on the CPU. Raises as `KVReader.get` does."""
         with self._guard:
             lock = self._locks.get(key)
             if lock is None:

@@ -34,6 +34,7 @@ def test_work_is_what_the_method_says(suite: Suite) -> None:
     fresh = work["full_reuse"]  # every fresh token through every layer
     chosen = work["epic"] - fresh
     assert chosen == pytest.approx(RATIO * (1 - fresh), abs=0.001)
-    assert work["prophetkv"] == pytest.approx(2 * fresh + chosen)
-    assert work["fusionrag"] == pytest.approx(1.5 * fresh + chosen)
+    probe = work["prophetkv"] - fresh - chosen  # all layers, but not what separates chunks
+    assert 0.3 * fresh < probe < 0.7 * fresh
+    assert work["fusionrag"] == pytest.approx(probe / 2 + fresh + chosen)
     assert work["cacheblend"] == pytest.approx(2 / 6 + 4 / 6 * (fresh + chosen))

@@ -91,12 +91,11 @@ class FakeProbe:
 
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
         self.asked.append(tuple(layers))
-        every = range(len(self.prompt))
         return [
             LayerView(
                 *self.tensors(layer),
-                torch.tensor([[self.sees(layer, row, p) for p in every] for row in self.rows]),
                 torch.tensor(self.rows),
+                None if layer in self.global_layers else self.window,
                 self.scaling,
             )
             for layer in layers

@@ -1,0 +1,265 @@
+"""Time to first token, beside the model's own dense prefill and beside the limit.
+
+Prompts are invented texts, a chunk and its KV each in a store; the KV is random, since only its
+size counts. Strategies take turns, so that the machine's drift touches all alike. Two clocks:
+
+ttft_ms       from token ids and the places of chunks among them to the first token
+from_text_ms  from the prompt's text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from fusionrag_integrations.bench.ceilings import Ceilings
+from fusionrag_integrations.bench.invented import texts
+from fusionrag_integrations.bench.machine import where_and_when
+from fusionrag_integrations.bench.strategies import Strategy
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.keys import chunk_id
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
+from fusionrag_integrations.serve import Server
+from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.types import (
+    Answer,
+    Calibration,
+    Chunk,
+    ChunkKV,
+    ChunkRecord,
+    Document,
+    Message,
+    Prompt,
+    TTFTBreakdown,
+)
+
+Tier = Literal["device", "host", "disk"]
+QUESTION = "Which of the places above has a bridge, and who was it that built it in the end?"
+
+
+@dataclass(frozen=True, slots=True)
+class TTFTRow:
+    """One strategy over one context. Times are medians in milliseconds; spread: the quartiles.
+
+    ratio: of chunk tokens recomputed; context: the prompt's tokens. speedup: the median, over
+    repeats, of full attention's `ttft_ms` over this one's. limit_ms: see `Ceilings`.
+    """
+
+    strategy: str
+    ratio: float
+    context: int
+    kv: str
+    ttft_ms: float
+    spread_ms: tuple[float, float]
+    from_text_ms: float
+    speedup: float
+    limit_ms: float
+    rows: int
+    attended: int
+    breakdown: dict[str, float]
+
+
+@dataclass(slots=True)
+class HeldKV:
+    """KV records in memory, where a request finds them."""
+
+    records: dict[str, ChunkKV] = field(default_factory=dict)
+
+    def get(self, key: str) -> ChunkKV:
+        return self.records[key]
+
+    def put(self, record: ChunkKV) -> None:
+        self.records[record.key] = record
+
+
+def measure_ttft(
+    model: CausalModel,
+    contexts: Sequence[int],
+    strategies: Sequence[Strategy],
+    tier: Tier,
+    repeat: int,
+    calibration: Calibration | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Every strategy over prompts of about so many tokens; the first strategy is the reference.
+
+    Raises `InvalidInputError` for an unknown tier, and for a context that the model can't hold.
+    """
+    if tier not in get_args(Tier):
+        raise InvalidInputError(f"Unknown kv {tier!r}; choose {', '.join(get_args(Tier))}.")
+    rows: list[TTFTRow] = []
+    for context in contexts:
+        ceilings = Ceilings(model, context, "device" if tier == "device" else "host")
+        with _served(model, context, tier, calibration) as (server, prompt):
+            told = partial(progress, f"{context:,}")
+            answers = _take_turns(server, prompt, strategies, repeat, told)
+        for strategy in strategies:
+            rows.append(_row(strategy, tier, answers, strategies[0], ceilings))
+    return where_and_when() | {
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "dense_attention": "sdpa",
+        "repeat": repeat,
+        "rows": [asdict(row) for row in rows],
+        "fit": fit(rows, model.num_layers),
+    }
+
+
+def fit(rows: Sequence[TTFTRow], layers: int) -> dict[str, float] | None:
+    """TTFT as a fixed time, one a computed row, and one an attended key; None for too few rows."""
+    reused = [row for row in rows if row.strategy != "full_attention"]
+    if len({row.rows for row in reused}) < 4:
+        return None
+    facts = np.array([[1.0, row.rows, row.attended * layers] for row in reused])
+    times = np.array([row.ttft_ms for row in reused])
+    solution, *_ = np.linalg.lstsq(facts / facts.max(0), times, rcond=None)
+    off = times - facts / facts.max(0) @ solution
+    fixed, a_row, a_key = solution / facts.max(0)
+    return {
+        "fixed_ms": float(fixed),
+        "ms_a_row": float(a_row),
+        "ms_a_million_keys": float(a_key * 1e6),
+        "r_squared": float(1 - off.var() / times.var()),
+    }
+
+
+@contextmanager
+def _served(
+    model: CausalModel, context: int, tier: Tier, calibration: Calibration | None
+) -> Iterator[tuple[Server, Prompt]]:
+    """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""
+    prefix = ingest_prefix(model.tokenizer)
+    with TemporaryDirectory(prefix="fusionrag-ttft-") as directory:
+        info = StoreInfo(0, "-", model.name, "-", 16)
+        path = Path(directory)
+        store: HeldKV | FileKVStore = FileKVStore(path / "kv", "-") if tier == "disk" else HeldKV()
+        with Catalog.create(path / CATALOG_FILE, info) as catalog:
+            records = _records(model, context)
+            catalog.replace_document(Document("invented", "-"), "-", records)
+            for record in records:
+                store.put(_random_kv(model, record, tier))
+            prefix_ids = tuple(model.tokenizer(prefix, add_special_tokens=False).input_ids)
+            server = Server(model, catalog, store, prefix_ids, calibration)
+            yield server, _prompt(model, [record.chunk.text for record in records])
+
+
+def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:
+    messages: list[Message] = question_prompt(chunks, QUESTION)
+    if model.tokenizer.chat_template is None:
+        return "\n\n".join(message["content"] for message in messages)
+    return messages
+
+
+def _records(model: CausalModel, context: int) -> list[ChunkRecord]:
+    """Chunks that fill a prompt of `context` tokens; the last one is cut to fit."""
+    if context > model.context_window - 1:
+        raise InvalidInputError(
+            f"A context of {context} tokens is too long: {model.name} holds {model.context_window}."
+        )
+    room = context - len(encode(model.tokenizer, _prompt(model, [])).token_ids)
+    if room < 1:
+        raise InvalidInputError(f"A context of {context} tokens has no room for chunks.")
+    records: list[ChunkRecord] = []
+    for number, text in enumerate(texts(context)):
+        record = _record(model, number, text)
+        if len(record.encoded.token_ids) > room:
+            words = text.split()
+            text = " ".join(words[: len(words) * room // len(record.encoded.token_ids)])
+            return [*records, _record(model, number, text)] if text else records
+        records.append(record)
+        room -= len(record.encoded.token_ids) + 1  # and what separates it
+    return records
+
+
+def _record(model: CausalModel, number: int, text: str) -> ChunkRecord:
+    identity = chunk_id("invented", text, 0, scope="", title="", metadata="{}")
+    chunk = Chunk(identity, "invented", number, text)
+    return ChunkRecord(encode_chunk(model.tokenizer, chunk), identity)
+
+
+def _random_kv(model: CausalModel, record: ChunkRecord, tier: Tier) -> ChunkKV:
+    token_ids = record.encoded.token_ids
+    shape = (model.num_layers, model.num_kv_heads, len(token_ids), model.head_dim)
+    device = model.device if tier == "device" else torch.device("cpu")
+    pinned = tier == "host" and model.device.type == "cuda"
+    keys, values = (
+        torch.randn(shape, dtype=model.dtype, device=device, pin_memory=pinned) for _ in range(2)
+    )
+    return ChunkKV(record.isolated_key, "isolated", token_ids, keys, values)
+
+
+def _take_turns(
+    server: Server,
+    prompt: Prompt,
+    strategies: Sequence[Strategy],
+    repeat: int,
+    progress: Callable[[int, int], None],
+) -> dict[Strategy, list[Answer]]:
+    """Each strategy's answers, one a round; the first round warms up and isn't counted."""
+    answers: dict[Strategy, list[Answer]] = {strategy: [] for strategy in strategies}
+    total = (repeat + 1) * len(strategies)
+    for turn in range(repeat + 1):
+        at = turn % len(strategies)
+        for count, strategy in enumerate((*strategies[at:], *strategies[:at])):
+            progress(turn * len(strategies) + count, total)
+            *_, answer = server.run(prompt, strategy.settings(max_tokens=1))
+            if turn and isinstance(answer, Answer):
+                answers[strategy].append(answer)
+    progress(total, total)
+    return answers
+
+
+def _row(
+    strategy: Strategy,
+    tier: Tier,
+    answers: dict[Strategy, list[Answer]],
+    reference: Strategy,
+    ceilings: Ceilings,
+) -> TTFTRow:
+    mine = answers[strategy]
+    times = [_from_spans(answer.ttft) for answer in mine]
+    usage = mine[0].usage
+    rows = usage.fresh_tokens + usage.recomputed_tokens
+    chunk_tokens = 0 if strategy.kv == "none" else usage.prompt_tokens - usage.fresh_tokens
+    # The fresh tokens stand behind the chunks, and the recomputed ones are spread over them.
+    attended = (
+        usage.recomputed_tokens * usage.prompt_tokens // 2
+        + usage.fresh_tokens * usage.prompt_tokens
+        if chunk_tokens
+        else usage.prompt_tokens * (usage.prompt_tokens + 1) // 2
+    )
+    low, _, high = quantiles(times, n=4) if len(times) > 1 else times * 3
+    parts = [asdict(answer.ttft) for answer in mine]
+    return TTFTRow(
+        strategy=strategy.name,
+        ratio=strategy.ratio,
+        context=usage.prompt_tokens,
+        kv=tier if chunk_tokens else "none",
+        ttft_ms=median(times),
+        spread_ms=(low, high),
+        from_text_ms=median(answer.ttft.total for answer in mine),
+        speedup=median(
+            _from_spans(other.ttft) / time
+            for other, time in zip(answers[reference], times, strict=True)
+        ),
+        limit_ms=ceilings.limit(rows, attended, chunk_tokens),
+        rows=rows,
+        attended=attended,
+        breakdown={name: median(part[name] for part in parts) for name in parts[0]},
+    )
+
+
+def _from_spans(ttft: TTFTBreakdown) -> float:
+    return ttft.total - ttft.encode - ttft.match

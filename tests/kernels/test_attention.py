@@ -1,0 +1,109 @@
+"""Attention of scattered rows against loops, in shapes where nothing can be mixed up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from fusionrag_integrations.kernels import Rows, attend, reference_attention, visible
+from fusionrag_integrations.kernels.rows import BLOCK
+
+CPU = torch.device("cpu")
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def tensors(
+    heads: int, kv_heads: int, rows: int, keys: int, size: int, dtype: torch.dtype
+) -> Tensors:
+    draw = torch.Generator().manual_seed(heads + rows + keys + size)
+    shapes = ((heads, rows, size), (kv_heads, keys, size), (kv_heads, keys, size))
+    queries, k, v = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
+    return queries * 2, k, v
+
+
+def by_loops(
+    given: Tensors, positions: Sequence[int], scaling: float, window: int | None
+) -> torch.Tensor:
+    queries, keys, values = (t.double() for t in given)
+    group = len(queries) // len(keys)
+    output = torch.zeros_like(queries)
+    for head in range(len(queries)):
+        for row, position in enumerate(positions):
+            first = 0 if window is None else max(0, position - window + 1)
+            seen = range(first, position + 1)
+            powers = [
+                math.exp(scaling * float(queries[head, row] @ keys[head // group, key]))
+                for key in seen
+            ]
+            for key, power in zip(seen, powers, strict=True):
+                output[head, row] += power / sum(powers) * values[head // group, key]
+    return output.float()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 8), (6, 2, 5), (3, 1, 16)])
+@pytest.mark.parametrize("positions", [(0, 2, 3, 9, 10), (10, 0, 4), (7,), (4, 5, 6), (3, 3)])
+def test_both_against_loops(
+    positions: tuple[int, ...], heads: int, kv_heads: int, size: int, window: int | None
+) -> None:
+    given = tensors(heads, kv_heads, len(positions), 11, size, torch.float32)
+    expected = by_loops(given, positions, 0.4, window)
+    rows = Rows(positions, CPU)
+    for found in (
+        reference_attention(*given, rows.on_device, 0.4, window),
+        attend(*given, rows, 0.4, window),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("count", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 17])
+def test_in_blocks_as_in_one(count: int, window: int | None, dtype: torch.dtype) -> None:
+    keys = 3 * BLOCK
+    draw = torch.Generator().manual_seed(count)
+    positions = sorted(torch.randperm(keys, generator=draw)[:count].tolist())
+    given = tensors(6, 2, count, keys, 64, dtype)
+    rows = Rows(positions, CPU)
+    found = attend(*given, rows, 0.125, window)
+    assert found.dtype == dtype
+    expected = reference_attention(*given, rows.on_device, 0.125, window)
+    close = {"rtol": 0.0, "atol": TOLERANCES[dtype]}
+    torch.testing.assert_close(found, expected, **close)
+    if window is None:
+        mask = torch.arange(keys) <= torch.tensor(positions)[:, None]
+        repeated = [t.repeat_interleave(3, dim=0) for t in given[1:]]
+        whole = scaled_dot_product_attention(given[0], *repeated, attn_mask=mask, scale=0.125)
+        torch.testing.assert_close(found, whole, **close)
+
+
+def test_what_no_row_sees_is_never_read() -> None:
+    positions = [3 * BLOCK, 3 * BLOCK + 1, *range(4 * BLOCK, 5 * BLOCK)]
+    given = tensors(4, 2, len(positions), 6 * BLOCK, 8, torch.float32)
+    rows = Rows(positions, CPU)
+    plain = attend(*given, rows, 0.3, window=BLOCK)
+    for unseen in (slice(0, 2 * BLOCK), slice(5 * BLOCK, None)):
+        given[1][:, unseen] = torch.nan
+        given[2][:, unseen] = torch.nan
+    assert torch.equal(attend(*given, rows, 0.3, window=BLOCK), plain)
+
+
+def test_blocks_know_where_their_rows_stand() -> None:
+    rows = Rows([5, *range(BLOCK), 900, 7], CPU)
+    assert len(rows) == BLOCK + 3
+    assert rows.on_device.tolist() == list(rows.positions)
+    spans = [(b.start, b.stop, b.first, b.last) for b in rows.blocks]
+    assert spans == [(0, BLOCK, 0, BLOCK - 2), (BLOCK, BLOCK + 3, 7, 900)]
+
+
+def test_a_window_of_one_sees_itself() -> None:
+    assert visible(torch.tensor([2, 0]), 4, 1).tolist() == [
+        [False, False, True, False],
+        [True, False, False, False],
+    ]

@@ -1,0 +1,184 @@
+"""The Triton kernel against the formula: on a GPU, else by Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.kernels import reference_attention
+
+pytest.importorskip("triton")
+
+from fusionrag_integrations.kernels import sparse_attention as kernel
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def made(
+    heads: int, kv_heads: int, rows: int, keys: int, size: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys, values and ascending positions."""
+    draw = torch.Generator().manual_seed(heads * rows + keys + size)
+    queries = 2 * torch.randn(heads, rows, size, generator=draw)
+    keys_, values = (torch.randn(kv_heads, keys, size, generator=draw) for _ in range(2))
+    positions = torch.randperm(keys, generator=draw)[:rows].sort().values
+    return (*(t.to(DEVICE, dtype) for t in (queries, keys_, values)), positions.to(DEVICE))
+
+
+def check(given: Any, window: int | None, launch: Any) -> None:
+    queries, keys, values, positions = given
+    scaling = queries.shape[2] ** -0.5
+    found = kernel.triton_attention(queries, keys, values, positions, scaling, window, launch)
+    expected = reference_attention(queries, keys, values, positions, scaling, window)
+    assert found.dtype == queries.dtype
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[queries.dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(7, 1), (4, 2), (2, 2)])
+def test_head_sizes_and_groups(heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> None:
+    check(made(heads, kv_heads, 9, 75, size, dtype), None, kernel.Launch(16, 16, 1, 4, 2))
+
+
+@pytest.mark.parametrize("splits", [1, 3, 64])
+@pytest.mark.parametrize("window", [None, 1, 20, 500])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 70), (19, 19), (19, 75)])
+def test_windows_and_splits(rows: int, keys: int, window: int | None, splits: int) -> None:
+    check(made(6, 2, rows, keys, 32), window, kernel.Launch(16, 16, splits, 4, 2))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_the_layout_that_it_chooses_itself(rows: int) -> None:
+    check(made(14, 2, rows, 300, 64), None, None)
+
+
+@pytest.mark.parametrize("order", ["descending", "repeated"])
+def test_positions_in_any_order(order: str) -> None:
+    queries, keys, values, positions = made(4, 2, 40, 100, 32)
+    positions = positions.flip(0) if order == "descending" else positions[:20].repeat(2)
+    for splits in (1, 3):
+        launch = kernel.Launch(32, 32, splits, 4, 2)
+        check((queries, keys, values, positions), 30, launch)
+
+
+def test_strides_are_the_tensors_own() -> None:
+    """As transformers gives them: heads and rows exchanged, keys a part of a longer buffer."""
+    queries, keys, values, positions = made(4, 2, 20, 60, 64)
+    queries = queries.transpose(0, 1).contiguous().transpose(0, 1)
+    longer = [torch.full((2, 90, 64), torch.nan, device=DEVICE) for _ in range(2)]
+    for buffer, kv in zip(longer, (keys, values), strict=True):
+        buffer[:, :60] = kv
+    given = (queries, longer[0][:, :60], longer[1][:, :60], positions)
+    assert not queries.is_contiguous()
+    for splits in (1, 2):
+        check(given, None, kernel.Launch(32, 32, splits, 4, 2))
+
+
+def test_blocks_that_no_row_sees_are_skipped() -> None:
+    queries, keys, values, _ = made(2, 1, 32, 256, 32)
+    positions = torch.arange(128, 160, device=DEVICE)
+    for buffer in (keys, values):  # read, these would spoil every sum
+        buffer[:, :64] = torch.nan
+        buffer[:, 160:] = torch.nan
+    for splits in (1, 4):
+        launch = kernel.Launch(16, 32, splits, 4, 2)
+        found = kernel.triton_attention(queries, keys, values, positions, 0.1, 64, launch)
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "programs", "splits"),
+    [
+        (1, 32_000, 264, 64),  # decode: as many as may be
+        (50, 32_000, 264, 22),  # a suffix: 12 programs without
+        (5_000, 32_000, 264, 1),
+        (50, 32_000, 1, 1),  # no GPU
+        (1, 100, 264, 1),  # too few keys
+    ],
+)
+def test_few_rows_split_the_keys(rows: int, keys: int, programs: int, splits: int) -> None:
+    launch = kernel.launch_for(28, 4, rows, keys, 128, programs)
+    assert launch.splits == splits
+
+
+class Lines:
+    """Which lines of the kernels ran, of those that hold a statement."""
+
+    def __init__(self) -> None:
+        self.run: dict[str, set[int]] = {"_attend": set(), "_combine": set()}
+        self._file = inspect.getfile(kernel)
+
+    def __enter__(self) -> Lines:
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _called(self, frame: Any, event: str, argument: object) -> Callable[..., Any] | None:
+        name = frame.f_code.co_name
+        if name not in self.run or frame.f_code.co_filename != self._file:
+            return None
+
+        def each(frame: Any, event: str, argument: object) -> Any:
+            if event == "line":
+                self.run[name].add(frame.f_lineno)
+            return each
+
+        return each
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
+def test_every_line_of_both_kernels_runs() -> None:
+    """Else the tests above would say nothing of it."""
+    given = made(6, 2, 20, 75, 32)
+    with Lines() as lines:
+        for window, splits in product((None, 20), (1, 3)):
+            check(given, window, kernel.Launch(16, 16, splits, 4, 2))
+    for name, run in lines.run.items():
+        source, first = inspect.getsourcelines(getattr(kernel, name).fn)
+        body = [first + i for i, line in enumerate(source) if _is_statement(line)]
+        assert len(body) > 10
+        assert not [number for number in body if number not in run], (name, sorted(run))
+
+
+def _is_statement(line: str) -> bool:
+    """The first line of a statement inside the kernel; `else` and closing brackets are none."""
+    text = line.strip()
+    own = line.startswith("    ") and text and text[0].isalpha()
+    continues = text.endswith(",") or text.startswith(("else", "power.to", "keys +", "values +"))
+    return bool(own) and not continues and ("=" in text or text.startswith("tl.store"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"queries": torch.zeros(4, 3)}, r"got \(4, 3\)"),
+        ({"queries": torch.zeros(5, 3, 64)}, "multiple of Hkv"),
+        ({"values": torch.zeros(2, 8, 64)}, r"\(2, 8, 64\)"),
+        ({"positions": torch.zeros(4, dtype=torch.int64)}, r"\(4,\)"),
+        ({"positions": torch.zeros(3)}, "torch.float32; give int64"),
+        ({"keys": torch.zeros(2, 9, 64).half()}, "torch.float16"),
+        ({"queries": torch.zeros(4, 64, 3).transpose(1, 2)}, "isn't contiguous"),
+        ({"queries": torch.zeros(4, 3, 64, device="meta")}, "one device"),
+    ],
+)
+def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
+    given = dict(zip(("queries", "keys", "values", "positions"), made(4, 2, 3, 9, 64), strict=True))
+    change = {k: t if t.is_meta else t.to(DEVICE) for k, t in change.items()}
+    with pytest.raises(InvalidInputError, match=said):
+        kernel.triton_attention(**(given | change), scaling=1.0)
+
+
+def test_other_head_sizes_are_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"size 80 are not supported; .*64, 96"):
+        kernel.triton_attention(*made(2, 1, 3, 9, 80), scaling=1.0)
