@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad
 
-from fusionrag_integrations.attention import weights
+from fusionrag_integrations.kernels import Rows, attend
 from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind, LayerView
@@ -61,7 +62,7 @@ def fuse_chunk(
     start, stop = sum(sizes), sum(sizes) + len(token_ids)
     buffer = model.new_buffer(stop)
     place_consecutively(model, buffer, before)
-    capture = _SegmentCapture([*sizes, len(token_ids)])
+    capture = _SegmentCapture(Rows(range(start, stop), model.device), [*sizes, len(token_ids)])
     model.compute_kv(token_ids, range(start, stop), buffer, capture)
     names = tuple(kv.key for kv in neighbours)
     fused = _slice(model, buffer, start, key, "fused", token_ids, names)
@@ -78,20 +79,38 @@ def fuse_chunk(
 
 
 class _SegmentCapture:
-    """Adds up, over layers, the attention that rows give to each segment of what they see."""
+    """Adds up, over layers, the attention that rows give to each segment of what they see.
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = list(sizes)
+    Attention to a segment is what attention makes of values that are 1 there and 0 elsewhere: one
+    more pass of the same kernel, which never holds all weights.
+    """
+
+    def __init__(self, rows: Rows, sizes: Sequence[int]) -> None:
+        self._rows = rows
+        self._sizes = torch.tensor(sizes, device=rows.on_device.device)
         self._sums: list[torch.Tensor] = []
 
     def record(self, layer: int, view: LayerView) -> None:
         """Count one layer, mean over heads."""
-        segments = torch.split(weights(view).mean(0), self._sizes, dim=1)
-        self._sums.append(torch.stack([segment.sum(1) for segment in segments], dim=1))
+        segments = torch.eye(len(self._sizes)).to(view.keys)
+        values = segments.repeat_interleave(self._sizes, dim=0)  # [N, segments]
+        parts = [
+            attend(view.queries, view.keys, part, self._rows, view.scaling, view.window)
+            for part in _as_values(values, view.keys)
+        ]
+        given = torch.cat(parts, dim=2)[:, :, : len(self._sizes)]
+        self._sums.append(given.float().mean(0))
 
     def mean(self) -> torch.Tensor:
         """Attention by segment, mean over layers, float32 [R, segments]."""
         return torch.stack(self._sums).mean(0)
+
+
+def _as_values(columns: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
+    """Columns [N, C] as values for all heads, as wide as the keys: [Hkv, N, D] each."""
+    size = keys.shape[2]
+    padded = pad(columns, (0, -columns.shape[1] % size))
+    return [part.expand(keys.shape) for part in torch.split(padded, size, dim=1)]
 
 
 def deviation(
