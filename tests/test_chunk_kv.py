@@ -102,6 +102,16 @@ def test_attention_behind_two_neighbours_is_told_apart(family: str) -> None:
     assert len(trace.sensitivity) == len(trace.outside) == len(trace.inside) == len(CHUNK)
 
 
+def test_more_neighbours_than_a_head_is_wide() -> None:
+    model, ids = model_of("llama_gqa2"), CHUNKS[0] + CHUNKS[1]
+    neighbours = [ids[i : i + 2] for i in range(0, 2 * (model.head_dim + 3), 2)]
+    before = [isolated(model, pair, f"{i:02x}") for i, pair in enumerate(neighbours)]
+    alone, prefix = isolated(model, CHUNK), prefill_prefix(model, PREFIX)
+    _, trace = fuse_chunk(model, prefix, alone, before, key="cc")
+    attention, _ = eager("llama_gqa2", neighbours)
+    check(trace, attention, [2] * len(neighbours))
+
+
 def test_windows_cut_off_what_is_far_away() -> None:
     """Most of Gemma's layers see 24 tokens, so the farther neighbour gets the last layers' only."""
     _, trace = traced("gemma3", CHUNKS[:2])

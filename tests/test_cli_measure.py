@@ -433,3 +433,21 @@ class TestTTFT:
     )
     def test_errors_name_what_was_given(self, options: tuple[str, ...], what: str) -> None:
         assert what in error_of(self.run(*options))
+
+
+def test_the_kernel_as_json_and_as_a_table() -> None:
+    few = ("bench", "kernel", "--keys", 100, "--heads", 4, "--kv-heads", 2, "--repeat", 1)
+    rows = said(run_command(*few, "--head-size", 16, "--ratios", "0.5,1", "--json"))["rows"]
+    assert [row["ratio"] for row in rows] == [0.5, 1.0]
+    lines = run_command(*few).stdout.splitlines()
+    assert len([line for line in lines if line.startswith("| 100 |")]) == 3
+    assert "--heads 4 is no multiple of --kv-heads 3" in error_of(
+        run_command(*few, "--kv-heads", 3)
+    )
+
+
+def test_what_ingest_costs(model_dir: Path) -> None:
+    few = ("bench", "offline", "--model", model_dir, "--chunk-tokens", 30, "--repeat", 1)
+    result = said(run_command(*few, "--neighbours", 2, "--json"))
+    assert (result["chunk_tokens"], result["neighbours"]) == (30, 2)
+    assert "behind 10 neighbours" in run_command(*few).stdout

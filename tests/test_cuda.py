@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings
+from fusionrag_integrations.bench.ttft import Tier, served_prompt
 from fusionrag_integrations.model import CausalModel
-from tests.conftest import town
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, warm
 from tests.tiny_models import FACTORIES, build
@@ -34,15 +34,18 @@ def test_recompute_everything_is_dense_prefill(family: str, dtype: torch.dtype) 
     assert distance(values.cpu(), exact[1]) < tolerance
 
 
-def test_an_answer_end_to_end(model_dir: Path, tmp_path: Path) -> None:
-    engine = FusionEngine.from_pretrained(
-        model_dir, store=tmp_path / "store", device="cuda", dtype="float32", chunk_tokens=48
-    )
-    engine.ingest([town(1), town(2)])
-    texts = [hit.chunk.text for hit in engine.corpus.search("town", 4)]
-    prompt = "\n\n".join(texts) + "\n\nWhich town?"
-    settings = AnswerSettings(selector="all", max_tokens=8)
-    answer = engine.answer(prompt, settings)
-    full = engine.answer(prompt, settings.changed({"kv": "none"}))
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
+def test_an_answer_end_to_end(model_dir: Path, tier: Tier) -> None:
+    """From wherever its KV lies, on an engine that needs neither an index nor a framework."""
+    model = CausalModel.load(model_dir, "cuda", "float32")
+    settings = AnswerSettings(kv="isolated", selector="all", max_tokens=8)
+    with served_prompt(model, 400, tier, None) as (server, prompt):
+        *_, answer = server.run(prompt, settings)
+        *_, full = server.run(prompt, settings.changed({"kv": "none"}))
+        *_, some = server.run(prompt, settings.changed({"selector": "fusionrag", "ratio": 0.15}))
+    assert isinstance(answer, Answer)
+    assert isinstance(full, Answer)
+    assert isinstance(some, Answer)
     assert answer.token_ids == full.token_ids
-    assert answer.usage.recomputed_tokens > 0
+    assert answer.usage.recomputed_tokens > some.usage.recomputed_tokens > 0
+    assert answer.missed_chunks == some.missed_chunks == 0

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from fusionrag_integrations.bench.clock import times_ms
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.timing import settle
 
 REPEATS = 3
 
@@ -94,16 +93,7 @@ class Ceilings:
         return self._best(lambda: target.copy_(source, non_blocking=True))
 
     def _best(self, work: Callable[[], Any]) -> float:
-        with torch.inference_mode():
-            work()
-            settle(self._model.device)
-            times = []
-            for _ in range(REPEATS):
-                started = perf_counter()
-                work()
-                settle(self._model.device)
-                times.append(1e3 * (perf_counter() - started))
-        return min(times)
+        return min(times_ms(work, REPEATS, self._model.device))
 
 
 def _weights(layer: torch.nn.Module) -> list[torch.Tensor]:

@@ -112,3 +112,30 @@ def ttft_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return markdown((*headings, "limit", *TTFT_PARTS, "from text"), lines)
+
+
+KERNEL_TIMES = ("sparse_ms", "masked_ms", "flex_ms", "dense_ms")
+
+
+def kernel_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a number of keys and share of rows, with how much quicker than others ours is."""
+    headings = (
+        "keys",
+        "ratio",
+        "rows",
+        *KERNEL_TIMES,
+        "dense / sparse",
+        "masked / sparse",
+        "error",
+    )
+    lines = [
+        (
+            *(f"{row['keys']:,}", f"{row['ratio']:.0%}", f"{row['rows']:,}"),
+            *("" if row[name] is None else f"{row[name]:.2f}" for name in KERNEL_TIMES),
+            f"{row['dense_ms'] / row['sparse_ms']:.2f}x",
+            "" if row["masked_ms"] is None else f"{row['masked_ms'] / row['sparse_ms']:.2f}x",
+            "" if row["error"] is None else f"{row['error']:.1e}",
+        )
+        for row in rows
+    ]
+    return markdown(headings, lines)

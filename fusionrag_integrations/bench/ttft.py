@@ -101,7 +101,7 @@ def measure_ttft(
     rows: list[TTFTRow] = []
     for context in contexts:
         ceilings = Ceilings(model, context, "device" if tier == "device" else "host")
-        with _served(model, context, tier, calibration) as (server, prompt):
+        with served_prompt(model, context, tier, calibration) as (server, prompt):
             told = partial(progress, f"{context:,}")
             answers = _take_turns(server, prompt, strategies, repeat, told)
         for strategy in strategies:
@@ -136,7 +136,7 @@ def fit(rows: Sequence[TTFTRow], layers: int) -> dict[str, float] | None:
 
 
 @contextmanager
-def _served(
+def served_prompt(
     model: CausalModel, context: int, tier: Tier, calibration: Calibration | None
 ) -> Iterator[tuple[Server, Prompt]]:
     """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""

@@ -47,4 +47,5 @@ for command in (
     *(measure.calibrate, measure.bench),
 ):
     main.add_command(command)
-measure.bench.add_command(speed.ttft)
+for command in (speed.ttft, speed.kernel, speed.offline):
+    measure.bench.add_command(command)

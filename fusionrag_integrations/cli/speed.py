@@ -1,24 +1,41 @@
-"""Commands that time: bench ttft."""
+"""Commands that time: bench ttft, bench kernel and bench offline."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fusionrag_integrations.cli.console import bars, err, json_option, numbers, out, print_json
 from fusionrag_integrations.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from fusionrag_integrations.model import CausalModel
 
-@click.command()
-@click.option(
+shape_option = click.option(
     "--config",
     "shape",
     help="Random weights of a known shape: qwen2.5-0.5b, qwen2.5-7b, qwen2.5-14b, mistral-7b, "
     "llama-3.1-8b; or demo.  [default: demo]",
 )
-@click.option("--model", help="A model directory or hub name, in the place of --config.")
+model_option = click.option(
+    "--model", help="A model directory or hub name, in the place of --config."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cuda where there is one; or cpu."
+)
+dtype_option = click.option(
+    "--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16."
+)
+repeat_option = click.option(
+    "--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Calls of each."
+)
+
+
+@click.command()
+@shape_option
+@model_option
 @click.option("--context", default="1000", show_default=True, help="Tokens of prompts.")
 @click.option("--strategies", default="fusionrag", show_default=True, help="Comma-separated.")
 @click.option("--ratios", default="0,0.05,0.15,1", show_default=True, help="Shares to recompute.")
@@ -30,11 +47,9 @@ from fusionrag_integrations.errors import InvalidInputError
     show_default=True,
     help="Where the chunks' KV lies.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="cuda where there is one; or cpu."
-)
-@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True)
+@device_option
+@dtype_option
+@repeat_option
 @json_option
 def ttft(
     shape: str | None,
@@ -53,29 +68,17 @@ def ttft(
     \b
     fusionrag bench ttft --config qwen2.5-0.5b --context 1000,4000 --dtype bfloat16
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from fusionrag_integrations.bench.shapes import model_of_shape
     from fusionrag_integrations.bench.strategies import Strategy, make_strategies
     from fusionrag_integrations.bench.tables import ttft_markdown
     from fusionrag_integrations.bench.ttft import measure_ttft
     from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
-    from fusionrag_integrations.demo import MODEL_DIR
-    from fusionrag_integrations.model import CausalModel
     from fusionrag_integrations.prompt import ingest_prefix
 
-    if shape is not None and model is not None:
-        raise InvalidInputError("Give --config or --model, not both.")
     contexts = [int(tokens) for tokens in numbers("--context", context, low=1.0)]
     names = strategies.split(",")
     made = make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"])
     asked = [strategy for strategy in made if strategy.name in names]
-    disable_progress_bar()  # it would be drawn over ours
-    with err.status("Loading the model"):
-        if shape is not None and shape != "demo":
-            loaded = model_of_shape(shape, device, dtype)
-        else:
-            loaded = CausalModel.load(model or MODEL_DIR, device, dtype)
+    loaded = _loaded(shape, model, device, dtype)
     path = Path(loaded.source) / CALIBRATION_FILE
     signature = loaded.signature(ingest_prefix(loaded.tokenizer)) if path.exists() else ""
     with bars() as progress:
@@ -92,3 +95,101 @@ def ttft(
         print_json(result)
         return
     out.print(ttft_markdown(result["rows"]), markup=False)
+
+
+@click.command()
+@click.option("--keys", default="4096", show_default=True, help="How many; between commas.")
+@click.option("--ratios", default="0.01,0.15,1", show_default=True, help="Rows for each key.")
+@click.option("--heads", type=click.IntRange(min=1), default=28, show_default=True)
+@click.option("--kv-heads", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--head-size", type=click.IntRange(min=1), default=128, show_default=True)
+@device_option
+@dtype_option
+@repeat_option
+@json_option
+def kernel(
+    keys: str,
+    ratios: str,
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    device: str,
+    dtype: str,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """The attention kernel beside PyTorch's, on one layer's shape; by default Qwen2.5-7B's."""
+    import torch
+
+    from fusionrag_integrations.bench.kernel import HeadShape, measure_kernel
+    from fusionrag_integrations.bench.tables import kernel_markdown
+    from fusionrag_integrations.model import torch_device, torch_dtype
+
+    if heads % kv_heads:
+        raise InvalidInputError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}.")
+    target = torch_device(device)
+    chosen = torch_dtype(dtype, target)
+    with bars() as progress:
+        result = measure_kernel(
+            HeadShape(heads, kv_heads, head_size),
+            [int(count) for count in numbers("--keys", keys, low=1.0)],
+            numbers("--ratios", ratios, high=1.0),
+            torch.bfloat16 if isinstance(chosen, str) else chosen,
+            target,
+            repeat,
+            progress,
+        )
+    if as_json:
+        print_json(result)
+        return
+    out.print(kernel_markdown(result["rows"]), markup=False)
+
+
+@click.command()
+@shape_option
+@model_option
+@click.option("--chunk-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True)
+@device_option
+@dtype_option
+@repeat_option
+@json_option
+def offline(
+    shape: str | None,
+    model: str | None,
+    chunk_tokens: int,
+    neighbours: int,
+    device: str,
+    dtype: str,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """What ingest costs a chunk: its pass alone, and its pass behind neighbours."""
+    from fusionrag_integrations.bench.offline import measure_offline
+
+    loaded = _loaded(shape, model, device, dtype)
+    result = measure_offline(loaded, chunk_tokens, neighbours, repeat)
+    if as_json:
+        print_json(result)
+        return
+    out.print(
+        f"alone {result['isolated_ms']:.1f} ms, behind {neighbours} neighbours "
+        f"{result['fused_ms']:.1f} ms: {result['ratio']:.2f}x"
+    )
+
+
+def _loaded(shape: str | None, model: str | None, device: str, dtype: str) -> CausalModel:
+    """A model of a shape, or one by name; the demo's where neither is given."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from fusionrag_integrations.bench.shapes import model_of_shape
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.model import CausalModel
+
+    if shape is not None and model is not None:
+        raise InvalidInputError("Give --config or --model, not both.")
+    disable_progress_bar()  # it would be drawn over ours
+    with err.status("Loading the model"):
+        if shape is not None and shape != "demo":
+            return model_of_shape(shape, device, dtype)
+        return CausalModel.load(model or MODEL_DIR, device, dtype)

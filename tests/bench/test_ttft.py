@@ -219,9 +219,9 @@ class TestShapes:
 
 def test_answers_are_the_servers_own(model: CausalModel) -> None:
     """One token each, with all chunks found."""
-    from fusionrag_integrations.bench.ttft import _served
+    from fusionrag_integrations.bench.ttft import served_prompt
 
-    with _served(model, 300, "host", None) as (server, prompt):
+    with served_prompt(model, 300, "host", None) as (server, prompt):
         *_, answer = server.run(prompt, STRATEGIES[1].settings(max_tokens=1))
     assert isinstance(answer, Answer)
     assert len(answer.token_ids) == 1

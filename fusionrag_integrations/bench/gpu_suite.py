@@ -1,0 +1,174 @@
+"""Everything that waits for a GPU, in one call: checks, then times, within a few minutes.
+
+    python -m fusionrag_integrations.bench.gpu_suite --out docs/benchmarks/h200
+
+What is done is on disk, as NAME.json each and together in summary.md, whenever it is stopped. In a
+checkout the tests that need a GPU run first; wrong results have no times.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import click
+import torch
+
+from fusionrag_integrations.bench.kernel import HeadShape, measure_kernel
+from fusionrag_integrations.bench.offline import measure_decode, measure_offline
+from fusionrag_integrations.bench.shapes import model_of_shape
+from fusionrag_integrations.bench.strategies import Strategy
+from fusionrag_integrations.bench.tables import kernel_markdown, ttft_markdown
+from fusionrag_integrations.bench.ttft import Tier, measure_ttft
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.model import CausalModel, torch_device, torch_dtype
+
+logger = logging.getLogger(__name__)
+
+RATIOS = (0.0, 0.05, 0.15, 1.0)
+TESTS = ("tests/test_cuda.py", "tests/kernels")
+
+Result = dict[str, Any]
+
+
+def check() -> Result:
+    """Run the tests that need a GPU, where there is a checkout; raises where they fail."""
+    present = [path for path in TESTS if Path(path).exists()]
+    if not present:
+        return {"tests": "none: not in a checkout"}
+    # Without the project's own options, whose plugins may not be installed here.
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *present]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = process.stdout.strip().splitlines()[-1:]
+    if process.returncode:
+        raise InvalidInputError(f"The tests fail here, so nothing is timed:\n{process.stdout}")
+    return {"tests": " ".join(last)}
+
+
+def steps(
+    model: Callable[[], CausalModel],
+    contexts: tuple[int, ...],
+    keys: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    repeat: int,
+) -> dict[str, Callable[[], Result]]:
+    """What is measured, by name, in the order of what matters most."""
+
+    def ttft(tier: Tier) -> Result:
+        strategies = [Strategy("full_attention", "none", 1.0)]
+        strategies += [Strategy("fusionrag", "isolated", ratio) for ratio in RATIOS]
+        return measure_ttft(model(), contexts, strategies, tier, repeat, None, _told)
+
+    def kernel() -> Result:
+        ratios = (0.01, 0.05, 0.15, 0.5, 1.0)
+        return measure_kernel(HeadShape(28, 4, 128), keys, ratios, dtype, device, repeat, _told)
+
+    return {
+        "kernel": kernel,
+        "ttft-host": lambda: ttft("host"),
+        "ttft-device": lambda: ttft("device"),
+        "offline": lambda: measure_offline(model(), 256, 10, repeat),
+        "decode": lambda: measure_decode(model(), contexts[-1], repeat * 4),
+        "ttft-disk": lambda: ttft("disk"),
+    }
+
+
+def run_suite(out: Path, chosen: Mapping[str, Callable[[], Result]], seconds: float) -> list[str]:
+    """Run what there is time for; returns the names of what was left out, or failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    started, left = monotonic(), []
+    for name, step in chosen.items():
+        if monotonic() - started > seconds:
+            left.append(f"{name}: no time left")
+            continue
+        logger.info("%s, after %.0f s", name, monotonic() - started)
+        try:
+            result = step()
+        except (RuntimeError, InvalidInputError) as error:  # e.g. out of memory: others may fit
+            logger.exception("%s failed", name)
+            left.append(f"{name}: {error}")
+            continue
+        (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "summary.md").write_text(summary(out, left))
+    return left
+
+
+def summary(directory: Path, left: list[str]) -> str:
+    """The results of a directory as tables."""
+    parts = []
+    for path in sorted(directory.glob("*.json")):
+        result = json.loads(path.read_text())
+        parts.append(f"## {path.stem}\n")
+        facts = {k: v for k, v in result.items() if k not in ("rows", "fit")}
+        parts.append(", ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
+        if "rows" in result:
+            table = kernel_markdown if path.stem == "kernel" else ttft_markdown
+            parts.append(table(result["rows"]) + "\n")
+        if result.get("fit"):
+            parts.append(f"TTFT as a fixed time, rows and keys: {result['fit']}\n")
+    if left:
+        parts.append("## Left out\n\n" + "\n".join(f"- {reason}" for reason in left) + "\n")
+    return "\n".join(parts)
+
+
+def _told(stage: str, done: int, total: int) -> None:
+    logger.info("  %s %d/%d", stage, done, total)
+
+
+@click.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--config", default="qwen2.5-7b", show_default=True, help="A shape, as bench ttft's.")
+@click.option("--context", default="4000,27000", show_default=True, help="Tokens of prompts.")
+@click.option("--keys", default="4096,32768,131072", show_default=True, help="Of the kernel.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="auto", show_default=True)
+@click.option("--repeat", default=5, show_default=True)
+@click.option("--minutes", default=9.0, show_default=True, help="No step begins later.")
+@click.option("--skip-tests", is_flag=True, help="Time without checking first.")
+def main(
+    out: Path,
+    config: str,
+    context: str,
+    keys: str,
+    device: str,
+    dtype: str,
+    repeat: int,
+    minutes: float,
+    skip_tests: bool,
+) -> None:
+    """Check and time everything that waits for a GPU."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    started = monotonic()
+    target = torch_device(device)
+    weights = torch_dtype(dtype, target)
+    made: list[CausalModel] = []
+
+    def model() -> CausalModel:
+        if not made:
+            made.append(model_of_shape(config, device, dtype))
+        return made[0]
+
+    chosen = steps(
+        model,
+        tuple(map(int, context.split(","))),
+        tuple(map(int, keys.split(","))),
+        target,
+        torch.bfloat16 if isinstance(weights, str) else weights,
+        repeat,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    if not skip_tests:
+        (out / "tests.json").write_text(json.dumps(check(), indent=2) + "\n")
+    left = run_suite(out, chosen, minutes * 60 - (monotonic() - started))
+    logger.info("Results are in %s.%s", out, "".join(f" Left out: {reason}." for reason in left))
+
+
+if __name__ == "__main__":
+    main()

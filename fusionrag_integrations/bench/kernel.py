@@ -1,0 +1,160 @@
+"""The attention kernel beside what else could do its work, on one layer's shape.
+
+sparse   ours: rows at scattered positions over all keys
+masked   PyTorch's attention with a mask, over repeated key heads, as transformers does it
+flex     PyTorch's FlexAttention with the same rule as a block mask; on CUDA only
+dense    PyTorch's causal attention of a row a key: what recomputing everything costs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from fusionrag_integrations.bench.clock import times_ms
+from fusionrag_integrations.bench.machine import where_and_when
+from fusionrag_integrations.kernels import Rows, attend, visible
+
+LARGEST_MASK = 1 << 31  # elements; a larger one is not made
+SUFFIX = 64  # rows at the end that are always computed
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """Milliseconds, by medians; None where it could not be run. error: from masked, at most."""
+
+    keys: int
+    ratio: float
+    rows: int
+    sparse_ms: float
+    masked_ms: float | None
+    flex_ms: float | None
+    dense_ms: float
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShape:
+    """Of one layer's attention."""
+
+    heads: int
+    kv_heads: int
+    size: int
+
+
+def measure_kernel(
+    shape: HeadShape,
+    keys: Sequence[int],
+    ratios: Sequence[float],
+    dtype: torch.dtype,
+    device: torch.device,
+    repeat: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Every number of keys with every share of rows, at random positions and the last ones."""
+    rows = []
+    for count in keys:
+        k, v = (_random(shape.kv_heads, count, shape.size, dtype, device) for _ in range(2))
+        dense = _dense(shape, k, v, repeat)
+        for number, ratio in enumerate(ratios):
+            progress(f"{count:,}", number, len(ratios))
+            rows.append(_row(shape, k, v, ratio, dense, repeat))
+        progress(f"{count:,}", len(ratios), len(ratios))
+    return where_and_when() | {
+        **asdict(shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "repeat": repeat,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _row(
+    shape: HeadShape,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    ratio: float,
+    dense_ms: float,
+    repeat: int,
+) -> KernelRow:
+    device, count = keys.device, keys.shape[1]
+    rows = Rows(_positions(count, ratio), device)
+    queries = _random(shape.heads, len(rows), shape.size, keys.dtype, device)
+    scaling = shape.size**-0.5
+
+    def sparse() -> torch.Tensor:
+        return attend(queries, keys, values, rows, scaling)
+
+    masked_ms = error = None
+    if len(rows) * count <= LARGEST_MASK:
+        mask = visible(rows.on_device, count, None)
+        group = shape.heads // shape.kv_heads
+
+        def masked() -> torch.Tensor:
+            k, v = (kv.repeat_interleave(group, dim=0)[None] for kv in (keys, values))
+            return scaled_dot_product_attention(queries[None], k, v, attn_mask=mask)[0]
+
+        masked_ms = median(times_ms(masked, repeat, device))
+        error = float((sparse().float() - masked().float()).abs().max())
+    return KernelRow(
+        keys=count,
+        ratio=ratio,
+        rows=len(rows),
+        sparse_ms=median(times_ms(sparse, repeat, device)),
+        masked_ms=masked_ms,
+        flex_ms=_flex(queries, keys, values, rows, repeat) if device.type == "cuda" else None,
+        dense_ms=dense_ms,
+        error=error,
+    )
+
+
+def _positions(keys: int, ratio: float) -> list[int]:
+    """A share of all positions, ascending: random ones, and the last `SUFFIX`."""
+    draw = torch.Generator().manual_seed(keys)
+    last = min(SUFFIX, keys)
+    wanted = max(last, int(ratio * keys))
+    chosen = torch.randperm(keys - last, generator=draw)[: wanted - last]
+    return [*sorted(chosen.tolist()), *range(keys - last, keys)]
+
+
+def _dense(shape: HeadShape, keys: torch.Tensor, values: torch.Tensor, repeat: int) -> float:
+    queries = _random(shape.heads, keys.shape[1], shape.size, keys.dtype, keys.device)
+
+    def dense() -> torch.Tensor:
+        return scaled_dot_product_attention(
+            queries[None], keys[None], values[None], is_causal=True, enable_gqa=True
+        )
+
+    return median(times_ms(dense, repeat, keys.device))
+
+
+def _flex(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows, repeat: int
+) -> float:
+    positions = rows.on_device
+
+    def seen(batch: Any, head: Any, row: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return key <= positions[row]
+
+    block_mask = create_block_mask(
+        seen, None, None, len(rows), keys.shape[1], device=str(keys.device)
+    )
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def flex() -> Any:
+        given = (queries[None], keys[None], values[None])
+        return compiled(*given, block_mask=block_mask, enable_gqa=True)
+
+    return median(times_ms(flex, repeat, keys.device))
+
+
+def _random(
+    heads: int, tokens: int, size: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    return torch.randn(heads, tokens, size, dtype=dtype, device=device)
