@@ -64,7 +64,17 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["index", "delete", "ask", "demo", "inspect", "verify", "calibrate", "bench quality"],
+    [
+        "index",
+        "delete",
+        "ask",
+        "demo",
+        "inspect",
+        "verify",
+        "calibrate",
+        "bench quality",
+        "bench ttft",
+    ],
 )
 def test_readme_mentions_every_command(command: str) -> None:
     assert f"fusionrag {command}" in (ROOT / "README.md").read_text()

@@ -14,6 +14,8 @@ leads NAME ... ratio=R            how far our selector is ahead of each other, b
 overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
 neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which policy
 cost NAME                         work in a deeper shape
+ttft NAME                         times to first token, their parts and limits, and a fit of them
+kernel NAME                       the attention kernel beside others
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
 figure f1-by-neighbours NAME* kind=K ratio=R
 
@@ -30,7 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
-from fusionrag_integrations.bench.tables import markdown
+from fusionrag_integrations.bench.tables import kernel_markdown, markdown, ttft_markdown
 from fusionrag_integrations.errors import InvalidInputError
 
 T = TypeVar("T")
@@ -230,6 +232,25 @@ def _cost(mark: _Mark) -> str:
     return _pivot(["strategy"], cells, _shares(row["ratio"] for row in rows))
 
 
+def _ttft(mark: _Mark) -> str:
+    fit, told = mark.only["fit"], ""
+    if fit is not None:
+        told = (
+            f"; fit: {fit['fixed_ms']:.1f} ms, {fit['ms_a_row']:.3f} ms a computed row and "
+            f"{fit['ms_a_million_keys']:.3f} ms a million attended keys, R² {fit['r_squared']:.3f}"
+        )
+    return f"{ttft_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}{told}.)"
+
+
+def _kernel(mark: _Mark) -> str:
+    return f"{kernel_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}.)"
+
+
+def _measured(result: Result) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['date']}; {result['hardware']}; {result['dtype']}; {versions}"
+
+
 def _figure(mark: _Mark) -> str:
     path = _figure_path(mark)
     return f"![{path.name.replace('-', ' ').replace('_', ' ')}]({path}.svg)"
@@ -259,5 +280,7 @@ _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "overlap": _overlap,
     "neighbours": _neighbours,
     "cost": _cost,
+    "ttft": _ttft,
+    "kernel": _kernel,
     "figure": _figure,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations.bench.report import draw_figures, fill
+from fusionrag_integrations.bench.tables import TTFT_PARTS
 from fusionrag_integrations.errors import InvalidInputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,8 +58,37 @@ COST = {
 }
 
 
+MEASURED = {
+    "date": "2026-01-02",
+    "hardware": "a card",
+    "dtype": "bfloat16",
+    "versions": {"torch": "2.11", "python": "3.12"},
+}
+TTFT = MEASURED | {
+    "fit": {"fixed_ms": 1.0, "ms_a_row": 0.5, "ms_a_million_keys": 2.0, "r_squared": 0.99},
+    "rows": [
+        {
+            **{"strategy": "fusionrag", "ratio": 0.15, "context": 4000, "kv": "host"},
+            **{"ttft_ms": 20.0, "spread_ms": [19.0, 22.0], "from_text_ms": 30.0, "speedup": 5.0},
+            **{"limit_ms": 16.0, "breakdown": dict.fromkeys(TTFT_PARTS, 2.5)},
+        }
+    ],
+}
+KERNEL = MEASURED | {
+    "rows": [
+        {
+            **{"keys": 4096, "ratio": 0.15, "rows": 614, "sparse_ms": 2.0, "masked_ms": 5.0},
+            **{"flex_ms": None, "dense_ms": 9.0, "error": 0.002},
+        }
+    ]
+}
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
+    (tmp_path / "speed.json").write_text(json.dumps(TTFT))
+    (tmp_path / "no-fit.json").write_text(json.dumps(TTFT | {"fit": None, "rows": []}))
+    (tmp_path / "operator.json").write_text(json.dumps(KERNEL))
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "cost.json").write_text(json.dumps(COST))
     wrong = ("bridge", "fused", 0.15, "epic", -0.2, -0.3, -0.1)
@@ -146,6 +176,28 @@ def table(mark: str, results: Path) -> list[str]:
             ["![f1 by ratio run bridge fused](figures/f1-by-ratio-run-bridge-fused.svg)"],
         ),
         (
+            "ttft speed",
+            [
+                "| context | strategy | ratio | kv | TTFT (ms) | quartiles | speed-up | limit "
+                "| load | place | probe | select | prefill | first_token | from text |",
+                f"|{' --- |' * 15}",
+                "| 4,000 | fusionrag | 15% | host | 20.0 | 19.0-22.0 | 5.00x | 16.0 "
+                "| 2.5 | 2.5 | 2.5 | 2.5 | 2.5 | 2.5 | 30.0 |",
+                "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12; fit: 1.0 ms, 0.500 ms a "
+                "computed row and 2.000 ms a million attended keys, R² 0.990.)",
+            ],
+        ),
+        (
+            "kernel operator",
+            [
+                "| keys | ratio | rows | sparse_ms | masked_ms | flex_ms | dense_ms "
+                "| dense / sparse | masked / sparse | error |",
+                f"|{' --- |' * 10}",
+                "| 4,096 | 15% | 614 | 2.00 | 5.00 |  | 9.00 | 4.50x | 2.50x | 2.0e-03 |",
+                "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12.)",
+            ],
+        ),
+        (
             "cost cost",
             ["| strategy | 0% | 15% |", "| --- | --- | --- |", "| epic | 3.0% | 18.0% |"],
         ),
@@ -153,6 +205,10 @@ def table(mark: str, results: Path) -> list[str]:
 )
 def test_tables(mark: str, expected: list[str], results: Path) -> None:
     assert table(mark, results) == expected
+
+
+def test_without_a_fit_none_is_told(results: Path) -> None:
+    assert table("ttft no-fit", results)[-1].endswith("python 3.12.)")
 
 
 def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
@@ -197,10 +253,13 @@ def test_an_unknown_figure(results: Path, tmp_path: Path) -> None:
         draw_figures(mark, results, tmp_path)
 
 
-def test_the_report_holds_the_results_on_file() -> None:
-    text = (ROOT / "docs" / "quality.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "results"), [("quality.md", "results/quality"), ("benchmarks.md", "benchmarks")]
+)
+def test_a_page_holds_the_results_on_file(page: str, results: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
     assert "<!-- result:" in text
-    assert fill(text, ROOT / "docs" / "results" / "quality") == text
+    assert fill(text, ROOT / "docs" / results) == text
     for path in re.findall(r"!\[.*\]\((figures/.+)\.svg\)", text):
         assert (ROOT / "docs" / f"{path}.svg").exists()
         assert (ROOT / "docs" / f"{path}.png").exists()
