@@ -18,6 +18,7 @@ ttft NAME                         times to first token, their parts and limits, 
 kernel NAME                       the attention kernel beside others
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
 figure f1-by-neighbours NAME* kind=K ratio=R
+figure F NAME                     a figure of `speed_figures.py` by its name
 
 Figures are drawn in `figures/` beside the document.
 """
@@ -32,6 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
+from fusionrag_integrations.bench.speed_figures import SPEED_FIGURES
 from fusionrag_integrations.bench.tables import kernel_markdown, markdown, ttft_markdown
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -259,17 +261,18 @@ def _figure(mark: _Mark) -> str:
 def _figure_path(mark: _Mark) -> PurePosixPath:
     """Where a figure lies, from the document's directory and without its ending."""
     words = [word.split("=")[-1].removesuffix("/*") for word in mark.words[1:]]
-    return PurePosixPath("figures", "-".join(words))
+    return PurePosixPath("figures", "-".join(words).replace("/", "-"))
 
 
 def _draw(mark: _Mark, directory: Path) -> None:
-    stem, options = directory / _figure_path(mark), mark.options
-    name, kind = mark.words[1], options["kind"]
-    if name == "f1-by-neighbours":
+    stem, options, name = directory / _figure_path(mark), mark.options, mark.words[1]
+    if name in SPEED_FIGURES:
+        SPEED_FIGURES[name](stem, mark.only["rows"])
+    elif name == "f1-by-neighbours":
         ratio = float(options["ratio"])
-        f1_by_neighbours(stem, _by_count(mark), f"{kind}, {ratio:.0%} recomputed")
+        f1_by_neighbours(stem, _by_count(mark), f"{options['kind']}, {ratio:.0%} recomputed")
     else:
-        draw_figure(stem, name, mark.only["rows"], kind, options["kv"])
+        draw_figure(stem, name, mark.only["rows"], options["kind"], options["kv"])
 
 
 _VIEWS: Mapping[str, Callable[[_Mark], str]] = {

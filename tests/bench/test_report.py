@@ -89,6 +89,8 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "no-fit.json").write_text(json.dumps(TTFT | {"fit": None, "rows": []}))
     (tmp_path / "operator.json").write_text(json.dumps(KERNEL))
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "cost.json").write_text(json.dumps(COST))
     wrong = ("bridge", "fused", 0.15, "epic", -0.2, -0.3, -0.1)
@@ -198,6 +200,10 @@ def table(mark: str, results: Path) -> list[str]:
             ],
         ),
         (
+            "figure speedup-by-ratio cards/speed",
+            ["![speedup by ratio cards speed](figures/speedup-by-ratio-cards-speed.svg)"],
+        ),
+        (
             "cost cost",
             ["| strategy | 0% | 15% |", "| --- | --- | --- |", "| epic | 3.0% | 18.0% |"],
         ),
@@ -236,12 +242,13 @@ def test_figures_are_drawn_where_the_document_shows_them(results: Path, tmp_path
     marks = (
         "figure f1-by-ratio run kind=bridge kv=fused",
         "figure f1-by-neighbours few/* kind=bridge ratio=0",
+        "figure ttft-by-context cards/speed",
     )
     text = "".join(f"<!-- result: {mark} -->\n<!-- /result -->\n" for mark in marks)
     filled = fill(text, results)
     draw_figures(filled, results, tmp_path / "docs")
     shown = re.findall(r"\((.+)\)", filled)
-    assert len(shown) == 2
+    assert len(shown) == 3
     for path in shown:
         assert (tmp_path / "docs" / path).read_text().count("<svg") == 1
         assert (tmp_path / "docs" / path).with_suffix(".png").exists()

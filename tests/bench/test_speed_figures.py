@@ -1,0 +1,56 @@
+"""What is drawn of times to first token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusionrag_integrations.bench import speed_figures
+from fusionrag_integrations.bench.speed_figures import SPEED_FIGURES
+
+
+def row(strategy: str, ratio: float, context: int, ttft_ms: float, limit: float) -> dict[str, Any]:
+    facts = {"strategy": strategy, "ratio": ratio, "context": context, "ttft_ms": ttft_ms}
+    return facts | {"limit_ms": limit, "speedup": 90 / ttft_ms, "spread_ms": [ttft_ms, ttft_ms + 1]}
+
+
+ROWS = [
+    row("full_attention", 1.0, 500, 100.0, 80.0),
+    row("fusionrag", 0.0, 500, 10.0, 5.0),
+    row("fusionrag", 0.15, 500, 30.0, 20.0),
+    row("fusionrag", 1.0, 500, 120.0, 80.0),
+    row("full_attention", 1.0, 1000, 200.0, 160.0),
+    row("fusionrag", 0.15, 1000, 45.0, 25.0),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The lines that a figure was drawn of."""
+    lines: dict[str, Any] = {}
+    monkeypatch.setattr(
+        speed_figures, "lines_plot", lambda stem, series, *_, **__: lines.update(series)
+    )
+    return lines
+
+
+def test_times_by_context(drawn: dict[str, Any]) -> None:
+    SPEED_FIGURES["ttft-by-context"](Path("x"), ROWS)
+    assert drawn == {
+        "full_attention": [(500, 100.0, 100.0, 101.0), (1000, 200.0, 200.0, 201.0)],
+        "fusionrag, 0%": [(500, 10.0, 10.0, 11.0)],
+        "fusionrag, 15%": [(500, 30.0, 30.0, 31.0), (1000, 45.0, 45.0, 46.0)],
+        "fusionrag, 100%": [(500, 120.0, 120.0, 121.0)],
+    }
+
+
+def test_speed_ups_by_ratio_beside_what_could_be(drawn: dict[str, Any]) -> None:
+    SPEED_FIGURES["speedup-by-ratio"](Path("x"), ROWS)
+    assert drawn == {
+        "fusionrag, 500 tokens": [(0.0, 9.0, 9.0, 9.0), (0.15, 3.0, 3.0, 3.0)],
+        "limit, 500": [(0.0, 20.0, 20.0, 20.0), (0.15, 5.0, 5.0, 5.0)],
+        "fusionrag, 1,000 tokens": [(0.15, 2.0, 2.0, 2.0)],
+        "limit, 1,000": [(0.15, 8.0, 8.0, 8.0)],
+    }
