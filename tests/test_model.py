@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, Phi3Config, Qwen2Config
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.model import CausalModel, _context_window, refuse_unsupported
+from fusionrag_integrations.model import CausalModel, refuse_unsupported
+from fusionrag_integrations.model.supported import context_window
 from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
 
 
@@ -55,11 +56,11 @@ def test_context_ends_where_scaling_would_switch() -> None:
             "original_max_position_embeddings": 128,
         },
     )
-    assert _context_window(longrope) == 128
+    assert context_window(longrope) == 128
     yarn = LlamaConfig(
         **COMMON, **heads(4, 2), **rope("yarn", factor=8.0, original_max_position_embeddings=64)
     )
-    assert _context_window(yarn) == 512
+    assert context_window(yarn) == 512
 
 
 def test_loading_nothing_says_what_is_needed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def _speedup_by_ratio(stem: Path, rows: TTFTRows) -> None:
             series.setdefault(f"limit, {row['context']:,}", []).append(
                 (row["ratio"], limit, limit, limit)
             )
-    title = "Speed-up over full attention, and what this machine could reach"
+    title = "Speed-up over full attention,\nand what this machine could reach"
     lines_plot(stem, series, {}, title=title, x_label="recompute ratio", y_label="speed-up")
 
 

@@ -1,11 +1,4 @@
-"""A Hugging Face causal language model, seen as rows of tokens at positions over a KV buffer.
-
-The only file that touches transformers' internals. What it relies on:
-- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, so a
-  cache that writes rows at given positions makes the model compute any positions in any order;
-- attention and mask functions are looked up by one registered name, and extra keyword
-  arguments of the model's forward reach the attention function, as a layer's window does.
-"""
+"""A Hugging Face causal language model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -13,221 +6,25 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import xxhash
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Cache,
-    PreTrainedModel,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.kernels import Rows, attend
-from fusionrag_integrations.rope import Rotation, rotate
-from fusionrag_integrations.types import LayerView
-
-ATTENTION = "fusionrag"
-# Transformers makes no mask where it is given one of four dimensions; rows need none.
-_NO_MASK = torch.empty(1, 1, 1, 1)
+from fusionrag_integrations.kernels import Rows
+from fusionrag_integrations.model.buffer import KVBuffer
+from fusionrag_integrations.model.devices import torch_device, torch_dtype
+from fusionrag_integrations.model.rows_pass import ATTENTION, Capture, pass_inputs, register
+from fusionrag_integrations.model.supported import context_window, refuse_unsupported
+from fusionrag_integrations.rope import Rotation
 
 StepFunction = Callable[[int], torch.Tensor]
 """Appends a token id and gives the logits [V] behind it."""
-
-SUPPORTED_MODEL_TYPES = ("gemma3_text", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
-FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-# These change their frequencies with the length of the prompt, so stored keys stay true only
-# below the length at which they switch.
-SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
-SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
-
-_REFUSALS = {
-    "deepseek_v2": "multi-head latent attention keeps no per-head keys to move",
-    "deepseek_v3": "multi-head latent attention keeps no per-head keys to move",
-    "falcon_h1": "it mixes attention with state-space layers, which keep no per-token state",
-    "gemma3": "it is the multimodal model; load its text part (model type gemma3_text)",
-    "jamba": "it mixes attention with state-space layers, which keep no per-token state",
-    "llama4": "chunked attention depends on where a chunk of the prompt begins",
-    "llama4_text": "chunked attention depends on where a chunk of the prompt begins",
-    "mamba": "state-space layers keep no per-token state",
-    "mamba2": "state-space layers keep no per-token state",
-    "qwen3_next": "it mixes attention with linear attention, which keeps no per-token state",
-}
-
-
-def refuse_unsupported(config: Any) -> None:
-    """Raise `UnsupportedModelError`, naming the reason, unless this configuration is supported."""
-    kind = config.model_type
-    if kind not in SUPPORTED_MODEL_TYPES:
-        reason = _REFUSALS.get(kind, "its attention has not been checked")
-        raise UnsupportedModelError(
-            f"Models of type {kind!r} are not supported: {reason}. "
-            f"Supported types: {', '.join(SUPPORTED_MODEL_TYPES)}."
-        )
-    for layer_type in sorted(set(getattr(config, "layer_types", None) or ())):
-        if layer_type not in SUPPORTED_LAYER_TYPES:
-            raise UnsupportedModelError(
-                f"This {kind} model has {layer_type} layers; only "
-                f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move."
-            )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedModelError(f"This {kind} model attends in both directions.")
-    for rope_type in sorted(_rope_types(config)):
-        if rope_type not in FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES:
-            raise UnsupportedModelError(
-                f"RoPE scaling {rope_type!r} is not supported; supported are "
-                f"{', '.join(FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES)}."
-            )
-
-
-def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """One dictionary of RoPE parameters, or one per layer type."""
-    parameters = config.rope_parameters
-    if "rope_type" in parameters:
-        return [parameters]
-    return [p for p in parameters.values() if p is not None]
-
-
-def _rope_types(config: Any) -> set[str]:
-    return {p["rope_type"] for p in _rope_parameters(config)}
-
-
-def _context_window(config: Any) -> int:
-    """Tokens that a prompt and its answer may have together."""
-    limit = int(config.max_position_embeddings)
-    for parameters in _rope_parameters(config):
-        if parameters["rope_type"] in SWITCHING_ROPE_TYPES:
-            switch = parameters.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            limit = min(limit, int(switch or limit))
-    return limit
-
-
-class Capture(Protocol):
-    """What a pass shows its attention to, layer by layer, while the model runs."""
-
-    def record(self, layer: int, view: LayerView) -> None:
-        """view: all rows of the pass. Its keys are the buffer's own, up to the last position."""
-        ...
-
-
-@dataclass(slots=True)
-class ViewCapture:
-    """Keeps what the rows from `first` on ask in chosen layers."""
-
-    first: int
-    layers: frozenset[int]
-    views: dict[int, LayerView] = field(default_factory=dict)
-
-    def record(self, layer: int, view: LayerView) -> None:
-        """Keep the chosen rows, if it is a chosen layer."""
-        if layer in self.layers:
-            self.views[layer] = replace(
-                view,
-                queries=view.queries[:, self.first :],
-                positions=view.positions[self.first :],
-            )
-
-
-def _attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    rows: Rows | None = None,
-    capture: Capture | None = None,
-    keys_only: bool = False,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of rows at any positions; without `rows`, transformers' own SDPA attention.
-
-    keys_only: no attention is wanted, only keys and values, which are in the cache by now.
-    """
-    if rows is None:
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return output
-    if capture is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        view = LayerView(query[0], key[0], rows.on_device, sliding_window, scaling)
-        capture.record(layer, view)
-    if keys_only:
-        return query.transpose(1, 2), None
-    attended = attend(query[0], key[0], value[0], rows, scaling, sliding_window)
-    return attended.transpose(0, 1)[None], None
-
-
-class KVBuffer:
-    """Room for the KV of one prompt and its answer. Owned by one request, never shared.
-
-    keys, values: [L, Hkv, capacity, D]; slot i holds position i. Keys are rotated.
-    """
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys = keys
-        self.values = values
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
-
-    def place(
-        self, start: int, keys: torch.Tensor, values: torch.Tensor, rotation: Rotation
-    ) -> None:
-        """Copy unrotated keys, turned by `rotation`, and values [L, Hkv, T, D] into slots from
-        `start` on. They may lie on any device and stay as they are. Changes the buffer.
-        """
-        slots = slice(start, start + keys.shape[2])
-        self.keys[:, :, slots] = rotate(keys.to(self.keys.device), rotation)
-        self.values[:, :, slots] = values
-
-    def clear(self, positions: Sequence[int]) -> None:
-        """Put zeros at `positions`. Changes the buffer."""
-        slots = torch.tensor(positions, dtype=torch.int64, device=self.keys.device)
-        self.keys.index_fill_(2, slots, 0.0)
-        self.values.index_fill_(2, slots, 0.0)
-
-
-class _RowsCache(Cache):  # type: ignore[misc]
-    """Shows a `KVBuffer` to transformers for one pass over some rows.
-
-    Each layer's new keys and values replace what stands at the rows' positions, and the layer
-    attends to everything up to the last of them.
-    """
-
-    def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
-        super().__init__(layers=[])
-        self._buffer = buffer
-        self._slots = rows.on_device
-        self._length = max(rows.positions) + 1
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys = self._buffer.keys[layer_idx : layer_idx + 1]
-        values = self._buffer.values[layer_idx : layer_idx + 1]
-        keys.index_copy_(2, self._slots, key_states)
-        values.index_copy_(2, self._slots, value_states)
-        return keys[:, :, : self._length], values[:, :, : self._length]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._length
 
 
 class CausalModel:
@@ -235,8 +32,7 @@ class CausalModel:
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
         refuse_unsupported(model.config)
-        AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        register()
         model.set_attn_implementation(ATTENTION)
         self.hf = model.eval()
         self.tokenizer = tokenizer
@@ -244,7 +40,7 @@ class CausalModel:
         self.name = Path(source).name
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.context_window = _context_window(model.config)
+        self.context_window = context_window(model.config)
         layers = model.base_model.layers
         attention = layers[0].self_attn
         self.num_layers = len(layers)
@@ -419,41 +215,15 @@ class CausalModel:
 
     def _hidden(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
         """The rows' states behind a view of the base model, [R, hidden]."""
-        output = model(**self._inputs(rows, buffer, **inputs))
+        output = model(**pass_inputs(rows, buffer, **inputs))
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
     def _logits(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
         """The last row's, [V]."""
-        output = model(**self._inputs(rows, buffer, **inputs), logits_to_keep=1)
+        output = model(**pass_inputs(rows, buffer, **inputs), logits_to_keep=1)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
-
-    def _inputs(
-        self,
-        rows: Rows,
-        buffer: KVBuffer,
-        *,
-        token_ids: Sequence[int] | None = None,
-        hidden: torch.Tensor | None = None,
-        capture: Capture | None = None,
-        keys_only: bool = False,
-    ) -> dict[str, Any]:
-        """What makes transformers run over rows of a buffer, from token ids or hidden states."""
-        given = (
-            {"inputs_embeds": hidden[None]}
-            if hidden is not None
-            else {"input_ids": torch.tensor([token_ids], device=self.device)}
-        )
-        return given | {
-            "position_ids": rows.on_device[None],
-            "past_key_values": _RowsCache(buffer, rows),
-            "use_cache": True,
-            "attention_mask": _NO_MASK,
-            "rows": rows,
-            "capture": capture,
-            "keys_only": keys_only,
-        }
 
     def _layers(self, first: int, last: int) -> Any:
         """A view of the base model that has only the layers [first, last), on the same weights."""
@@ -525,32 +295,3 @@ def _shallow(module: Any) -> Any:
     shallow = copy(module)
     shallow._modules = dict(module._modules)
     return shallow
-
-
-def torch_device(device: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one.
-
-    Raises `InvalidInputError` for one that isn't there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError(f"There is no device {device!r} here; choose auto or cpu.")
-    return target
-
-
-def torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """The dtype of this name; "auto" is float32 on a CPU, else "auto", the checkpoint's own.
-
-    Raises `InvalidInputError` for another name.
-    """
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in choices:
-        raise InvalidInputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(choices)}.")
-    return choices[dtype]

@@ -1,0 +1,36 @@
+"""Devices and dtypes by their names."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.errors import InvalidInputError
+
+
+def torch_device(device: str) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is one.
+
+    Raises `InvalidInputError` for one that isn't there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"There is no device {device!r} here; choose auto or cpu.")
+    return target
+
+
+def torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The dtype of this name; "auto" is float32 on a CPU, else "auto", the checkpoint's own.
+
+    Raises `InvalidInputError` for another name.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in choices:
+        raise InvalidInputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(choices)}.")
+    return choices[dtype]
