@@ -1,8 +1,9 @@
 """What was measured of a model, as a file: in a store, or beside the model's weights.
 
 {"format": 1, "calibrations": {<model signature>: {"layers": [...], "whole_sentences": ...,
-"sensitivity": ..., "measured": {...}}}}
+"sensitivity": ..., "break_even": {<device>: <tokens>}, "measured": {...}}}}
 
+break_even is how long a prompt must be for reuse to be quicker than a full prefill on a device.
 Weights of another signature have calibrations of their own: the same model in another dtype too.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import NonNegativeInt, TypeAdapter
 
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Calibration
@@ -23,6 +24,8 @@ CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 
 _CALIBRATION = TypeAdapter(Calibration)
+_BREAK_EVEN = TypeAdapter(dict[str, NonNegativeInt])
+_NOT_OF_SELECTION = ("break_even", "measured")
 
 
 def read_calibration(path: Path, signature: str) -> Calibration | None:
@@ -31,26 +34,53 @@ def read_calibration(path: Path, signature: str) -> Calibration | None:
     if entry is None:
         return None
     try:
-        said = {name: value for name, value in entry.items() if name != "measured"}
+        said = {name: value for name, value in entry.items() if name not in _NOT_OF_SELECTION}
         return _CALIBRATION.validate_json(json.dumps(said), strict=True)
     except (AttributeError, ValueError) as error:
-        raise InvalidInputError(
-            f"The calibration {path} is damaged ({error}). Delete it and calibrate again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def read_break_even(path: Path, signature: str, device: str) -> int:
+    """From how many tokens on reuse pays for a model on a device; 0 where it wasn't measured.
+
+    Raises `InvalidInputError` for a file that is damaged.
+    """
+    return _break_even(path, signature).get(device, 0)
 
 
 def write_calibration(
-    path: Path, signature: str, calibration: Calibration, measured: Mapping[str, Any]
+    path: Path,
+    signature: str,
+    calibration: Calibration,
+    measured: Mapping[str, Any],
+    break_even: Mapping[str, int] | None = None,
 ) -> None:
     """Put a model's calibration into the file, beside those of others.
 
-    measured: how it was found, for people to read.
+    measured: how it was found, for people to read. break_even: tokens by device; those of other
+    devices stay.
     """
-    entries = _entries(path) | {signature: asdict(calibration) | {"measured": dict(measured)}}
+    lengths = _break_even(path, signature) | dict(break_even or {})
+    entry = asdict(calibration) | ({"break_even": lengths} if lengths else {})
+    entries = _entries(path) | {signature: entry | {"measured": dict(measured)}}
     text = json.dumps({"format": FORMAT, "calibrations": entries}, indent=2)
     draft = path.with_suffix(".tmp")
     draft.write_text(text + "\n")
     draft.replace(path)
+
+
+def _break_even(path: Path, signature: str) -> dict[str, int]:
+    try:
+        said = _entries(path).get(signature, {}).get("break_even", {})
+        return _BREAK_EVEN.validate_python(said, strict=True)
+    except (AttributeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"The calibration {path} is damaged ({error}). Delete it and calibrate again."
+    )
 
 
 def _entries(path: Path) -> dict[str, Any]:

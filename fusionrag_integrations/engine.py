@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
+from fusionrag_integrations.calibration import (
+    CALIBRATION_FILE,
+    read_break_even,
+    read_calibration,
+)
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import Corpus, Progress, scoped_id
@@ -16,7 +20,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.prompt import encode, ingest_prefix
 from fusionrag_integrations.serve import Server
@@ -43,14 +47,18 @@ class FusionEngine:
         store: KVStore,
         prefix: str,
         calibration: Calibration | None = None,
+        break_even: int = 0,
     ) -> None:
         self.corpus = corpus
         self.model = model
         self.calibration = calibration
         self._store = store
         self._prefix = prefix
+        self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
-        self._server = Server(model, corpus.catalog, store, self._prefix_ids, calibration)
+        self._server = Server(
+            model, corpus.catalog, store, self._prefix_ids, calibration, break_even
+        )
 
     @classmethod
     def from_pretrained(
@@ -102,12 +110,18 @@ class FusionEngine:
                 chunk_tokens=chunker.chunk_tokens,
             )
             corpus = Corpus.create(path, info, embedding)
-        calibration = _calibration([path, Path(model.source)], model, signature)
-        return cls(model, corpus, FileKVStore(path / "kv", signature), prefix, calibration)
+        files = [place / CALIBRATION_FILE for place in (path, Path(model.source))]
+        calibration = _calibration(files, model, signature)
+        lengths = [read_break_even(file, signature, device_name(model.device)) for file in files]
+        break_even = next(filter(None, lengths), 0)
+        store_of_kv = FileKVStore(path / "kv", signature)
+        return cls(model, corpus, store_of_kv, prefix, calibration, break_even)
 
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
         """An engine over the same store whose own selector works as `calibration` says."""
-        return FusionEngine(self.model, self.corpus, self._store, self._prefix, calibration)
+        return FusionEngine(
+            self.model, self.corpus, self._store, self._prefix, calibration, self._break_even
+        )
 
     @property
     def model_name(self) -> str:
@@ -233,12 +247,9 @@ def corpus_of(engine: FusionEngine | None, corpus: Corpus | None) -> Corpus:
     )
 
 
-def _calibration(
-    directories: Iterable[Path], model: CausalModel, signature: str
-) -> Calibration | None:
-    """The first calibration for the model that one of the directories holds."""
-    for directory in directories:
-        path = directory / CALIBRATION_FILE
+def _calibration(files: Iterable[Path], model: CausalModel, signature: str) -> Calibration | None:
+    """The first calibration for the model that one of the files holds."""
+    for path in files:
         if found := read_calibration(path, signature):
             if found.layers[-1] >= model.num_layers:
                 raise InvalidInputError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
+from typing import get_args
 
 import torch
 
@@ -69,11 +70,14 @@ class Server:
         store: KVReader,
         prefix_ids: tuple[int, ...],
         calibration: Calibration | None,
+        break_even: int = 0,
     ) -> None:
+        """break_even: a prompt of fewer tokens is computed in full, unless a request declines."""
         self._model = model
         self._catalog = catalog
         self._prefix_ids = prefix_ids
         self._calibration = calibration
+        self._break_even = break_even
         self._reads = SharedReads(store)
         self._known: tuple[int, ChunkMatcher] | None = None
         self._refreshing = Lock()
@@ -98,7 +102,12 @@ class Server:
             )
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         watch.lap("encode")
-        if settings.kv == "none":
+        short = (
+            settings.break_even
+            and settings.kv in get_args(KVKind)
+            and len(encoded.token_ids) < self._break_even
+        )
+        if settings.kv == "none" or short:
             warm = self._full_attention(encoded, watch)
         elif settings.kv == "prefix":
             warm = self._prefix_cache(encoded, settings, watch)
@@ -136,6 +145,7 @@ class Server:
             fused_chunks=warm.fused_chunks,
             isolated_chunks=warm.isolated_chunks,
             missed_chunks=warm.missed_chunks,
+            short=short,
         )
 
     def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Warm:

@@ -325,7 +325,8 @@ class AnswerSettings:
     recompute. handles name chunks that the prompt is known to hold; None among them, of documents
     without a handle, is passed over. scopes limit whose KV may be
     used (None: every scope's); text of other scopes is computed like any unknown text.
-    temperature 0 is greedy.
+    break_even: whether a prompt too short for reuse to pay is computed in full, where it was
+    measured how long it must be (`fusionrag calibrate`). temperature 0 is greedy.
     """
 
     kv: KVSource = "fused"
@@ -333,6 +334,7 @@ class AnswerSettings:
     ratio: float = 0.15
     handles: tuple[KVHandle, ...] = ()
     scopes: tuple[str, ...] | None = None
+    break_even: bool = True
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
@@ -504,7 +506,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer and how it came about. Counts of chunks say which KV stood in for them."""
+    """An answer and how it came about. Counts of chunks say which KV stood in for them.
+
+    short: whether the prompt was computed in full because reuse doesn't pay for so few tokens.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -514,11 +519,13 @@ class Answer:
     fused_chunks: int = 0
     isolated_chunks: int = 0
     missed_chunks: int = 0
+    short: bool = False
 
     def report(self) -> dict[str, Any]:
         """How the answer came about, without its text, as plain values for logs and metadata."""
         return {
             "finish_reason": self.finish_reason,
+            "short": self.short,
             "usage": asdict(self.usage) | {"recompute_ratio": self.usage.recompute_ratio},
             "ttft_ms": asdict(self.ttft) | {"total": self.ttft.total},
             "chunks": {

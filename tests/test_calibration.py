@@ -13,6 +13,7 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.calibration import (
     CALIBRATION_FILE,
     FORMAT,
+    read_break_even,
     read_calibration,
     write_calibration,
 )
@@ -49,6 +50,30 @@ class TestFile:
                 }
             },
         }
+
+    def test_break_even_lengths_stay_for_other_devices(self, file: Path) -> None:
+        assert read_break_even(file, "a1", "cpu") == 0
+        write_calibration(file, "a1", ONE, {}, {"cpu": 300})
+        write_calibration(file, "a1", OTHER, {}, {"H200": 700})
+        write_calibration(file, "b2", OTHER, {})
+        assert [read_break_even(file, "a1", name) for name in ("cpu", "H200", "L4")] == [
+            300,
+            700,
+            0,
+        ]
+        assert read_break_even(file, "b2", "cpu") == 0
+        assert read_calibration(file, "a1") == OTHER
+        write_calibration(file, "a1", ONE, {}, {"cpu": 200})
+        assert read_break_even(file, "a1", "cpu") == 200
+
+    @pytest.mark.parametrize("lengths", [{"cpu": -1}, {"cpu": "many"}, [300], "300"])
+    def test_a_length_that_cannot_be_is_named(self, file: Path, lengths: object) -> None:
+        write_calibration(file, "a1", ONE, {})
+        content = json.loads(file.read_text())
+        content["calibrations"]["a1"]["break_even"] = lengths
+        file.write_text(json.dumps(content))
+        with pytest.raises(InvalidInputError, match=r"calibration\.json is damaged"):
+            read_break_even(file, "a1", "cpu")
 
     def test_no_file_and_another_signature_hold_none(self, file: Path) -> None:
         assert read_calibration(file, "a1") is None

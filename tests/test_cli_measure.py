@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionrag_integrations import FusionEngine, calibrate, ingest
-from fusionrag_integrations.bench import files
+from fusionrag_integrations.bench import break_even, files
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES
-from fusionrag_integrations.calibration import CALIBRATION_FILE
+from fusionrag_integrations.calibration import CALIBRATION_FILE, read_break_even
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo import MODEL_DIR, suites, tasks
@@ -342,6 +342,11 @@ class TestAnotherRunsDirectory:
 
 
 class TestCalibrate:
+    @pytest.fixture(autouse=True)
+    def _few_lengths(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(break_even, "CONTEXTS", (150, 200))
+        monkeypatch.setattr(break_even, "REPEAT", 1)
+
     @pytest.mark.usefixtures("_small_demo")
     def test_the_engine_uses_what_was_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -357,6 +362,8 @@ class TestCalibrate:
         names = ("layers", "whole_sentences", "sensitivity")
         layers, *signals = (result[name] for name in names)
         assert engine.calibration == Calibration(tuple(layers), *signals)
+        assert result["break_even"].keys() == result["measured"]["speed"].keys() == {"cpu"}
+        assert result["break_even"]["cpu"] in (0, 150, 200, 151, 201)
         content = json.loads((tmp_path / CALIBRATION_FILE).read_text())
         assert content["calibrations"] == {engine.corpus.catalog.info.signature: result}
 
@@ -370,6 +377,11 @@ class TestCalibrate:
         assert f"Layers {', '.join(map(str, found.layers))}" in result.stdout
         assert ("whole sentences" in result.stdout) == found.whole_sentences
         assert f"power of {found.sensitivity:g}" in result.stdout
+        signature = FusionEngine.from_pretrained(
+            model_dir, store=tmp_path
+        ).corpus.catalog.info.signature
+        tokens = read_break_even(tmp_path / CALIBRATION_FILE, signature, "cpu")
+        assert f"On cpu reuse pays from {tokens} tokens on." in result.stdout
 
     @pytest.mark.parametrize(
         ("options", "words"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
 from fusionrag_integrations.errors import (
     FusionRAGError,
     InvalidInputError,
@@ -23,6 +24,7 @@ from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import (
     Answer,
     AnswerSettings,
+    Calibration,
     ChunkKV,
     ChunkRecord,
     KVHandle,
@@ -335,6 +337,54 @@ def test_a_report_is_plain_values(indexed: FusionEngine) -> None:
     assert report["chunks"] == {"fused": 3, "isolated": 0, "missed": 0}
     assert report["ttft_ms"]["total"] > 0
     assert report["usage"]["recompute_ratio"] == pytest.approx(0.15, abs=0.01)
+
+
+class TestShortPrompts:
+    @pytest.fixture(scope="class")
+    def measured(
+        self, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Callable[[int], FusionEngine]:
+        """Engines over one store whose calibration says from how many tokens on reuse pays."""
+        path = tmp_path_factory.mktemp("measured")
+        first = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
+        first.ingest([town(number) for number in range(2)])
+        signature = first.corpus.catalog.info.signature
+
+        def opened(tokens: int) -> FusionEngine:
+            calibration = Calibration(layers=(1,))
+            write_calibration(path / CALIBRATION_FILE, signature, calibration, {}, {"cpu": tokens})
+            return FusionEngine.from_pretrained(model_dir, store=path)
+
+        return opened
+
+    def test_are_computed_in_full(self, measured: Callable[[int], FusionEngine]) -> None:
+        length = ask(measured(0), "town-0", kv="none").usage.prompt_tokens
+        short = ask(measured(length + 1), "town-0")
+        assert short.short
+        assert (short.usage.reused_tokens, short.usage.recompute_ratio) == (0, 1.0)
+        assert short.report()["short"] is True
+        assert short.text == ask(measured(0), "town-0", kv="none").text
+        assert {name for name, ms in asdict(short.ttft).items() if ms} == {
+            *("encode", "prefill", "first_token")
+        }
+
+    def test_longer_ones_are_not(self, measured: Callable[[int], FusionEngine]) -> None:
+        length = ask(measured(0), "town-0", kv="none").usage.prompt_tokens
+        for answer in (ask(measured(length), "town-0"), ask(measured(0), "town-0")):
+            assert not answer.short
+            assert answer.usage.reused_tokens > 0
+
+    @pytest.mark.parametrize("kv", ["fused", "isolated", "prefix", "none"])
+    def test_unless_a_call_declines(self, measured: Callable[[int], FusionEngine], kv: str) -> None:
+        answer = ask(measured(5000), "town-0", kv=kv, break_even=False)
+        assert not answer.short
+        assert (answer.usage.reused_tokens > 0) == (kv != "none")
+
+    def test_a_prefix_cache_has_no_break_even(
+        self, measured: Callable[[int], FusionEngine]
+    ) -> None:
+        assert not ask(measured(5000), "town-0", kv="prefix").short
+        assert not ask(measured(5000), "town-0", kv="none").short
 
 
 @pytest.mark.parametrize("kv", ["fused", "none"])

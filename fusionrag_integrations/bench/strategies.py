@@ -48,7 +48,11 @@ class Strategy:
         elif self.ratio == 1.0:
             selector = "all"
         return AnswerSettings(
-            kv=self.kv, selector=selector, ratio=self.ratio, max_tokens=max_tokens
+            kv=self.kv,
+            selector=selector,
+            ratio=self.ratio,
+            break_even=False,  # what is asked for is what is measured
+            max_tokens=max_tokens,
         )
 
 

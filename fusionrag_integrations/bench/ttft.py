@@ -103,7 +103,7 @@ def measure_ttft(
         ceilings = Ceilings(model, context, "device" if tier == "device" else "host")
         with served_prompt(model, context, tier, calibration) as (server, prompt):
             told = partial(progress, f"{context:,}")
-            answers = _take_turns(server, prompt, strategies, repeat, told)
+            answers = take_turns(server, prompt, strategies, repeat, told)
         for strategy in strategies:
             rows.append(_row(strategy, tier, answers, strategies[0], ceilings))
     return where_and_when() | {
@@ -200,7 +200,7 @@ def _random_kv(model: CausalModel, record: ChunkRecord, tier: Tier) -> ChunkKV:
     return ChunkKV(record.isolated_key, "isolated", token_ids, keys, values)
 
 
-def _take_turns(
+def take_turns(
     server: Server,
     prompt: Prompt,
     strategies: Sequence[Strategy],

@@ -103,8 +103,10 @@ def calibrate(
 ) -> None:
     """Measure which layers and signals tell this model best what to recompute.
 
-    No accepted answers are needed. Don't calibrate on questions that you report on.
+    No accepted answers are needed. Don't calibrate on questions that you report on. Also measured:
+    how long a prompt must be here for reuse to be quicker than a full prefill.
     """
+    from fusionrag_integrations.bench.break_even import measure_break_even
     from fusionrag_integrations.bench.neighbours import make_policy
     from fusionrag_integrations.calibrate import calibrate as measure
     from fusionrag_integrations.calibration import (
@@ -112,6 +114,7 @@ def calibrate(
         read_calibration,
         write_calibration,
     )
+    from fusionrag_integrations.model import device_name
 
     if not target.is_dir():
         raise InvalidInputError(f"There is no directory {target}.")
@@ -127,14 +130,19 @@ def calibrate(
         found, measured = measure(
             engine, prompts, lambda done, total: progress("calibrate", done, total)
         )
-    measured |= {"dataset": suite.name, "seed": seed}
-    write_calibration(target / CALIBRATION_FILE, signature, found, measured)
+        tokens, speed = measure_break_even(
+            engine.model, found, lambda done, total: progress("speed", done, total)
+        )
+        device = device_name(engine.model.device)
+    measured |= {"dataset": suite.name, "seed": seed, "speed": {device: speed}}
+    write_calibration(target / CALIBRATION_FILE, signature, found, measured, {device: tokens})
     if as_json:
-        print_json(asdict(found) | {"measured": measured})
+        print_json(asdict(found) | {"break_even": {device: tokens}, "measured": measured})
         return
     out.print(f"Layers {', '.join(map(str, found.layers))}, ", end="")
     out.print("whole sentences, " if found.whole_sentences else "single tokens, ", end="")
     out.print(f"sensitivity to the power of {found.sensitivity:g}.")
+    out.print(f"On {device} reuse pays from {tokens} tokens on.", markup=False)
     out.print(f"Written to {target / CALIBRATION_FILE}.", markup=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,11 +15,12 @@ from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.ingest import IngestReport
 from fusionrag_integrations.types import AnswerSettings
 
+_OURS = AnswerSettings(ratio=0.15, break_even=False, max_tokens=MAX_TOKENS)
 STRATEGIES = {
-    "full_attention": AnswerSettings(kv="none", max_tokens=MAX_TOKENS),
-    "full_reuse": AnswerSettings(kv="isolated", selector="none", max_tokens=MAX_TOKENS),
-    "fusionrag": AnswerSettings(kv="fused", ratio=0.15, max_tokens=MAX_TOKENS),
-    "fusionrag_isolated": AnswerSettings(kv="isolated", ratio=0.15, max_tokens=MAX_TOKENS),
+    "full_attention": replace(_OURS, kv="none"),
+    "full_reuse": replace(_OURS, kv="isolated", selector="none"),
+    "fusionrag": _OURS,
+    "fusionrag_isolated": replace(_OURS, kv="isolated"),
 }
 
 

@@ -11,7 +11,7 @@ devices.py    devices and dtypes by name
 
 from fusionrag_integrations.model.buffer import KVBuffer
 from fusionrag_integrations.model.causal import CausalModel, StepFunction
-from fusionrag_integrations.model.devices import torch_device, torch_dtype
+from fusionrag_integrations.model.devices import device_name, torch_device, torch_dtype
 from fusionrag_integrations.model.rows_pass import Capture, ViewCapture
 from fusionrag_integrations.model.supported import refuse_unsupported
 
@@ -21,6 +21,7 @@ __all__ = [
     "KVBuffer",
     "StepFunction",
     "ViewCapture",
+    "device_name",
     "refuse_unsupported",
     "torch_device",
     "torch_dtype",

@@ -34,3 +34,8 @@ def torch_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     if dtype not in choices:
         raise InvalidInputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(choices)}.")
     return choices[dtype]
+
+
+def device_name(device: torch.device) -> str:
+    """What timings are of: a GPU's own name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
