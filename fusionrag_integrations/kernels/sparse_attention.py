@@ -30,6 +30,56 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def _add_block(
+    query,
+    position,
+    keys,
+    values,
+    start,
+    end,
+    highest,
+    total,
+    sum_of_values,
+    inside,
+    key_row,
+    value_row,
+    scaling,
+    window,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One block of keys into the online softmax; MASKED: not every row sees every key of it."""
+    place = start + tl.arange(0, BLOCK_N)
+    there = place < end
+    of_keys = inside[:, None]
+    of_values = inside[None, :]
+    if MASKED:
+        of_keys = of_keys & there[None, :]
+        of_values = of_values & there[:, None]
+    key = tl.load(keys + place[None, :] * key_row, mask=of_keys, other=0.0)
+    value = tl.load(values + place[:, None] * value_row, mask=of_values, other=0.0)
+    if WIDE:
+        key = key.to(tl.float32)
+        value = value.to(tl.float32)
+    score = tl.dot(query, key, input_precision="ieee") * scaling
+    if MASKED:
+        seen = (place[None, :] <= position[:, None]) & there[None, :]
+        if WINDOWED:
+            seen = seen & (place[None, :] > position[:, None] - window)
+        score = tl.where(seen, score, float("-inf"))
+    higher = tl.maximum(highest, tl.max(score, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
+    power = tl.exp2(score - base[:, None])
+    fade = tl.exp2(highest - base)
+    total = total * fade + tl.sum(power, 1)
+    sum_of_values = sum_of_values * fade[:, None]
+    sum_of_values = tl.dot(power.to(value.dtype), value, sum_of_values, input_precision="ieee")
+    return higher, total, sum_of_values
+
+
+@triton.jit
 def _attend(
     queries,
     keys,
@@ -95,45 +145,47 @@ def _attend(
     keys += kv_head * key_head + size[:, None]
     values += kv_head * value_head + size[None, :]
     for start in range(begin, clear, BLOCK_N):
-        place = start + tl.arange(0, BLOCK_N)
-        key = tl.load(keys + place[None, :] * key_row, mask=inside[:, None], other=0.0)
-        value = tl.load(values + place[:, None] * value_row, mask=inside[None, :], other=0.0)
-        if WIDE:
-            key = key.to(tl.float32)
-            value = value.to(tl.float32)
-        score = tl.dot(query, key, input_precision="ieee") * scaling
-        higher = tl.maximum(highest, tl.max(score, 1))
-        power = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(highest - higher)
-        total = total * fade + tl.sum(power, 1)
-        sum_of_values = sum_of_values * fade[:, None]
-        sum_of_values = tl.dot(power.to(value.dtype), value, sum_of_values, input_precision="ieee")
-        highest = higher
+        highest, total, sum_of_values = _add_block(
+            query,
+            position,
+            keys,
+            values,
+            start,
+            end,
+            highest,
+            total,
+            sum_of_values,
+            inside,
+            key_row,
+            value_row,
+            scaling,
+            window,
+            BLOCK_N=BLOCK_N,
+            MASKED=False,
+            WINDOWED=WINDOWED,
+            WIDE=WIDE,
+        )
     for start in range(clear, end, BLOCK_N):
-        place = start + tl.arange(0, BLOCK_N)
-        there = place < end
-        key = tl.load(
-            keys + place[None, :] * key_row, mask=inside[:, None] & there[None, :], other=0.0
+        highest, total, sum_of_values = _add_block(
+            query,
+            position,
+            keys,
+            values,
+            start,
+            end,
+            highest,
+            total,
+            sum_of_values,
+            inside,
+            key_row,
+            value_row,
+            scaling,
+            window,
+            BLOCK_N=BLOCK_N,
+            MASKED=True,
+            WINDOWED=WINDOWED,
+            WIDE=WIDE,
         )
-        value = tl.load(
-            values + place[:, None] * value_row, mask=there[:, None] & inside[None, :], other=0.0
-        )
-        if WIDE:
-            key = key.to(tl.float32)
-            value = value.to(tl.float32)
-        seen = (place[None, :] <= position[:, None]) & there[None, :]
-        if WINDOWED:
-            seen = seen & (place[None, :] > position[:, None] - window)
-        score = tl.dot(query, key, input_precision="ieee") * scaling
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(highest, tl.max(score, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
-        power = tl.exp2(score - base[:, None])
-        fade = tl.exp2(highest - base)
-        total = total * fade + tl.sum(power, 1)
-        sum_of_values = sum_of_values * fade[:, None]
-        sum_of_values = tl.dot(power.to(value.dtype), value, sum_of_values, input_precision="ieee")
-        highest = higher
 
     if SPLIT:
         heads = tl.num_programs(1) * group

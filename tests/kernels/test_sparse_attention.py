@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,7 +121,9 @@ class Lines:
     """Which lines of the kernels ran, of those that hold a statement."""
 
     def __init__(self) -> None:
-        self.run: dict[str, set[int]] = {"_attend": set(), "_combine": set()}
+        self.run: dict[str, set[int]] = {
+            name: set() for name in ("_attend", "_add_block", "_combine")
+        }
         self._file = inspect.getfile(kernel)
 
     def __enter__(self) -> Lines:
@@ -142,7 +147,7 @@ class Lines:
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
-def test_every_line_of_both_kernels_runs() -> None:
+def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(6, 2, 20, 75, 32)
     with Lines() as lines:
@@ -186,3 +191,38 @@ def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
 def test_other_head_sizes_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"size 80 are not supported; .*64, 96"):
         kernel.triton_attention(*made(2, 1, 3, 9, 80), scaling=1.0)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from fusionrag_integrations.kernels import sparse_attention
+
+TYPES = {"positions": "*i64", "parts": "*fp32", "maxima": "*fp32", "sums": "*fp32"}
+TYPES |= dict.fromkeys(("queries", "keys", "values", "out"), "*bf16") | {"scaling": "fp32"}
+
+
+def compiled(kernel, **constants):
+    names = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=names, constexprs=constants)
+    return compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+
+sizes = {"SIZE": 64, "PADDED": 64}
+flags = {"WINDOWED": True, "SPLIT": True, "WIDE": False}
+assert "wgmma" in compiled(sparse_attention._attend, **sizes, BLOCK_M=64, BLOCK_N=32, **flags)
+assert compiled(sparse_attention._combine, **sizes, SPLITS=4)
+"""
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """To a Hopper's matrix instructions; the interpreter takes what the compiler would refuse."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert process.returncode == 0, process.stderr
