@@ -46,20 +46,20 @@ class Ceilings:
     def _linear(self, rows: int) -> float:
         """Products of `rows` rows with every weight matrix of the model, once."""
         *layers, last = [_weights(layer) for layer in self._model.hf.base_model.layers]
-        keys_and_values = 2 * self._model.num_kv_heads * self._model.head_dim
+        of_keys = last[0][: self._model.num_kv_heads * self._model.head_dim]  # any of that size
         head = self._model.hf.get_output_embeddings().weight
         inputs = {
             size: torch.randn(rows, size, dtype=head.dtype, device=head.device)
             for weights in (*layers, last)
             for size in {weight.shape[1] for weight in weights}
         }
-        last_kv = next(w for w in last)[:keys_and_values]  # any matrix of that size will do
 
         def once() -> None:
             for weights in layers:
                 for weight in weights:
                     linear(inputs[weight.shape[1]], weight)
-            linear(inputs[last_kv.shape[1]], last_kv)
+            for _ in ("keys", "values"):
+                linear(inputs[of_keys.shape[1]], of_keys)
             for weight in last:
                 linear(inputs[weight.shape[1]][-1:], weight)
             linear(inputs[head.shape[1]][-1:], head)
