@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def where_and_when() -> dict[str, Any]:
@@ -23,4 +26,11 @@ def where_and_when() -> dict[str, Any]:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """The CPU's own name where Linux tells it, else its architecture."""
+    told = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in told.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
