@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -85,8 +86,9 @@ def test_every_selecting_strategy_is_a_selector_and_the_defaults_are_known() -> 
 @pytest.mark.parametrize("kv", BOTH)
 @pytest.mark.parametrize("name", SELECTING)
 def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
-    nothing = AnswerSettings(kv=kv, selector="none", ratio=0.0, max_tokens=7)
-    everything = AnswerSettings(kv=kv, selector="all", ratio=1.0, max_tokens=7)
+    measured = AnswerSettings(kv=kv, break_even=False, max_tokens=7)  # as asked, if short too
+    nothing = replace(measured, selector="none", ratio=0.0)
+    everything = replace(measured, selector="all", ratio=1.0)
     assert (
         Strategy(name, kv, 0.0).settings(7) == nothing == Strategy("full_reuse", kv, 0).settings(7)
     )
