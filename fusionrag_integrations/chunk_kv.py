@@ -88,15 +88,18 @@ class _SegmentCapture:
     def __init__(self, rows: Rows, sizes: Sequence[int]) -> None:
         self._rows = rows
         self._sizes = torch.tensor(sizes, device=rows.on_device.device)
+        self._values: list[torch.Tensor] = []  # the same in all layers
         self._sums: list[torch.Tensor] = []
 
     def record(self, layer: int, view: LayerView) -> None:
         """Count one layer, mean over heads."""
-        segments = torch.eye(len(self._sizes)).to(view.keys)
-        values = segments.repeat_interleave(self._sizes, dim=0)  # [N, segments]
+        if not self._values:
+            segments = torch.eye(len(self._sizes)).to(view.keys)
+            columns = segments.repeat_interleave(self._sizes, dim=0)  # [N, segments]
+            self._values = _as_values(columns, view.keys)
         parts = [
             attend(view.queries, view.keys, part, self._rows, view.scaling, view.window)
-            for part in _as_values(values, view.keys)
+            for part in self._values
         ]
         given = torch.cat(parts, dim=2)[:, :, : len(self._sizes)]
         self._sums.append(given.float().mean(0))

@@ -22,12 +22,12 @@ import torch
 
 from fusionrag_integrations.bench.kernel import HeadShape, measure_kernel
 from fusionrag_integrations.bench.offline import measure_decode, measure_offline
-from fusionrag_integrations.bench.shapes import model_of_shape
+from fusionrag_integrations.bench.shapes import model_of_shape, random_dtype
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.tables import kernel_markdown, ttft_markdown
 from fusionrag_integrations.bench.ttft import Tier, measure_ttft
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel, torch_device, torch_dtype
+from fusionrag_integrations.model import CausalModel, torch_device
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,6 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = monotonic()
     target = torch_device(device)
-    weights = torch_dtype(dtype, target)
     made: list[CausalModel] = []
 
     def model() -> CausalModel:
@@ -160,7 +159,7 @@ def main(
         tuple(map(int, context.split(","))),
         tuple(map(int, keys.split(","))),
         target,
-        torch.bfloat16 if isinstance(weights, str) else weights,
+        random_dtype(dtype, target),
         repeat,
     )
     out.mkdir(parents=True, exist_ok=True)

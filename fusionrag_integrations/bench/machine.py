@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fusionrag_integrations.model import CausalModel
+
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -20,6 +22,15 @@ def where_and_when() -> dict[str, Any]:
         "hardware": _hardware(),
         "versions": {name: version(name) for name in ("torch", "transformers")}
         | {"python": platform.python_version()},
+    }
+
+
+def described(model: CausalModel) -> dict[str, str]:
+    """The model that was timed, as plain values."""
+    return {
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
     }
 
 

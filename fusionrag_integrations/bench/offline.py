@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusionrag_integrations.bench.clock import times_ms
-from fusionrag_integrations.bench.machine import where_and_when
+from fusionrag_integrations.bench.machine import described, where_and_when
 from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
 from fusionrag_integrations.model import CausalModel
 
@@ -55,7 +55,7 @@ def measure_offline(
     )
     isolated, fused = (median(times_ms(once, repeat, model.device)) for once in passes)
     row = OfflineTimes(chunk_tokens, neighbours, isolated, fused, fused / isolated)
-    return _described(model) | asdict(row)
+    return where_and_when() | described(model) | asdict(row)
 
 
 def measure_decode(model: CausalModel, context: int, repeat: int) -> dict[str, Any]:
@@ -69,15 +69,7 @@ def measure_decode(model: CausalModel, context: int, repeat: int) -> dict[str, A
     tokens = count(1)
     placed = median(times_ms(lambda: placed_step(next(tokens)), repeat, model.device))
     dense = median(times_ms(lambda: dense_step(next(tokens)), repeat, model.device))
-    return _described(model) | asdict(DecodeTimes(context, placed, dense))
-
-
-def _described(model: CausalModel) -> dict[str, Any]:
-    return where_and_when() | {
-        "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-    }
+    return where_and_when() | described(model) | asdict(DecodeTimes(context, placed, dense))
 
 
 def _tokens(model: CausalModel, number: int, seed: int = 0) -> tuple[int, ...]:

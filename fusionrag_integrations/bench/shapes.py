@@ -57,8 +57,12 @@ def model_of_shape(name: str, device: str, dtype: str) -> CausalModel:
     if name not in SHAPES:
         raise InvalidInputError(f"Unknown shape {name!r}; known are {', '.join(SHAPES)}.")
     target = torch_device(device)
-    chosen = torch_dtype(dtype, target)
-    weights = torch.bfloat16 if isinstance(chosen, str) else chosen
     with target:
-        hf = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=weights)
+        hf = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=random_dtype(dtype, target))
     return CausalModel(hf, make_tokenizer(), name)
+
+
+def random_dtype(name: str, device: torch.device) -> torch.dtype:
+    """As `torch_dtype`, where there is no checkpoint to have its own: "auto" is bf16 on CUDA."""
+    chosen = torch_dtype(name, device)
+    return torch.bfloat16 if isinstance(chosen, str) else chosen

@@ -23,7 +23,7 @@ import torch
 
 from fusionrag_integrations.bench.ceilings import Ceilings
 from fusionrag_integrations.bench.invented import texts
-from fusionrag_integrations.bench.machine import where_and_when
+from fusionrag_integrations.bench.machine import described, where_and_when
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.errors import InvalidInputError
@@ -107,9 +107,7 @@ def measure_ttft(
         for strategy in strategies:
             rows.append(_row(strategy, tier, answers, strategies[0], ceilings))
     return where_and_when() | {
-        "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        **described(model),
         "dense_attention": "sdpa",
         "repeat": repeat,
         "rows": [asdict(row) for row in rows],

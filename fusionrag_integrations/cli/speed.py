@@ -119,22 +119,20 @@ def kernel(
     as_json: bool,
 ) -> None:
     """The attention kernel beside PyTorch's, on one layer's shape; by default Qwen2.5-7B's."""
-    import torch
-
     from fusionrag_integrations.bench.kernel import HeadShape, measure_kernel
+    from fusionrag_integrations.bench.shapes import random_dtype
     from fusionrag_integrations.bench.tables import kernel_markdown
-    from fusionrag_integrations.model import torch_device, torch_dtype
+    from fusionrag_integrations.model import torch_device
 
     if heads % kv_heads:
         raise InvalidInputError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}.")
     target = torch_device(device)
-    chosen = torch_dtype(dtype, target)
     with bars() as progress:
         result = measure_kernel(
             HeadShape(heads, kv_heads, head_size),
             [int(count) for count in numbers("--keys", keys, low=1.0)],
             numbers("--ratios", ratios, high=1.0),
-            torch.bfloat16 if isinstance(chosen, str) else chosen,
+            random_dtype(dtype, target),
             target,
             repeat,
             progress,
