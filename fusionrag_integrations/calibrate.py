@@ -24,7 +24,6 @@ import torch
 
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import KVBuffer
 from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.selectors import FusionRAGScorer, TopScores, middle_layers
 from fusionrag_integrations.types import (
@@ -131,21 +130,18 @@ class _Subject:
             )
         room = len(loaded.prompt) + len(self._answer)
         self._placed = place(self._model, loaded.prompt, loaded.kvs, room)
-        self._probe = _SeenProbe(PlacedPrompt(self._model, loaded.prompt, self._copy()))
+        self._probe = _SeenProbe(PlacedPrompt(self._model, loaded.prompt, self._placed.copy()))
 
     def likelihood(self, calibration: Calibration) -> float:
         """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
         selector = TopScores(RATIO, FusionRAGScorer(calibration))
-        buffer = self._copy()
+        buffer = self._placed.copy()
         placed = PlacedPrompt(self._model, self._prompt, buffer)
         logits = placed.recompute(selector.select(self._prompt, self._probe))
         step = self._model.appender(buffer, len(self._prompt))
         behind = [logits, *map(step, self._answer[:-1])]
         told = zip(behind, self._answer, strict=True)
         return mean(float(row.float().log_softmax(-1)[token]) for row, token in told)
-
-    def _copy(self) -> KVBuffer:
-        return KVBuffer(self._placed.keys.clone(), self._placed.values.clone())
 
 
 class _SeenProbe:

@@ -6,76 +6,113 @@ not recomputed: their isolated KV is moved into place.
 
 positions:  0 ......... P ............. P+N ......... P+N+T
             | prefix KV | neighbours' KV | chunk, computed |
+
+Several chunks share a pass of the model, each behind a context of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
 
 from fusionrag_integrations.kernels import Rows, attend
-from fusionrag_integrations.model import CausalModel, KVBuffer
+from fusionrag_integrations.model import CausalModel, KVBuffer, Run
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import ChunkKV, ContextTrace, KVKind, LayerView
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fusion:
+    """A chunk to fuse.
+
+    isolated: the chunk's own KV. neighbours: isolated KV, at least one, in the order in which they
+    stand before the chunk. key: the fused record's.
+    """
+
+    key: str
+    isolated: ChunkKV
+    neighbours: tuple[ChunkKV, ...]
 
 
 def prefill_prefix(model: CausalModel, token_ids: Sequence[int]) -> ChunkKV:
     """KV of the ingest prefix, which stands before every chunk. Its key is empty: not stored."""
     buffer = model.new_buffer(len(token_ids))
-    model.compute_kv(token_ids, range(len(token_ids)), buffer)
+    model.compute_kv([Run(token_ids, range(len(token_ids)), buffer)])
     return _slice(model, buffer, 0, "", "isolated", tuple(token_ids), ())
 
 
-def prefill_chunk(
-    model: CausalModel, prefix: ChunkKV, token_ids: Sequence[int], *, key: str
-) -> ChunkKV:
-    """Isolated KV: prefill one chunk behind the prefix.
+def prefill_chunks(
+    model: CausalModel, prefix: ChunkKV, chunks: Mapping[str, Sequence[int]]
+) -> list[ChunkKV]:
+    """Isolated KV: prefill chunks, each behind the prefix alone, in one pass.
 
-    It lies on the model's device, its keys in the canonical frame.
+    chunks: token ids by key. The KV lies on the model's device, its keys in the canonical frame.
     """
     start = len(prefix.token_ids)
-    buffer = model.new_buffer(start + len(token_ids))
-    place_consecutively(model, buffer, [prefix])
-    model.compute_kv(token_ids, range(start, start + len(token_ids)), buffer)
-    return _slice(model, buffer, start, key, "isolated", tuple(token_ids), ())
+    runs = []
+    for token_ids in chunks.values():
+        stop = start + len(token_ids)
+        buffer = model.new_buffer(stop)
+        place_consecutively(model, buffer, [prefix])
+        runs.append((buffer, Run(token_ids, range(start, stop), buffer)))
+    model.compute_kv([run for _, run in runs])
+    return [
+        _slice(model, buffer, start, key, "isolated", tuple(run.token_ids), ())
+        for key, (buffer, run) in zip(chunks, runs, strict=True)
+    ]
 
 
-def fuse_chunk(
-    model: CausalModel,
-    prefix: ChunkKV,
-    isolated: ChunkKV,
-    neighbours: Sequence[ChunkKV],
-    *,
-    key: str,
-) -> tuple[ChunkKV, ContextTrace]:
-    """Fused KV: prefill one chunk behind the prefix and its neighbours, and what that changed.
+def fuse_chunks(
+    model: CausalModel, prefix: ChunkKV, fusions: Sequence[Fusion]
+) -> list[tuple[ChunkKV, ContextTrace]]:
+    """Fused KV: prefill chunks behind the prefix and their neighbours, and what that changed.
 
-    isolated: the chunk's own KV. neighbours: isolated KV, at least one, in the order in which
-    they stand before the chunk. The result lies on the model's device, its keys in the canonical
-    frame.
+    In one pass. The KV lies on the model's device, its keys in the canonical frame.
     """
-    token_ids = isolated.token_ids
-    before = [prefix, *neighbours]
-    sizes = [len(kv.token_ids) for kv in before]
-    start, stop = sum(sizes), sum(sizes) + len(token_ids)
-    buffer = model.new_buffer(stop)
-    place_consecutively(model, buffer, before)
-    capture = _SegmentCapture(Rows(range(start, stop), model.device), [*sizes, len(token_ids)])
-    model.compute_kv(token_ids, range(start, stop), buffer, capture)
-    names = tuple(kv.key for kv in neighbours)
-    fused = _slice(model, buffer, start, key, "fused", token_ids, names)
-    given = capture.mean()
-    moved = deviation((fused.keys, fused.values), (isolated.keys, isolated.values))
-    return fused, ContextTrace(
-        sensitivity=tuple(moved.mean(0).tolist()),
-        outside=tuple(given[:, 1:-1].sum(1).tolist()),
-        inside=tuple(given[:, -1].tolist()),
-        neighbours=names,
-        by_neighbour=tuple(given[:, 1:-1].mean(0).tolist()),
-        neighbour_tokens=sum(sizes[1:]),
-    )
+    passes = [_FusedPass(model, prefix, fusion) for fusion in fusions]
+    if passes:
+        model.compute_kv([one.run for one in passes])
+    return [one.result() for one in passes]
+
+
+class _FusedPass:
+    """One chunk's share of a pass: its context in place, then what came out."""
+
+    def __init__(self, model: CausalModel, prefix: ChunkKV, fusion: Fusion) -> None:
+        self._model = model
+        self._fusion = fusion
+        before = [prefix, *fusion.neighbours]
+        self._sizes = [len(kv.token_ids) for kv in before]
+        token_ids = fusion.isolated.token_ids
+        self._start = sum(self._sizes)
+        positions = range(self._start, self._start + len(token_ids))
+        self._buffer = model.new_buffer(positions.stop)
+        place_consecutively(model, self._buffer, before)
+        self._capture = _SegmentCapture(
+            Rows.at(positions, model.device), [*self._sizes, len(token_ids)], model.num_layers
+        )
+        self.run = Run(token_ids, positions, self._buffer, self._capture)
+
+    def result(self) -> tuple[ChunkKV, ContextTrace]:
+        """What the pass has computed."""
+        isolated, names = self._fusion.isolated, tuple(kv.key for kv in self._fusion.neighbours)
+        ids = isolated.token_ids
+        fused = _slice(
+            self._model, self._buffer, self._start, self._fusion.key, "fused", ids, names
+        )
+        given = self._capture.mean()
+        moved = deviation((fused.keys, fused.values), (isolated.keys, isolated.values))
+        return fused, ContextTrace(
+            sensitivity=tuple(moved.mean(0).tolist()),
+            outside=tuple(given[:, 1:-1].sum(1).tolist()),
+            inside=tuple(given[:, -1].tolist()),
+            neighbours=names,
+            by_neighbour=tuple(given[:, 1:-1].mean(0).tolist()),
+            neighbour_tokens=sum(self._sizes[1:]),
+        )
 
 
 class _SegmentCapture:
@@ -85,7 +122,8 @@ class _SegmentCapture:
     more pass of the same kernel, which never holds all weights.
     """
 
-    def __init__(self, rows: Rows, sizes: Sequence[int]) -> None:
+    def __init__(self, rows: Rows, sizes: Sequence[int], layers: int) -> None:
+        self.layers = range(layers)
         self._rows = rows
         self._sizes = torch.tensor(sizes, device=rows.on_device.device)
         self._values: list[torch.Tensor] = []  # the same in all layers

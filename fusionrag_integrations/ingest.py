@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
-from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
@@ -31,11 +31,13 @@ from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
 from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store import KVStore
-from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, Document
+from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, ContextTrace, Document
 
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
+PASS_TOKENS = 1024  # of chunks that are computed together; more rows are multiplied no faster
 NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
 
+Item = TypeVar("Item")
 Change = Literal["new", "changed", "unchanged"]
 
 
@@ -51,6 +53,18 @@ class IngestReport:
     isolated_computed: int
     fused_computed: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Fusing:
+    """A chunk and those behind which it is to be fused."""
+
+    record: ChunkRecord
+    neighbours: tuple[ChunkRecord, ...]
+
+    @property
+    def key(self) -> str:
+        return fused_key(self.record.isolated_key, [n.isolated_key for n in self.neighbours])
 
 
 class Ingest:
@@ -157,18 +171,21 @@ class Ingest:
             for chunk_id, isolated, _ in self._catalog.kv_keys()
             if isolated not in self._stored
         }
-        for count, chunk_id in enumerate(missing.values()):
-            self._progress("isolated", count, len(missing))
-            self._prefill_isolated(self._catalog.records([chunk_id])[chunk_id])
+        records = (self._catalog.records([chunk])[chunk] for chunk in missing.values())
+        done = 0
+        for batch in _batches(records, lambda record: record):
+            self._progress("isolated", done, len(missing))
+            self._prefill_isolated(batch)
+            done += len(batch)
         self._progress("isolated", len(missing), len(missing))
         return len(missing)
 
-    def _prefill_isolated(self, record: ChunkRecord) -> ChunkKV:
-        kv = prefill_chunk(
-            self._model, self._prefix, record.encoded.token_ids, key=record.isolated_key
-        )
-        self._put(kv)
-        return kv
+    def _prefill_isolated(self, records: Sequence[ChunkRecord]) -> list[ChunkKV]:
+        tokens = {record.isolated_key: record.encoded.token_ids for record in records}
+        kvs = prefill_chunks(self._model, self._prefix, tokens)
+        for kv in kvs:
+            self._put(kv)
+        return kvs
 
     def _put(self, kv: ChunkKV) -> None:
         self._store.put(kv)
@@ -184,31 +201,54 @@ class Ingest:
         traced = self._catalog.traced_keys()
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
-        for start in range(0, len(unfused), FUSE_BATCH):
-            batch = unfused[start : start + FUSE_BATCH]
-            similar = self._corpus.similar(batch, self._policy.similar)
-            for count, chunk_id in enumerate(batch, start=start):
-                self._progress("fused", count, len(unfused))
+        for batch in _batches(self._to_fuse(unfused), lambda fusing: fusing.record):
+            missing = {
+                fusing.key: fusing
+                for fusing in batch
+                if fusing.key not in self._stored or fusing.key not in traced
+            }
+            traces = self._fuse(missing, load)
+            for fusing in batch:
+                chunk_id, key = fusing.record.chunk.id, fusing.key
+                neighbours = [neighbour.chunk.id for neighbour in fusing.neighbours]
+                self._catalog.set_fused(chunk_id, key, neighbours, traces.get(key))
+            traced |= traces.keys()
+            computed += len(missing)
+        self._progress("fused", len(unfused), len(unfused))
+        return computed
+
+    def _fuse(
+        self, missing: Mapping[str, _Fusing], load: Callable[[str], ChunkKV]
+    ) -> dict[str, ContextTrace]:
+        """Compute and store these, by key; what fusing showed of each."""
+        fusions = [
+            Fusion(
+                key,
+                load(fusing.record.chunk.id),
+                tuple(load(neighbour.chunk.id) for neighbour in fusing.neighbours),
+            )
+            for key, fusing in missing.items()
+        ]
+        traces = {}
+        for fused, trace in fuse_chunks(self._model, self._prefix, fusions):
+            self._put(fused)
+            traces[fused.key] = trace
+        return traces
+
+    def _to_fuse(self, chunk_ids: Sequence[str]) -> Iterator[_Fusing]:
+        """The chunks with their neighbours; without those that have none."""
+        for start in range(0, len(chunk_ids), FUSE_BATCH):
+            asked = chunk_ids[start : start + FUSE_BATCH]
+            similar = self._corpus.similar(asked, self._policy.similar)
+            for count, chunk_id in enumerate(asked, start=start):
+                self._progress("fused", count, len(chunk_ids))
                 record = self._catalog.record(chunk_id)
                 if record is None:
                     continue
                 near = self._catalog.records(similar[chunk_id])
                 neighbours = self._neighbours(record, list(near.values()))
-                if not neighbours:
-                    continue
-                key = fused_key(record.isolated_key, [n.isolated_key for n in neighbours])
-                trace = None
-                if key not in self._stored or key not in traced:
-                    kvs = [load(neighbour.chunk.id) for neighbour in neighbours]
-                    fused, trace = fuse_chunk(
-                        self._model, self._prefix, load(chunk_id), kvs, key=key
-                    )
-                    self._put(fused)
-                    traced.add(key)
-                    computed += 1
-                self._catalog.set_fused(chunk_id, key, [n.chunk.id for n in neighbours], trace)
-        self._progress("fused", len(unfused), len(unfused))
-        return computed
+                if neighbours:
+                    yield _Fusing(record, tuple(neighbours))
 
     def _neighbours(self, record: ChunkRecord, similar: list[ChunkRecord]) -> list[ChunkRecord]:
         window = self._model.context_window
@@ -227,7 +267,7 @@ class Ingest:
         try:
             return self._store.get(record.isolated_key)
         except KVRecordError:  # damaged since it was written: make it anew
-            return self._prefill_isolated(record)
+            return self._prefill_isolated([record])[0]
 
 
 def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]) -> int:
@@ -245,6 +285,22 @@ def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]
         deleted = corpus.delete(ids)
         collect_garbage(corpus, store)
         return deleted
+
+
+def _batches(
+    items: Iterable[Item], record_of: Callable[[Item], ChunkRecord]
+) -> Iterator[list[Item]]:
+    """The items in lists whose chunks have about `PASS_TOKENS` tokens together."""
+    batch: list[Item] = []
+    tokens = 0
+    for item in items:
+        batch.append(item)
+        tokens += len(record_of(item).encoded.token_ids)
+        if tokens >= PASS_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch
 
 
 def collect_garbage(corpus: Corpus, store: KVStore) -> int:

@@ -32,12 +32,21 @@ def place(
     What stands at fresh positions is undefined until they are computed; between chunks, zeros.
     """
     buffer = model.new_buffer(capacity)
-    rotation = model.rotation(torch.arange(len(prompt)))
-    # Span by span: one fits in a CPU's cache, all of them together don't.
-    for span, kv in zip(prompt.spans, kvs, strict=True):
-        source = slice(span.source_start, span.source_start + span.length)
-        turn = rotation.at(slice(span.start, span.stop))
-        buffer.place(span.start, kv.keys[:, :, source], kv.values[:, :, source], turn)
+
+    def write(layers: slice) -> None:
+        rotation = model.rotation(torch.arange(len(prompt), device=model.device))
+        moved = None
+        # Span by span: one fits in a CPU's cache, all of them together don't.
+        for span, kv in zip(prompt.spans, kvs, strict=True):
+            if kv is not moved:
+                moved = kv  # whole, since only what is contiguous moves without waiting
+                keys = kv.keys[layers].to(model.device, non_blocking=True)
+                values = kv.values[layers].to(model.device, non_blocking=True)
+            source = slice(span.source_start, span.source_start + span.length)
+            turn = rotation.at(slice(span.start, span.stop))
+            buffer.place(span.start, keys[:, :, source], values[:, :, source], turn, layers)
+
+    buffer.fill(write)
     buffer.clear(_separators(prompt))
     return buffer
 
@@ -88,8 +97,7 @@ class PlacedPrompt:
         From then on the buffer holds the true KV of layers 0 and 1 for every token.
         """
         positions = list(self._prompt.chunk_positions)
-        layer = self._early_layers - 1
-        kv = (self._buffer.keys[layer], self._buffer.values[layer])
+        kv = self._buffer.layer(self._early_layers - 1)
         placed = [t[:, positions].float() for t in kv]
         every = range(len(self._prompt))
         with self._probing(len(every) * self._early_layers):

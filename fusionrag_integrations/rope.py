@@ -35,6 +35,12 @@ class Rotation:
         """The turn to some of the positions."""
         return Rotation(self.cos[:, rows], self.sin[:, rows], self.apply)
 
+    def of_layers(self, layers: slice) -> Rotation:
+        """The turn in some of the layers."""
+        if self.cos.shape[0] == 1:  # the same in all of them
+            return self
+        return Rotation(self.cos[layers], self.sin[layers], self.apply)
+
     def inverse(self) -> Rotation:
         """The turn back to position 0."""
         return Rotation(self.cos, -self.sin, self.apply)

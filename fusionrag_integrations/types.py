@@ -396,6 +396,10 @@ class LayerView:
     window: int | None
     scaling: float
 
+    def of_rows(self, rows: slice) -> LayerView:
+        """What some of the rows ask."""
+        return replace(self, queries=self.queries[:, rows], positions=self.positions[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:

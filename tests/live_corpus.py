@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.corpus import Corpus, Index
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import KVMissingError, StoreError
@@ -96,9 +96,9 @@ def computed(number: int, neighbours: tuple[int, ...] = ()) -> ChunkKV:
     """KV of a text behind others, made here rather than read."""
     start = prefill_prefix(model(), tokens(prefix()))
     if not neighbours:
-        return prefill_chunk(model(), start, tokens(TEXTS[number]), key="")
-    before = [computed(neighbour) for neighbour in neighbours]
-    fused, _ = fuse_chunk(model(), start, computed(number), before, key="")
+        return prefill_chunks(model(), start, {"": tokens(TEXTS[number])})[0]
+    before = tuple(computed(neighbour) for neighbour in neighbours)
+    ((fused, _),) = fuse_chunks(model(), start, [Fusion("", computed(number), before)])
     return fused
 
 

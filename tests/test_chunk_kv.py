@@ -9,11 +9,12 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 
-from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.types import ChunkKV, ContextTrace
 from tests.reference import KV, Reference
-from tests.test_gates import CHUNKS, PREFIX, isolated, model_of, reference_of, tokens
+from tests.test_gates import CHUNKS, PREFIX, TOLERANCE, isolated, model_of, reference_of, tokens
 from tests.tiny_models import build
 
 families = pytest.mark.parametrize("family", ["llama_gqa2", "qwen3", "gemma3", "phi3_partial"])
@@ -26,7 +27,14 @@ def traced(family: str, neighbours: Sequence[tuple[int, ...]]) -> tuple[ChunkKV,
     model = model_of(family)
     before = [isolated(model, ids, key) for ids, key in zip(neighbours, NAMES, strict=False)]
     alone = isolated(model, CHUNK)
-    return fuse_chunk(model, prefill_prefix(model, PREFIX), alone, before, key="cc")
+    return fuse(model, prefill_prefix(model, PREFIX), alone, before)
+
+
+def fuse(
+    model: CausalModel, prefix: ChunkKV, alone: ChunkKV, before: Sequence[ChunkKV]
+) -> tuple[ChunkKV, ContextTrace]:
+    (made,) = fuse_chunks(model, prefix, [Fusion("cc", alone, tuple(before))])
+    return made
 
 
 def eager(family: str, neighbours: Sequence[tuple[int, ...]]) -> tuple[list[torch.Tensor], KV]:
@@ -107,7 +115,7 @@ def test_more_neighbours_than_a_head_is_wide() -> None:
     neighbours = [ids[i : i + 2] for i in range(0, 2 * (model.head_dim + 3), 2)]
     before = [isolated(model, pair, f"{i:02x}") for i, pair in enumerate(neighbours)]
     alone, prefix = isolated(model, CHUNK), prefill_prefix(model, PREFIX)
-    _, trace = fuse_chunk(model, prefix, alone, before, key="cc")
+    _, trace = fuse(model, prefix, alone, before)
     attention, _ = eager("llama_gqa2", neighbours)
     check(trace, attention, [2] * len(neighbours))
 
@@ -154,7 +162,7 @@ def test_a_token_that_sees_nothing_of_the_neighbours_does_not_move() -> None:
     """
     model, chunk = model_of("mistral_window"), tokens(9, 60)
     alone, neighbour = isolated(model, chunk), isolated(model, CHUNKS[0], "aa")
-    _, trace = fuse_chunk(model, prefill_prefix(model, PREFIX), alone, [neighbour], key="cc")
+    _, trace = fuse(model, prefill_prefix(model, PREFIX), alone, [neighbour])
     assert min(trace.outside[:23]) > 0.0
     assert trace.outside[23:] == (0.0,) * 37
     assert trace.inside[23:] == pytest.approx([1.0] * 37)
@@ -168,7 +176,7 @@ def test_what_was_given_stays_as_it_was(family: str) -> None:
     given = [prefill_prefix(model, PREFIX), isolated(model, CHUNK), isolated(model, CHUNKS[0])]
     before = [(kv.keys.clone(), kv.values.clone()) for kv in given]
     prefix, alone, neighbour = given
-    fuse_chunk(model, prefix, alone, [neighbour], key="cc")
+    fuse(model, prefix, alone, [neighbour])
     for kv, (keys, values) in zip(given, before, strict=True):
         assert torch.equal(kv.keys, keys)
         assert torch.equal(kv.values, values)
@@ -179,3 +187,34 @@ def test_a_trace_needs_a_number_for_each(wrong: str) -> None:
     _, trace = traced("llama_gqa2", CHUNKS[:1])
     with pytest.raises(InvalidInputError, match="A trace needs"):
         replace(trace, **{wrong: getattr(trace, wrong)[:-1]})
+
+
+@families
+def test_chunks_of_one_pass_know_nothing_of_each_other(family: str) -> None:
+    """Each as if it were alone, whatever its length and its neighbours'."""
+    model = model_of(family)
+    prefix = prefill_prefix(model, PREFIX)
+    together = prefill_chunks(model, prefix, dict(zip(("aa", "bb", "cc"), CHUNKS, strict=True)))
+    assert [kv.key for kv in together] == ["aa", "bb", "cc"]
+    for kv, ids in zip(together, CHUNKS, strict=True):
+        same(kv, isolated(model, ids, kv.key))
+
+    first, second, third = together
+    fusions = [Fusion("dd", first, (second, third)), Fusion("ee", third, (first,))]
+    for (kv, trace), fusion in zip(fuse_chunks(model, prefix, fusions), fusions, strict=True):
+        ((alone, told),) = fuse_chunks(model, prefix, [fusion])
+        same(kv, alone)
+        assert kv.neighbours == trace.neighbours == tuple(n.key for n in fusion.neighbours)
+        assert trace.outside == pytest.approx(told.outside, abs=1e-5)
+        assert trace.sensitivity == pytest.approx(told.sensitivity, rel=1e-3, abs=1e-5)
+
+
+def same(kv: ChunkKV, expected: ChunkKV) -> None:
+    assert (kv.key, kv.kind, kv.token_ids) == (expected.key, expected.kind, expected.token_ids)
+    torch.testing.assert_close(kv.keys, expected.keys, **TOLERANCE)
+    torch.testing.assert_close(kv.values, expected.values, **TOLERANCE)
+
+
+def test_no_chunks_are_no_work() -> None:
+    model = model_of("llama_gqa2")
+    assert fuse_chunks(model, prefill_prefix(model, PREFIX), []) == []

@@ -127,15 +127,17 @@ class TestIndex:
         assert report["isolated_computed"] == 3
 
     def test_goes_on_after_an_interrupt(self, index: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        prefill, computed = ingest.prefill_chunk, []
+        prefill, computed = ingest.prefill_chunks, []
 
-        def interrupted(*args: Any, **settings: Any) -> Any:
+        def interrupted(*args: Any) -> Any:
             if len(computed) == 4:
                 raise KeyboardInterrupt
-            computed.append(settings["key"])
-            return prefill(*args, **settings)
+            kvs = prefill(*args)
+            computed.extend(kvs)
+            return kvs
 
-        monkeypatch.setattr(ingest, "prefill_chunk", interrupted)
+        monkeypatch.setattr(ingest, "PASS_TOKENS", 1)
+        monkeypatch.setattr(ingest, "prefill_chunks", interrupted)
         result = index()
         assert result.exit_code == 130
         assert "run the command again" in result.stderr

@@ -324,15 +324,17 @@ class TestAnotherRunsDirectory:
     def test_an_ingest_that_was_interrupted_under_other_neighbours(
         self, quality: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fuse, fused = ingest.fuse_chunk, []
+        fuse, fused = ingest.fuse_chunks, []
 
-        def interrupted(*args: Any, **settings: Any) -> Any:
+        def interrupted(*args: Any) -> Any:
             if len(fused) == 3:
                 raise KeyboardInterrupt
-            fused.append(settings["key"])
-            return fuse(*args, **settings)
+            made = fuse(*args)
+            fused.extend(made)
+            return made
 
-        monkeypatch.setattr(ingest, "fuse_chunk", interrupted)
+        monkeypatch.setattr(ingest, "PASS_TOKENS", 1)
+        monkeypatch.setattr(ingest, "fuse_chunks", interrupted)
         run = tmp_path / "run"
         assert quality("--out", run).exit_code == 130
         monkeypatch.undo()

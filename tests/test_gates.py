@@ -11,7 +11,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from fusionrag_integrations.chunk_kv import fuse_chunk, prefill_chunk, prefill_prefix
+from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.rope import rotate
@@ -53,7 +53,7 @@ HEAD, GLUE, SUFFIX = tokens(5, 5), tokens(6, 2), tokens(7, 9)
 
 
 def isolated(model: CausalModel, ids: tuple[int, ...], key: str = "") -> ChunkKV:
-    return prefill_chunk(model, prefill_prefix(model, PREFIX), ids, key=key)
+    return prefill_chunks(model, prefill_prefix(model, PREFIX), {key: ids})[0]
 
 
 def span(ids: tuple[int, ...], start: int, source: int = 0, length: int | None = None) -> Span:
@@ -110,9 +110,10 @@ def test_gate_2_isolated_chunk_behind_its_prefix_is_exact(family: str) -> None:
 def test_gate_2_fused_chunk_behind_its_neighbours_is_exact(family: str) -> None:
     model, reference = model_of(family), reference_of(family)
     first, second, chunk = CHUNKS
-    neighbours = [isolated(model, first, "aa"), isolated(model, second, "bb")]
+    neighbours = (isolated(model, first, "aa"), isolated(model, second, "bb"))
     prefix = prefill_prefix(model, PREFIX)
-    fused, _ = fuse_chunk(model, prefix, isolated(model, chunk), neighbours, key="cc")
+    fusion = Fusion("cc", isolated(model, chunk), neighbours)
+    ((fused, _),) = fuse_chunks(model, prefix, [fusion])
     assert fused.kind == "fused"
     assert fused.neighbours == ("aa", "bb")
     at_first = len(PREFIX)
@@ -135,8 +136,8 @@ def test_gate_2_fused_behind_one_neighbour_is_dense(family: str) -> None:
     model = model_of(family)
     neighbour, chunk = CHUNKS[:2]
     prefix = prefill_prefix(model, PREFIX)
-    before = [isolated(model, neighbour, "aa")]
-    fused, _ = fuse_chunk(model, prefix, isolated(model, chunk), before, key="cc")
+    fusion = Fusion("cc", isolated(model, chunk), (isolated(model, neighbour, "aa"),))
+    ((fused, _),) = fuse_chunks(model, prefix, [fusion])
     start = len(PREFIX) + len(neighbour)
     _, (keys, values) = reference_of(family).dense((*PREFIX, *neighbour, *chunk))
     at_home = rotate(fused.keys, model.rotation(range(start, start + len(chunk))))

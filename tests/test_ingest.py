@@ -202,8 +202,14 @@ def test_deleting_leaves_isolated_kv_that_another_document_shares(engine: Fusion
     [("catalog", 2, 6, 6), ("isolated", 0, 6, 6), ("isolated", 4, 2, 6), ("fused", 5, 0, 1)],
 )
 def test_an_interrupted_ingest_goes_on_where_it_stopped(
-    engine: FusionEngine, stage: str, step: int, isolated: int, fused: int
+    engine: FusionEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    step: int,
+    isolated: int,
+    fused: int,
 ) -> None:
+    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(0), town(1)], progress=stop_at(stage, step))
     report = engine.ingest([town(0), town(1)])
@@ -212,8 +218,10 @@ def test_an_interrupted_ingest_goes_on_where_it_stopped(
 
 
 def test_an_interrupted_ingest_ends_as_one_that_was_not(
-    engine: FusionEngine, model_dir: Path, tmp_path: Path
+    engine: FusionEngine, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Chunks that share a pass are rounded a little differently than alone.
+    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(0), town(1)], progress=stop_at("fused", 3))
     engine.ingest([town(0), town(1)])
@@ -226,8 +234,9 @@ def test_an_interrupted_ingest_ends_as_one_that_was_not(
 
 @pytest.mark.parametrize(("stage", "step"), [("embed", 0), ("isolated", 1), ("fused", 1)])
 def test_what_was_there_keeps_serving_after_an_interrupt(
-    engine: FusionEngine, stage: str, step: int
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ) -> None:
+    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
     engine.ingest([town(0), town(1)])
     before = answer(engine, "town-0")
     with pytest.raises(KeyboardInterrupt):

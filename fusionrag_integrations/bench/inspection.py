@@ -17,7 +17,7 @@ import torch
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.model import CausalModel, KVBuffer
+from fusionrag_integrations.model import CausalModel, KVBuffer, Run
 from fusionrag_integrations.recompute import PlacedPrompt, place
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.types import (
@@ -78,8 +78,7 @@ class Truth:
     def _true_attention(self) -> torch.Tensor:
         """The suffix's attention to each chunk token, mean over layers, [C]."""
         model, prompt = self._engine.model, self._loaded.prompt
-        buffer = KVBuffer(self._true.keys.clone(), self._true.values.clone())
-        views = PlacedPrompt(model, prompt, buffer).suffix(range(model.num_layers))
+        views = PlacedPrompt(model, prompt, self._true.copy()).suffix(range(model.num_layers))
         return torch.stack([weights(v).mean((0, 1))[self._positions] for v in views]).mean(0)
 
     def _overlap(self, selection: TokenSelection, wanted: torch.Tensor) -> float | None:
@@ -92,7 +91,7 @@ class Truth:
 
 def _true_kv(model: CausalModel, prompt: AssembledPrompt) -> KVBuffer:
     buffer = model.new_buffer(len(prompt))
-    model.compute_kv(prompt.token_ids, range(len(prompt)), buffer)
+    model.compute_kv([Run(prompt.token_ids, range(len(prompt)), buffer)])
     return buffer
 
 

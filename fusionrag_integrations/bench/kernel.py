@@ -84,7 +84,7 @@ def _row(
     repeat: int,
 ) -> KernelRow:
     device, count = keys.device, keys.shape[1]
-    rows = Rows(_positions(count, ratio), device)
+    rows = Rows.at(_positions(count, ratio), device)
     queries = _random(shape.heads, len(rows), shape.size, keys.dtype, device)
     scaling = shape.size**-0.5
 

@@ -148,6 +148,13 @@ def kernel(
 @model_option
 @click.option("--chunk-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--chunks",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Of a whole ingest, each of 130 words.",
+)
 @device_option
 @dtype_option
 @repeat_option
@@ -157,22 +164,33 @@ def offline(
     model: str | None,
     chunk_tokens: int,
     neighbours: int,
+    chunks: int,
     device: str,
     dtype: str,
     repeat: int,
     as_json: bool,
 ) -> None:
-    """What ingest costs a chunk: its pass alone, and its pass behind neighbours."""
-    from fusionrag_integrations.bench.offline import measure_offline
+    """What ingest costs a chunk: its pass alone, its pass behind neighbours, and the whole."""
+    from fusionrag_integrations.bench.offline import measure_ingest, measure_offline
 
     loaded = _loaded(shape, model, device, dtype)
-    result = measure_offline(loaded, chunk_tokens, neighbours, repeat)
+    passes = measure_offline(loaded, chunk_tokens, neighbours, repeat)
+    with bars() as progress:
+        ingest = measure_ingest(loaded, chunks, progress)
     if as_json:
-        print_json(result)
+        print_json(passes | {"ingest": ingest})
         return
     out.print(
-        f"alone {result['isolated_ms']:.1f} ms, behind {neighbours} neighbours "
-        f"{result['fused_ms']:.1f} ms: {result['ratio']:.2f}x"
+        f"A chunk of {chunk_tokens} tokens alone {passes['isolated_ms']:.1f} ms, behind "
+        f"{neighbours} neighbours {passes['fused_ms']:.1f} ms: {passes['ratio']:.2f}x\n"
+        f"{passes['together']} in a pass: {passes['isolated_together_ms']:.1f} ms and "
+        f"{passes['fused_together_ms']:.1f} ms a chunk\n"
+        f"Ingest of {ingest['chunks']} chunks of {ingest['chunk_tokens']} tokens: "
+        f"{ingest['chunk_ms']:.1f} ms a chunk ("
+        + ", ".join(f"{stage} {ms:.1f}" for stage, ms in ingest["stage_ms"].items())
+        + ")",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -15,9 +15,9 @@ import torch
 
 from fusionrag_integrations.kernels.blocked import blocked_attention
 from fusionrag_integrations.kernels.reference import reference_attention, visible
-from fusionrag_integrations.kernels.rows import Rows
+from fusionrag_integrations.kernels.rows import MovingRow, Rows
 
-__all__ = ["Rows", "attend", "reference_attention", "visible"]
+__all__ = ["MovingRow", "Rows", "attend", "reference_attention", "visible"]
 
 
 def attend(

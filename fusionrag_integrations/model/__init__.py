@@ -4,21 +4,24 @@ The only room that touches transformers' internals.
 
 causal.py     the model: loading, passes over rows, and its own dense prefill
 rows_pass.py  what transformers is given to run over rows
+steps.py      one token after the other, on CUDA as a graph
 buffer.py     the KV that rows write and read
 supported.py  which models can be used
 devices.py    devices and dtypes by name
 """
 
 from fusionrag_integrations.model.buffer import KVBuffer
-from fusionrag_integrations.model.causal import CausalModel, StepFunction
+from fusionrag_integrations.model.causal import CausalModel, Run
 from fusionrag_integrations.model.devices import device_name, torch_device, torch_dtype
 from fusionrag_integrations.model.rows_pass import Capture, ViewCapture
+from fusionrag_integrations.model.steps import StepFunction
 from fusionrag_integrations.model.supported import refuse_unsupported
 
 __all__ = [
     "Capture",
     "CausalModel",
     "KVBuffer",
+    "Run",
     "StepFunction",
     "ViewCapture",
     "device_name",

@@ -1,12 +1,50 @@
-"""Room for the KV of one request."""
+"""The KV that passes write and read, and the KV of one request with a slot for every position."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+from fusionrag_integrations.kernels import Rows, attend
 from fusionrag_integrations.rope import Rotation, rotate
+
+STAGES = 4  # groups of layers whose KV moves together: a copy a layer and chunk would be too many
+
+
+class RowsKV(Protocol):
+    """KV of one sequence as a pass over some of its rows uses it. Owned by one pass."""
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the rows' rotated keys and their values [Hkv, R, D] in the place of older ones."""
+        ...
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, scaling: float, window: int | None
+    ) -> torch.Tensor:
+        """What the rows' rotated queries [Hq, R, D] attend to, each up to its own position."""
+        ...
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """Rotated keys by position, up to the last row's, [Hkv, N, D]; read them, no more."""
+        ...
+
+
+class SequenceKV(Protocol):
+    """KV of one sequence. Passes over its rows write to it."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions from here on have no room."""
+        ...
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses."""
+        ...
 
 
 class KVBuffer:
@@ -16,25 +54,111 @@ class KVBuffer:
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys = keys
-        self.values = values
+        self._keys = keys
+        self._values = values
+        self._filled: dict[int, torch.cuda.Event] = {}  # by layer, while nobody has waited for it
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """All layers', once they are filled."""
+        for layer in tuple(self._filled):
+            self._wait(layer)
+        return self._keys
+
+    @property
+    def values(self) -> torch.Tensor:
+        """All layers', once they are filled."""
+        for layer in tuple(self._filled):
+            self._wait(layer)
+        return self._values
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values [Hkv, capacity, D], once it is filled."""
+        self._wait(layer)
+        return self._keys[layer], self._values[layer]
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[2]
+        return self._keys.shape[2]
+
+    def copy(self) -> KVBuffer:
+        """Another buffer with the same content."""
+        return KVBuffer(self.keys.clone(), self.values.clone())
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses."""
+        return _BufferRows(self, rows)
+
+    def fill(self, write: Callable[[slice], None]) -> None:
+        """Call `write` with groups of layers, which it is to `place` KV in.
+
+        On CUDA the work is queued on a stream of its own, so that KV moves while layers compute:
+        what reads a layer waits for its group, and the host for none. `write` must leave nothing
+        that it needs to the main stream.
+        """
+        layers = self._keys.shape[0]
+        device = self._keys.device
+        if device.type != "cuda":
+            write(slice(0, layers))
+            return
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        for tensor in (self._keys, self._values):
+            tensor.record_stream(stream)
+        size = -(-layers // STAGES)
+        for start in range(0, layers, size):
+            group = range(start, min(start + size, layers))
+            with torch.cuda.stream(stream):
+                write(slice(group.start, group.stop))
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+            self._filled |= dict.fromkeys(group, event)
 
     def place(
-        self, start: int, keys: torch.Tensor, values: torch.Tensor, rotation: Rotation
+        self,
+        start: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rotation: Rotation,
+        layers: slice = slice(None),
     ) -> None:
-        """Copy unrotated keys, turned by `rotation`, and values [L, Hkv, T, D] into slots from
-        `start` on. They may lie on any device and stay as they are. Changes the buffer.
+        """Copy keys, turned by `rotation`, and values into slots from `start` on.
+
+        keys, values: [layers, Hkv, T, D], on any device; they stay as they are. Changes the buffer.
         """
         slots = slice(start, start + keys.shape[2])
-        self.keys[:, :, slots] = rotate(keys.to(self.keys.device), rotation)
-        self.values[:, :, slots] = values
+        turned = rotate(keys.to(self._keys.device), rotation.of_layers(layers))
+        self._keys[layers, :, slots] = turned
+        self._values[layers, :, slots] = values
 
     def clear(self, positions: Sequence[int]) -> None:
         """Put zeros at `positions`. Changes the buffer."""
-        slots = torch.tensor(positions, dtype=torch.int64, device=self.keys.device)
-        self.keys.index_fill_(2, slots, 0.0)
-        self.values.index_fill_(2, slots, 0.0)
+        slots = torch.tensor(positions, dtype=torch.int64, device=self._keys.device)
+        self._keys.index_fill_(2, slots, 0.0)
+        self._values.index_fill_(2, slots, 0.0)
+
+    def _wait(self, layer: int) -> None:
+        """Let the current stream wait until the layer is filled, unless it has before."""
+        if event := self._filled.pop(layer, None):
+            torch.cuda.current_stream(self._keys.device).wait_event(event)
+
+
+class _BufferRows:
+    """Rows of a buffer: slot i is position i."""
+
+    def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
+        self._buffer = buffer
+        self.rows = rows
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for slots, new in zip(self._buffer.layer(layer), (keys, values), strict=True):
+            slots.index_copy_(1, self.rows.on_device, new)
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, scaling: float, window: int | None
+    ) -> torch.Tensor:
+        keys, values = (kv[:, : self.rows.last + 1] for kv in self._buffer.layer(layer))
+        return attend(queries, keys, values, self.rows, scaling, window)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        return self._buffer.layer(layer)[0][:, : self.rows.last + 1]

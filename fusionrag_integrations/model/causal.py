@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy, deepcopy
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -17,14 +18,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 from fusionrag_integrations.kernels import Rows
-from fusionrag_integrations.model.buffer import KVBuffer
+from fusionrag_integrations.model.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.model.devices import torch_device, torch_dtype
-from fusionrag_integrations.model.rows_pass import ATTENTION, Capture, pass_inputs, register
+from fusionrag_integrations.model.rows_pass import ATTENTION, Capture, Part, pass_inputs, register
+from fusionrag_integrations.model.steps import GraphedSteps, StaticStep, StepFunction
 from fusionrag_integrations.model.supported import context_window, refuse_unsupported
 from fusionrag_integrations.rope import Rotation
 
-StepFunction = Callable[[int], torch.Tensor]
-"""Appends a token id and gives the logits [V] behind it."""
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of one sequence whose keys and values are to be computed, and who looks on."""
+
+    token_ids: Sequence[int]
+    positions: Sequence[int]
+    kv: SequenceKV
+    capture: Capture | None = None
 
 
 class CausalModel:
@@ -142,88 +151,96 @@ class CausalModel:
 
     @torch.inference_mode()
     def forward_rows(
-        self, token_ids: Sequence[int], positions: Sequence[int], buffer: KVBuffer
+        self, token_ids: Sequence[int], positions: Sequence[int], kv: SequenceKV
     ) -> torch.Tensor:
         """Run the model over rows at `positions`; returns the last row's logits [V].
 
-        At every layer the rows' keys and values replace what the buffer holds there, and each
-        row attends to all positions up to its own, as far as the layer's window reaches.
-        Changes the buffer at `positions` only. Rows may come in any order; ascending is quickest.
+        At every layer the rows' keys and values replace what `kv` holds there, and each row
+        attends to all positions up to its own, as far as the layer's window reaches. Changes `kv`
+        at `positions` only. Rows may come in any order; ascending is quickest.
         """
-        if len(positions) == 1:  # as in decode: nothing to save in the last layer
-            return self._logits(self.hf, Rows(positions, self.device), buffer, token_ids=token_ids)
-        hidden = self.forward_lower(token_ids, positions, buffer, self.num_layers - 1)
-        return self.forward_upper(hidden, positions, buffer, self.num_layers - 1)
+        rows, ids = Rows.at(positions, self.device), self._ids(token_ids)
+        if len(rows) == 1:  # as in decode: nothing to save in the last layer
+            return self._logits(self.hf, Part(kv.over(rows)), token_ids=ids)
+        last = self.num_layers - 1
+        hidden = self._hidden(self._between(0, last), [Part(kv.over(rows))], token_ids=ids)
+        return self._finish(hidden, rows, kv, last)
 
     @torch.inference_mode()
-    def compute_kv(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        buffer: KVBuffer,
-        capture: Capture | None = None,
-    ) -> None:
-        """Like `forward_rows`, but for what it writes to the buffer only."""
+    def compute_kv(self, runs: Sequence[Run]) -> None:
+        """Like `forward_rows` over several sequences at once, for what it writes to their KV only.
+
+        Attention apart, their rows are computed together.
+        """
         last = self.num_layers - 1
-        hidden = self.forward_lower(token_ids, positions, buffer, last, capture)
-        self._last_kv(hidden, Rows(positions, self.device), buffer, capture)
+        ids = self._ids([token for run in runs for token in run.token_ids])
+        parts = [
+            Part(run.kv.over(Rows.at(run.positions, self.device)), run.capture) for run in runs
+        ]
+        hidden = self._hidden(self._between(0, last), parts, token_ids=ids)
+        self._last_kv(hidden, parts)
 
     @torch.inference_mode()
     def forward_lower(
         self,
         token_ids: Sequence[int],
         positions: Sequence[int],
-        buffer: KVBuffer,
+        kv: SequenceKV,
         depth: int,
         capture: Capture | None = None,
     ) -> torch.Tensor:
         """Like `forward_rows`, but through the first `depth` layers only.
 
-        Changes the buffer in those. Returns the rows' hidden states behind them, [R, hidden].
+        Changes `kv` in those. Returns the rows' hidden states behind them, [R, hidden].
         """
-        rows = Rows(positions, self.device)
-        return self._hidden(
-            self._between(0, depth), rows, buffer, capture=capture, token_ids=token_ids
-        )
+        part = Part(kv.over(Rows.at(positions, self.device)), capture)
+        return self._hidden(self._between(0, depth), [part], token_ids=self._ids(token_ids))
 
     @torch.inference_mode()
     def forward_upper(
-        self, hidden: torch.Tensor, positions: Sequence[int], buffer: KVBuffer, depth: int
+        self, hidden: torch.Tensor, positions: Sequence[int], kv: SequenceKV, depth: int
     ) -> torch.Tensor:
         """What is left of `forward_rows` behind the first `depth` layers; returns logits [V].
 
         hidden: the rows' states there, [R, hidden].
         """
-        last = self.num_layers - 1
-        rows = Rows(positions, self.device)
+        rows, last = Rows.at(positions, self.device), self.num_layers - 1
         if depth < last:
-            hidden = self._hidden(self._between(depth, last), rows, buffer, hidden=hidden)
-            depth = last
-        if depth == last and len(rows) > 1:
-            self._last_kv(hidden[:-1], Rows(positions[:-1], self.device), buffer)
-        own = Rows(positions[-1:], self.device)
-        return self._logits(self._upper(depth), own, buffer, hidden=hidden[-1:])
+            part = Part(kv.over(rows))
+            hidden = self._hidden(self._between(depth, last), [part], hidden=hidden)
+        return self._finish(hidden, rows, kv, max(depth, last))
 
-    def _last_kv(
-        self, hidden: torch.Tensor, rows: Rows, buffer: KVBuffer, capture: Capture | None = None
-    ) -> None:
+    def _finish(self, hidden: torch.Tensor, rows: Rows, kv: SequenceKV, depth: int) -> torch.Tensor:
+        """What only the last row needs whole: the last layer, where `depth` leaves it, and logits.
+
+        hidden: behind the layers before `depth`, [R, hidden].
+        """
+        if depth < self.num_layers and len(rows) > 1:
+            self._last_kv(hidden[:-1], [Part(kv.over(rows.part(slice(-1))))])
+        own = Part(kv.over(rows.part(slice(-1, None))))
+        return self._logits(self._upper(depth), own, hidden=hidden[-1:])
+
+    def _last_kv(self, hidden: torch.Tensor, parts: Sequence[Part]) -> None:
         """Write the rows' keys and values in the last layer, which is all that others need there.
 
         hidden: behind the layer before it, [R, hidden].
         """
-        self._hidden(self._last, rows, buffer, capture=capture, keys_only=True, hidden=hidden)
+        self._hidden(self._last, parts, keys_only=True, hidden=hidden)
 
-    def _hidden(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
+    def _hidden(self, model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:
         """The rows' states behind a view of the base model, [R, hidden]."""
-        output = model(**pass_inputs(rows, buffer, **inputs))
+        output = model(**pass_inputs(parts, **inputs))
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _logits(self, model: Any, rows: Rows, buffer: KVBuffer, **inputs: Any) -> torch.Tensor:
+    def _logits(self, model: Any, part: Part, **inputs: Any) -> torch.Tensor:
         """The last row's, [V]."""
-        output = model(**pass_inputs(rows, buffer, **inputs), logits_to_keep=1)
+        output = model(**pass_inputs([part], **inputs), logits_to_keep=1)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
+
+    def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(token_ids, device=self.device)
 
     def _layers(self, first: int, last: int) -> Any:
         """A view of the base model that has only the layers [first, last), on the same weights."""
@@ -261,10 +278,23 @@ class CausalModel:
             self._uppers[depth] = whole
         return self._uppers[depth]
 
-    def appender(self, buffer: KVBuffer, position: int) -> StepFunction:
-        """A function that appends a token to `buffer`, from `position` on, and gives logits [V]."""
+    def appender(self, kv: SequenceKV, position: int) -> StepFunction:
+        """A function that appends a token to `kv`, from `position` on, and gives logits [V].
+
+        On CUDA it is a graph once a few tokens are out (`GraphedSteps`).
+        """
+        if self.device.type == "cuda":
+            return GraphedSteps(self.static_step(kv, position))
         positions = count(position)
-        return lambda token_id: self.forward_rows([token_id], [next(positions)], buffer)
+        return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)
+
+    def static_step(self, kv: SequenceKV, position: int) -> StaticStep:
+        """The same as one step over tensors that stay where they are."""
+
+        def forward(token_id: torch.Tensor, row: Rows) -> torch.Tensor:
+            return self._logits(self.hf, Part(kv.over(row)), token_ids=token_id)
+
+        return StaticStep(forward, position, kv.capacity, self.device)
 
     @torch.inference_mode()
     def prefill_dense(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, StepFunction]:

@@ -5,12 +5,14 @@ What it relies on:
   cache that writes rows at given positions makes the model compute any positions in any order;
 - attention and mask functions are looked up by one registered name, and extra keyword
   arguments of the model's forward reach the attention function, as a layer's window does.
+
+Rows of several sequences can share a pass: everything but attention treats each row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from fusionrag_integrations.kernels import Rows, attend
-from fusionrag_integrations.model.buffer import KVBuffer
+from fusionrag_integrations.model.buffer import RowsKV
 from fusionrag_integrations.types import LayerView
 
 ATTENTION = "fusionrag"
@@ -33,40 +34,16 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def pass_inputs(
-    rows: Rows,
-    buffer: KVBuffer,
-    *,
-    token_ids: Sequence[int] | None = None,
-    hidden: torch.Tensor | None = None,
-    capture: Capture | None = None,
-    keys_only: bool = False,
-) -> dict[str, Any]:
-    """What makes a model run over rows of a buffer, from token ids or hidden states [R, hidden].
-
-    keys_only: write keys and values, and compute no attention.
-    """
-    given = (
-        {"inputs_embeds": hidden[None]}
-        if hidden is not None
-        else {"input_ids": torch.tensor([token_ids], device=rows.on_device.device)}
-    )
-    return given | {
-        "position_ids": rows.on_device[None],
-        "past_key_values": _RowsCache(buffer, rows),
-        "use_cache": True,
-        "attention_mask": _NO_MASK,
-        "rows": rows,
-        "capture": capture,
-        "keys_only": keys_only,
-    }
-
-
 class Capture(Protocol):
     """What a pass shows its attention to, layer by layer, while the model runs."""
 
+    @property
+    def layers(self) -> Collection[int]:
+        """Which layers it wants to see."""
+        ...
+
     def record(self, layer: int, view: LayerView) -> None:
-        """view: all rows of the pass. Its keys are the buffer's own, up to the last position."""
+        """view: all rows of the sequence. Its keys are the KV's own, up to the last position."""
         ...
 
 
@@ -79,13 +56,44 @@ class ViewCapture:
     views: dict[int, LayerView] = field(default_factory=dict)
 
     def record(self, layer: int, view: LayerView) -> None:
-        """Keep the chosen rows, if it is a chosen layer."""
-        if layer in self.layers:
-            self.views[layer] = replace(
-                view,
-                queries=view.queries[:, self.first :],
-                positions=view.positions[self.first :],
-            )
+        """Keep the chosen rows."""
+        self.views[layer] = view.of_rows(slice(self.first, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence's share of a pass."""
+
+    kv: RowsKV
+    capture: Capture | None = None
+
+
+def pass_inputs(
+    parts: Sequence[Part],
+    *,
+    token_ids: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
+    keys_only: bool = False,
+) -> dict[str, Any]:
+    """What makes a model run over the parts' rows, one part behind the other.
+
+    token_ids: int64 [R]; or hidden: states [R, hidden]. keys_only: write keys and values, and
+    compute no attention.
+    """
+    given = (
+        {"inputs_embeds": hidden[None]}
+        if hidden is not None
+        else {"input_ids": token_ids[None] if token_ids is not None else None}
+    )
+    positions = [part.kv.rows.on_device for part in parts]
+    return given | {
+        "position_ids": (positions[0] if len(positions) == 1 else torch.cat(positions))[None],
+        "past_key_values": _PassCache(parts),
+        "use_cache": True,
+        "attention_mask": _NO_MASK,
+        "parts": parts,
+        "keys_only": keys_only,
+    }
 
 
 def _attention(
@@ -95,52 +103,51 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    rows: Rows | None = None,
-    capture: Capture | None = None,
+    parts: Sequence[Part] | None = None,
     keys_only: bool = False,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of rows at any positions; without `rows`, transformers' own SDPA attention.
+    """Attention of the parts' rows; without `parts`, transformers' own SDPA attention.
 
-    keys_only: no attention is wanted, only keys and values, which are in the cache by now.
+    keys_only: no attention is wanted, only keys and values, which the parts have by now.
     """
-    if rows is None:
+    if parts is None:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output
-    if capture is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        view = LayerView(query[0], key[0], rows.on_device, sliding_window, scaling)
-        capture.record(layer, view)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    attended = []
+    sizes = [len(part.kv.rows) for part in parts]
+    for part, asked in zip(parts, torch.split(query[0], sizes, dim=1), strict=True):
+        if part.capture and layer in part.capture.layers:
+            keys, positions = part.kv.keys(layer), part.kv.rows.on_device
+            view = LayerView(asked, keys, positions, sliding_window, scaling)
+            part.capture.record(layer, view)
+        if not keys_only:
+            attended.append(part.kv.attend(layer, asked, scaling, sliding_window))
     if keys_only:
         return query.transpose(1, 2), None
-    attended = attend(query[0], key[0], value[0], rows, scaling, sliding_window)
-    return attended.transpose(0, 1)[None], None
+    whole = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+    return whole.transpose(0, 1)[None], None
 
 
-class _RowsCache(Cache):  # type: ignore[misc]
-    """Shows a `KVBuffer` to transformers for one pass over some rows.
+class _PassCache(Cache):  # type: ignore[misc]
+    """Gives each part the new keys and values of its rows; what they attend to, it knows itself."""
 
-    Each layer's new keys and values replace what stands at the rows' positions, and the layer
-    attends to everything up to the last of them.
-    """
-
-    def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
+    def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__(layers=[])
-        self._buffer = buffer
-        self._slots = rows.on_device
-        self._length = max(rows.positions) + 1
+        self._parts = parts
+        self._sizes = [len(part.kv.rows) for part in parts]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys = self._buffer.keys[layer_idx : layer_idx + 1]
-        values = self._buffer.values[layer_idx : layer_idx + 1]
-        keys.index_copy_(2, self._slots, key_states)
-        values.index_copy_(2, self._slots, value_states)
-        return keys[:, :, : self._length], values[:, :, : self._length]
+        new = (torch.split(kv[0], self._sizes, dim=1) for kv in (key_states, value_states))
+        for part, keys, values in zip(self._parts, *new, strict=True):
+            part.kv.write(layer_idx, keys, values)
+        return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._length
+        return max(part.kv.rows.last for part in self._parts) + 1

@@ -54,7 +54,7 @@ def test_both_against_loops(
 ) -> None:
     given = tensors(heads, kv_heads, len(positions), 11, size, torch.float32)
     expected = by_loops(given, positions, 0.4, window)
-    rows = Rows(positions, CPU)
+    rows = Rows.at(positions, CPU)
     for found in (
         reference_attention(*given, rows.on_device, 0.4, window),
         attend(*given, rows, 0.4, window),
@@ -70,7 +70,7 @@ def test_in_blocks_as_in_one(count: int, window: int | None, dtype: torch.dtype)
     draw = torch.Generator().manual_seed(count)
     positions = sorted(torch.randperm(keys, generator=draw)[:count].tolist())
     given = tensors(6, 2, count, keys, 64, dtype)
-    rows = Rows(positions, CPU)
+    rows = Rows.at(positions, CPU)
     found = attend(*given, rows, 0.125, window)
     assert found.dtype == dtype
     expected = reference_attention(*given, rows.on_device, 0.125, window)
@@ -86,7 +86,7 @@ def test_in_blocks_as_in_one(count: int, window: int | None, dtype: torch.dtype)
 def test_what_no_row_sees_is_never_read() -> None:
     positions = [3 * BLOCK, 3 * BLOCK + 1, *range(4 * BLOCK, 5 * BLOCK)]
     given = tensors(4, 2, len(positions), 6 * BLOCK, 8, torch.float32)
-    rows = Rows(positions, CPU)
+    rows = Rows.at(positions, CPU)
     plain = attend(*given, rows, 0.3, window=BLOCK)
     for unseen in (slice(0, 2 * BLOCK), slice(5 * BLOCK, None)):
         given[1][:, unseen] = torch.nan
@@ -95,7 +95,7 @@ def test_what_no_row_sees_is_never_read() -> None:
 
 
 def test_blocks_know_where_their_rows_stand() -> None:
-    rows = Rows([5, *range(BLOCK), 900, 7], CPU)
+    rows = Rows.at([5, *range(BLOCK), 900, 7], CPU)
     assert len(rows) == BLOCK + 3
     assert rows.on_device.tolist() == list(rows.positions)
     spans = [(b.start, b.stop, b.first, b.last) for b in rows.blocks]
