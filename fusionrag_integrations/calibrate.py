@@ -135,11 +135,10 @@ class _Subject:
     def likelihood(self, calibration: Calibration) -> float:
         """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
         selector = TopScores(RATIO, FusionRAGScorer(calibration))
-        buffer = self._placed.copy()
-        placed = PlacedPrompt(self._model, self._prompt, buffer)
-        logits = placed.recompute(selector.select(self._prompt, self._probe))
-        step = self._model.appender(buffer, len(self._prompt))
-        behind = [logits, *map(step, self._answer[:-1])]
+        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+        warm = placed.recompute(selector.select(self._prompt, self._probe))
+        step = self._model.appender(warm.kv, len(self._prompt))
+        behind = [warm.logits, *map(step, self._answer[:-1])]
         told = zip(behind, self._answer, strict=True)
         return mean(float(row.float().log_softmax(-1)[token]) for row, token in told)
 

@@ -1,7 +1,7 @@
-"""AssembledPrompt + TokenSelection -> a warm buffer and the answer's first logits.
+"""AssembledPrompt + TokenSelection -> warm KV and the answer's first logits.
 
-The online half of the method (arXiv 2601.12904, online stage). One table maps everything: the
-buffer's slot i is the prompt's position i.
+The online half of the method (arXiv 2601.12904, online stage). Chunk KV is placed in a buffer whose
+slot i is the prompt's position i; or it stays where it lies, shared with other requests.
 """
 
 from __future__ import annotations
@@ -9,17 +9,67 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import perf_counter
+from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.model import CausalModel, KVBuffer, ViewCapture
+from fusionrag_integrations.kernels import Segment, Segments
+from fusionrag_integrations.model import (
+    CausalModel,
+    InPlaceKV,
+    KVBuffer,
+    SequenceKV,
+    ViewCapture,
+)
+from fusionrag_integrations.rope import TurnTables, rotate
 from fusionrag_integrations.timing import settle
 from fusionrag_integrations.types import AssembledPrompt, ChunkKV, LayerView, TokenSelection
 
 EARLY_LAYERS = 2  # CacheBlend's: it compares at layer 1
 SEPARATOR = 4  # tokens between chunks, at most, that are taken for layout rather than content
+
+
+class PromptKV(Protocol):
+    """KV of a prompt's chunks, and room for what is computed over it."""
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens the prompt and its answer may have."""
+        ...
+
+    def owning(self, positions: Sequence[int]) -> SequenceKV:
+        """What passes over rows at these positions, ascending, write to and read."""
+        ...
+
+    def placed(self) -> KVBuffer:
+        """The same with a slot for every position."""
+        ...
+
+
+def lay(
+    model: CausalModel, prompt: AssembledPrompt, kvs: Sequence[ChunkKV], capacity: int
+) -> PromptKV:
+    """The prompt's chunks where they lie, if they all lie on the model's device as `resident`
+    left them; else as `place` puts them.
+    """
+    there = [kv.rotated and kv.keys.device == model.device for kv in kvs]
+    if there and all(there):
+        return ChunksInPlace(model, prompt, kvs, capacity)
+    return place(model, prompt, kvs, capacity)
+
+
+@torch.inference_mode()
+def resident(model: CausalModel, kv: ChunkKV) -> ChunkKV:
+    """A chunk's KV on the model's device in the form that requests attend to where it lies.
+
+    kv: in the canonical frame, on any device; it stays as it is. Requests may share the result.
+    """
+    keys = rotate(kv.keys.to(model.device), model.rotation(range(len(kv.token_ids))))
+    values = kv.values.to(model.device)
+    return replace(kv, keys=keys.contiguous(), values=values.contiguous(), rotated=True)
 
 
 @torch.inference_mode()
@@ -44,11 +94,56 @@ def place(
                 values = kv.values[layers].to(model.device, non_blocking=True)
             source = slice(span.source_start, span.source_start + span.length)
             turn = rotation.at(slice(span.start, span.stop))
+            if kv.rotated:  # one turn for all, from the chunk's start to the prompt's
+                turn = model.rotation((span.start - span.source_start,))
             buffer.place(span.start, keys[:, :, source], values[:, :, source], turn, layers)
 
     buffer.fill(write)
     buffer.clear(_separators(prompt))
     return buffer
+
+
+class ChunksInPlace:
+    """Shared chunks of a prompt where they lie. Each pass has room of its own, for its rows."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        prompt: AssembledPrompt,
+        kvs: Sequence[ChunkKV],
+        capacity: int,
+    ) -> None:
+        """kvs: one for each of the prompt's spans, as `resident` gives them; never modified."""
+        self.capacity = capacity
+        self._model = model
+        self._prompt = prompt
+        self._kvs = kvs
+        shifts = [span.start - span.source_start for span in prompt.spans]
+        turns = TurnTables.of(model.rotation(shifts), model.head_dim)
+        segments = [
+            Segment(kv.keys, kv.values, span.source_start, span.start, span.length)
+            for span, kv in zip(prompt.spans, kvs, strict=True)
+        ]
+        self._segments = Segments(segments, turns)
+
+    def owning(self, positions: Sequence[int]) -> InPlaceKV:
+        """KV that holds these positions' tokens itself. What segments have there is stale."""
+        layers, heads, _, size = self._kvs[0].keys.shape
+        room = (layers, heads, len(positions), size)
+        keys, values = (self._kvs[0].keys.new_zeros(room) for _ in range(2))
+        return InPlaceKV(self._segments, positions, keys, values)
+
+    def placed(self) -> KVBuffer:
+        """A copy with a slot for every position."""
+        return place(self._model, self._prompt, self._kvs, self.capacity)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Warm:
+    """A prompt that is computed: the logits [V] of the answer's first token, and all KV."""
+
+    logits: torch.Tensor
+    kv: SequenceKV
 
 
 class PlacedPrompt:
@@ -58,10 +153,10 @@ class PlacedPrompt:
     `token_layers` add up what was done so far.
     """
 
-    def __init__(self, model: CausalModel, prompt: AssembledPrompt, buffer: KVBuffer) -> None:
+    def __init__(self, model: CausalModel, prompt: AssembledPrompt, kv: PromptKV) -> None:
         self._model = model
         self._prompt = prompt
-        self._buffer = buffer
+        self._kv = kv
         self._early: torch.Tensor | None = None  # [N, hidden] behind the early layers
         self._early_layers = min(EARLY_LAYERS, model.num_layers)
         self.probe_ms = 0.0
@@ -78,9 +173,8 @@ class PlacedPrompt:
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
         """What the tokens behind the last chunk ask in `layers`, over the KV as it was placed.
 
-        Writes the fresh tokens' KV of those layers to the buffer. They have seen stale KV, and
-        are computed again with the selected tokens. What only separates chunks isn't run: what
-        stands there, zeros if they were placed, is seen as it is.
+        The fresh tokens have seen stale KV, and are computed again with the selected tokens. What
+        only separates chunks isn't run: zeros stand for it, or nothing where chunks aren't placed.
         """
         rows = sorted(set(self._prompt.fresh_positions).difference(_separators(self._prompt)))
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
@@ -88,40 +182,43 @@ class PlacedPrompt:
         depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in rows]
         with self._probing(len(rows) * depth):
-            self._model.forward_lower(ids, rows, self._buffer, depth, capture)
+            self._model.forward_lower(ids, rows, self._kv.owning(rows), depth, capture)
         return [capture.views[layer] for layer in layers]
 
     def early_deviation(self) -> torch.Tensor:
         """Squared distance of true from placed K and V at layer 1, float32 [C].
 
-        From then on the buffer holds the true KV of layers 0 and 1 for every token.
+        From then on the true KV of layers 0 and 1 stands in its place for every token.
         """
+        self._kv = buffer = self._kv.placed()
         positions = list(self._prompt.chunk_positions)
-        kv = self._buffer.layer(self._early_layers - 1)
+        kv = buffer.layer(self._early_layers - 1)
         placed = [t[:, positions].float() for t in kv]
         every = range(len(self._prompt))
         with self._probing(len(every) * self._early_layers):
             self._early = self._model.forward_lower(
-                self._prompt.token_ids, every, self._buffer, self._early_layers
+                self._prompt.token_ids, every, buffer, self._early_layers
             )
             moved = [t[:, positions] - old for t, old in zip(kv, placed, strict=True)]
             return torch.stack([difference.square().sum((0, 2)) for difference in moved]).sum(0)
 
-    def recompute(self, selection: TokenSelection) -> torch.Tensor:
-        """Compute the selected and the fresh tokens at their true positions; returns logits [V].
+    def recompute(self, selection: TokenSelection) -> Warm:
+        """Compute the selected and the fresh tokens at their true positions.
 
-        Each row attends to every position up to its own; its keys and values replace what the
-        buffer held there. Layers that ran over the whole prompt already are not run again.
+        Each row attends to every position up to its own; its keys and values stand for what was
+        there. Layers that ran over the whole prompt already are not run again.
         """
         rows = sorted({*self._prompt.fresh_positions, *selection.positions})
+        kv = self._kv.owning([*rows, *range(len(self._prompt), self._kv.capacity)])
         layers = self._model.num_layers
         if self._early is None:
             self.token_layers += len(rows) * layers
             ids = [self._prompt.token_ids[p] for p in rows]
-            return self._model.forward_rows(ids, rows, self._buffer)
+            return Warm(self._model.forward_rows(ids, rows, kv), kv)
         self.token_layers += len(rows) * (layers - self._early_layers)
         hidden = self._early[rows]
-        return self._model.forward_upper(hidden, rows, self._buffer, self._early_layers)
+        logits = self._model.forward_upper(hidden, rows, kv, self._early_layers)
+        return Warm(logits, kv)
 
     @contextmanager
     def _probing(self, token_layers: int) -> Iterator[None]:

@@ -46,6 +46,39 @@ class Rotation:
         return Rotation(self.cos, -self.sin, self.apply)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TurnTables:
+    """Turns in a form that needs no code of the model's: x'[d] = cos[d] x[d] + sin[d] x[other[d]].
+
+    cos, sin: float32 [L or 1, S, D] for S turns, signs in `sin`; other: int32 [D], the dimension
+    that each is paired with, itself where it isn't turned.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    other: torch.Tensor
+
+    @classmethod
+    def of(cls, rotation: Rotation, size: int) -> TurnTables:
+        """The turns to the rotation's positions, for heads of `size`."""
+        device = rotation.cos.device
+        quarter = Rotation(
+            torch.zeros_like(rotation.cos[:1, :1]),
+            torch.ones_like(rotation.sin[:1, :1]),
+            rotation.apply,
+        )
+        pairs = rotate(torch.eye(size, device=device)[None, None], quarter)[0, 0]
+        ones = torch.ones((len(rotation.cos), 1, rotation.cos.shape[1], size), device=device)
+        forth, back = (rotate(ones, turn)[:, 0] for turn in (rotation, rotation.inverse()))
+        other = pairs.abs().argmax(0).to(torch.int32)
+        return cls((forth + back) / 2, (forth - back) / 2, other)
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [S, D] of one layer."""
+        at = layer if len(self.cos) > 1 else 0
+        return self.cos[at], self.sin[at]
+
+
 def rotate(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turn keys [L, Hkv, T, D]; returns a new tensor of the same shape and dtype."""
     wide = keys.float()

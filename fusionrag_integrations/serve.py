@@ -22,7 +22,7 @@ from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptT
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode, equal_at_start
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.recompute import PlacedPrompt, lay
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import KVReader, SharedReads
 from fusionrag_integrations.timing import Stopwatch
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Warm:
+class _Computed:
     """A prompt that is computed: what the first token needs, and what it cost."""
 
     logits: torch.Tensor
@@ -148,16 +148,16 @@ class Server:
             short=short,
         )
 
-    def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Warm:
+    def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Computed:
         logits, step = self._model.prefill_dense(encoded.token_ids)
         watch.lap("prefill")
         count = len(encoded.token_ids)
         work = count * self._model.num_layers
-        return _Warm(logits, step, Usage(count, 0, 0, count, 0, 0, work))
+        return _Computed(logits, step, Usage(count, 0, 0, count, 0, 0, work))
 
     def _prefix_cache(
         self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch
-    ) -> _Warm:
+    ) -> _Computed:
         ids = encoded.token_ids
         shared = equal_at_start(self._prefix_ids, ids[:-1])
         prefix = self._prefix
@@ -169,7 +169,7 @@ class Server:
         logits = self._model.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
         watch.lap("prefill")
         work = (len(ids) - shared) * self._model.num_layers
-        return _Warm(
+        return _Computed(
             logits,
             self._model.appender(buffer, len(ids)),
             Usage(len(ids), shared, 0, len(ids) - shared, 0, 0, work, prefix_tokens=shared),
@@ -181,27 +181,27 @@ class Server:
 
     def _reuse(
         self, encoded: EncodedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
-    ) -> _Warm:
+    ) -> _Computed:
         wanted = self._assemble(encoded, settings)
         watch.lap("match")
         loaded = self._load(wanted, settings)
         watch.lap("load")
         prompt = loaded.prompt
-        buffer = place(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
-        watch.lap("place")
-        placed = PlacedPrompt(self._model, prompt, buffer)
+        laid = lay(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
+        watch.lap("place", wait=False)  # KV moves on while the first layers run
+        placed = PlacedPrompt(self._model, prompt, laid)
         selection = selector.select(prompt, placed)
         watch.lap("select")
         watch.move("select", "probe", placed.probe_ms)
-        logits = placed.recompute(selection)
+        warm = placed.recompute(selection)
         watch.lap("prefill")
         found = len(prompt.chunk_positions)
         kinds = {
             _occurrence(span): kv.kind for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
         }
-        return _Warm(
-            logits,
-            self._model.appender(buffer, len(prompt)),
+        return _Computed(
+            warm.logits,
+            self._model.appender(warm.kv, len(prompt)),
             Usage(
                 prompt_tokens=len(prompt),
                 reused_tokens=found - len(selection),

@@ -24,9 +24,13 @@ class Stopwatch:
         self._last = perf_counter()
         self._ms = {f.name: 0.0 for f in fields(TTFTBreakdown)}
 
-    def lap(self, part: str) -> None:
-        """End a lap and count it to `part`."""
-        settle(self._device)
+    def lap(self, part: str, *, wait: bool = True) -> None:
+        """End a lap and count it to `part`.
+
+        wait: for the device. What it isn't waited for counts to the lap that waits.
+        """
+        if wait:
+            settle(self._device)
         now = perf_counter()
         self._ms[part] += (now - self._last) * 1e3
         self._last = now

@@ -188,7 +188,8 @@ class ChunkKV:
     """Keys and values of one chunk, never modified once made.
 
     keys, values: [L, Hkv, T, D], same dtype, on any device. Keys stand in the canonical frame:
-    as if each token were at position 0, so that they can be rotated to any position.
+    as if each token were at position 0, so that they can be rotated to any position. Those of
+    `rotated` KV stand at their places in the chunk, 0, 1, ..., and can be attended to in place.
     `neighbours` are the isolated keys of the chunks that stood before this one, in order.
     """
 
@@ -198,6 +199,7 @@ class ChunkKV:
     keys: torch.Tensor
     values: torch.Tensor
     neighbours: tuple[str, ...] = ()
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         shape = tuple(self.keys.shape)
@@ -463,8 +465,9 @@ class TTFTBreakdown:
     """Where the time to first token went, in milliseconds.
 
     encode: template and tokens. match: finding chunks. load: reading KV. place: rotating and
-    copying it. probe and select: choosing tokens. prefill: recomputing them and the fresh tokens
-    (or, under full attention, everything). first_token: from logits to the token.
+    copying it; on CUDA only until that is queued, and where layers wait for it, it counts to them.
+    probe and select: choosing tokens. prefill: recomputing them and the fresh tokens (or, under
+    full attention, everything). first_token: from logits to the token.
     """
 
     encode: float = 0.0

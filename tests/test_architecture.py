@@ -18,7 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints", "kernels"},
+    {"rope", "keys", "timing", "fingerprints"},
+    {"kernels"},
     {"attention", "model"},
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),

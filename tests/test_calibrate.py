@@ -16,7 +16,7 @@ from fusionrag_integrations import AnswerSettings, FusionEngine, calibrate
 from fusionrag_integrations.calibrate import EXPONENTS, Trial, _Subject, cheapest_of_the_best
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
 from fusionrag_integrations.selectors import make_selector, middle_layers
 from fusionrag_integrations.types import Calibration, Message
 from tests.conftest import all_records, town
@@ -222,7 +222,7 @@ class TestLikelihood:
         recomputed: list[tuple[int, ...]] = []
         recompute = PlacedPrompt.recompute
 
-        def watched(placed: PlacedPrompt, selection: Any) -> torch.Tensor:
+        def watched(placed: PlacedPrompt, selection: Any) -> Warm:
             recomputed.append(selection.positions)
             return recompute(placed, selection)
 

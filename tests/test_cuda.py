@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,14 @@ import torch
 from fusionrag_integrations import Answer, AnswerSettings
 from fusionrag_integrations.bench.ttft import Tier, served_prompt
 from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
+from fusionrag_integrations.recompute import ChunksInPlace, PlacedPrompt, lay, place, resident
+from fusionrag_integrations.types import TokenSelection
 from tests.reference import Reference
-from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, warm
+from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, tokens, warm
 from tests.tiny_models import FACTORIES, build
+
+ANSWER = tokens(5, EAGER_STEPS + 4)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,8 +30,7 @@ pytestmark = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FACTORIES)
 def test_recompute_everything_is_dense_prefill(family: str, dtype: torch.dtype) -> None:
-    model = CausalModel(build(family, dtype).to("cuda"), None, family)
-    prompt = prompt_of_chunks()
+    model, prompt = cuda(family, dtype), prompt_of_chunks()
     kvs = [isolated(model, ids) for ids in CHUNKS]
     logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
     exact_logits, exact = Reference(build(family)).dense(prompt.token_ids)
@@ -49,3 +55,81 @@ def test_an_answer_end_to_end(model_dir: Path, tier: Tier) -> None:
     assert answer.token_ids == full.token_ids
     assert answer.usage.recomputed_tokens > some.usage.recomputed_tokens > 0
     assert answer.missed_chunks == some.missed_chunks == 0
+
+
+@pytest.mark.parametrize("family", FACTORIES)
+def test_kv_that_moves_while_layers_compute(family: str) -> None:
+    """From pinned host memory on a stream of its own: what is read is always there already."""
+    model, prompt = cuda(family), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    pinned = [
+        replace(kv, keys=kv.keys.cpu().pin_memory(), values=kv.values.cpu().pin_memory())
+        for kv in kvs
+    ]
+    selection = TokenSelection(prompt.chunk_positions[3::5])
+    for _ in range(5):
+        found, expected = (
+            PlacedPrompt(model, prompt, place(model, prompt, given, len(prompt))).recompute(
+                selection
+            )
+            for given in (pinned, kvs)
+        )
+        assert distance(found.logits, expected.logits) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FACTORIES)
+def test_chunks_where_they_lie(family: str, dtype: torch.dtype) -> None:
+    """By the kernel where it knows the heads' size, with an answer's tokens behind the prompt."""
+    model, prompt = cuda(family, dtype), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    selection = TokenSelection(prompt.chunk_positions[3::5])
+    capacity = len(prompt) + len(ANSWER)
+    laid = lay(model, prompt, [resident(model, kv) for kv in kvs], capacity)
+    assert isinstance(laid, ChunksInPlace)
+    both = []
+    for kv in (laid, place(model, prompt, kvs, capacity)):
+        warm = PlacedPrompt(model, prompt, kv).recompute(selection)
+        step = model.appender(warm.kv, len(prompt))
+        both.append([warm.logits.clone(), *(step(token).clone() for token in ANSWER)])
+    for found, expected in zip(*both, strict=True):
+        assert distance(found, expected) < (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("family", FACTORIES)
+def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, prompt = cuda(family), tuple(range(1, 60))
+    warm = []
+    for _ in range(2):
+        buffer = model.new_buffer(len(prompt) + len(ANSWER))
+        model.forward_rows(prompt, range(len(prompt)), buffer)
+        warm.append(buffer)
+    graphed = model.appender(warm[0], len(prompt))
+    for number, token in enumerate(ANSWER):
+        at = [len(prompt) + number]
+        expected = model.forward_rows([token], at, warm[1])
+        assert distance(graphed(token), expected) < 1e-4
+    assert isinstance(graphed, GraphedSteps)
+    assert graphed.is_graph
+    assert not caplog.records
+
+
+def test_requests_on_several_threads_make_their_graphs_at_once() -> None:
+    model, prompt = cuda("llama_gqa2"), tuple(range(1, 60))
+
+    def answer(first: int) -> list[int]:
+        buffer = model.new_buffer(len(prompt) + 40)
+        model.forward_rows(prompt, range(len(prompt)), buffer)
+        step, token, said = model.appender(buffer, len(prompt)), first, []
+        for _ in range(30):
+            token = int(step(token).argmax())
+            said.append(token)
+        return said
+
+    alone = [answer(first) for first in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(answer, range(6))) == alone
+
+
+def cuda(family: str, dtype: torch.dtype = torch.float32) -> CausalModel:
+    return CausalModel(build(family, dtype).to("cuda"), None, family)

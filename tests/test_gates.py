@@ -77,7 +77,7 @@ def warm(
     model: CausalModel, prompt: AssembledPrompt, kvs: list[ChunkKV], selected: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     buffer = place(model, prompt, kvs, len(prompt) + 3)
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected))
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits
     return logits, buffer.keys[:, :, : len(prompt)], buffer.values[:, :, : len(prompt)]
 
 
@@ -220,7 +220,7 @@ def test_gate_5_the_probe_changes_nothing(family: str) -> None:
     placed = PlacedPrompt(model, prompt, buffer)
     (view,) = placed.suffix([model.num_layers - 1])
     assert view.queries.shape[1:] == (len(SUFFIX), model.head_dim)
-    probed = placed.recompute(TokenSelection(selected))
+    probed = placed.recompute(TokenSelection(selected)).logits
     torch.testing.assert_close(probed, logits, **TOLERANCE)
     torch.testing.assert_close(buffer.keys, keys, **TOLERANCE)
     torch.testing.assert_close(buffer.values, values, **TOLERANCE)

@@ -125,7 +125,7 @@ def test_recomputation_goes_on_behind_the_early_layers(family: str) -> None:
     by_hand = KVBuffer(buffer.keys.clone(), buffer.values.clone())
     early = PlacedPrompt(model, prompt, buffer)
     early.early_deviation()
-    logits = early.recompute(selection)
+    logits = early.recompute(selection).logits
     rows = sorted({*prompt.fresh_positions, *selection.positions})
     assert early.token_layers == 2 * len(prompt) + (model.num_layers - 2) * len(rows)
 
@@ -159,6 +159,6 @@ def test_a_prompt_without_chunks_is_computed_whole() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
     prompt = AssembledPrompt(PROMPT_IDS, (), (0, len(PROMPT_IDS)))
     buffer = place(model, prompt, [], len(prompt))
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(()))
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(())).logits
     expected, _ = Reference(build("llama_gqa2")).dense(PROMPT_IDS)
     torch.testing.assert_close(logits, expected[-1], **TOLERANCE)

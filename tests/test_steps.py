@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from threading import Lock
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_without_a_graph_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture
     model = model_of("llama_gqa2")
     (buffer, _), (other, _) = prefilled("llama_gqa2"), prefilled("llama_gqa2")
     step = model.appender(buffer, len(PROMPT))
-    graphed = GraphedSteps(model.static_step(other, len(PROMPT)))
+    graphed = GraphedSteps(model.static_step(other, len(PROMPT)), model.device, Lock())
     with caplog.at_level(logging.WARNING):
         for number, token in enumerate(ANSWER):
             torch.testing.assert_close(graphed(token), step(token), **TOLERANCE)

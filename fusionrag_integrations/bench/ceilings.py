@@ -23,11 +23,11 @@ REPEATS = 3
 class Ceilings:
     """Measures what is asked, once each. Milliseconds."""
 
-    def __init__(self, model: CausalModel, context: int, moved: str) -> None:
-        """moved: where chunk KV comes from, "device" or "host"."""
+    def __init__(self, model: CausalModel, context: int, moves: bool) -> None:
+        """moves: whether chunk KV comes from the host, or is attended to where it lies."""
         self._model = model
         self._context = context
-        self._moved = moved
+        self._moves = moves
         self.linear = lru_cache(None)(self._linear)
 
     def limit(self, rows: int, attended: int, chunk_tokens: int) -> float:
@@ -38,10 +38,11 @@ class Ceilings:
         """
         attention = self.dense_attention * attended / _causal_pairs(self._context)
         computing = self.linear(rows) + attention
-        moving = self.move_kv * chunk_tokens / self._context if chunk_tokens else 0.0
-        # From the host, KV can move while layers compute; within a device both need its memory.
-        overlaps = self._model.device.type == "cuda" and self._moved == "host"
-        return max(computing, moving) if overlaps else computing + moving
+        if not (chunk_tokens and self._moves):
+            return computing
+        moving = self.move_kv * chunk_tokens / self._context
+        # To a GPU, KV can move while layers compute; on a CPU both need its cores.
+        return max(computing, moving) if self._model.device.type == "cuda" else computing + moving
 
     def _linear(self, rows: int) -> float:
         """Products of `rows` rows with every weight matrix of the model, once."""
@@ -88,7 +89,7 @@ class Ceilings:
         shape = (2, model.num_layers, model.num_kv_heads, self._context, model.head_dim)
         target = torch.zeros(shape, dtype=model.dtype, device=model.device)
         source = torch.ones_like(target)
-        if self._moved == "host" and model.device.type == "cuda":
+        if model.device.type == "cuda":
             source = source.cpu().pin_memory()
         return self._best(lambda: target.copy_(source, non_blocking=True))
 

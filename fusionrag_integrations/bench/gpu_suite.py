@@ -21,6 +21,7 @@ import click
 import torch
 
 from fusionrag_integrations.bench.kernel import HeadShape, measure_kernel
+from fusionrag_integrations.bench.memory import measure_memory
 from fusionrag_integrations.bench.offline import measure_decode, measure_offline
 from fusionrag_integrations.bench.shapes import model_of_shape, random_dtype
 from fusionrag_integrations.bench.strategies import Strategy
@@ -74,6 +75,7 @@ def steps(
         "kernel": kernel,
         "ttft-host": lambda: ttft("host"),
         "ttft-device": lambda: ttft("device"),
+        "memory": lambda: measure_memory(model(), contexts[-1], 0.15),
         "offline": lambda: measure_offline(model(), 256, 10, repeat),
         "decode": lambda: measure_decode(model(), contexts[-1], repeat * 4),
         "ttft-disk": lambda: ttft("disk"),

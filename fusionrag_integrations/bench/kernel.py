@@ -1,6 +1,7 @@
 """The attention kernel beside what else could do its work, on one layer's shape.
 
 sparse   ours: rows at scattered positions over all keys
+in_place ours, over chunks that lie here and there, the rows' own tokens apart; in Triton only
 masked   PyTorch's attention with a mask, over repeated key heads, as transformers does it
 flex     PyTorch's FlexAttention with the same rule as a block mask; on CUDA only
 dense    PyTorch's causal attention of a row a key: what recomputing everything costs
@@ -19,20 +20,45 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fusionrag_integrations.bench.clock import times_ms
 from fusionrag_integrations.bench.machine import where_and_when
-from fusionrag_integrations.kernels import Rows, attend, visible
+from fusionrag_integrations.kernels import (
+    OwnRows,
+    Rows,
+    Segment,
+    Segments,
+    attend,
+    attend_in_place,
+    visible,
+)
+from fusionrag_integrations.rope import TurnTables
 
 LARGEST_MASK = 1 << 31  # elements; a larger one is not made
 SUFFIX = 64  # rows at the end that are always computed
+CHUNK = 256  # tokens
+COPIED_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Operations (a product and a sum are two), and bytes read and written once each."""
+
+    flops: float
+    bytes: float
 
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """Milliseconds, by medians; None where it could not be run. error: from masked, at most."""
+    """Milliseconds, by medians; None where it could not be run. error: from masked, at most.
+
+    work, dense_work: what ours and dense attention can't do without.
+    """
 
     keys: int
     ratio: float
     rows: int
+    work: Work
+    dense_work: Work
     sparse_ms: float
+    in_place_ms: float | None
     masked_ms: float | None
     flex_ms: float | None
     dense_ms: float
@@ -71,6 +97,8 @@ def measure_kernel(
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "repeat": repeat,
+        "peak_flops": _peak_flops(dtype, device),
+        "peak_bytes": _peak_bytes(device),
         "rows": [asdict(row) for row in rows],
     }
 
@@ -106,12 +134,67 @@ def _row(
         keys=count,
         ratio=ratio,
         rows=len(rows),
+        work=_work(shape, rows.positions, count, keys.element_size()),
+        dense_work=_work(shape, range(count), count, keys.element_size()),
         sparse_ms=median(times_ms(sparse, repeat, device)),
+        in_place_ms=_in_place(queries, keys, values, rows, repeat)
+        if device.type == "cuda"
+        else None,
         masked_ms=masked_ms,
         flex_ms=_flex(queries, keys, values, rows, repeat) if device.type == "cuda" else None,
         dense_ms=dense_ms,
         error=error,
     )
+
+
+def _work(shape: HeadShape, positions: Sequence[int], keys: int, item: int) -> Work:
+    pairs = sum(positions) + len(positions)
+    moved = 2 * shape.heads * len(positions) + 2 * shape.kv_heads * keys
+    return Work(4.0 * shape.heads * shape.size * pairs, float(moved * shape.size * item))
+
+
+def _peak_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Of a large product of matrices, in operations a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2.0 * size**3 / (min(times_ms(lambda: a @ b, 5, device)) / 1e3)
+
+
+def _peak_bytes(device: torch.device) -> float:
+    """Of copying within the device, read and written, in bytes a second."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * COPIED_BYTES / (min(times_ms(lambda: target.copy_(source), 5, device)) / 1e3)
+
+
+def _in_place(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows, repeat: int
+) -> float:
+    """The same keys as chunks of `CHUNK` tokens, turned by any angle: what comes out isn't used."""
+    count, device = keys.shape[1], keys.device
+    segments = [
+        Segment(
+            keys[None, :, start : start + CHUNK].contiguous(),
+            values[None, :, start : start + CHUNK].contiguous(),
+            source_start=0,
+            start=start,
+            length=min(CHUNK, count - start),
+        )
+        for start in range(0, count, CHUNK)
+    ]
+    size = keys.shape[2]
+    angles = torch.rand((1, len(segments), size), device=device)
+    other = torch.arange(size, device=device, dtype=torch.int32).roll(size // 2)
+    laid = Segments(segments, TurnTables(angles.cos(), angles.sin(), other))
+    at = rows.on_device
+    stale = torch.zeros(count, dtype=torch.uint8, device=device)
+    own_rows = OwnRows(at, at, count, stale.index_fill_(0, at, 1))
+    own_keys, own_values = keys[:, at], values[:, at]
+
+    def in_place() -> torch.Tensor:
+        return attend_in_place(0, queries, own_keys, own_values, own_rows, laid, size**-0.5)
+
+    return median(times_ms(in_place, repeat, device))
 
 
 def _positions(keys: int, ratio: float) -> list[int]:

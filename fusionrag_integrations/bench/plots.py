@@ -58,9 +58,10 @@ def lines_plot(
     title: str,
     x_label: str,
     y_label: str,
+    log: bool = False,
 ) -> None:
     """A line a series over a band from low to high, and a dashed line right across a level; writes
-    path_stem.png and path_stem.svg.
+    path_stem.png and path_stem.svg. log: both axes are logarithmic.
 
     Raises InvalidInputError without matplotlib, and for a series without points, or no series.
     """
@@ -69,6 +70,8 @@ def lines_plot(
     with _figure(path_stem, 9.0, 5.0) as figure:
         axes = figure.subplots()
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        if log:
+            axes.set(xscale="log", yscale="log")
         dashes = chain(("-" for _ in _COLOURS), repeat("--"))
         looks = zip(cycle(_COLOURS), cycle(_MARKERS), dashes, strict=False)
         for (name, points), (colour, marker, dash) in zip(series.items(), looks, strict=False):

@@ -267,7 +267,7 @@ def _figure_path(mark: _Mark) -> PurePosixPath:
 def _draw(mark: _Mark, directory: Path) -> None:
     stem, options, name = directory / _figure_path(mark), mark.options, mark.words[1]
     if name in SPEED_FIGURES:
-        SPEED_FIGURES[name](stem, mark.only["rows"])
+        SPEED_FIGURES[name](stem, mark.only)
     elif name == "f1-by-neighbours":
         ratio = float(options["ratio"])
         f1_by_neighbours(stem, _by_count(mark), f"{options['kind']}, {ratio:.0%} recomputed")

@@ -1,20 +1,20 @@
-"""What the figures of a run of `bench ttft` show."""
+"""What the figures of a run of `bench ttft` or `bench kernel` show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.bench.plots import Point, lines_plot
 
-TTFTRows = Sequence[Mapping[str, Any]]
-"""Those of a result file (`TTFTRow` as plain values)."""
+Result = Mapping[str, Any]
+"""A result file: `measure_ttft`'s, or `measure_kernel`'s."""
 
 
-def _ttft_by_context(stem: Path, rows: TTFTRows) -> None:
+def _ttft_by_context(stem: Path, result: Result) -> None:
     series: dict[str, list[Point]] = {}
-    for row in rows:
+    for row in result["rows"]:
         name = row["strategy"]
         if name != "full_attention":
             name = f"{name}, {row['ratio']:.0%}"
@@ -23,7 +23,8 @@ def _ttft_by_context(stem: Path, rows: TTFTRows) -> None:
     lines_plot(stem, series, {}, title=title, x_label="tokens", y_label="TTFT in ms")
 
 
-def _speedup_by_ratio(stem: Path, rows: TTFTRows) -> None:
+def _speedup_by_ratio(stem: Path, result: Result) -> None:
+    rows = result["rows"]
     full = {r["context"]: r["ttft_ms"] for r in rows if r["strategy"] == "full_attention"}
     series: dict[str, list[Point]] = {}
     for row in rows:
@@ -38,7 +39,33 @@ def _speedup_by_ratio(stem: Path, rows: TTFTRows) -> None:
     lines_plot(stem, series, {}, title=title, x_label="recompute ratio", y_label="speed-up")
 
 
-SPEED_FIGURES: Mapping[str, Callable[[Path, TTFTRows], None]] = {
+def _roofline(stem: Path, result: Result) -> None:
+    """Ours and dense attention below the two roofs, memory's and arithmetic's."""
+    series: dict[str, list[Point]] = {}
+    for row in result["rows"]:
+        _add_point(series, f"ours, {row['keys']:,} keys", row["work"], row["sparse_ms"])
+        if row["ratio"] == 1.0:
+            _add_point(series, "dense", row["dense_work"], row["dense_ms"])
+    intensities = [point[0] for points in series.values() for point in points]
+    ridge = result["peak_flops"] / result["peak_bytes"]
+    for intensity in sorted({*intensities, ridge}):
+        roof = min(result["peak_flops"], intensity * result["peak_bytes"]) / 1e12
+        series.setdefault("roof", []).append((intensity, roof, roof, roof))
+    title = "Attention below what memory and arithmetic allow"
+    x_label, y_label = "operations a byte", "10^12 operations a second"
+    lines_plot(stem, series, {}, title=title, x_label=x_label, y_label=y_label, log=True)
+
+
+def _add_point(
+    series: dict[str, list[Point]], name: str, work: Mapping[str, float], ms: float
+) -> None:
+    speed = work["flops"] / ms / 1e9
+    point = (work["flops"] / work["bytes"], speed, speed, speed)
+    series.setdefault(name, []).append(point)
+
+
+SPEED_FIGURES: Mapping[str, Callable[[Path, Result], None]] = {
     "ttft-by-context": _ttft_by_context,
     "speedup-by-ratio": _speedup_by_ratio,
+    "roofline": _roofline,
 }

@@ -114,7 +114,7 @@ def ttft_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown((*headings, "limit", *TTFT_PARTS, "from text"), lines)
 
 
-KERNEL_TIMES = ("sparse_ms", "masked_ms", "flex_ms", "dense_ms")
+KERNEL_TIMES = ("sparse_ms", "in_place_ms", "masked_ms", "flex_ms", "dense_ms")
 
 
 def kernel_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -30,6 +30,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
+from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import (
@@ -100,7 +101,7 @@ def measure_ttft(
         raise InvalidInputError(f"Unknown kv {tier!r}; choose {', '.join(get_args(Tier))}.")
     rows: list[TTFTRow] = []
     for context in contexts:
-        ceilings = Ceilings(model, context, "device" if tier == "device" else "host")
+        ceilings = Ceilings(model, context, moves=tier != "device")
         with served_prompt(model, context, tier, calibration) as (server, prompt):
             told = partial(progress, f"{context:,}")
             answers = take_turns(server, prompt, strategies, repeat, told)
@@ -147,7 +148,8 @@ def served_prompt(
             records = _records(model, context)
             catalog.replace_document(Document("invented", "-"), "-", records)
             for record in records:
-                store.put(_random_kv(model, record, tier))
+                kv = _random_kv(model, record, pinned=tier == "host")
+                store.put(resident(model, kv) if tier == "device" else kv)
             prefix_ids = tuple(model.tokenizer(prefix, add_special_tokens=False).input_ids)
             server = Server(model, catalog, store, prefix_ids, calibration)
             yield server, _prompt(model, [record.chunk.text for record in records])
@@ -187,14 +189,12 @@ def _record(model: CausalModel, number: int, text: str) -> ChunkRecord:
     return ChunkRecord(encode_chunk(model.tokenizer, chunk), identity)
 
 
-def _random_kv(model: CausalModel, record: ChunkRecord, tier: Tier) -> ChunkKV:
+def _random_kv(model: CausalModel, record: ChunkRecord, pinned: bool) -> ChunkKV:
+    """In host memory, pinned where that speeds copies to the model's device."""
     token_ids = record.encoded.token_ids
     shape = (model.num_layers, model.num_kv_heads, len(token_ids), model.head_dim)
-    device = model.device if tier == "device" else torch.device("cpu")
-    pinned = tier == "host" and model.device.type == "cuda"
-    keys, values = (
-        torch.randn(shape, dtype=model.dtype, device=device, pin_memory=pinned) for _ in range(2)
-    )
+    pinned = pinned and model.device.type == "cuda"
+    keys, values = (torch.randn(shape, dtype=model.dtype, pin_memory=pinned) for _ in range(2))
     return ChunkKV(record.isolated_key, "isolated", token_ids, keys, values)
 
 

@@ -1,4 +1,4 @@
-"""Commands that time: bench ttft, bench kernel and bench offline."""
+"""Commands that measure speed and memory: bench ttft, kernel, offline and memory."""
 
 from __future__ import annotations
 
@@ -189,6 +189,40 @@ def offline(
         f"{ingest['chunk_ms']:.1f} ms a chunk ("
         + ", ".join(f"{stage} {ms:.1f}" for stage, ms in ingest["stage_ms"].items())
         + ")",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@click.command()
+@shape_option
+@model_option
+@click.option("--context", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--ratio", type=click.FloatRange(0.0, 1.0), default=0.15, show_default=True)
+@device_option
+@dtype_option
+@json_option
+def memory(
+    shape: str | None,
+    model: str | None,
+    context: int,
+    ratio: float,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """What a further request holds on the device, over chunks that others hold already."""
+    from fusionrag_integrations.bench.memory import measure_memory
+
+    result = measure_memory(_loaded(shape, model, device, dtype), context, ratio)
+    if as_json:
+        print_json(result)
+        return
+    out.print(
+        f"{result['context']:,} tokens, of which {result['own_tokens']:,} are its own with the "
+        f"answer's: {result['in_place_bytes'] / 1e6:.1f} MB over chunks where they lie "
+        f"({result['beyond_own']:.1%} beside its own tokens), "
+        f"{result['placed_bytes'] / 1e6:.1f} MB with a copy of them",
         highlight=False,
         soft_wrap=True,
     )

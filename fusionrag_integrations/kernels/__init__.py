@@ -1,9 +1,12 @@
 """Attention of rows at any positions over keys and values by position: what models run.
 
-rows.py              where the rows stand
-reference.py         the formula
-blocked.py           in blocks of rows, by PyTorch's own attention
-sparse_attention.py  in Triton
+rows.py               where the rows stand
+reference.py          the formula
+blocked.py            in blocks of rows, by PyTorch's own attention
+sparse_attention.py   in Triton
+segments.py           keys and values that lie here and there: the formula
+segment_attention.py  the same in Triton
+online_softmax.py     what both Triton kernels are made of
 """
 
 from __future__ import annotations
@@ -16,8 +19,26 @@ import torch
 from fusionrag_integrations.kernels.blocked import blocked_attention
 from fusionrag_integrations.kernels.reference import reference_attention, visible
 from fusionrag_integrations.kernels.rows import MovingRow, Rows
+from fusionrag_integrations.kernels.segments import (
+    OwnRows,
+    Segment,
+    Segments,
+    by_position,
+    gathering_attention,
+)
 
-__all__ = ["MovingRow", "Rows", "attend", "reference_attention", "visible"]
+__all__ = [
+    "MovingRow",
+    "OwnRows",
+    "Rows",
+    "Segment",
+    "Segments",
+    "attend",
+    "attend_in_place",
+    "by_position",
+    "reference_attention",
+    "visible",
+]
 
 
 def attend(
@@ -43,6 +64,31 @@ def attend(
         if queries.shape[2] in HEAD_SIZES:
             return triton_attention(queries, keys, values, rows.on_device, scaling, window)
     return blocked_attention(queries, keys, values, rows, scaling, window)
+
+
+def attend_in_place(
+    layer: int,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: OwnRows,
+    segments: Segments,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """What the rows attend to among segments and own tokens, [Hq, R, D], in the queries' dtype.
+
+    queries: rotated, [Hq, R, D]. keys, values: of own tokens, rotated, [Hkv, M, D]. Where `attend`
+    takes the Triton kernel, this takes one that reads segments where they lie; otherwise
+    everything is copied to one place in every layer.
+    """
+    if queries.device.type == "cuda" and _has_triton():
+        from fusionrag_integrations.kernels.segment_attention import segment_attention
+        from fusionrag_integrations.kernels.sparse_attention import HEAD_SIZES
+
+        if queries.shape[2] in HEAD_SIZES:
+            return segment_attention(layer, queries, keys, values, rows, segments, scaling, window)
+    return gathering_attention(layer, queries, keys, values, rows, segments, scaling, window)
 
 
 @cache

@@ -3,80 +3,32 @@
     out[h, i] = softmax_j(scaling q[h, i] . k[h / G, j]) v[h / G, j],   j <= position(i)
 
 A program takes one key head, a block of rows of all the G query heads that share it, and a part of
-the keys. Softmax is online, in float32 and base 2. From the first and last position of its rows a
-program knows which blocks of keys no row sees, which are skipped, and which all rows see, where
-nothing is masked. With few rows (decode, the suffix of a prompt) the keys are split among programs,
-whose partial results `_combine` puts together.
+the keys. From the first and last position of its rows it knows which blocks of keys no row sees,
+which are skipped, and which all rows see, where nothing is masked. With few rows (decode, the
+suffix of a prompt) the keys are split among programs, whose parts are put together at the end.
 
 shapes    queries, out [Hq, R, D]; keys, values [Hkv, N, D]; positions int64 [R]
-parts     partial outputs float32 [S, Hq, R, D]; maxima and sums float32 [S, Hq, R]
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.kernels.online_softmax import (
+    LOG2_E,
+    Launch,
+    Scratch,
+    add_keys,
+    finish,
+    launch_for,
+    programs_at_once,
+)
 
 HEAD_SIZES = (32, 64, 96, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_SPLITS = 64
-LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def _add_block(
-    query,
-    position,
-    keys,
-    values,
-    start,
-    end,
-    highest,
-    total,
-    sum_of_values,
-    inside,
-    key_row,
-    value_row,
-    scaling,
-    window,
-    BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """One block of keys into the online softmax; MASKED: not every row sees every key of it."""
-    place = start + tl.arange(0, BLOCK_N)
-    there = place < end
-    of_keys = inside[:, None]
-    of_values = inside[None, :]
-    if MASKED:
-        of_keys = of_keys & there[None, :]
-        of_values = of_values & there[:, None]
-    key = tl.load(keys + place[None, :] * key_row, mask=of_keys, other=0.0)
-    value = tl.load(values + place[:, None] * value_row, mask=of_values, other=0.0)
-    if WIDE:
-        key = key.to(tl.float32)
-        value = value.to(tl.float32)
-    score = tl.dot(query, key, input_precision="ieee") * scaling
-    if MASKED:
-        seen = (place[None, :] <= position[:, None]) & there[None, :]
-        if WINDOWED:
-            seen = seen & (place[None, :] > position[:, None] - window)
-        score = tl.where(seen, score, float("-inf"))
-    higher = tl.maximum(highest, tl.max(score, 1))
-    base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
-    power = tl.exp2(score - base[:, None])
-    fade = tl.exp2(highest - base)
-    total = total * fade + tl.sum(power, 1)
-    sum_of_values = sum_of_values * fade[:, None]
-    sum_of_values = tl.dot(power.to(value.dtype), value, sum_of_values, input_precision="ieee")
-    return higher, total, sum_of_values
 
 
 @triton.jit
@@ -88,7 +40,7 @@ def _attend(
     out,
     parts,
     maxima,
-    sums,
+    totals,
     rows,
     group,
     scaling,
@@ -141,120 +93,53 @@ def _attend(
 
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    sum_of_values = tl.zeros([BLOCK_M, PADDED], tl.float32)
+    sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
     keys += kv_head * key_head + size[:, None]
     values += kv_head * value_head + size[None, :]
-    for start in range(begin, clear, BLOCK_N):
-        highest, total, sum_of_values = _add_block(
-            query,
-            position,
-            keys,
-            values,
-            start,
-            end,
-            highest,
-            total,
-            sum_of_values,
-            inside,
-            key_row,
-            value_row,
-            scaling,
-            window,
-            BLOCK_N=BLOCK_N,
-            MASKED=False,
-            WINDOWED=WINDOWED,
-            WIDE=WIDE,
-        )
-    for start in range(clear, end, BLOCK_N):
-        highest, total, sum_of_values = _add_block(
-            query,
-            position,
-            keys,
-            values,
-            start,
-            end,
-            highest,
-            total,
-            sum_of_values,
-            inside,
-            key_row,
-            value_row,
-            scaling,
-            window,
-            BLOCK_N=BLOCK_N,
-            MASKED=True,
-            WINDOWED=WINDOWED,
-            WIDE=WIDE,
-        )
-
-    if SPLIT:
-        heads = tl.num_programs(1) * group
-        place = (part * heads + head) * rows + row
-        tl.store(maxima + place, highest, mask=real)
-        tl.store(sums + place, total, mask=real)
-        at = parts + place[:, None] * SIZE + size[None, :]
-        tl.store(at, sum_of_values, mask=real[:, None] & inside[None, :])
-    else:
-        result = sum_of_values / tl.where(real, total, 1.0)[:, None]
-        at = out + head[:, None] * out_head + row[:, None] * out_row + size[None, :]
-        tl.store(at, result.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
-
-
-@triton.jit
-def _combine(
-    parts,
-    maxima,
-    sums,
-    out,
-    splits,
-    rows,
-    heads,
-    out_head,
-    out_row,
-    SIZE: tl.constexpr,
-    PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """One row of one head: its parts, weighed by how high their maxima are."""
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    size = tl.arange(0, PADDED)
-    part = tl.arange(0, SPLITS)
-    real = part < splits
-    place = (part * heads + head) * rows + row
-    highest = tl.load(maxima + place, mask=real, other=float("-inf"))
-    weight = tl.exp2(highest - tl.max(highest))
-    total = tl.sum(weight * tl.load(sums + place, mask=real, other=0.0))
-    at = parts + place[:, None] * SIZE + size[None, :]
-    partial = tl.load(at, mask=real[:, None] & (size < SIZE)[None, :], other=0.0)
-    result = tl.sum(weight[:, None] * partial, 0) / total
-    at = out + head * out_head + row * out_row + size
-    tl.store(at, result.to(out.dtype.element_ty), mask=size < SIZE)
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How the work is laid out. block_m: rows times the heads that share keys; splits: of the keys.
-
-    Not tuned on a GPU yet.
-    """
-
-    block_m: int
-    block_n: int
-    splits: int
-    warps: int
-    stages: int
-
-
-def launch_for(heads: int, kv_heads: int, rows: int, keys: int, size: int, programs: int) -> Launch:
-    """A layout with at least about `programs` programs, if there are keys enough to split."""
-    flat = rows * heads // kv_heads
-    block_m = 16 if flat <= 16 else 64 if flat <= 64 or size > 128 else 128
-    block_n = 64 if size <= 128 else 32
-    blocks = triton.cdiv(flat, block_m) * kv_heads
-    wanted = programs // blocks
-    splits = max(1, min(wanted, triton.cdiv(keys, 4 * block_n), MOST_SPLITS))
-    return Launch(block_m, block_n, splits, warps=8 if block_m == 128 else 4, stages=2)
+    highest, total, sums = add_keys(
+        query,
+        position,
+        position - window + 1,
+        keys,
+        values,
+        positions,  # nothing is stale
+        begin,
+        clear,
+        end,
+        highest,
+        total,
+        sums,
+        inside,
+        key_row,
+        value_row,
+        scaling,
+        BLOCK_N=BLOCK_N,
+        WINDOWED=WINDOWED,
+        STALE=False,
+        WIDE=WIDE,
+    )
+    heads = tl.num_programs(1) * group
+    finish(
+        highest,
+        total,
+        sums,
+        head,
+        row,
+        real,
+        heads,
+        rows,
+        part,
+        out,
+        parts,
+        maxima,
+        totals,
+        out_head,
+        out_row,
+        size,
+        inside,
+        SIZE=SIZE,
+        SPLIT=SPLIT,
+    )
 
 
 def triton_attention(
@@ -271,26 +156,23 @@ def triton_attention(
     The last dimension of queries, keys and values must be contiguous. Raises `InvalidInputError`
     for shapes, dtypes and devices that the kernel can't take.
     """
-    _check(queries, keys, values, positions)
+    check(queries, keys, values, positions)
     heads, rows, size = queries.shape
     kv_heads, count, _ = keys.shape
     if launch is None:
-        launch = launch_for(heads, kv_heads, rows, count, size, _programs(queries.device))
+        at_once = programs_at_once(queries.device)
+        launch = launch_for(heads, kv_heads, rows, count, size, at_once)
     split_keys = triton.cdiv(triton.cdiv(count, launch.splits), launch.block_n) * launch.block_n
     splits = triton.cdiv(count, split_keys)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
-    wide: dict[str, Any] = {"dtype": torch.float32, "device": queries.device}
-    scratch = (splits, heads, rows) if splits > 1 else (0,)
-    parts = torch.empty((*scratch, size) if splits > 1 else (0,), **wide)
-    maxima, sums = torch.empty(scratch, **wide), torch.empty(scratch, **wide)
-    padded = triton.next_power_of_2(size)
+    scratch = Scratch.of(splits, queries)
     group = heads // kv_heads
     _attend[(triton.cdiv(rows * group, launch.block_m), kv_heads, splits)](
-        *(queries, keys, values, positions, out, parts, maxima, sums),
+        *(queries, keys, values, positions, out, scratch.parts, scratch.maxima, scratch.totals),
         *(rows, group, scaling * LOG2_E, window or 0, split_keys),
         *(stride for tensor in (queries, keys, values, out) for stride in tensor.stride()[:2]),
         SIZE=size,
-        PADDED=padded,
+        PADDED=triton.next_power_of_2(size),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         WINDOWED=window is not None,
@@ -299,24 +181,11 @@ def triton_attention(
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-    if splits > 1:
-        _combine[(rows, heads)](
-            *(parts, maxima, sums, out, splits, rows, heads, *out.stride()[:2]),
-            SIZE=size,
-            PADDED=padded,
-            SPLITS=triton.next_power_of_2(splits),
-        )
+    scratch.combine_into(out)
     return out
 
 
-def _programs(device: torch.device) -> int:
-    """Programs that run at a time, two a multiprocessor."""
-    if device.type != "cuda":
-        return 1
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _check(
+def check(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
 ) -> None:
     given = [queries, keys, values]

@@ -89,6 +89,14 @@ class KVBuffer:
         """What a pass over these rows uses."""
         return _BufferRows(self, rows)
 
+    def owning(self, positions: Sequence[int]) -> KVBuffer:
+        """The buffer itself: it has room for all positions."""
+        return self
+
+    def placed(self) -> KVBuffer:
+        """The buffer itself: everything is in place."""
+        return self
+
     def fill(self, write: Callable[[slice], None]) -> None:
         """Call `write` with groups of layers, which it is to `place` KV in.
 

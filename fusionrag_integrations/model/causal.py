@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class CausalModel:
         self.global_layers = tuple(
             i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
         )
+        self._one_graph = Lock()
         self._views: dict[tuple[int, int], Any] = {}
         self._uppers: dict[int, Any] = {}
 
@@ -284,7 +286,7 @@ class CausalModel:
         On CUDA it is a graph once a few tokens are out (`GraphedSteps`).
         """
         if self.device.type == "cuda":
-            return GraphedSteps(self.static_step(kv, position))
+            return GraphedSteps(self.static_step(kv, position), self.device, self._one_graph)
         positions = count(position)
         return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 
@@ -59,11 +60,19 @@ class GraphedSteps:
     says so in the log.
     """
 
-    def __init__(self, step: StaticStep) -> None:
+    def __init__(self, step: StaticStep, device: torch.device, one_at_a_time: Lock) -> None:
+        """one_at_a_time: held while a graph is recorded, for which the device must be quiet."""
         self._step = step
+        self._device = device
+        self._one_at_a_time = one_at_a_time
         self._until_graph = EAGER_STEPS  # negative: none could be made
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether a graph is being repeated by now."""
+        return self._graph is not None
 
     def __call__(self, token_id: int) -> torch.Tensor:
         self._step.feed(token_id)
@@ -79,8 +88,13 @@ class GraphedSteps:
         """A step as a graph, which was recorded but hasn't run; None where that fails."""
         try:
             graph = torch.cuda.CUDAGraph()
+            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             # Other threads may go on with requests of their own meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with (
+                self._one_at_a_time,
+                torch.cuda.graph(graph, stream=stream, capture_error_mode=mode),
+            ):
                 self._logits = self._step.run()
         except RuntimeError as error:
             logger.warning("Decode goes on without a CUDA graph, which can't be made: %s", error)

@@ -180,6 +180,8 @@ def _encode(record: ChunkKV, signature: str) -> list[bytes | memoryview]:
             f"KV {record.key} has keys in {record.keys.dtype} and values in "
             f"{record.values.dtype}; both must have the same one of {', '.join(map(str, _DTYPES))}."
         )
+    if record.rotated:
+        raise InvalidInputError(f"KV {record.key} is rotated; what is stored is unrotated.")
     if record.keys.numel() == 0:
         raise InvalidInputError(f"KV {record.key} is empty: {tuple(record.keys.shape)}.")
     for neighbour in record.neighbours:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from fusionrag_integrations.bench import gpu_suite
+from fusionrag_integrations.bench import gpu_suite, kernel
 from fusionrag_integrations.bench.clock import times_ms
 from fusionrag_integrations.bench.gpu_suite import Result, run_suite, steps
 from fusionrag_integrations.bench.kernel import SUFFIX, HeadShape, measure_kernel
-from fusionrag_integrations.bench.offline import measure_decode, measure_offline
+from fusionrag_integrations.bench.memory import measure_memory, tensor_bytes
+from fusionrag_integrations.bench.offline import measure_decode, measure_ingest, measure_offline
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.kernels import Rows
 from fusionrag_integrations.model import CausalModel
 
 CPU = torch.device("cpu")
@@ -51,6 +53,12 @@ class TestKernel:
             assert row["flex_ms"] is None  # there is no GPU
         assert (result["heads"], result["dtype"], result["device"]) == (4, "float32", "cpu")
 
+    def test_chunks_in_place_can_be_timed(self) -> None:
+        """It is on a GPU only; here what it does is run once."""
+        rows = Rows.at([5, 200, 399], CPU)
+        queries, keys, values = (torch.randn(h, n, 32) for h, n in ((4, 3), (2, 400), (2, 400)))
+        assert kernel._in_place(queries, keys, values, rows, repeat=1) > 0.0
+
     def test_masks_that_are_too_large_are_not_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fusionrag_integrations.bench.kernel.LARGEST_MASK", 200 * SUFFIX)
         small, large = kernel_times(keys=[200], ratios=[0.01, 0.5])["rows"]
@@ -64,6 +72,40 @@ def test_a_fused_pass_beside_an_isolated_one(model: CausalModel) -> None:
     assert (result["chunk_tokens"], result["neighbours"]) == (40, 3)
     assert result["ratio"] == pytest.approx(result["fused_ms"] / result["isolated_ms"])
     assert result["isolated_ms"] > 0.0
+
+
+def test_many_chunks_in_a_pass(model: CausalModel) -> None:
+    result = measure_offline(model, chunk_tokens=300, neighbours=1, repeat=1)
+    assert result["together"] == 3  # of about a thousand tokens
+    assert 0.0 < result["isolated_together_ms"] < 3 * result["isolated_ms"]
+    assert result["fused_together_ms"] > 0.0
+
+
+def test_a_whole_ingest_by_stages(model: CausalModel) -> None:
+    told: list[str] = []
+    result = measure_ingest(model, 6, lambda stage, done, total: told.append(stage))
+    assert result["chunks"] == 6
+    assert list(result["stage_ms"]) == list(dict.fromkeys(told))
+    assert {"catalog", "isolated", "fused"} <= result["stage_ms"].keys()
+    assert sum(result["stage_ms"].values()) == pytest.approx(result["chunk_ms"], rel=0.05)
+
+
+class TestMemory:
+    def test_what_a_request_holds(self, model: CausalModel) -> None:
+        result = measure_memory(model, context=400, ratio=0.15)
+        a_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4
+        assert result["own_bytes"] == result["own_tokens"] * a_token
+        assert result["own_bytes"] < result["in_place_bytes"] < result["placed_bytes"]
+        assert result["placed_bytes"] == pytest.approx((result["context"] + 256) * a_token, rel=0.1)
+        assert result["beyond_own"] == result["in_place_bytes"] / result["own_bytes"] - 1.0
+
+    def test_only_what_is_alive_counts_and_once(self) -> None:
+        before = tensor_bytes(CPU)
+        held = torch.zeros(1000)
+        views = [held[:10], held.view(10, 100)]
+        assert tensor_bytes(CPU) - before == 4000
+        del held, views
+        assert tensor_bytes(CPU) == before
 
 
 def test_a_token_of_an_answer(model: CausalModel) -> None:

@@ -37,7 +37,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_times_by_context(drawn: dict[str, Any]) -> None:
-    SPEED_FIGURES["ttft-by-context"](Path("x"), ROWS)
+    SPEED_FIGURES["ttft-by-context"](Path("x"), {"rows": ROWS})
     assert drawn == {
         "full_attention": [(500, 100.0, 100.0, 101.0), (1000, 200.0, 200.0, 201.0)],
         "fusionrag, 0%": [(500, 10.0, 10.0, 11.0)],
@@ -47,10 +47,24 @@ def test_times_by_context(drawn: dict[str, Any]) -> None:
 
 
 def test_speed_ups_by_ratio_beside_what_could_be(drawn: dict[str, Any]) -> None:
-    SPEED_FIGURES["speedup-by-ratio"](Path("x"), ROWS)
+    SPEED_FIGURES["speedup-by-ratio"](Path("x"), {"rows": ROWS})
     assert drawn == {
         "fusionrag, 500 tokens": [(0.0, 9.0, 9.0, 9.0), (0.15, 3.0, 3.0, 3.0)],
         "limit, 500": [(0.0, 20.0, 20.0, 20.0), (0.15, 5.0, 5.0, 5.0)],
         "fusionrag, 1,000 tokens": [(0.15, 2.0, 2.0, 2.0)],
         "limit, 1,000": [(0.15, 8.0, 8.0, 8.0)],
+    }
+
+
+def test_attention_below_its_roofs(drawn: dict[str, Any]) -> None:
+    """10^12 operations and 10^11 bytes a second: the ridge is at ten operations a byte."""
+    few = {"keys": 4096, "ratio": 0.1, "work": {"flops": 4e9, "bytes": 2e9}, "sparse_ms": 40.0}
+    many = {"keys": 4096, "ratio": 1.0, "work": {"flops": 4e10, "bytes": 2e9}, "sparse_ms": 80.0}
+    dense = {"dense_work": {"flops": 4e10, "bytes": 2e9}, "dense_ms": 50.0}
+    result = {"rows": [few | dense, many | dense], "peak_flops": 1e12, "peak_bytes": 1e11}
+    SPEED_FIGURES["roofline"](Path("x"), result)
+    assert drawn == {
+        "ours, 4,096 keys": [(2.0, 0.1, 0.1, 0.1), (20.0, 0.5, 0.5, 0.5)],
+        "dense": [(20.0, 0.8, 0.8, 0.8)],
+        "roof": [(2.0, 0.2, 0.2, 0.2), (10.0, 1.0, 1.0, 1.0), (20.0, 1.0, 1.0, 1.0)],
     }

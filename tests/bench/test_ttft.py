@@ -141,7 +141,7 @@ class TestCeilings:
     @pytest.fixture
     def ceilings(self, model: CausalModel, monkeypatch: pytest.MonkeyPatch) -> Ceilings:
         """Whose attention takes 9 ms and whose KV 5 ms to move."""
-        ceilings = Ceilings(model, 3, "host")
+        ceilings = Ceilings(model, 3, moves=True)
         ceilings.dense_attention, ceilings.move_kv = 9.0, 5.0
         ceilings.linear = lambda rows: 100.0 * rows  # type: ignore[method-assign]
         return ceilings
@@ -161,7 +161,7 @@ class TestCeilings:
         )
         monkeypatch.setattr("fusionrag_integrations.bench.ceilings.REPEATS", 0)
         with pytest.raises(ValueError, match="empty"):  # nothing was timed
-            Ceilings(model, 8, "host").linear(7)
+            Ceilings(model, 8, moves=True).linear(7)
         layers = model.hf.base_model.layers
         sizes = [
             sum(p.numel() for n, p in layer.named_parameters() if "norm" not in n)
@@ -172,9 +172,13 @@ class TestCeilings:
         expected += sizes[-1] + model.hf.get_output_embeddings().weight.numel()
         assert sum(rows * weights for rows, weights in done) == expected
 
-    @pytest.mark.parametrize("moved", ["device", "host"])
-    def test_what_is_measured_takes_time(self, model: CausalModel, moved: str) -> None:
-        ceilings = Ceilings(model, 64, moved)
+    def test_what_lies_on_the_device_moves_nowhere(self, ceilings: Ceilings) -> None:
+        still = Ceilings(ceilings._model, 3, moves=False)
+        still.dense_attention, still.linear = 9.0, ceilings.linear  # type: ignore[method-assign]
+        assert still.limit(rows=1, attended=2, chunk_tokens=3) == pytest.approx(103.0)
+
+    def test_what_is_measured_takes_time(self, model: CausalModel) -> None:
+        ceilings = Ceilings(model, 64, moves=True)
         assert ceilings.dense_attention > 0.0
         assert ceilings.move_kv > 0.0
         assert ceilings.linear(64) > 0.0

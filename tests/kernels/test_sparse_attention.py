@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +13,9 @@ from fusionrag_integrations.kernels import reference_attention
 
 pytest.importorskip("triton")
 
+from fusionrag_integrations.kernels import online_softmax
 from fusionrag_integrations.kernels import sparse_attention as kernel
+from tests.kernels.lines import Lines
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -117,55 +113,17 @@ def test_few_rows_split_the_keys(rows: int, keys: int, programs: int, splits: in
     assert launch.splits == splits
 
 
-class Lines:
-    """Which lines of the kernels ran, of those that hold a statement."""
-
-    def __init__(self) -> None:
-        self.run: dict[str, set[int]] = {
-            name: set() for name in ("_attend", "_add_block", "_combine")
-        }
-        self._file = inspect.getfile(kernel)
-
-    def __enter__(self) -> Lines:
-        sys.settrace(self._called)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.settrace(None)
-
-    def _called(self, frame: Any, event: str, argument: object) -> Callable[..., Any] | None:
-        name = frame.f_code.co_name
-        if name not in self.run or frame.f_code.co_filename != self._file:
-            return None
-
-        def each(frame: Any, event: str, argument: object) -> Any:
-            if event == "line":
-                self.run[name].add(frame.f_lineno)
-            return each
-
-        return each
-
-
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(6, 2, 20, 75, 32)
-    with Lines() as lines:
+    with Lines("_attend", "add_keys", "add_block", "finish", "combine") as lines:
         for window, splits in product((None, 20), (1, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
-    for name, run in lines.run.items():
-        source, first = inspect.getsourcelines(getattr(kernel, name).fn)
-        body = [first + i for i, line in enumerate(source) if _is_statement(line)]
-        assert len(body) > 10
-        assert not [number for number in body if number not in run], (name, sorted(run))
-
-
-def _is_statement(line: str) -> bool:
-    """The first line of a statement inside the kernel; `else` and closing brackets are none."""
-    text = line.strip()
-    own = line.startswith("    ") and text and text[0].isalpha()
-    continues = text.endswith(",") or text.startswith(("else", "power.to", "keys +", "values +"))
-    return bool(own) and not continues and ("=" in text or text.startswith("tl.store"))
+    softmax = online_softmax
+    lines.check(kernel._attend, softmax.add_keys, softmax.finish, softmax.combine)
+    # What is stale is the other kernel's.
+    lines.check(softmax.add_block, left_out=("old", "score = tl.where((old"))
 
 
 @pytest.mark.parametrize(
@@ -191,38 +149,3 @@ def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
 def test_other_head_sizes_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"size 80 are not supported; .*64, 96"):
         kernel.triton_attention(*made(2, 1, 3, 9, 80), scaling=1.0)
-
-
-COMPILE = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from fusionrag_integrations.kernels import sparse_attention
-
-TYPES = {"positions": "*i64", "parts": "*fp32", "maxima": "*fp32", "sums": "*fp32"}
-TYPES |= dict.fromkeys(("queries", "keys", "values", "out"), "*bf16") | {"scaling": "fp32"}
-
-
-def compiled(kernel, **constants):
-    names = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=names, constexprs=constants)
-    return compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-
-
-sizes = {"SIZE": 64, "PADDED": 64}
-flags = {"WINDOWED": True, "SPLIT": True, "WIDE": False}
-assert "wgmma" in compiled(sparse_attention._attend, **sizes, BLOCK_M=64, BLOCK_N=32, **flags)
-assert compiled(sparse_attention._combine, **sizes, SPLITS=4)
-"""
-
-
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """To a Hopper's matrix instructions; the interpreter takes what the compiler would refuse."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    process = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-    )
-    assert process.returncode == 0, process.stderr

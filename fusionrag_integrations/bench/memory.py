@@ -1,0 +1,76 @@
+"""What a further request holds on the device, over chunks that other requests hold already."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from fusionrag_integrations.bench.machine import described, where_and_when
+from fusionrag_integrations.bench.ttft import served_prompt
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.recompute import PlacedPrompt, lay, place
+from fusionrag_integrations.types import AnswerSettings, TokenSelection
+
+ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes that a request holds once its prompt is computed, for as long as it answers.
+
+    own_bytes: the KV of the tokens that it computes itself, its answer's among them. in_place: over
+    chunks where they lie. placed: with a copy of them.
+    """
+
+    context: int
+    own_tokens: int
+    own_bytes: int
+    in_place_bytes: int
+    placed_bytes: int
+
+    @property
+    def beyond_own(self) -> float:
+        """What it holds in place beside its own tokens, as a share of these."""
+        return self.in_place_bytes / self.own_bytes - 1.0
+
+
+def measure_memory(model: CausalModel, context: int, ratio: float) -> dict[str, Any]:
+    """A request over as many shared chunks as make a prompt of `context` tokens.
+
+    It recomputes a share of `ratio` of their tokens, spread evenly.
+    """
+    with served_prompt(model, context, "device", None) as (server, prompt):
+        loaded = server.load(prompt, AnswerSettings(kv="isolated"))
+        known = loaded.prompt.chunk_positions
+        wanted = int(ratio * len(known))
+        selection = TokenSelection(
+            tuple(known[i * len(known) // wanted] for i in range(wanted)) if wanted else ()
+        )
+        capacity = len(loaded.prompt) + ANSWER_TOKENS
+        held = []
+        for kind in (lay, place):
+            before = tensor_bytes(model.device)
+            kv = kind(model, loaded.prompt, loaded.kvs, capacity)
+            warm = PlacedPrompt(model, loaded.prompt, kv).recompute(selection)
+            held.append(tensor_bytes(model.device) - before)
+            del kv, warm
+    own_tokens = len(loaded.prompt.fresh_positions) + wanted + ANSWER_TOKENS
+    key = loaded.kvs[0].keys[:, :, :1]
+    own_bytes = own_tokens * 2 * key.numel() * key.element_size()
+    use = MemoryUse(len(loaded.prompt), own_tokens, own_bytes, *held)
+    facts = where_and_when() | described(model) | asdict(use)
+    return facts | {"ratio": ratio, "beyond_own": use.beyond_own}
+
+
+def tensor_bytes(device: torch.device) -> int:
+    """Bytes of all tensors that are alive on a device, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device == device:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

@@ -1,0 +1,276 @@
+"""What both Triton kernels are made of: blocks of keys into an online softmax, and its end.
+
+Softmax is in float32 and base 2. Rows of all the query heads that share a key head are one axis.
+
+upto, low    the last and first key that each row sees, int32 [M]
+highest      the greatest score so far, [M]; total: the sum of powers, [M]; sums: of values, [M, D]
+parts        partial outputs float32 [S, Hq, R, D]; maxima and totals float32 [S, Hq, R]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+MOST_SPLITS = 64
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def add_block(
+    query,
+    upto,
+    low,
+    keys,
+    values,
+    stale,
+    start,
+    end,
+    highest,
+    total,
+    sums,
+    inside,
+    key_row,
+    value_row,
+    scaling,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    STALE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One block of keys. MASKED: not every row sees all of it. STALE: some keys no row sees."""
+    place = start + tl.arange(0, BLOCK_N)
+    there = place < end
+    of_keys = inside[:, None]
+    of_values = inside[None, :]
+    if MASKED:
+        of_keys = of_keys & there[None, :]
+        of_values = of_values & there[:, None]
+    key = tl.load(keys + place[None, :] * key_row, mask=of_keys, other=0.0)
+    value = tl.load(values + place[:, None] * value_row, mask=of_values, other=0.0)
+    if WIDE:
+        key = key.to(tl.float32)
+        value = value.to(tl.float32)
+    score = tl.dot(query, key, input_precision="ieee") * scaling
+    if MASKED:
+        seen = (place[None, :] <= upto[:, None]) & there[None, :]
+        if WINDOWED:
+            seen = seen & (place[None, :] >= low[:, None])
+        score = tl.where(seen, score, float("-inf"))
+    if STALE:
+        old = tl.load(stale + place, mask=there, other=0)
+        score = tl.where((old != 0)[None, :], float("-inf"), score)
+    higher = tl.maximum(highest, tl.max(score, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
+    power = tl.exp2(score - base[:, None])
+    fade = tl.exp2(highest - base)
+    total = total * fade + tl.sum(power, 1)
+    sums = sums * fade[:, None]
+    sums = tl.dot(power.to(value.dtype), value, sums, input_precision="ieee")
+    return higher, total, sums
+
+
+@triton.jit
+def add_keys(
+    query,
+    upto,
+    low,
+    keys,
+    values,
+    stale,
+    begin,
+    clear,
+    end,
+    highest,
+    total,
+    sums,
+    inside,
+    key_row,
+    value_row,
+    scaling,
+    BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    STALE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The keys [begin, end). Up to `clear`, a whole number of blocks, every row sees every key."""
+    for start in range(begin, clear, BLOCK_N):
+        highest, total, sums = add_block(
+            query,
+            upto,
+            low,
+            keys,
+            values,
+            stale,
+            start,
+            end,
+            highest,
+            total,
+            sums,
+            inside,
+            key_row,
+            value_row,
+            scaling,
+            BLOCK_N=BLOCK_N,
+            MASKED=False,
+            WINDOWED=WINDOWED,
+            STALE=STALE,
+            WIDE=WIDE,
+        )
+    for start in range(clear, end, BLOCK_N):
+        highest, total, sums = add_block(
+            query,
+            upto,
+            low,
+            keys,
+            values,
+            stale,
+            start,
+            end,
+            highest,
+            total,
+            sums,
+            inside,
+            key_row,
+            value_row,
+            scaling,
+            BLOCK_N=BLOCK_N,
+            MASKED=True,
+            WINDOWED=WINDOWED,
+            STALE=STALE,
+            WIDE=WIDE,
+        )
+    return highest, total, sums
+
+
+@triton.jit
+def finish(
+    highest,
+    total,
+    sums,
+    head,
+    row,
+    real,
+    heads,
+    rows,
+    part,
+    out,
+    parts,
+    maxima,
+    totals,
+    out_head,
+    out_row,
+    size,
+    inside,
+    SIZE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Write what a program has found: the output, or its part of it."""
+    if SPLIT:
+        place = (part * heads + head) * rows + row
+        tl.store(maxima + place, highest, mask=real)
+        tl.store(totals + place, total, mask=real)
+        at = parts + place[:, None] * SIZE + size[None, :]
+        tl.store(at, sums, mask=real[:, None] & inside[None, :])
+    else:
+        result = sums / tl.where(real, total, 1.0)[:, None]
+        at = out + head[:, None] * out_head + row[:, None] * out_row + size[None, :]
+        tl.store(at, result.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
+
+
+@triton.jit
+def combine(
+    parts,
+    maxima,
+    totals,
+    out,
+    splits,
+    rows,
+    heads,
+    out_head,
+    out_row,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """One row of one head: its parts, weighed by how high their maxima are."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    size = tl.arange(0, PADDED)
+    part = tl.arange(0, SPLITS)
+    real = part < splits
+    place = (part * heads + head) * rows + row
+    highest = tl.load(maxima + place, mask=real, other=float("-inf"))
+    weight = tl.exp2(highest - tl.max(highest))
+    total = tl.sum(weight * tl.load(totals + place, mask=real, other=0.0))
+    at = parts + place[:, None] * SIZE + size[None, :]
+    partial = tl.load(at, mask=real[:, None] & (size < SIZE)[None, :], other=0.0)
+    result = tl.sum(weight[:, None] * partial, 0) / total
+    at = out + head * out_head + row * out_row + size
+    tl.store(at, result.to(out.dtype.element_ty), mask=size < SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the work is laid out. block_m: rows times the heads that share keys; splits: of the keys.
+
+    Not tuned on a GPU yet.
+    """
+
+    block_m: int
+    block_n: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def launch_for(heads: int, kv_heads: int, rows: int, keys: int, size: int, programs: int) -> Launch:
+    """A layout with at least about `programs` programs, if there are keys enough to split."""
+    flat = rows * heads // kv_heads
+    block_m = 16 if flat <= 16 else 64 if flat <= 64 or size > 128 else 128
+    block_n = 64 if size <= 128 else 32
+    blocks = triton.cdiv(flat, block_m) * kv_heads
+    wanted = programs // blocks
+    splits = max(1, min(wanted, triton.cdiv(keys, 4 * block_n), MOST_SPLITS))
+    return Launch(block_m, block_n, splits, warps=8 if block_m == 128 else 4, stages=2)
+
+
+def programs_at_once(device: torch.device) -> int:
+    """Programs that run at a time, two a multiprocessor."""
+    if device.type != "cuda":
+        return 1
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scratch:
+    """Where programs that split the keys leave their parts; empty where one has all of them."""
+
+    parts: torch.Tensor
+    maxima: torch.Tensor
+    totals: torch.Tensor
+
+    @classmethod
+    def of(cls, splits: int, queries: torch.Tensor) -> Scratch:
+        """Room for the parts of queries [Hq, R, D]."""
+        shape = (splits, *queries.shape) if splits > 1 else (0, 0)
+        parts = torch.empty(shape, dtype=torch.float32, device=queries.device)
+        flat = torch.empty((2, *shape[:-1]), dtype=torch.float32, device=queries.device)
+        return cls(parts, flat[0], flat[1])
+
+    def combine_into(self, out: torch.Tensor) -> None:
+        """Put the parts together, where there are some; out: [Hq, R, D]."""
+        if not len(self.parts):
+            return
+        heads, rows, size = out.shape
+        splits = len(self.parts)
+        combine[(rows, heads)](
+            *(self.parts, self.maxima, self.totals, out, splits, rows, heads, *out.stride()[:2]),
+            SIZE=size,
+            PADDED=triton.next_power_of_2(size),
+            SPLITS=triton.next_power_of_2(splits),
+        )

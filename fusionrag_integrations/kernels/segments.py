@@ -1,0 +1,157 @@
+"""Attention to chunks where they lie: a sequence whose KV is segments here and there.
+
+A chunk that several requests use has its keys rotated once, each to its own place in the chunk. A
+request knows where its chunks begin, so that a chunk's key i stands at position start + i. Instead
+of the keys, queries are turned, back by the segment's start: only the distance counts.
+
+    q at position p, k at i, both rotated:   q(p - start) . k(i) = q(p) . k(start + i)
+
+What a request computes itself, its own tokens, is kept apart: keys rotated to their positions. A
+chunk's token that the request computed anew is stale in the segment, and no row sees it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.kernels.reference import visible
+from fusionrag_integrations.rope import TurnTables
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A run of a chunk's KV in a sequence.
+
+    keys, values: the chunk's, contiguous [L, Hkv, T, D]; key t is rotated to position t. Its tokens
+    [source_start, source_start + length) stand at positions [start, start + length).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    source_start: int
+    start: int
+    length: int
+
+    @property
+    def shift(self) -> int:
+        """The position of the chunk's first token."""
+        return self.start - self.source_start
+
+
+class Segments:
+    """The chunks of one sequence, in order and apart. Shared KV is read, never changed.
+
+    table: int64 [S, 6] for the kernel: start, length, the addresses of the first key and value,
+    elements from head to head and from layer to layer. turns: from position 0 to each segment's
+    `shift`. Raises `InvalidInputError` for KV that can't be read by its address.
+    """
+
+    def __init__(self, segments: Sequence[Segment], turns: TurnTables) -> None:
+        _check(segments)
+        self.segments = tuple(segments)
+        self.turns = turns
+        self.stop = segments[-1].start + segments[-1].length
+        rows = [
+            [
+                segment.start,
+                segment.length,
+                *(
+                    kv.data_ptr() + segment.source_start * kv.stride(2) * kv.element_size()
+                    for kv in (segment.keys, segment.values)
+                ),
+                segment.keys.stride(1),
+                segment.keys.stride(0),
+            ]
+            for segment in segments
+        ]
+        self.table = torch.tensor(rows, dtype=torch.int64, device=segments[0].keys.device)
+
+
+def _check(segments: Sequence[Segment]) -> None:
+    tensors = [kv for segment in segments for kv in (segment.keys, segment.values)]
+    kinds = {(kv.dtype, kv.device, kv.shape[:2], kv.shape[3]) for kv in tensors}
+    alike = all(segment.keys.shape == segment.values.shape for segment in segments)
+    if len(kinds) > 1 or not alike or not all(kv.is_contiguous() for kv in tensors):
+        raise InvalidInputError(
+            "Chunks that are read where they lie need contiguous KV of one dtype, device and head "
+            f"count; got {', '.join(sorted({f'{kv.dtype} {tuple(kv.shape)}' for kv in tensors}))}."
+        )
+
+
+class OwnRows:
+    """Rows of a pass among a sequence's own tokens.
+
+    positions: the rows', int64 [R]; slots: which own tokens they are, int64 [R]. own: positions of
+    all own tokens, ascending, int64 [M], none of them behind `end`. stale: which positions of
+    segments have an own token, uint8 [segments.stop].
+    """
+
+    def __init__(
+        self, positions: torch.Tensor, own: torch.Tensor, end: int, stale: torch.Tensor
+    ) -> None:
+        self.positions = positions
+        self.own = own
+        self.end = end
+        self.stale = stale
+        self.slots = torch.searchsorted(own, positions)
+        self._first_slots: dict[int, torch.Tensor] = {}
+
+    def first_slots(self, window: int) -> torch.Tensor:
+        """The first own token that each row sees, int64 [R]; worked out once for all layers."""
+        if window not in self._first_slots:
+            outside = self.positions - window
+            self._first_slots[window] = torch.searchsorted(self.own, outside, right=True)
+        return self._first_slots[window]
+
+
+def by_position(
+    layer: int, keys: torch.Tensor, values: torch.Tensor, rows: OwnRows, segments: Segments
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A copy of one layer in one place: keys, values [Hkv, N, D], and whether there are any, [N].
+
+    keys, values: of own tokens, [Hkv, M, D]. N reaches to the last segment's end, or the last own
+    token. Zeros stand where there is nothing.
+    """
+    end = max(segments.stop, rows.end)
+    shape = (keys.shape[0], end, keys.shape[2])
+    placed_keys, placed_values = keys.new_zeros(shape), values.new_zeros(shape)
+    present = torch.zeros(end, dtype=torch.bool, device=keys.device)
+    cos, sin = segments.turns.layer(layer)
+    for number, segment in enumerate(segments.segments):
+        source = slice(segment.source_start, segment.source_start + segment.length)
+        target = slice(segment.start, segment.start + segment.length)
+        kept = segment.keys[layer, :, source].float()
+        turned = kept * cos[number] + kept[..., segments.turns.other] * sin[number]
+        placed_keys[:, target] = turned.to(keys.dtype)
+        placed_values[:, target] = segment.values[layer, :, source]
+        present[target] = True
+    placed_keys.index_copy_(1, rows.own, keys)
+    placed_values.index_copy_(1, rows.own, values)
+    return placed_keys, placed_values, present.index_fill_(0, rows.own, True)
+
+
+def gathering_attention(
+    layer: int,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: OwnRows,
+    segments: Segments,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """See `attend_in_place`: the formula, over a copy in one place."""
+    placed_keys, placed_values, present = by_position(layer, keys, values, rows, segments)
+    return scaled_dot_product_attention(
+        queries[None],
+        placed_keys[None],
+        placed_values[None],
+        attn_mask=visible(rows.positions, len(present), window) & present,
+        scale=scaling,
+        enable_gqa=True,
+    )[0]

@@ -1,0 +1,100 @@
+"""How KV moves into a buffer: the order of what a GPU is told, on a stand-in for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fusionrag_integrations.model import KVBuffer
+from fusionrag_integrations.model.buffer import STAGES
+
+
+class Device:
+    """Notes what is queued on which stream; `main` is the one that layers compute on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[tuple[str, ...]] = []
+        self._current = "main"
+        for name, stand_in in {
+            "Stream": lambda device: SimpleNamespace(wait_stream=self._wait_stream),
+            "Event": lambda: SimpleNamespace(record=lambda: self._say("record")),
+            "current_stream": lambda device: SimpleNamespace(wait_event=self._wait_event),
+            "stream": self._on,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def write(self, layers: slice) -> None:
+        self._say(f"write {layers.start}-{layers.stop}")
+
+    def _say(self, what: str) -> None:
+        self.told.append((self._current, what))
+
+    def _wait_stream(self, other: Any) -> None:
+        self.told.append(("side", "wait for main"))
+
+    def _wait_event(self, event: Any) -> None:
+        self._say("wait")
+
+    @contextmanager
+    def _on(self, stream: Any) -> Iterator[None]:
+        self._current = "side"
+        yield
+        self._current = "main"
+
+
+def buffer(layers: int, kept: list[str]) -> KVBuffer:
+    device = SimpleNamespace(type="cuda")
+
+    class Keys(list):  # type: ignore[type-arg]
+        shape = (layers, 2, 10, 4)
+
+        def record_stream(self, stream: Any) -> None:
+            kept.append("for the side stream")
+
+    keys, values = Keys(range(layers)), Keys(range(layers))
+    keys.device = values.device = device  # type: ignore[attr-defined]
+    return KVBuffer(keys, values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [1, 3, 4, 28])
+def test_a_layer_waits_for_its_own_group_once(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    device, kept = Device(monkeypatch), []
+    filled = buffer(layers, kept)
+    filled.fill(device.write)
+    assert kept == ["for the side stream"] * 2  # keys and values: not given away while it writes
+    size = -(-layers // STAGES)
+    groups = [(at, min(at + size, layers)) for at in range(0, layers, size)]
+    expected = [("side", "wait for main")]
+    for start, stop in groups:
+        expected += [("side", f"write {start}-{stop}"), ("side", "record")]
+    assert device.told == expected  # all is queued, and nothing has been waited for
+
+    device.told.clear()
+    for number in range(layers):
+        assert filled.layer(number) == (number, number)
+        assert device.told == [("main", "wait")] * (number + 1)
+    for number in range(layers):
+        filled.layer(number)
+    assert len(device.told) == layers
+
+
+def test_all_layers_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    filled = buffer(5, [])
+    filled.fill(device.write)
+    device.told.clear()
+    filled.layer(2)
+    assert list(filled.keys) == list(filled.values) == list(range(5))
+    assert device.told == [("main", "wait")] * 5
+
+
+def test_on_a_cpu_it_is_written_at_once() -> None:
+    written: list[slice] = []
+    whole = KVBuffer(torch.zeros(3, 1, 4, 2), torch.zeros(3, 1, 4, 2))
+    whole.fill(written.append)
+    assert written == [slice(0, 3)]
