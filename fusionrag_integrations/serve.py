@@ -1,13 +1,13 @@
 """Prompt -> answer: the order of the online steps.
 
-prompt --encode, match, assemble--> AssembledPrompt --load, place--> buffer
+prompt --match, encode, assemble--> AssembledPrompt --load, place--> buffer
        --probe, select--> TokenSelection --recompute--> logits --decode--> text
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -21,7 +21,14 @@ from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
-from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode, equal_at_start
+from fusionrag_integrations.prompt import (
+    EncodedPrompt,
+    WordedPrompt,
+    assemble,
+    encode_worded,
+    equal_at_start,
+    word,
+)
 from fusionrag_integrations.recompute import PlacedPrompt, lay
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import KVReader, SharedReads
@@ -39,6 +46,7 @@ from fusionrag_integrations.types import (
     Prompt,
     Selector,
     Span,
+    TextMatch,
     Usage,
 )
 
@@ -84,14 +92,23 @@ class Server:
 
     def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as a request would place it."""
-        encoded = encode(self._model.tokenizer, prompt)
-        return self._load(self._assemble(encoded, settings), settings)
+        worded = word(self._model.tokenizer, prompt)
+        matches = self._matches(worded, settings)
+        encoded = encode_worded(self._model.tokenizer, worded, matches)
+        return self._load(assemble(encoded, matches, settings.handles), settings)
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
         watch = Stopwatch(self._model.device)
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
-        encoded = encode(self._model.tokenizer, prompt)
+        worded = word(self._model.tokenizer, prompt)
+        watch.lap("encode")
+        reuses = settings.kv in get_args(KVKind)
+        matches = []
+        if reuses:
+            matches = self._matches(worded, settings)
+            watch.lap("match")
+        encoded = encode_worded(self._model.tokenizer, worded, matches)
         window = self._model.context_window
         room = window - len(encoded.token_ids)
         if room < 1:
@@ -102,17 +119,13 @@ class Server:
             )
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         watch.lap("encode")
-        short = (
-            settings.break_even
-            and settings.kv in get_args(KVKind)
-            and len(encoded.token_ids) < self._break_even
-        )
+        short = settings.break_even and reuses and len(encoded.token_ids) < self._break_even
         if settings.kv == "none" or short:
             warm = self._full_attention(encoded, watch)
         elif settings.kv == "prefix":
             warm = self._prefix_cache(encoded, settings, watch)
         else:
-            warm = self._reuse(encoded, settings, selector, watch)
+            warm = self._reuse(encoded, matches, settings, selector, watch)
         text = TextStream(self._model.tokenizer, settings.stop)
         pieces: list[str] = []
         token_ids: list[int] = []
@@ -180,9 +193,14 @@ class Server:
         return prefill_prefix(self._model, self._prefix_ids)
 
     def _reuse(
-        self, encoded: EncodedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
+        self,
+        encoded: EncodedPrompt,
+        matches: Sequence[TextMatch],
+        settings: AnswerSettings,
+        selector: Selector,
+        watch: Stopwatch,
     ) -> _Computed:
-        wanted = self._assemble(encoded, settings)
+        wanted = assemble(encoded, matches, settings.handles)
         watch.lap("match")
         loaded = self._load(wanted, settings)
         watch.lap("load")
@@ -216,11 +234,12 @@ class Server:
             missed_chunks=len({_occurrence(span) for span in loaded.missed}),
         )
 
-    def _assemble(self, encoded: EncodedPrompt, settings: AnswerSettings) -> AssembledPrompt:
+    def _matches(self, worded: WordedPrompt, settings: AnswerSettings) -> list[TextMatch]:
+        """The known chunks in a prompt's text."""
         read_records = self._catalog.records
         handles, scopes = settings.handles, settings.scopes
-        found = self._matcher().find(encoded.text, read_records, handles, scopes)
-        return assemble(encoded, resolve(found, handles), handles)
+        found = self._matcher().find(worded.text, read_records, handles, scopes)
+        return resolve(found, handles)
 
     def _matcher(self) -> ChunkMatcher:
         """The known texts; where documents changed, with those that came, without those gone."""

@@ -365,7 +365,7 @@ class TestShortPrompts:
         assert short.report()["short"] is True
         assert short.text == ask(measured(0), "town-0", kv="none").text
         assert {name for name, ms in asdict(short.ttft).items() if ms} == {
-            *("encode", "prefill", "first_token")
+            *("match", "encode", "prefill", "first_token")
         }
 
     def test_longer_ones_are_not(self, measured: Callable[[int], FusionEngine]) -> None:

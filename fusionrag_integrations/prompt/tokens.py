@@ -1,0 +1,213 @@
+"""Text -> tokens with their places, of which those of known chunks are not made again."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from fusionrag_integrations.prompt.wording import WordedPrompt, word
+from fusionrag_integrations.types import Chunk, EncodedChunk, Prompt, TextMatch
+
+EDGE = 2  # tokens of a chunk, at either end, that what stands beside it may change
+MARGIN = 4  # tokens next to those that are made again, too, and must come out as they were
+SEARCH = 32  # tokens of a chunk among which a place to cut is looked for
+
+Offsets = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the model reads it. offsets: each token's character bounds in `text`.
+
+    content_stop: the character behind the user's last word, where the template's own text ends
+    the prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    content_stop: int
+
+    def position(self, character: int) -> int:
+        """The first token that begins at this character or behind it."""
+        return bisect_left(self.offsets, (character,))
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
+    """Tokens of a prompt. Raises as `word` does."""
+    return encode_worded(tokenizer, word(tokenizer, prompt))
+
+
+def encode_worded(
+    tokenizer: Any, worded: WordedPrompt, matches: Sequence[TextMatch] = ()
+) -> EncodedPrompt:
+    """Tokens of a worded prompt.
+
+    matches: known chunks in it, in order. What the tokenizer makes of their insides is known, so
+    only what is between is encoded, with some of their tokens on either side; these must come out
+    as they were, else everything is encoded. So it is where the tokenizer's rules may reach across
+    a space.
+    """
+    if matches and (pieced := _pieced(tokenizer, worded, matches)):
+        return pieced
+    encoding = tokenizer(worded.text, add_special_tokens=worded.plain, return_offsets_mapping=True)
+    return EncodedPrompt(
+        worded.text,
+        tuple(encoding.input_ids),
+        _pairs(encoding.offset_mapping),
+        worded.content_stop,
+    )
+
+
+def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
+    """A chunk's text alone in the model's tokens, without special ones."""
+    encoding = tokenizer(chunk.text, add_special_tokens=False, return_offsets_mapping=True)
+    return EncodedChunk(chunk, tuple(encoding.input_ids), _pairs(encoding.offset_mapping))
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A chunk's tokens [first, stop), which are taken as they are; its text stands at `shift`."""
+
+    chunk: EncodedChunk
+    shift: int
+    first: int
+    stop: int
+
+    def begin(self, text: str) -> int:
+        """The character that the first of them begins at, its space included."""
+        return _cut(text, self.chunk, self.shift, self.first)
+
+    def end(self, text: str) -> int:
+        """The character behind the last of them."""
+        return _cut(text, self.chunk, self.shift, self.stop)
+
+    def ids(self, first: int, stop: int) -> tuple[int, ...]:
+        return self.chunk.token_ids[first:stop]
+
+    def offsets(self, first: int, stop: int) -> Offsets:
+        shift = self.shift
+        return tuple([(a + shift, b + shift) for a, b in self.chunk.offsets[first:stop]])
+
+
+def _pieced(
+    tokenizer: Any, worded: WordedPrompt, matches: Sequence[TextMatch]
+) -> EncodedPrompt | None:
+    """The tokens, of pieces; None where they might be others than those of the whole text."""
+    text = worded.text
+    special = _special_before(tokenizer) if worded.plain else ()
+    if special is None or not _stops_at_spaces(tokenizer, text):
+        return None
+    insides = [inside for match in matches if (inside := _inside(text, match))]
+    if not insides:
+        return None
+    bounds = [0, *chain.from_iterable((i.begin(text), i.end(text)) for i in insides), len(text)]
+    pieces = [text[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)]
+    encodings = tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False)
+    ids: list[int] = list(special)
+    offsets: list[tuple[int, int]] = [(0, 0)] * len(special)
+    for number, (encoding, start) in enumerate(zip(encodings, bounds[::2], strict=True)):
+        piece_ids = tuple(encoding.ids)
+        piece_offsets = tuple([(a + start, b + start) for a, b in encoding.offsets])
+        if number > 0:
+            before = insides[number - 1]
+            known = before.stop, before.stop + MARGIN
+            if piece_ids[:MARGIN] != before.ids(*known):
+                return None
+            again = before.offsets(*known)
+            if piece_offsets[1:MARGIN] != again[1:]:
+                return None
+            # Some tokenizers count the space to a text's first token, and to no other.
+            piece_offsets = again + piece_offsets[MARGIN:]
+        ids += piece_ids
+        offsets += piece_offsets
+        if number < len(insides):
+            after = insides[number]
+            known = after.first - MARGIN, after.first
+            if piece_ids[-MARGIN:] != after.ids(*known):
+                return None
+            if piece_offsets[-MARGIN:] != after.offsets(*known):
+                return None
+            ids += after.ids(after.first, after.stop)
+            offsets += after.offsets(after.first, after.stop)
+    return EncodedPrompt(text, tuple(ids), tuple(offsets), worded.content_stop)
+
+
+def _inside(text: str, match: TextMatch) -> _Inside | None:
+    """What of a chunk needn't be encoded; None where it is too short, or has no place to cut."""
+    chunk, shift = match.record.encoded, match.start
+    length = match.stop - match.start
+    count = bisect_left(chunk.offsets, (length,))  # tokens that begin in what the prompt holds
+    lowest, highest = EDGE + MARGIN, count - EDGE - MARGIN
+    firsts = range(lowest, min(lowest + SEARCH, highest))
+    stops = range(highest, max(lowest, highest - SEARCH), -1)
+    first = next((i for i in firsts if _is_cut(text, chunk, shift, i)), None)
+    stop = next((i for i in stops if _is_cut(text, chunk, shift, i)), None)
+    if first is None or stop is None or stop <= first:
+        return None
+    return _Inside(chunk, shift, first, stop)
+
+
+def _cut(text: str, chunk: EncodedChunk, shift: int, token: int) -> int:
+    """Where the text can be cut before a token of which `_is_cut` holds."""
+    start = chunk.offsets[token][0] + shift
+    return start if text[start] == " " else start - 1
+
+
+def _is_cut(text: str, chunk: EncodedChunk, shift: int, token: int) -> bool:
+    """Whether a token begins a word that one space divides from a word before.
+
+    Some tokenizers count the space to the token's place, others don't.
+    """
+    at = _cut(text, chunk, shift, token)
+    before = chunk.offsets[token - 1][1] + shift
+    return (
+        before == at
+        and text[at] == " "
+        and text[at - 1].isalnum()
+        and text[at + 1 : at + 2].isalnum()
+    )
+
+
+def _stops_at_spaces(tokenizer: Any, text: str) -> bool:
+    """Whether no token reaches over a space between words: byte-level BPE and the like.
+
+    Their rule splits a text into words, read from left to right, before anything is merged.
+    """
+    backend = tokenizer.backend_tokenizer
+    normal = _parts(backend.normalizer, "normalizers")
+    if any(part["type"] != "NFC" for part in normal):
+        return False
+    if normal and not unicodedata.is_normalized("NFC", text):
+        return False
+    rules = _parts(backend.pre_tokenizer, "pretokenizers")
+    if not rules or any(rule["type"] not in ("Split", "ByteLevel", "Digits") for rule in rules):
+        return False
+    sample = "Some words, and 12 more 345 (words) in a_row"
+    starts = {start for _, (start, _) in backend.pre_tokenizer.pre_tokenize_str(sample)}
+    return starts.issuperset(i for i, character in enumerate(sample) if character == " ")
+
+
+def _parts(component: Any, of_sequence: str) -> list[dict[str, Any]]:
+    """The settings of a tokenizer's component, or of those that it is a sequence of."""
+    if component is None:
+        return []
+    settings = json.loads(component.__getstate__())
+    parts: list[dict[str, Any]] = settings.get(of_sequence, [settings])
+    return parts
+
+
+def _special_before(tokenizer: Any) -> tuple[int, ...] | None:
+    """Special tokens that the tokenizer puts before a text; None where it adds others, too."""
+    alone, whole = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
+    before = len(whole) - len(alone)
+    return tuple(whole[:before]) if whole[before:] == alone else None
+
+
+def _pairs(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((start, stop) for start, stop in offsets)

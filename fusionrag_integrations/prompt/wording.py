@@ -1,0 +1,120 @@
+"""A prompt -> the text that the model reads: in its own chat template, where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.types import Message, Prompt
+
+NEUTRAL = "Answer the question from the context."
+_MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
+
+
+@dataclass(frozen=True, slots=True)
+class WordedPrompt:
+    """A prompt's text. content_stop: the character behind the user's last word, where the
+    template's own text ends the prompt. plain: there is no template, so that the tokenizer adds
+    its special tokens.
+    """
+
+    text: str
+    content_stop: int
+    plain: bool
+
+
+def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
+    """The messages that ask a question over chunks, where no framework words the prompt."""
+    context = "\n\n".join(chunks)
+    return [
+        {"role": "system", "content": NEUTRAL},
+        {"role": "user", "content": f"Context:\n{context}\n\nQuestion: {question}\nAnswer:"},
+    ]
+
+
+def ingest_prefix(tokenizer: Any) -> str:
+    """The text before every chunk at ingest: a neutral prompt in the model's own template.
+
+    Chunks prefilled without it collapse, because a prompt's first tokens draw attention that
+    has nowhere else to go.
+    """
+    if tokenizer.chat_template is None:
+        return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n"
+    system: list[Message] = [
+        {"role": "system", "content": NEUTRAL},
+        {"role": "user", "content": _MARK},
+    ]
+    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{_MARK}"}]
+    try:
+        text = _apply(tokenizer, system)
+    except TemplateError:  # some templates refuse a system message
+        text = _apply(tokenizer, plain)
+    if NEUTRAL not in text:  # and some drop it
+        text = _apply(tokenizer, plain)
+    return text[: text.index(_MARK)]
+
+
+def word(tokenizer: Any, prompt: Prompt) -> WordedPrompt:
+    """A prompt's text. A string is one user message where the tokenizer has a chat template.
+
+    Raises `InvalidInputError` for an empty or malformed prompt, and for messages where the
+    tokenizer has no template for them.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise InvalidInputError("The prompt is empty.")
+        if tokenizer.chat_template is None:
+            return WordedPrompt(_encodable(prompt), len(prompt), plain=True)
+        prompt = [{"role": "user", "content": prompt}]
+    messages = _checked(prompt)
+    if tokenizer.chat_template is None:
+        raise InvalidInputError(
+            "This model's tokenizer has no chat template, so messages can't be worded for it. "
+            "Give the prompt as one string, or a tokenizer with a template."
+        )
+    try:
+        text = _apply(tokenizer, messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InvalidInputError(
+            f"The model's chat template refuses these messages: {error}. Their roles are "
+            f"{', '.join(message['role'] for message in messages)}."
+        ) from error
+    last = messages[-1]["content"].strip()
+    at = text.rfind(last)
+    stop = at + len(last) if at >= 0 else len(text)
+    return WordedPrompt(_encodable(text), stop, plain=False)
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    return text
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"The prompt holds half a surrogate pair at character {error.start}."
+        ) from error
+    return text
+
+
+def _checked(messages: Sequence[Message]) -> list[Message]:
+    if not messages:
+        raise InvalidInputError("The prompt holds no messages.")
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(field), str) for field in ("role", "content")
+        ):
+            raise InvalidInputError(
+                f"A message must be a dictionary with the strings 'role' and 'content'; got "
+                f"{message!r}."
+            )
+    if not any(message["content"].strip() for message in messages):
+        raise InvalidInputError("The prompt's messages are all empty.")
+    return list(messages)
