@@ -34,7 +34,7 @@ from fusionrag_integrations.store import KVStore
 from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, ContextTrace, Document
 
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
-PASS_TOKENS = 1024  # of chunks that are computed together; more rows are multiplied no faster
+PASS_TOKENS = 512  # of chunks that are computed together; more rows are multiplied no faster
 NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
 
 Item = TypeVar("Item")

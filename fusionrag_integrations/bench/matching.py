@@ -2,9 +2,9 @@
 
     python -m fusionrag_integrations.bench.matching --chunks 100000 --tokens 27000
 
-Clock from the encoded prompt to the assembled one: finding texts, reading records from the
-catalog, deciding which chunk each text is, and laying tokens over the prompt's. Encoding comes
-before, and is shown beside it.
+Finding texts, reading records from the catalog, deciding which chunk each text is, and laying
+tokens over the prompt's. What lies in between is shown beside it: encoding the prompt, as a whole
+and without the tokens of the chunks that were found.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import click
 
 from fusionrag_integrations.bench.invented import make_tokenizer, texts
 from fusionrag_integrations.catalog import Catalog, StoreInfo
+from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.match import ChunkMatcher, resolve
-from fusionrag_integrations.prompt import assemble, encode, encode_chunk
+from fusionrag_integrations.prompt import assemble, encode_chunk, encode_worded, word
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk, KVHandle
 
 CHUNKS_A_DOCUMENT = 100
@@ -42,6 +43,7 @@ class MatchTime:
     handles: bool
     tokens_found: int
     encode_ms: float
+    encode_unknown_ms: float
     match_ms: float
     low_ms: float
     high_ms: float
@@ -77,7 +79,12 @@ def measure(known: int, tokens: int) -> list[MatchTime]:
             records = fill(catalog, known, tokenizer, chosen)
             matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts)
             prompt = "\n\n".join([*(r.chunk.text for r in records), "What does it say of that?"])
-            encoded, encode_times = timed(lambda: encode(tokenizer, prompt))
+            worded = word(tokenizer, prompt)
+            encoded, encode_times = timed(lambda: encode_worded(tokenizer, worded))
+            matches = resolve(matcher.find(prompt, catalog.records), ())
+            again, unknown_times = timed(lambda: encode_worded(tokenizer, worded, matches))
+            if again != encoded:
+                raise FusionRAGError("Tokens of known chunks are others than the tokenizer's.")
             rows: list[MatchTime] = []
             for handles in ((), tuple(record.handle for record in records)):
 
@@ -95,6 +102,7 @@ def measure(known: int, tokens: int) -> list[MatchTime]:
                         handles=bool(handles),
                         tokens_found=len(assembled.chunk_positions),
                         encode_ms=median(encode_times),
+                        encode_unknown_ms=median(unknown_times),
                         match_ms=median(times),
                         low_ms=low,
                         high_ms=high,
