@@ -72,6 +72,9 @@ def lines_plot(
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if log:
             axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):  # powers would be written as mathematics
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else "")
         dashes = chain(("-" for _ in _COLOURS), repeat("--"))
         looks = zip(cycle(_COLOURS), cycle(_MARKERS), dashes, strict=False)
         for (name, points), (colour, marker, dash) in zip(series.items(), looks, strict=False):

@@ -49,17 +49,17 @@ def _roofline(stem: Path, result: Result) -> None:
     intensities = [point[0] for points in series.values() for point in points]
     ridge = result["peak_flops"] / result["peak_bytes"]
     for intensity in sorted({*intensities, ridge}):
-        roof = min(result["peak_flops"], intensity * result["peak_bytes"]) / 1e12
+        roof = min(result["peak_flops"], intensity * result["peak_bytes"]) / 1e9
         series.setdefault("roof", []).append((intensity, roof, roof, roof))
     title = "Attention below what memory and arithmetic allow"
-    x_label, y_label = "operations a byte", "10^12 operations a second"
+    x_label, y_label = "operations a byte", "10^9 operations a second"
     lines_plot(stem, series, {}, title=title, x_label=x_label, y_label=y_label, log=True)
 
 
 def _add_point(
     series: dict[str, list[Point]], name: str, work: Mapping[str, float], ms: float
 ) -> None:
-    speed = work["flops"] / ms / 1e9
+    speed = work["flops"] / ms / 1e6
     point = (work["flops"] / work["bytes"], speed, speed, speed)
     series.setdefault(name, []).append(point)
 

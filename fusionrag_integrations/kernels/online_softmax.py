@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 MOST_SPLITS = 64
+LARGE_SHARED_MEMORY = (9, 10)  # compute capabilities with 227 KB a block; others have 99 or 163
 LOG2_E = 1.4426950408889634
 
 
@@ -228,15 +229,31 @@ class Launch:
     stages: int
 
 
-def launch_for(heads: int, kv_heads: int, rows: int, keys: int, size: int, programs: int) -> Launch:
-    """A layout with at least about `programs` programs, if there are keys enough to split."""
+def launch_for(
+    heads: int, kv_heads: int, rows: int, keys: int, head_bytes: int, programs: int
+) -> Launch:
+    """A layout with at least about `programs` programs, if there are keys enough to split.
+
+    head_bytes: of one key. The larger, the smaller the blocks, which must fit in shared memory.
+    """
     flat = rows * heads // kv_heads
-    block_m = 16 if flat <= 16 else 64 if flat <= 64 or size > 128 else 128
-    block_n = 64 if size <= 128 else 32
+    largest, block_n = (
+        (128, 64) if head_bytes <= 256 else (64, 32) if head_bytes <= 512 else (32, 16)
+    )
+    block_m = min(largest, 16 if flat <= 16 else 64 if flat <= 64 else 128)
     blocks = triton.cdiv(flat, block_m) * kv_heads
     wanted = programs // blocks
     splits = max(1, min(wanted, triton.cdiv(keys, 4 * block_n), MOST_SPLITS))
     return Launch(block_m, block_n, splits, warps=8 if block_m == 128 else 4, stages=2)
+
+
+def head_bytes(queries: torch.Tensor) -> int:
+    """Of one key; twice as much where the device has little shared memory, so that less is held."""
+    size = queries.shape[2] * queries.element_size()
+    if queries.device.type != "cuda":
+        return size
+    major, _ = torch.cuda.get_device_capability(queries.device)
+    return size if major in LARGE_SHARED_MEMORY else 2 * size
 
 
 def programs_at_once(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     Scratch,
     add_keys,
     finish,
+    head_bytes,
     launch_for,
     programs_at_once,
 )
@@ -226,7 +227,7 @@ def segment_attention(
     number = len(segments.segments)
     if launch is None:
         at_once = programs_at_once(queries.device)
-        launch = launch_for(heads, kv_heads, count, segments.stop, size, at_once)
+        launch = launch_for(heads, kv_heads, count, segments.stop, head_bytes(queries), at_once)
     split_segments = triton.cdiv(number, launch.splits)
     splits = triton.cdiv(number, split_segments)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)

@@ -23,6 +23,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     Scratch,
     add_keys,
     finish,
+    head_bytes,
     launch_for,
     programs_at_once,
 )
@@ -161,7 +162,7 @@ def triton_attention(
     kv_heads, count, _ = keys.shape
     if launch is None:
         at_once = programs_at_once(queries.device)
-        launch = launch_for(heads, kv_heads, rows, count, size, at_once)
+        launch = launch_for(heads, kv_heads, rows, count, head_bytes(queries), at_once)
     split_keys = triton.cdiv(triton.cdiv(count, launch.splits), launch.block_n) * launch.block_n
     splits = triton.cdiv(count, split_keys)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)

@@ -101,3 +101,13 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dra
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InvalidInputError, match=r"fusionrag-integrations\[bench\]"):
         draw(tmp_path / "a")
+
+
+def test_logarithmic_axes_are_labelled_in_plain_numbers(tmp_path: Path) -> None:
+    series: dict[str, list[Point]] = {
+        "one": [(x, y, y, y) for x, y in ((3.0, 20.0), (900.0, 400.0))]
+    }
+    lines_plot(tmp_path / "log", series, {}, title="A", x_label="x", y_label="y", log=True)
+    shown = texts(tmp_path / "log")
+    assert {"10", "100"} <= set(shown)
+    assert not any("$" in text for text in shown)

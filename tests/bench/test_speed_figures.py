@@ -64,7 +64,7 @@ def test_attention_below_its_roofs(drawn: dict[str, Any]) -> None:
     result = {"rows": [few | dense, many | dense], "peak_flops": 1e12, "peak_bytes": 1e11}
     SPEED_FIGURES["roofline"](Path("x"), result)
     assert drawn == {
-        "ours, 4,096 keys": [(2.0, 0.1, 0.1, 0.1), (20.0, 0.5, 0.5, 0.5)],
-        "dense": [(20.0, 0.8, 0.8, 0.8)],
-        "roof": [(2.0, 0.2, 0.2, 0.2), (10.0, 1.0, 1.0, 1.0), (20.0, 1.0, 1.0, 1.0)],
+        "ours, 4,096 keys": [(2.0, *[100.0] * 3), (20.0, *[500.0] * 3)],
+        "dense": [(20.0, *[800.0] * 3)],
+        "roof": [(2.0, *[200.0] * 3), (10.0, *[1000.0] * 3), (20.0, *[1000.0] * 3)],
     }

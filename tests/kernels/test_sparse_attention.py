@@ -109,14 +109,24 @@ def test_blocks_that_no_row_sees_are_skipped() -> None:
     ],
 )
 def test_few_rows_split_the_keys(rows: int, keys: int, programs: int, splits: int) -> None:
-    launch = kernel.launch_for(28, 4, rows, keys, 128, programs)
+    launch = kernel.launch_for(28, 4, rows, keys, 256, programs)
     assert launch.splits == splits
+
+
+@pytest.mark.parametrize("rows", [1, 5, 5_000])
+@pytest.mark.parametrize("head_bytes", [64, 256, 512, 1024])
+def test_blocks_fit_in_shared_memory(head_bytes: int, rows: int) -> None:
+    """Queries once, keys and values twice each while the next ones are read: 227 KB on a Hopper."""
+    launch = kernel.launch_for(28, 4, rows, 32_000, head_bytes, 264)
+    held = launch.block_m + 2 * launch.stages * launch.block_n
+    assert held * head_bytes <= 227 * 1024 * 3 // 4  # some for what the compiler adds
+    assert min(launch.block_m, launch.block_n) >= 16
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
-    given = made(6, 2, 20, 75, 32)
+    given = made(2, 1, 20, 75, 32)
     with Lines("_attend", "add_keys", "add_block", "finish", "combine") as lines:
         for window, splits in product((None, 20), (1, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
