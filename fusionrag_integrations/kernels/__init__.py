@@ -58,11 +58,10 @@ def attend(
     On CUDA by the Triton kernel, where Triton is installed and the heads are of a size that it
     knows; otherwise in blocks of rows.
     """
-    if queries.device.type == "cuda" and _has_triton():
-        from fusionrag_integrations.kernels.sparse_attention import HEAD_SIZES, triton_attention
+    if _by_triton(queries):
+        from fusionrag_integrations.kernels.sparse_attention import triton_attention
 
-        if queries.shape[2] in HEAD_SIZES:
-            return triton_attention(queries, keys, values, rows.on_device, scaling, window)
+        return triton_attention(queries, keys, values, rows.on_device, scaling, window)
     return blocked_attention(queries, keys, values, rows, scaling, window)
 
 
@@ -82,13 +81,20 @@ def attend_in_place(
     takes the Triton kernel, this takes one that reads segments where they lie; otherwise
     everything is copied to one place in every layer.
     """
-    if queries.device.type == "cuda" and _has_triton():
+    if _by_triton(queries):
         from fusionrag_integrations.kernels.segment_attention import segment_attention
-        from fusionrag_integrations.kernels.sparse_attention import HEAD_SIZES
 
-        if queries.shape[2] in HEAD_SIZES:
-            return segment_attention(layer, queries, keys, values, rows, segments, scaling, window)
+        return segment_attention(layer, queries, keys, values, rows, segments, scaling, window)
     return gathering_attention(layer, queries, keys, values, rows, segments, scaling, window)
+
+
+def _by_triton(queries: torch.Tensor) -> bool:
+    """Whether the Triton kernels can take these; only then are they imported."""
+    if queries.device.type != "cuda" or not _has_triton():
+        return False
+    from fusionrag_integrations.kernels.sparse_attention import HEAD_SIZES
+
+    return queries.shape[2] in HEAD_SIZES
 
 
 @cache

@@ -61,15 +61,13 @@ class KVBuffer:
     @property
     def keys(self) -> torch.Tensor:
         """All layers', once they are filled."""
-        for layer in tuple(self._filled):
-            self._wait(layer)
+        self._wait_for_all()
         return self._keys
 
     @property
     def values(self) -> torch.Tensor:
         """All layers', once they are filled."""
-        for layer in tuple(self._filled):
-            self._wait(layer)
+        self._wait_for_all()
         return self._values
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,6 +142,10 @@ class KVBuffer:
         slots = torch.tensor(positions, dtype=torch.int64, device=self._keys.device)
         self._keys.index_fill_(2, slots, 0.0)
         self._values.index_fill_(2, slots, 0.0)
+
+    def _wait_for_all(self) -> None:
+        for layer in tuple(self._filled):
+            self._wait(layer)
 
     def _wait(self, layer: int) -> None:
         """Let the current stream wait until the layer is filled, unless it has before."""
