@@ -21,6 +21,19 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def rows_of_program(positions, rows, group, kv_head, BLOCK_M: tl.constexpr):
+    """Rows and query heads of a program, which are real, where they stand, the first and last."""
+    flat = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = flat // group
+    head = kv_head * group + flat % group
+    real = row < rows
+    position = tl.load(positions + row, mask=real, other=-1).to(tl.int32)
+    last = tl.max(position)
+    first = tl.min(tl.where(real, position, last))
+    return row, head, real, position, first, last
+
+
+@triton.jit
 def add_block(
     query,
     upto,

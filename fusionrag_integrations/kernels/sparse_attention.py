@@ -26,6 +26,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     head_bytes,
     launch_for,
     programs_at_once,
+    rows_of_program,
 )
 
 HEAD_SIZES = (32, 64, 96, 128, 256)
@@ -66,13 +67,9 @@ def _attend(
     """scaling: with log2(e) in it. WIDE: multiply in float32 (the interpreter can't in bf16)."""
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
-    flat = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = flat // group
-    head = kv_head * group + flat % group
-    real = row < rows
-    position = tl.load(positions + row, mask=real, other=-1).to(tl.int32)
-    last = tl.max(position)
-    first = tl.min(tl.where(real, position, last))
+    row, head, real, position, first, last = rows_of_program(
+        positions, rows, group, kv_head, BLOCK_M=BLOCK_M
+    )
 
     size = tl.arange(0, PADDED)
     inside = size < SIZE

@@ -127,11 +127,13 @@ def test_blocks_fit_in_shared_memory(head_bytes: int, rows: int) -> None:
 def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(2, 1, 20, 75, 32)
-    with Lines("_attend", "add_keys", "add_block", "finish", "combine") as lines:
+    with Lines("_attend", "rows_of_program", "add_keys", "add_block", "finish", "combine") as lines:
         for window, splits in product((None, 20), (1, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
     softmax = online_softmax
-    lines.check(kernel._attend, softmax.add_keys, softmax.finish, softmax.combine)
+    lines.check(
+        kernel._attend, softmax.rows_of_program, softmax.add_keys, softmax.finish, softmax.combine
+    )
     # What is stale is the other kernel's.
     lines.check(softmax.add_block, left_out=("old", "score = tl.where((old"))
 
