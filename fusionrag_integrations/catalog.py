@@ -15,7 +15,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -27,11 +27,18 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from fusionrag_integrations.keys import metadata_json
-from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, Document, EncodedChunk
+from fusionrag_integrations.keys import metadata_json, record_signature
+from fusionrag_integrations.types import (
+    Chunk,
+    ChunkRecord,
+    ContextTrace,
+    Document,
+    EncodedChunk,
+    KVFormat,
+)
 
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -39,7 +46,8 @@ _APPLICATION_ID = 0x46524147  # "FRAG": tells our files from other SQLite databa
 _SCHEMA = (
     """CREATE TABLE store (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
-        embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, revision INTEGER NOT NULL)""",
+        embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
+        salt_id TEXT NOT NULL, revision INTEGER NOT NULL)""",
     "CREATE TABLE documents (id TEXT PRIMARY KEY, content_hash TEXT NOT NULL)",
     """CREATE TABLE chunks (
         id TEXT PRIMARY KEY,
@@ -70,7 +78,8 @@ _RECORDS = "chunks LEFT JOIN traces USING (traced_key)"
 class StoreInfo:
     """What a store was made with; none of it can change afterwards.
 
-    model_source: the directory or hub name that the model was loaded from.
+    model_source: the directory or hub name that the model was loaded from. kv_format: in which
+    KV is kept. salt_id: stands for the store's salt, which itself is kept nowhere.
     """
 
     format_version: int
@@ -78,6 +87,13 @@ class StoreInfo:
     model_source: str
     embedding: str
     chunk_tokens: int
+    kv_format: KVFormat
+    salt_id: str = ""
+
+    @property
+    def record_signature(self) -> str:
+        """What every KV record of the store carries, and every key depends on."""
+        return record_signature(self.signature, self.kv_format, self.salt_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,7 @@ class Catalog:
         self._path = path
         self._db = connection
         self._lock = RLock()
-        columns = "format_version, signature, model_source, embedding, chunk_tokens"
+        columns = ", ".join(field.name for field in fields(StoreInfo))
         self._info = StoreInfo(*self._rows(f"SELECT {columns} FROM store")[0])
 
     @classmethod
@@ -117,7 +133,7 @@ class Catalog:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     db.execute(statement)
-                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, 0)", astuple(info))
+                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, 0)", astuple(info))
                 db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             return cls(path, db)

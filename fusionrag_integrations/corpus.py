@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
 
 EMBEDDING_BATCH = 64
+KV_DIRECTORY = "kv"  # the name of the records' directory in a store's
 
 
 class Index(Protocol):

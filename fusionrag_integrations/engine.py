@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from fusionrag_integrations.calibration import (
     CALIBRATION_FILE,
@@ -12,7 +14,7 @@ from fusionrag_integrations.calibration import (
 )
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import Corpus, Progress, scoped_id
+from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     FusionRAGError,
@@ -20,21 +22,27 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
+from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.prompt import encode, ingest_prefix
+from fusionrag_integrations.recompute import resident
+from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
-from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore, KVStore
+from fusionrag_integrations.store import Budgets, FileKVStore, StoreMetrics, TieredKV, format_of
 from fusionrag_integrations.types import (
     Answer,
     AnswerSettings,
     Calibration,
     Document,
+    KVFormat,
+    KVHandle,
     LoadedPrompt,
     Prompt,
 )
 
 DEFAULT_CHUNK_TOKENS = 256
+DEFAULT_BUDGETS = Budgets()
 
 
 class FusionEngine:
@@ -44,7 +52,7 @@ class FusionEngine:
         self,
         model: CausalModel,
         corpus: Corpus,
-        store: KVStore,
+        kv: TieredKV,
         prefix: str,
         calibration: Calibration | None = None,
         break_even: int = 0,
@@ -52,13 +60,11 @@ class FusionEngine:
         self.corpus = corpus
         self.model = model
         self.calibration = calibration
-        self._store = store
+        self._kv = kv
         self._prefix = prefix
         self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
-        self._server = Server(
-            model, corpus.catalog, store, self._prefix_ids, calibration, break_even
-        )
+        self._server = Server(model, corpus.catalog, kv, self._prefix_ids, calibration, break_even)
 
     @classmethod
     def from_pretrained(
@@ -70,19 +76,33 @@ class FusionEngine:
         dtype: str = "auto",
         embedding: object | None = None,
         chunk_tokens: int | None = None,
+        kv_format: KVFormat | None = None,
+        salt: str = "",
+        budgets: Budgets = DEFAULT_BUDGETS,
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is made where there is none.
 
         device: "auto" takes CUDA where there is one. dtype: "auto", "float32", "bfloat16" or
         "float16". embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None
         for the built-in lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed
-        when the store is made (default 256).
+        when the store is made (default 256). kv_format: how KV is kept, fixed too: "float32",
+        "float16", "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of
+        this store's owner that every key depends on; the same one is needed each time. budgets:
+        bytes of KV on the device, in host memory and on disk.
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was made otherwise.
         """
         model = CausalModel.load(model_name_or_path, device, dtype)
-        return cls.open(model, store, embedding=embedding, chunk_tokens=chunk_tokens)
+        return cls.open(
+            model,
+            store,
+            embedding=embedding,
+            chunk_tokens=chunk_tokens,
+            kv_format=kv_format,
+            salt=salt,
+            budgets=budgets,
+        )
 
     @classmethod
     def open(
@@ -92,14 +112,23 @@ class FusionEngine:
         *,
         embedding: object | None = None,
         chunk_tokens: int | None = None,
+        kv_format: KVFormat | None = None,
+        salt: str = "",
+        budgets: Budgets = DEFAULT_BUDGETS,
     ) -> FusionEngine:
         """Like `from_pretrained`, with a model that is loaded already."""
+        if not isinstance(salt, str):
+            raise InvalidInputError(f"The salt is a {type(salt).__name__}; give a string.")
+        if kv_format is not None and kv_format not in get_args(KVFormat):
+            raise InvalidInputError(
+                f"Unknown kv_format {kv_format!r}; choose {', '.join(get_args(KVFormat))}."
+            )
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(prefix)
         path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
-            _check_same(corpus, model.source, signature, chunk_tokens)
+            _check_same(corpus, model.source, signature, chunk_tokens, kv_format, salt_id(salt))
         else:
             chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
             info = StoreInfo(
@@ -108,19 +137,24 @@ class FusionEngine:
                 model_source=model.source,
                 embedding=as_embedder(embedding).name,
                 chunk_tokens=chunker.chunk_tokens,
+                kv_format=kv_format or format_of(model.dtype),
+                salt_id=salt_id(salt),
             )
             corpus = Corpus.create(path, info, embedding)
-        files = [place / CALIBRATION_FILE for place in (path, Path(model.source))]
-        calibration = _calibration(files, model, signature)
-        lengths = [read_break_even(file, signature, device_name(model.device)) for file in files]
+        measured = [place / CALIBRATION_FILE for place in (path, Path(model.source))]
+        calibration = _calibration(measured, model, signature)
+        device = device_name(model.device)
+        lengths = [read_break_even(file, signature, device) for file in measured]
         break_even = next(filter(None, lengths), 0)
-        store_of_kv = FileKVStore(path / "kv", signature)
-        return cls(model, corpus, store_of_kv, prefix, calibration, break_even)
+        info = corpus.catalog.info
+        files = FileKVStore(path / KV_DIRECTORY, info.record_signature, info.kv_format)
+        kv = TieredKV(files, budgets, model.device, partial(resident, model))
+        return cls(model, corpus, kv, prefix, calibration, break_even)
 
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
         """An engine over the same store whose own selector works as `calibration` says."""
         return FusionEngine(
-            self.model, self.corpus, self._store, self._prefix, calibration, self._break_even
+            self.model, self.corpus, self._kv, self._prefix, calibration, self._break_even
         )
 
     @property
@@ -172,7 +206,7 @@ class FusionEngine:
             return Ingest(
                 self.model,
                 self.corpus,
-                self._store,
+                self._kv,
                 self._prefix_ids,
                 neighbours,
                 progress or (lambda stage, done, total: None),
@@ -187,7 +221,7 @@ class FusionEngine:
         """
         if scope and not isinstance(document_ids, str):
             document_ids = [scoped_id(source, scope) for source in document_ids]
-        return delete_documents(self.corpus, self._store, document_ids)
+        return delete_documents(self.corpus, self._kv, document_ids)
 
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
         """Answer a prompt: a string, or chat messages for the tokenizer's template.
@@ -200,6 +234,14 @@ class FusionEngine:
         for _ in stream:
             pass
         return stream.answer
+
+    def prefetch(self, handles: Iterable[KVHandle]) -> None:
+        """Begin to load the KV of chunks that a prompt is about to hold; returns at once."""
+        self._kv.prefetch(handle.fused_key or handle.isolated_key for handle in handles)
+
+    def metrics(self) -> StoreMetrics:
+        """What the tiers of KV hold, and what they have done since the engine was opened."""
+        return self._kv.metrics()
 
     def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
         """A prompt with the KV that `answer` would place for it, to look into."""
@@ -260,7 +302,14 @@ def _calibration(files: Iterable[Path], model: CausalModel, signature: str) -> C
     return None
 
 
-def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | None) -> None:
+def _check_same(
+    corpus: Corpus,
+    model: str,
+    signature: str,
+    chunk_tokens: int | None,
+    kv_format: KVFormat | None,
+    salt: str,
+) -> None:
     info = corpus.catalog.info
     if info.format_version != FORMAT_VERSION:
         raise StoreMismatchError(
@@ -277,4 +326,14 @@ def _check_same(corpus: Corpus, model: str, signature: str, chunk_tokens: int | 
         raise InvalidInputError(
             f"The store at {corpus.path} has chunks of up to {info.chunk_tokens} tokens; "
             f"chunk_tokens={chunk_tokens} needs a new store."
+        )
+    if kv_format is not None and kv_format != info.kv_format:
+        raise InvalidInputError(
+            f"The store at {corpus.path} keeps KV as {info.kv_format}; kv_format={kv_format!r} "
+            "needs a new store."
+        )
+    if salt != info.salt_id:
+        raise StoreMismatchError(
+            f"The store at {corpus.path} was made with {'another' if info.salt_id else 'no'} salt. "
+            "Open it with its own, or make a new store."
         )

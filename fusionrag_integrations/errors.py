@@ -11,7 +11,8 @@ FusionRAGError
     ├── StoreMismatchError                    the store was made by another model or embedding
     └── KVRecordError                         one record can't be used; in serving, a counted miss
         ├── KVMissingError                    no such record
-        ├── KVCorruptError                    damaged: truncated, altered or unreadable
+        ├── KVCorruptError                    damaged: truncated, altered, or no record at all
+        ├── KVUnreadableError                 there, but the system won't read it now
         └── KVForeignError                    intact, but made by another model, format or key
 """
 
@@ -67,6 +68,10 @@ class KVMissingError(KVRecordError):
 
 class KVCorruptError(KVRecordError):
     """The record is damaged: truncated, altered, or not a record at all."""
+
+
+class KVUnreadableError(KVRecordError):
+    """The system won't read the record now: permissions, open files, a failing disk."""
 
 
 class KVForeignError(KVRecordError):

@@ -14,13 +14,14 @@ collect    records that no chunk uses any more are deleted
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
@@ -30,8 +31,10 @@ from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
 from fusionrag_integrations.prompt import encode_chunk
-from fusionrag_integrations.store import KVStore
+from fusionrag_integrations.store import TieredKV
 from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, ContextTrace, Document
+
+logger = logging.getLogger(__name__)
 
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
 PASS_TOKENS = 512  # of chunks that are computed together; more rows are multiplied no faster
@@ -43,7 +46,10 @@ Change = Literal["new", "changed", "unchanged"]
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What an ingest did. Chunks whose KV was there already are not computed again."""
+    """What an ingest did. Chunks whose KV was there already are not computed again.
+
+    without_room: chunks that have no KV, since the disk's budget is full.
+    """
 
     documents_new: int
     documents_changed: int
@@ -53,6 +59,7 @@ class IngestReport:
     isolated_computed: int
     fused_computed: int
     seconds: float
+    without_room: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Ingest:
         self,
         model: CausalModel,
         corpus: Corpus,
-        store: KVStore,
+        store: TieredKV,
         prefix_ids: tuple[int, ...],
         neighbours: NeighbourPolicy,
         progress: Progress,
@@ -84,8 +91,10 @@ class Ingest:
         self._catalog = corpus.catalog
         self._store = store
         self._prefix = prefill_prefix(model, prefix_ids)
+        self._signature = corpus.catalog.info.record_signature
         self._policy = neighbours
         self._progress = progress
+        self._full = False  # whether the disk's budget has no room for more
         self._stored = set(store.keys())  # one listing costs less than a question a record
 
     def run(self, documents: Iterable[Document], delete_others: bool) -> IngestReport:
@@ -103,6 +112,8 @@ class Ingest:
         isolated = self._make_isolated()
         fused = self._make_fused()
         collect_garbage(self._corpus, self._store)
+        if self._full:
+            logger.warning("The disk's budget is full: some chunks' KV was not kept.")
         counts = Counter(changes.values())
         return IngestReport(
             documents_new=counts["new"],
@@ -113,6 +124,7 @@ class Ingest:
             isolated_computed=isolated,
             fused_computed=fused,
             seconds=perf_counter() - started,
+            without_room=self._without_kv() if self._full else 0,
         )
 
     def _update_catalog(self, documents: Iterable[Document]) -> dict[str, Change]:
@@ -162,8 +174,11 @@ class Ingest:
                 f"the ingest prefix; the model's context holds {self._model.context_window}. "
                 "Make a store with a smaller chunk_tokens."
             )
-        key = isolated_key(encoded.token_ids, self._catalog.info.signature, chunk.scope)
+        key = isolated_key(encoded.token_ids, self._signature, chunk.scope)
         return ChunkRecord(encoded, key)
+
+    def _without_kv(self) -> int:
+        return sum(isolated not in self._stored for _, isolated, _ in self._catalog.kv_keys())
 
     def _make_isolated(self) -> int:
         missing = {
@@ -177,8 +192,10 @@ class Ingest:
             self._progress("isolated", done, len(missing))
             self._prefill_isolated(batch)
             done += len(batch)
+            if self._full:
+                break
         self._progress("isolated", len(missing), len(missing))
-        return len(missing)
+        return done
 
     def _prefill_isolated(self, records: Sequence[ChunkRecord]) -> list[ChunkKV]:
         tokens = {record.isolated_key: record.encoded.token_ids for record in records}
@@ -188,8 +205,10 @@ class Ingest:
         return kvs
 
     def _put(self, kv: ChunkKV) -> None:
-        self._store.put(kv)
-        self._stored.add(kv.key)
+        if self._store.put(kv):
+            self._stored.add(kv.key)
+        else:
+            self._full = True
 
     def _make_fused(self) -> int:
         lost = [
@@ -211,9 +230,12 @@ class Ingest:
             for fusing in batch:
                 chunk_id, key = fusing.record.chunk.id, fusing.key
                 neighbours = [neighbour.chunk.id for neighbour in fusing.neighbours]
-                self._catalog.set_fused(chunk_id, key, neighbours, traces.get(key))
+                if key in self._stored:
+                    self._catalog.set_fused(chunk_id, key, neighbours, traces.get(key))
             traced |= traces.keys()
             computed += len(missing)
+            if self._full:
+                break
         self._progress("fused", len(unfused), len(unfused))
         return computed
 
@@ -265,12 +287,12 @@ class Ingest:
     def _load_isolated(self, chunk_id: str) -> ChunkKV:
         record = self._catalog.records([chunk_id])[chunk_id]
         try:
-            return self._store.get(record.isolated_key)
+            return self._store.get(record.isolated_key).dense()
         except KVRecordError:  # damaged since it was written: make it anew
             return self._prefill_isolated([record])[0]
 
 
-def delete_documents(corpus: Corpus, store: KVStore, document_ids: Iterable[str]) -> int:
+def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]) -> int:
     """Delete documents with all KV made from or with them; returns how many there were.
 
     Raises `InvalidInputError` for ids that aren't strings, and for a single string, whose letters
@@ -303,7 +325,15 @@ def _batches(
         yield batch
 
 
-def collect_garbage(corpus: Corpus, store: KVStore) -> int:
+class Records(Protocol):
+    """What deleting asks of a store of records."""
+
+    def keys(self) -> Iterator[str]: ...
+
+    def delete(self, key: str) -> None: ...
+
+
+def collect_garbage(corpus: Corpus, store: Records) -> int:
     """Delete the records, and traces, that no chunk uses; returns how many records."""
     live = corpus.catalog.live_keys()
     dead = sorted(set(store.keys()) - live)

@@ -2,7 +2,8 @@
 
 chunk id      document, text, occurrence,       who the chunk is, and what is kept beside it
               scope, title, metadata
-isolated key  token ids, signature, salt        KV of a chunk behind the ingest prefix
+signature     model, format, salt               what a store's records have in common
+isolated key  token ids, signature, scope       KV of a chunk behind the ingest prefix
 fused key     isolated key, neighbours' keys    KV of a chunk behind its neighbours
 
 Whatever changes the KV must change its key; stale KV is then not found rather than served.
@@ -48,14 +49,26 @@ def metadata_json(document_id: str, metadata: Mapping[str, object]) -> str:
         ) from error
 
 
-def isolated_key(token_ids: Sequence[int], signature: str, salt: str) -> str:
+def salt_id(salt: str) -> str:
+    """Stands for a salt where it can be read; empty for none."""
+    return _digest("salt", _utf8(salt)) if salt else ""
+
+
+def record_signature(model_signature: str, kv_format: str, salt_id: str) -> str:
+    """What all records of a store have in common.
+
+    model_signature: of the model, its settings and the ingest prefix.
+    """
+    return _digest("records", *map(_utf8, (model_signature, kv_format, salt_id)))
+
+
+def isolated_key(token_ids: Sequence[int], signature: str, scope: str) -> str:
     """The key of isolated KV.
 
-    signature: of the model, its settings and the ingest prefix. salt: separates equal tokens
-    whose KV must not be shared, such as those of two scopes.
+    signature: the records'. scope: equal tokens of two scopes must not share KV.
     """
     ids = struct.pack(f"<{len(token_ids)}q", *token_ids)
-    return _digest("isolated", ids, _utf8(signature), _utf8(salt))
+    return _digest("isolated", ids, _utf8(signature), _utf8(scope))
 
 
 def fused_key(isolated_key: str, neighbour_isolated_keys: Sequence[str]) -> str:

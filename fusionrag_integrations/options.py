@@ -73,7 +73,7 @@ class AnswerOptions(BaseModel):
         chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
         corpus = self.engine.corpus
         store = {  # an answer depends on what the store held
-            "signature": corpus.catalog.info.signature,
+            "signature": corpus.catalog.info.record_signature,
             "store": str(corpus.path.resolve()),
             "revision": corpus.catalog.revision,
         }

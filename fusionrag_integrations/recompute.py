@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
 from typing import Protocol
@@ -26,7 +26,13 @@ from fusionrag_integrations.model import (
 )
 from fusionrag_integrations.rope import TurnTables, rotate
 from fusionrag_integrations.timing import settle
-from fusionrag_integrations.types import AssembledPrompt, ChunkKV, LayerView, TokenSelection
+from fusionrag_integrations.types import (
+    AssembledPrompt,
+    ChunkKV,
+    LayeredKV,
+    LayerView,
+    TokenSelection,
+)
 
 EARLY_LAYERS = 2  # CacheBlend's: it compares at layer 1
 SEPARATOR = 4  # tokens between chunks, at most, that are taken for layout rather than content
@@ -50,35 +56,49 @@ class PromptKV(Protocol):
 
 
 def lay(
-    model: CausalModel, prompt: AssembledPrompt, kvs: Sequence[ChunkKV], capacity: int
+    model: CausalModel, prompt: AssembledPrompt, kvs: Sequence[LayeredKV], capacity: int
 ) -> PromptKV:
     """The prompt's chunks where they lie, if they all lie on the model's device as `resident`
     left them; else as `place` puts them.
     """
-    there = [kv.rotated and kv.keys.device == model.device for kv in kvs]
-    if there and all(there):
-        return ChunksInPlace(model, prompt, kvs, capacity)
+    there = [
+        kv
+        for kv in kvs
+        if isinstance(kv, ChunkKV) and kv.rotated and kv.keys.device == model.device
+    ]
+    if there and len(there) == len(kvs):
+        return ChunksInPlace(model, prompt, there, capacity)
     return place(model, prompt, kvs, capacity)
 
 
 @torch.inference_mode()
-def resident(model: CausalModel, kv: ChunkKV) -> ChunkKV:
+def resident(model: CausalModel, kv: LayeredKV) -> ChunkKV:
     """A chunk's KV on the model's device in the form that requests attend to where it lies.
 
     kv: in the canonical frame, on any device; it stays as it is. Requests may share the result.
+    Raises `KVRecordError` where its layers can't come.
     """
-    keys = rotate(kv.keys.to(model.device), model.rotation(range(len(kv.token_ids))))
-    values = kv.values.to(model.device)
-    return replace(kv, keys=keys.contiguous(), values=values.contiguous(), rotated=True)
+    keys, values = kv.tensors(slice(None), model.device)
+    turned = rotate(keys, model.rotation(range(len(kv.token_ids)))).to(model.dtype)
+    return ChunkKV(
+        key=kv.key,
+        kind=kv.kind,
+        token_ids=kv.token_ids,
+        keys=turned.contiguous(),
+        values=values.to(model.dtype).contiguous(),
+        rotated=True,
+    )
 
 
 @torch.inference_mode()
 def place(
-    model: CausalModel, prompt: AssembledPrompt, kvs: Sequence[ChunkKV], capacity: int
+    model: CausalModel, prompt: AssembledPrompt, kvs: Sequence[LayeredKV], capacity: int
 ) -> KVBuffer:
     """A buffer of `capacity` tokens that holds each span's KV, rotated to its positions.
 
-    kvs: one for each of the prompt's spans, in order, on any device; copied, never modified.
+    kvs: one for each of the prompt's spans, in order, on any device; copied, never modified. Layers
+    that are on their way are placed when they are needed; where they can't come, `KVRecordError`
+    is raised then.
     What stands at fresh positions is undefined until they are computed; between chunks, zeros.
     """
     buffer = model.new_buffer(capacity)
@@ -90,15 +110,14 @@ def place(
         for span, kv in zip(prompt.spans, kvs, strict=True):
             if kv is not moved:
                 moved = kv  # whole, since only what is contiguous moves without waiting
-                keys = kv.keys[layers].to(model.device, non_blocking=True)
-                values = kv.values[layers].to(model.device, non_blocking=True)
+                keys, values = kv.tensors(layers, model.device)
             source = slice(span.source_start, span.source_start + span.length)
             turn = rotation.at(slice(span.start, span.stop))
             if kv.rotated:  # one turn for all, from the chunk's start to the prompt's
                 turn = model.rotation((span.start - span.source_start,))
             buffer.place(span.start, keys[:, :, source], values[:, :, source], turn, layers)
 
-    buffer.fill(write)
+    buffer.fill(write, lambda layers: all(kv.ready(layers) for kv in kvs))
     buffer.clear(_separators(prompt))
     return buffer
 

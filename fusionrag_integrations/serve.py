@@ -31,7 +31,7 @@ from fusionrag_integrations.prompt import (
 )
 from fusionrag_integrations.recompute import PlacedPrompt, lay
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.store import KVReader, SharedReads
+from fusionrag_integrations.store import Lease, TieredKV
 from fusionrag_integrations.timing import Stopwatch
 from fusionrag_integrations.types import (
     Answer,
@@ -42,6 +42,7 @@ from fusionrag_integrations.types import (
     ChunkRecord,
     FinishReason,
     KVKind,
+    LayeredKV,
     LoadedPrompt,
     Prompt,
     Selector,
@@ -75,7 +76,7 @@ class Server:
         self,
         model: CausalModel,
         catalog: Catalog,
-        store: KVReader,
+        kv: TieredKV,
         prefix_ids: tuple[int, ...],
         calibration: Calibration | None,
         break_even: int = 0,
@@ -86,7 +87,7 @@ class Server:
         self._prefix_ids = prefix_ids
         self._calibration = calibration
         self._break_even = break_even
-        self._reads = SharedReads(store)
+        self._kv = kv
         self._known: tuple[int, ChunkMatcher] | None = None
         self._refreshing = Lock()
 
@@ -95,10 +96,18 @@ class Server:
         worded = word(self._model.tokenizer, prompt)
         matches = self._matches(worded, settings)
         encoded = encode_worded(self._model.tokenizer, worded, matches)
-        return self._load(assemble(encoded, matches, settings.handles), settings)
+        with self._kv.lease() as lease:
+            wanted = assemble(encoded, matches, settings.handles)
+            return self._load(wanted, settings, lease, complete=True)
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
+        with self._kv.lease() as lease:
+            yield from self._run(prompt, settings, lease)
+
+    def _run(
+        self, prompt: Prompt, settings: AnswerSettings, lease: Lease
+    ) -> Iterator[str | Answer]:
         watch = Stopwatch(self._model.device)
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
         worded = word(self._model.tokenizer, prompt)
@@ -125,7 +134,7 @@ class Server:
         elif settings.kv == "prefix":
             warm = self._prefix_cache(encoded, settings, watch)
         else:
-            warm = self._reuse(encoded, matches, settings, selector, watch)
+            warm = self._reuse(encoded, matches, settings, selector, lease, watch)
         text = TextStream(self._model.tokenizer, settings.stop)
         pieces: list[str] = []
         token_ids: list[int] = []
@@ -198,11 +207,23 @@ class Server:
         matches: Sequence[TextMatch],
         settings: AnswerSettings,
         selector: Selector,
+        lease: Lease,
         watch: Stopwatch,
     ) -> _Computed:
         wanted = assemble(encoded, matches, settings.handles)
         watch.lap("match")
-        loaded = self._load(wanted, settings)
+        try:
+            loaded = self._load(wanted, settings, lease)
+            return self._recomputed(loaded, settings, selector, watch)
+        except KVRecordError as error:
+            # It showed while layers ran. Now nothing is used before it has come as a whole.
+            logger.warning("Starting again without it: %s", error)
+            loaded = self._load(wanted, settings, lease, complete=True)
+            return self._recomputed(loaded, settings, selector, watch)
+
+    def _recomputed(
+        self, loaded: LoadedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
+    ) -> _Computed:
         watch.lap("load")
         prompt = loaded.prompt
         laid = lay(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
@@ -252,16 +273,27 @@ class Server:
                 self._known = revision, matcher
             return matcher
 
-    def _load(self, prompt: AssembledPrompt, settings: AnswerSettings) -> LoadedPrompt:
-        loaded: dict[tuple[str, KVKind], ChunkKV | None] = {}
+    def _load(
+        self,
+        prompt: AssembledPrompt,
+        settings: AnswerSettings,
+        lease: Lease,
+        complete: bool = False,
+    ) -> LoadedPrompt:
+        """The prompt with its KV. complete: all of it, else layers may be on their way."""
+        variants: list[KVKind] = [
+            "isolated" if settings.kv == "isolated" else span.variant for span in prompt.spans
+        ]
+        wanted = list(zip(prompt.spans, variants, strict=True))
+        lease.begin(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
+        loaded: dict[tuple[str, KVKind], LayeredKV | None] = {}
         kept: list[Span] = []
-        kvs: list[ChunkKV] = []
+        kvs: list[LayeredKV] = []
         missed: list[Span] = []
-        for span in prompt.spans:
-            wanted: KVKind = "isolated" if settings.kv == "isolated" else span.variant
-            name = (span.record.chunk.id, wanted)
+        for span, variant in wanted:
+            name = (span.record.chunk.id, variant)
             if name not in loaded:
-                loaded[name] = self._load_chunk(span.record, wanted)
+                loaded[name] = self._load_chunk(span.record, variant, lease, complete)
             kv = loaded[name]
             if kv is None:
                 missed.append(span)
@@ -270,18 +302,26 @@ class Server:
                 kvs.append(kv)
         return LoadedPrompt(replace(prompt, spans=tuple(kept)), tuple(kvs), tuple(missed))
 
-    def _load_chunk(self, record: ChunkRecord, wanted: KVKind) -> ChunkKV | None:
+    def _load_chunk(
+        self, record: ChunkRecord, wanted: KVKind, lease: Lease, complete: bool
+    ) -> LayeredKV | None:
         """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable."""
-        keys = [record.fused_key] if wanted == "fused" and record.fused_key else []
-        for key in [*keys, record.isolated_key]:
+        for key in _keys(record, wanted):
             try:
-                kv = self._reads.get(key)
+                kv = lease.get(key, complete)
                 if kv.token_ids != record.encoded.token_ids:
+                    self._kv.foreign(key)
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
                 return kv
             except KVRecordError as error:
                 logger.warning("Chunk %s: %s", record.chunk.id, error)
         return None
+
+
+def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:
+    """Keys of the records that will do, best first."""
+    fused = [record.fused_key] if wanted == "fused" and record.fused_key else []
+    return [*fused, record.isolated_key]
 
 
 def _occurrence(span: Span) -> tuple[str, int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MetadataValue = str | int | float | bool
 KVKind = Literal["isolated", "fused"]
+KVFormat = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 KVSource = Literal["isolated", "fused", "prefix", "none"]
 FinishReason = Literal["stop", "length"]
 
@@ -213,6 +214,49 @@ class ChunkKV:
                 f"KV of {shape[2]} tokens was given {len(self.token_ids)} token ids."
             )
 
+    def ready(self, layers: slice = slice(None)) -> bool:
+        """Whether these layers are there: all are."""
+        return True
+
+    def wait(self) -> None:
+        """All layers are there."""
+
+    def tensors(self, layers: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of some layers on a device."""
+        keys, values = self.keys[layers], self.values[layers]
+        return keys.to(device, non_blocking=True), values.to(device, non_blocking=True)
+
+
+class LayeredKV(Protocol):
+    """KV of a chunk that is on its way to a request, or there. See `ChunkKV`, which is one."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def kind(self) -> KVKind: ...
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def rotated(self) -> bool: ...
+
+    def ready(self, layers: slice = slice(None)) -> bool:
+        """Whether these layers are there."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for all layers. Raises `KVRecordError` where they can't come."""
+        ...
+
+    def tensors(self, layers: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [layers, Hkv, T, D] on a device, of any dtype; read them, no more.
+
+        Waits until the layers are there. Raises `KVRecordError` where they can't come.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
@@ -299,7 +343,7 @@ class LoadedPrompt:
     """
 
     prompt: AssembledPrompt
-    kvs: tuple[ChunkKV, ...]
+    kvs: tuple[LayeredKV, ...]
     missed: tuple[Span, ...]
 
 

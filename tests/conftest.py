@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import ChunkKV, ChunkRecord
+from fusionrag_integrations.store import TieredKV
+from fusionrag_integrations.types import ChunkRecord, LayeredKV
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -56,17 +56,17 @@ def all_records(catalog: Catalog) -> list[ChunkRecord]:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[ChunkKV]:
-    """Every record that is read from a store, in order."""
-    read: list[ChunkKV] = []
-    get = FileKVStore.get
+def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
+    """Every record that a request takes, in order."""
+    taken: list[LayeredKV] = []
+    take = TieredKV.take
 
-    def watched(store: FileKVStore, key: str) -> ChunkKV:
-        read.append(get(store, key))
-        return read[-1]
+    def watched(kv: TieredKV, key: str) -> LayeredKV:
+        taken.append(take(kv, key))
+        return taken[-1]
 
-    monkeypatch.setattr(FileKVStore, "get", watched)
-    return read
+    monkeypatch.setattr(TieredKV, "take", watched)
+    return taken
 
 
 @pytest.fixture

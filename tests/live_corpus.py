@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from fusionrag_integrations.errors import KVMissingError, StoreError
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import ingest_prefix
-from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore
-from fusionrag_integrations.types import Chunk, ChunkKV
+from fusionrag_integrations.recompute import resident
+from fusionrag_integrations.records import FORMAT_VERSION
+from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
+from fusionrag_integrations.types import Chunk, ChunkKV, LayeredKV
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -66,6 +68,7 @@ def store_info() -> StoreInfo:
         model_source=model().source,
         embedding=LexicalEmbedder.name,
         chunk_tokens=CHUNK_TOKENS,
+        kv_format="float32",
     )
 
 
@@ -82,7 +85,7 @@ def vector(text: str) -> list[float]:
 @cache
 def key_of(number: int, scope: str) -> str:
     """The isolated key of a text in a scope."""
-    return isolated_key(tokens(TEXTS[number]), store_info().signature, scope)
+    return isolated_key(tokens(TEXTS[number]), store_info().record_signature, scope)
 
 
 @cache
@@ -163,13 +166,13 @@ class Moment:
 class WatchedEngine:
     """An engine with its parts. `served` and `missed` are what was read from the store."""
 
-    def __init__(self, engine: FusionEngine, store: FileKVStore, index: Index) -> None:
+    def __init__(self, engine: FusionEngine, store: TieredKV, index: Index) -> None:
         self.engine, self.store, self.index = engine, store, index
         self.corpus, self.catalog = engine.corpus, engine.corpus.catalog
-        self.served: list[ChunkKV] = []
+        self.served: list[LayeredKV] = []
         self.missed: list[str] = []
-        self._get = store.get
-        store.get = self._watched  # type: ignore[method-assign]
+        self._take = store.take
+        store.take = self._watched  # type: ignore[method-assign]
 
     @classmethod
     def open(cls, path: Path, index: Index) -> WatchedEngine:
@@ -177,13 +180,14 @@ class WatchedEngine:
         file = path / CATALOG_FILE
         catalog = Catalog.open(file) if file.exists() else Catalog.create(file, store_info())
         corpus = Corpus(path, catalog, LexicalEmbedder(), index)
-        store = FileKVStore(path / "kv", store_info().signature)
+        files = FileKVStore(path / "kv", store_info().record_signature, store_info().kv_format)
+        store = TieredKV(files, Budgets(), model().device, partial(resident, model()))
         return cls(FusionEngine(model(), corpus, store, prefix()), store, index)
 
     @classmethod
     def open_on_chroma(cls, path: Path) -> WatchedEngine:
         engine = FusionEngine.open(model(), path, chunk_tokens=CHUNK_TOKENS)
-        return cls(engine, engine._store, engine.corpus._index)
+        return cls(engine, engine._kv, engine.corpus._index)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Hears how an ingest goes on, and does nothing."""
@@ -211,9 +215,9 @@ class WatchedEngine:
             patch.setattr(target, method, with_action)
             yield
 
-    def _watched(self, key: str) -> ChunkKV:
+    def _watched(self, key: str) -> LayeredKV:
         try:
-            self.served.append(self._get(key))
+            self.served.append(self._take(key))
         except KVMissingError:
             self.missed.append(key)
             raise

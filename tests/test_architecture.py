@@ -18,8 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints"},
-    {"kernels"},
+    {"rope", "keys", "timing", "fingerprints", "durable"},
+    {"kernels", "records"},
     {"attention", "model"},
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
@@ -148,13 +148,16 @@ WITHOUT_FRAMEWORKS = """
 import sys
 for name in ("chromadb", "langchain_core", "llama_index"):
     sys.modules[name] = None  # importing it fails
+from functools import partial
 from pathlib import Path
 from fusionrag_integrations import Corpus, Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog, StoreInfo
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import ingest_prefix
-from fusionrag_integrations.store import FORMAT_VERSION, FileKVStore
+from fusionrag_integrations.recompute import resident
+from fusionrag_integrations.records import FORMAT_VERSION
+from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
 from tests.conftest import town
 
 class NearestByOrder:
@@ -172,10 +175,12 @@ model = CausalModel.load(sys.argv[1])
 prefix = ingest_prefix(model.tokenizer)
 path = Path(sys.argv[2])
 signature = model.signature(prefix)
-info = StoreInfo(FORMAT_VERSION, signature, model.source, LexicalEmbedder.name, 48)
+info = StoreInfo(FORMAT_VERSION, signature, model.source, LexicalEmbedder.name, 48, "float32")
 catalog = Catalog.create(path / "catalog.sqlite", info)
 corpus = Corpus(path, catalog, LexicalEmbedder(), NearestByOrder())
-engine = FusionEngine(model, corpus, FileKVStore(path / "kv", signature), prefix)
+files = FileKVStore(path / "kv", info.record_signature, "float32")
+kv = TieredKV(files, Budgets(), model.device, partial(resident, model))
+engine = FusionEngine(model, corpus, kv, prefix)
 engine.ingest([town(1), town(2)])
 texts = [hit.chunk.text for hit in corpus.search("town", 3)]
 answer = engine.answer("\\n\\n".join(texts) + "\\n\\nWhich town?")

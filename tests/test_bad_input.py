@@ -377,7 +377,7 @@ def disk_full(engine: FusionEngine, where: str, monkeypatch: pytest.MonkeyPatch)
             def full(_: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            patch.setattr("fusionrag_integrations.store.files.fsync", full)
+            patch.setattr("fusionrag_integrations.durable.os.fsync", full)
         else:
             [(pages,)] = engine.corpus.catalog._rows("PRAGMA page_count")
             engine.corpus.catalog._rows(f"PRAGMA max_page_count = {pages}")
@@ -414,7 +414,7 @@ class TestAFullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         (tmp_path / "new.txt").write_text("A new text.")
-        monkeypatch.setattr("fusionrag_integrations.store.files.fsync", full)
+        monkeypatch.setattr("fusionrag_integrations.durable.os.fsync", full)
         said = command("index", str(tmp_path / "new.txt"))
         assert "StoreError: Can't write the KV record" in said
         assert "No space left on device" in said

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from fusionrag_integrations.errors import KVCorruptError
 from fusionrag_integrations.model import KVBuffer
 from fusionrag_integrations.model.buffer import STAGES
+
+
+def always(layers: slice) -> bool:
+    return True
 
 
 class Device:
@@ -65,7 +70,7 @@ def buffer(layers: int, kept: list[str]) -> KVBuffer:
 def test_a_layer_waits_for_its_own_group_once(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     device, kept = Device(monkeypatch), []
     filled = buffer(layers, kept)
-    filled.fill(device.write)
+    filled.fill(device.write, always)
     assert kept == ["for the side stream"] * 2  # keys and values: not given away while it writes
     size = -(-layers // STAGES)
     groups = [(at, min(at + size, layers)) for at in range(0, layers, size)]
@@ -86,7 +91,7 @@ def test_a_layer_waits_for_its_own_group_once(monkeypatch: pytest.MonkeyPatch, l
 def test_all_layers_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch)
     filled = buffer(5, [])
-    filled.fill(device.write)
+    filled.fill(device.write, always)
     device.told.clear()
     filled.layer(2)
     assert list(filled.keys) == list(filled.values) == list(range(5))
@@ -96,5 +101,48 @@ def test_all_layers_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_cpu_it_is_written_at_once() -> None:
     written: list[slice] = []
     whole = KVBuffer(torch.zeros(3, 1, 4, 2), torch.zeros(3, 1, 4, 2))
-    whole.fill(written.append)
+    whole.fill(written.append, always)
     assert written == [slice(0, 3)]
+
+
+def test_what_is_not_ready_is_written_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    filled = buffer(8, [])
+    filled.fill(device.write, lambda layers: layers.stop <= 2)
+    assert device.told[1:] == [("side", "write 0-2"), ("side", "record")]
+    device.told.clear()
+    filled.layer(5)  # all groups up to its own, in their order
+    assert device.told == [
+        *(("side", "write 2-4"), ("side", "record")),
+        *(("side", "write 4-6"), ("side", "record")),
+        ("main", "wait"),
+    ]
+    device.told.clear()
+    assert list(filled.keys) == list(range(8))
+    assert device.told.count(("side", "write 6-8")) == 1
+    assert device.told.count(("main", "wait")) == 7
+
+
+def test_on_a_cpu_too_it_is_written_by_groups_where_it_is_not_ready() -> None:
+    written: list[slice] = []
+    whole = KVBuffer(torch.zeros(5, 1, 4, 2), torch.zeros(5, 1, 4, 2))
+    whole.fill(written.append, lambda layers: layers.stop < 3)
+    assert written == [slice(0, 2)]
+    whole.layer(1)
+    assert written == [slice(0, 2)]
+    whole.layer(2)
+    assert written == [slice(0, 2), slice(2, 4)]
+    whole.copy()
+    assert written == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
+def test_who_reads_a_layer_meets_what_writing_raises_each_time() -> None:
+    whole = KVBuffer(torch.zeros(2, 1, 4, 2), torch.zeros(2, 1, 4, 2))
+
+    def fail(layers: slice) -> None:
+        raise KVCorruptError("layer")
+
+    whole.fill(fail, lambda layers: False)
+    for _ in range(2):
+        with pytest.raises(KVCorruptError):
+            whole.layer(0)

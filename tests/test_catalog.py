@@ -15,7 +15,7 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, Document, EncodedChunk
 from tests.conftest import all_records
 
-INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256)
+INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256, "float32")
 
 
 def record(document_id, index, text, *, scope="", title="", metadata=None, key=None):

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionrag_integrations import ingest
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.store import FileKVStore
@@ -381,10 +382,10 @@ class TestVerify:
         assert path.name in problem["message"]
 
     def test_a_record_of_another_model(self, store: Path) -> None:
-        facts = said(run_command("inspect", "--store", store, "--json"))
-        ours = FileKVStore(store / "kv", facts["signature"])
+        with Catalog.open(store / CATALOG_FILE) as catalog:
+            ours = FileKVStore(store / "kv", catalog.info.record_signature, "float32")
         key = next(ours.keys())
-        FileKVStore(store / "kv", "another").put(ours.get(key))
+        FileKVStore(store / "kv", "another", "float32").put(ours.get(key).dense())
         problem = self.problem(store)
         assert problem["error"] == "KVForeignError"
         assert "another model" in problem["message"]

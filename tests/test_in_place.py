@@ -251,7 +251,7 @@ def turned(
 def test_rotated_kv_is_not_stored(tmp_path: Path) -> None:
     kv = replace(isolated(model_of("llama_gqa2"), CHUNKS[0], "aa"), rotated=True)
     with pytest.raises(InvalidInputError, match="unrotated"):
-        FileKVStore(tmp_path, "-").put(kv)
+        FileKVStore(tmp_path, "-", "float32").put(kv)
 
 
 def test_rows_of_own_tokens_are_found() -> None:

@@ -16,7 +16,7 @@ from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import Answer, AnswerSettings, ChunkRecord
+from fusionrag_integrations.types import Answer, AnswerSettings, ChunkKV, ChunkRecord
 from tests.conftest import town
 
 
@@ -27,7 +27,13 @@ def records(engine: FusionEngine, *document_ids: str) -> list[ChunkRecord]:
 
 def stored(engine: FusionEngine) -> FileKVStore:
     """The engine's KV records, seen through a store of its own."""
-    return FileKVStore(engine.corpus.path / "kv", engine.corpus.catalog.info.signature)
+    return FileKVStore(
+        engine.corpus.path / "kv", engine.corpus.catalog.info.record_signature, "float32"
+    )
+
+
+def kv_in(engine: FusionEngine, key: str) -> ChunkKV:
+    return stored(engine).get(key).dense()
 
 
 def answer(engine: FusionEngine, *document_ids: str) -> Answer:
@@ -47,9 +53,8 @@ def test_every_chunk_gets_isolated_and_fused_kv(engine: FusionEngine) -> None:
     report = engine.ingest([town(0), town(1)])
     assert (report.documents_new, report.chunks) == (2, 6)
     assert (report.isolated_computed, report.fused_computed) == (6, 6)
-    store = stored(engine)
     for record in records(engine):
-        isolated, fused = store.get(record.isolated_key), store.get(record.fused_key)
+        isolated, fused = kv_in(engine, record.isolated_key), kv_in(engine, record.fused_key)
         assert isolated.token_ids == fused.token_ids == record.encoded.token_ids
         assert (isolated.kind, fused.kind) == ("isolated", "fused")
         assert not torch.equal(isolated.values, fused.values)
@@ -61,7 +66,7 @@ def test_fused_kv_stands_behind_the_documents_previous_chunks(engine: FusionEngi
     neighbours = engine.corpus.catalog.neighbours(third.chunk.id)
     assert neighbours[-2:] == (first.chunk.id, second.chunk.id)
     keys = engine.corpus.catalog.records(neighbours)
-    assert stored(engine).get(third.fused_key).neighbours == tuple(
+    assert kv_in(engine, third.fused_key).neighbours == tuple(
         record.isolated_key for record in keys.values()
     )
 
@@ -229,7 +234,7 @@ def test_an_interrupted_ingest_ends_as_one_that_was_not(
     other.ingest([town(0), town(1)])
     assert records(engine) == records(other)
     for key in stored(other).keys():  # noqa: SIM118  a store, not a dictionary
-        assert torch.equal(stored(engine).get(key).values, stored(other).get(key).values)
+        assert torch.equal(kv_in(engine, key).values, kv_in(other, key).values)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("embed", 0), ("isolated", 1), ("fused", 1)])
@@ -296,12 +301,12 @@ def test_the_lock_is_let_go_at_the_end(
 def test_a_damaged_neighbour_is_made_anew(engine: FusionEngine) -> None:
     engine.ingest([town(0)])
     first = records(engine)[0]
-    intact = stored(engine).get(first.isolated_key)
+    intact = kv_in(engine, first.isolated_key)
     for path in engine.corpus.path.glob(f"kv/*/{first.isolated_key}*"):
         path.write_bytes(path.read_bytes()[:-7])
     engine.ingest([town(1)])
     assert first.chunk.id in engine.corpus.catalog.neighbours(records(engine, "town-1")[0].chunk.id)
-    assert torch.equal(stored(engine).get(first.isolated_key).keys, intact.keys)
+    assert torch.equal(kv_in(engine, first.isolated_key).keys, intact.keys)
 
 
 def test_records_that_went_missing_are_made_anew(engine: FusionEngine) -> None:
@@ -331,20 +336,20 @@ def test_a_document_without_text_is_known_and_has_no_chunks(engine: FusionEngine
 
 def test_fused_chunks_have_a_trace_of_their_neighbours(engine: FusionEngine) -> None:
     engine.ingest([town(0), town(1)])
-    catalog, store = engine.corpus.catalog, stored(engine)
+    catalog = engine.corpus.catalog
     for record in records(engine):
         near = catalog.records(catalog.neighbours(record.chunk.id)).values()
         trace = record.trace
         assert trace is not None
         assert trace.neighbours == tuple(n.isolated_key for n in near)
-        assert trace.neighbours == store.get(record.fused_key).neighbours
+        assert trace.neighbours == kv_in(engine, record.fused_key).neighbours
         assert trace.neighbour_tokens == sum(len(n.encoded.token_ids) for n in near)
         count = len(record.encoded.token_ids)
         assert len(trace.sensitivity) == len(trace.outside) == len(trace.inside) == count
         shares = [o + i for o, i in zip(trace.outside, trace.inside, strict=True)]
         assert 0.0 < min(shares) <= max(shares) < 1.0  # the rest went to the ingest prefix
         assert sum(trace.by_neighbour) == pytest.approx(sum(trace.outside) / count, rel=1e-4)
-        isolated, fused = store.get(record.isolated_key), store.get(record.fused_key)
+        isolated, fused = kv_in(engine, record.isolated_key), kv_in(engine, record.fused_key)
         moved = [(fused.keys - isolated.keys).square(), (fused.values - isolated.values).square()]
         sizes = [isolated.keys.square(), isolated.values.square()]
         expected = sum(
@@ -401,7 +406,7 @@ def test_a_trace_is_of_the_kv_that_counts(engine: FusionEngine) -> None:
         engine.ingest([edited], progress=stop_at("fused", 6))
     engine.ingest([town(1)])
     for record in records(engine):
-        assert record.trace.neighbours == stored(engine).get(record.fused_key).neighbours
+        assert record.trace.neighbours == kv_in(engine, record.fused_key).neighbours
 
 
 def test_equal_texts_in_two_documents_have_traces_of_their_own(engine: FusionEngine) -> None:
@@ -410,4 +415,4 @@ def test_equal_texts_in_two_documents_have_traces_of_their_own(engine: FusionEng
     texts = [f"{town(number, paragraphs=1).text}\n\n{same}" for number in (1, 2)]
     engine.ingest([Document(f"d{i}", text) for i, text in enumerate(texts)])
     for record in records(engine):
-        assert record.trace.neighbours == stored(engine).get(record.fused_key).neighbours
+        assert record.trace.neighbours == kv_in(engine, record.fused_key).neighbours

@@ -13,7 +13,7 @@ import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import ChunkKV, ChunkRecord
+from fusionrag_integrations.types import ChunkRecord, LayeredKV
 from tests.conftest import all_records, town
 
 QUESTION = "Where is house 7 of town number 1?"
@@ -62,19 +62,19 @@ def test_no_key_belongs_to_two_scopes(engine: FusionEngine) -> None:
 
 
 class TestServing:
-    def test_the_same_scope_hits(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+    def test_the_same_scope_hits(self, engine: FusionEngine, served: list[LayeredKV]) -> None:
         answer = ask(engine, "town-1", ("north",))
         assert (answer.fused_chunks, answer.isolated_chunks) == (3, 0)
         assert {kv.key for kv in served} <= keys_of(engine, "north")
 
-    def test_another_scope_misses(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+    def test_another_scope_misses(self, engine: FusionEngine, served: list[LayeredKV]) -> None:
         answer = ask(engine, "town-1", ("south",))
         assert (answer.fused_chunks, answer.isolated_chunks, answer.missed_chunks) == (0, 0, 0)
         assert answer.usage.reused_tokens == 0
         assert not served
 
     def test_a_handle_opens_no_other_scope(
-        self, engine: FusionEngine, served: list[ChunkKV]
+        self, engine: FusionEngine, served: list[LayeredKV]
     ) -> None:
         handles = tuple(record.handle for record in records(engine, "town-1"))
         answer = ask(engine, "town-1", ("south",), handles=handles)
@@ -89,7 +89,7 @@ class TestServing:
 
     @pytest.mark.parametrize("scope", ["north", "south"])
     def test_of_a_text_in_both_each_gets_its_own(
-        self, engine: FusionEngine, served: list[ChunkKV], scope: str
+        self, engine: FusionEngine, served: list[LayeredKV], scope: str
     ) -> None:
         answer = ask(engine, f"copy-{scope}", (scope,))
         assert answer.fused_chunks == 3
@@ -166,7 +166,7 @@ def test_retrievers_of_both_frameworks_search_their_scopes(
 
 
 def test_a_document_that_moves_takes_its_kv_along(
-    engine: FusionEngine, served: list[ChunkKV]
+    engine: FusionEngine, served: list[LayeredKV]
 ) -> None:
     old = keys_of(engine, "north")
     engine.ingest([replace(town(1), scope="south")])

@@ -20,7 +20,7 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.selectors import selector_names
-from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.store import Budgets, FileKVStore
 from fusionrag_integrations.types import (
     Answer,
     AnswerSettings,
@@ -46,8 +46,11 @@ def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusion
 
 
 @pytest.fixture
-def spoilt(engine: FusionEngine) -> FusionEngine:
-    """Two towns in a store of the test's own, to be damaged."""
+def spoilt(model_dir: Path, tmp_path: Path) -> FusionEngine:
+    """Two towns in a store of the test's own, to be damaged; each request reads the files."""
+    engine = FusionEngine.from_pretrained(
+        model_dir, store=tmp_path / "store", chunk_tokens=48, budgets=Budgets(host=0)
+    )
     engine.ingest([town(0), town(1)])
     return engine
 
@@ -165,14 +168,14 @@ def flip_a_byte(path: Path) -> None:
 
 
 def of_another_model(path: Path) -> None:
-    kv = FileKVStore(path.parents[1], signature_in(path)).get(path.name.split(".")[0])
-    FileKVStore(path.parents[1], "another model").put(kv)
+    kv = FileKVStore(path.parents[1], signature_in(path), "float32").get(path.name.split(".")[0])
+    FileKVStore(path.parents[1], "another model", "float32").put(kv.dense())
 
 
 def of_another_chunk(path: Path) -> None:
     """Intact and of this model, under the right key, but with other tokens."""
-    store = FileKVStore(path.parents[1], signature_in(path))
-    kv = store.get(path.name.split(".")[0])
+    store = FileKVStore(path.parents[1], signature_in(path), "float32")
+    kv = store.get(path.name.split(".")[0]).dense()
     ids = (kv.token_ids[0] + 1, *kv.token_ids[1:])
     store.put(ChunkKV(kv.key, kv.kind, ids, kv.keys, kv.values, kv.neighbours))
 
@@ -248,7 +251,7 @@ def test_a_miss_is_logged_with_its_reason(
     ask(spoilt, "town-0")
     (entry,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert record.chunk.id in entry
-    assert "checksum" in entry
+    assert "digests" in entry
 
 
 def test_answering_changes_nothing_that_is_stored(spoilt: FusionEngine) -> None:

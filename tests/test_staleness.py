@@ -9,7 +9,7 @@ import pytest
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import Answer, AnswerSettings, ChunkKV, ChunkRecord, KVHandle
+from fusionrag_integrations.types import Answer, AnswerSettings, ChunkRecord, KVHandle, LayeredKV
 from tests.conftest import all_records, town
 
 BORN = "He was born in Paris, in a small house by the river, near the old bridge and the bank."
@@ -59,7 +59,7 @@ class TestTheSameSentenceInTwoDocuments:
 
     @pytest.mark.parametrize("name", ["Ada", "Bela"])
     def test_behind_its_document_it_is_that_documents(
-        self, engine: FusionEngine, served: list[ChunkKV], name: str
+        self, engine: FusionEngine, served: list[LayeredKV], name: str
     ) -> None:
         records = chunks(engine, name)
         answer = ask(engine, [r.chunk.text for r in records])
@@ -68,20 +68,20 @@ class TestTheSameSentenceInTwoDocuments:
 
     @pytest.mark.parametrize("name", ["Ada", "Bela"])
     def test_alone_it_is_the_handles(
-        self, engine: FusionEngine, served: list[ChunkKV], name: str
+        self, engine: FusionEngine, served: list[LayeredKV], name: str
     ) -> None:
         (_, born) = chunks(engine, name)
         ask(engine, [BORN], born.handle)
         assert [kv.key for kv in served] == [born.fused_key]
 
     def test_both_in_one_prompt_stay_apart(
-        self, engine: FusionEngine, served: list[ChunkKV]
+        self, engine: FusionEngine, served: list[LayeredKV]
     ) -> None:
         records = [*chunks(engine, "Bela"), *chunks(engine, "Ada")]
         assert ask(engine, [r.chunk.text for r in records]).fused_chunks == 4
         assert [kv.key for kv in served] == [r.fused_key for r in records]
 
-    def test_cut_short_it_is_nobodys(self, engine: FusionEngine, served: list[ChunkKV]) -> None:
+    def test_cut_short_it_is_nobodys(self, engine: FusionEngine, served: list[LayeredKV]) -> None:
         (_, born) = chunks(engine, "Ada")
         about = chunks(engine, "Ada")[0].chunk.text
         assert ask(engine, [about[:100]]).isolated_chunks == 1
@@ -95,7 +95,7 @@ class TestTheSameSentenceInTwoDocuments:
         assert (answer.fused_chunks, answer.isolated_chunks) == (0, 2)
 
     def test_alone_without_a_handle_it_is_nobodys(
-        self, engine: FusionEngine, served: list[ChunkKV]
+        self, engine: FusionEngine, served: list[LayeredKV]
     ) -> None:
         answer = ask(engine, [BORN])
         assert (answer.fused_chunks, answer.isolated_chunks) == (0, 1)
@@ -131,7 +131,7 @@ class TestAfterANeighbour:
 
     @pytest.mark.parametrize("stage", ["embed", "isolated", "fused"])
     def test_changed_isolated_kv_stands_in(
-        self, engine: FusionEngine, served: list[ChunkKV], stage: str
+        self, engine: FusionEngine, served: list[LayeredKV], stage: str
     ) -> None:
         self.change(engine, stage)
         served.clear()
@@ -140,7 +140,7 @@ class TestAfterANeighbour:
         assert {kv.kind for kv in served} == {"isolated"}
 
     def test_deleted_isolated_kv_stands_in(
-        self, engine: FusionEngine, served: list[ChunkKV]
+        self, engine: FusionEngine, served: list[LayeredKV]
     ) -> None:
         engine.delete(["town-1"])
         answer = ask(engine, self.texts(engine))
@@ -156,7 +156,7 @@ class TestAfterANeighbour:
         assert ask(engine, texts).token_ids == isolated.token_ids
 
     def test_a_handle_from_before_brings_nothing_back(
-        self, engine: FusionEngine, served: list[ChunkKV]
+        self, engine: FusionEngine, served: list[LayeredKV]
     ) -> None:
         handles = [r.handle for r in chunks(engine, "town-0")]
         texts = self.texts(engine)

@@ -74,7 +74,7 @@ def measure(known: int, tokens: int) -> list[MatchTime]:
     a_chunk = len(tokenizer(next(texts(1)), add_special_tokens=False).input_ids)
     chosen = set(random.Random(1).sample(range(known), min(known, tokens // a_chunk)))
     with TemporaryDirectory(prefix="fusionrag-matching-") as directory:
-        info = StoreInfo(0, "-", "-", "-", 16)
+        info = StoreInfo(0, "-", "-", "-", 16, "float32")
         with Catalog.create(Path(directory) / "catalog.sqlite", info) as catalog:
             records = fill(catalog, known, tokenizer, chosen)
             matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts)

@@ -58,8 +58,8 @@ def measure_memory(model: CausalModel, context: int, ratio: float) -> dict[str, 
             held.append(tensor_bytes(model.device) - before)
             del kv, warm
     own_tokens = len(loaded.prompt.fresh_positions) + wanted + ANSWER_TOKENS
-    key = loaded.kvs[0].keys[:, :, :1]
-    own_bytes = own_tokens * 2 * key.numel() * key.element_size()
+    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
+    own_bytes = own_tokens * token_bytes
     use = MemoryUse(len(loaded.prompt), own_tokens, own_bytes, *held)
     facts = where_and_when() | described(model) | asdict(use)
     return facts | {"ratio": ratio, "beyond_own": use.beyond_own}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,7 +32,7 @@ from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.serve import Server
-from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV, format_of
 from fusionrag_integrations.types import (
     Answer,
     Calibration,
@@ -46,6 +46,11 @@ from fusionrag_integrations.types import (
 )
 
 Tier = Literal["device", "host", "disk"]
+BUDGETS: dict[Tier, Budgets] = {
+    "disk": Budgets(device=0, host=0),
+    "host": Budgets(device=0, host=None),
+    "device": Budgets(device=None, host=None),
+}
 QUESTION = "Which of the places above has a bridge, and who was it that built it in the end?"
 
 
@@ -69,19 +74,6 @@ class TTFTRow:
     rows: int
     attended: int
     breakdown: dict[str, float]
-
-
-@dataclass(slots=True)
-class HeldKV:
-    """KV records in memory, where a request finds them."""
-
-    records: dict[str, ChunkKV] = field(default_factory=dict)
-
-    def get(self, key: str) -> ChunkKV:
-        return self.records[key]
-
-    def put(self, record: ChunkKV) -> None:
-        self.records[record.key] = record
 
 
 def measure_ttft(
@@ -141,17 +133,21 @@ def served_prompt(
     """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""
     prefix = ingest_prefix(model.tokenizer)
     with TemporaryDirectory(prefix="fusionrag-ttft-") as directory:
-        info = StoreInfo(0, "-", model.name, "-", 16)
+        kv_format = format_of(model.dtype)
+        info = StoreInfo(0, "-", model.name, "-", 16, kv_format)
         path = Path(directory)
-        store: HeldKV | FileKVStore = FileKVStore(path / "kv", "-") if tier == "disk" else HeldKV()
+        files = FileKVStore(path / "kv", info.record_signature, kv_format)
+        kv = TieredKV(files, BUDGETS[tier], model.device, partial(resident, model))
         with Catalog.create(path / CATALOG_FILE, info) as catalog:
             records = _records(model, context)
             catalog.replace_document(Document("invented", "-"), "-", records)
             for record in records:
-                kv = _random_kv(model, record, pinned=tier == "host")
-                store.put(resident(model, kv) if tier == "device" else kv)
+                kv.put(_random_kv(model, record))
+            with kv.lease() as lease:  # brings them to their tier
+                for record in records:
+                    lease.get(record.isolated_key, complete=True)
             prefix_ids = tuple(model.tokenizer(prefix, add_special_tokens=False).input_ids)
-            server = Server(model, catalog, store, prefix_ids, calibration)
+            server = Server(model, catalog, kv, prefix_ids, calibration)
             yield server, _prompt(model, [record.chunk.text for record in records])
 
 
@@ -189,12 +185,10 @@ def _record(model: CausalModel, number: int, text: str) -> ChunkRecord:
     return ChunkRecord(encode_chunk(model.tokenizer, chunk), identity)
 
 
-def _random_kv(model: CausalModel, record: ChunkRecord, pinned: bool) -> ChunkKV:
-    """In host memory, pinned where that speeds copies to the model's device."""
+def _random_kv(model: CausalModel, record: ChunkRecord) -> ChunkKV:
     token_ids = record.encoded.token_ids
     shape = (model.num_layers, model.num_kv_heads, len(token_ids), model.head_dim)
-    pinned = pinned and model.device.type == "cuda"
-    keys, values = (torch.randn(shape, dtype=model.dtype, pin_memory=pinned) for _ in range(2))
+    keys, values = (torch.randn(shape, dtype=model.dtype) for _ in range(2))
     return ChunkKV(record.isolated_key, "isolated", token_ids, keys, values)
 
 

@@ -43,8 +43,21 @@ embedding_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
+salt_option = click.option(
+    "--salt",
+    default="",
+    envvar="FUSIONRAG_SALT",
+    help="The store's secret, if it has one; better given as FUSIONRAG_SALT in the environment.",
+)
+
+
 def open_engine(
-    model: str | None, store: Path, embedding: str | None, chunk_tokens: int | None = None
+    model: str | None,
+    store: Path,
+    embedding: str | None,
+    salt: str = "",
+    chunk_tokens: int | None = None,
+    kv_format: Any = None,
 ) -> FusionEngine:
     from transformers.utils.logging import disable_progress_bar
 
@@ -63,6 +76,8 @@ def open_engine(
             store=store,
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=chunk_tokens,
+            kv_format=kv_format,
+            salt=salt,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.markup import escape
@@ -20,13 +20,15 @@ from fusionrag_integrations.cli.console import (
     open_engine,
     out,
     print_json,
+    salt_option,
     store_option,
 )
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.types import KVFormat
 
 if TYPE_CHECKING:
     from fusionrag_integrations.catalog import Catalog
-    from fusionrag_integrations.store import FileKVStore
+    from fusionrag_integrations.records import RecordFiles
 
 
 @click.command()
@@ -34,7 +36,13 @@ if TYPE_CHECKING:
 @store_option
 @model_option
 @embedding_option
+@salt_option
 @click.option("--chunk-tokens", type=int, help="Longest chunk, for a new store.  [default: 256]")
+@click.option(
+    "--kv-format",
+    type=click.Choice(get_args(KVFormat)),
+    help="How KV is kept, for a new store.  [default: the model's dtype]",
+)
 @click.option(
     "--update", is_flag=True, help="Also delete the store's documents that are not in PATHS."
 )
@@ -44,7 +52,9 @@ def index(
     store: Path,
     model: str | None,
     embedding: str | None,
+    salt: str,
     chunk_tokens: int | None,
+    kv_format: Any,
     update: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +69,7 @@ def index(
     from fusionrag_integrations.documents import read_documents
 
     documents = list(read_documents(paths))
-    engine = open_engine(model, store, embedding, chunk_tokens)
+    engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format)
     with bars() as progress:
         report = engine.ingest(documents, delete_others=update, progress=progress)
     if as_json:
@@ -90,14 +100,14 @@ def delete(
     Chunks that had a deleted one as neighbour are answered from isolated KV until the next
     `index`. Exit status 1 where an id names no document; the others are deleted all the same.
     """
-    from fusionrag_integrations.corpus import Corpus
+    from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus
     from fusionrag_integrations.ingest import delete_documents
-    from fusionrag_integrations.store import FileKVStore
+    from fusionrag_integrations.records import RecordFiles
 
     corpus = Corpus.open(store, None if embedding is None else imported(embedding))
     unknown = sorted(set(document_ids) - set(corpus.catalog.document_ids()))
-    kv = FileKVStore(store / "kv", corpus.catalog.info.signature)
-    deleted = delete_documents(corpus, kv, document_ids)
+    records = RecordFiles(store / KV_DIRECTORY, corpus.catalog.info.record_signature)
+    deleted = delete_documents(corpus, records, document_ids)
     if as_json:
         print_json({"deleted": deleted, "unknown": unknown})
     else:
@@ -113,6 +123,7 @@ def delete(
 @store_option
 @model_option
 @embedding_option
+@salt_option
 @click.option("-k", type=int, default=5, show_default=True, help="Chunks to retrieve.")
 @click.option(
     "--scope", "scopes", multiple=True, help="Use this scope only; may be repeated.  [default: all]"
@@ -133,6 +144,7 @@ def ask(
     store: Path,
     model: str | None,
     embedding: str | None,
+    salt: str,
     k: int,
     scopes: tuple[str, ...],
     selector: str,
@@ -146,7 +158,7 @@ def ask(
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
-    engine = open_engine(model, _existing(store), embedding)
+    engine = open_engine(model, _existing(store), embedding, salt)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:
         raise InvalidInputError(
@@ -252,7 +264,7 @@ def inspect(store: Path, as_json: bool) -> None:
 @json_option
 def verify(store: Path, as_json: bool) -> None:
     """Check every KV record of a store: checksum, format, model. Exit status 1 on a problem."""
-    from fusionrag_integrations.store import verify as verify_records
+    from fusionrag_integrations.records import verify as verify_records
 
     catalog, kv = _opened(store)
     keys = set(kv.keys())
@@ -276,13 +288,14 @@ def verify(store: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _opened(store: Path) -> tuple[Catalog, FileKVStore]:
+def _opened(store: Path) -> tuple[Catalog, RecordFiles]:
     """What a store holds, opened without a model."""
     from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.store import FileKVStore
+    from fusionrag_integrations.corpus import KV_DIRECTORY
+    from fusionrag_integrations.records import RecordFiles
 
     catalog = Catalog.open(store / CATALOG_FILE)
-    return catalog, FileKVStore(store / "kv", catalog.info.signature)
+    return catalog, RecordFiles(store / KV_DIRECTORY, catalog.info.record_signature)
 
 
 def _existing(store: Path) -> Path:

@@ -25,7 +25,7 @@ from fusionrag_integrations.langchain.documents import (
     source_of,
     to_documents,
 )
-from fusionrag_integrations.types import SearchHit
+from fusionrag_integrations.types import KVHandle, SearchHit
 
 _OF_THE_SEARCH = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
@@ -146,7 +146,9 @@ class FusionKVRetriever(BaseRetriever):
             config = {"callbacks": run_manager.get_child()}
             found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
             return self._with_handles(found if k is None else found[:k])
-        return [_to_document(hit) for hit in self._search(query, self.k if k is None else k)]
+        hits = self._search(query, self.k if k is None else k)
+        self._expect([hit.handle for hit in hits])
+        return [_to_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
         self,
@@ -180,15 +182,23 @@ class FusionKVRetriever(BaseRetriever):
             hits = [hits[i] for i in chosen]
         return document_order(hits)
 
+    def _expect(self, handles: list[KVHandle]) -> None:
+        """Let KV be loaded while the chain makes its prompt."""
+        if self.engine is not None:
+            self.engine.prefetch(handles)
+
     def _with_handles(self, documents: list[Document]) -> list[Document]:
         """The documents, with a handle where their text was ingested."""
+        handles: list[KVHandle] = []
         marked: list[Document] = []
         for document in documents:
             handle = self._source.handle_of(document.page_content, source_of(document), self.scopes)
             if handle is not None:
+                handles.append(handle)
                 metadata = {**document.metadata, **handle.to_metadata()}
                 document = document.model_copy(update={"metadata": metadata})
             marked.append(document)
+        self._expect(handles)
         return marked
 
 

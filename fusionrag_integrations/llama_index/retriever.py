@@ -16,6 +16,7 @@ from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
+from fusionrag_integrations.types import KVHandle
 
 
 class FusionKVRetriever(BaseRetriever):
@@ -46,6 +47,7 @@ class FusionKVRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._corpus = corpus_of(engine, corpus)
+        self._engine = engine
         _check(retriever, similarity_top_k, scopes, filters)
         self.retriever = retriever
         self.similarity_top_k = similarity_top_k
@@ -92,7 +94,7 @@ class FusionKVRetriever(BaseRetriever):
             scopes=self.scopes,
             where=None if self.filters is None else to_where(self.filters),
         )
-        return [to_node(hit) for hit in document_order(hits)]
+        return self._expected([to_node(hit) for hit in document_order(hits)])
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is None:
@@ -101,10 +103,19 @@ class FusionKVRetriever(BaseRetriever):
         return await asyncio.to_thread(self._marked, found)
 
     def _marked(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        return [
-            NodeWithScore(node=mark(self._corpus, found.node, self.scopes), score=found.score)
-            for found in nodes
-        ]
+        return self._expected(
+            [
+                NodeWithScore(node=mark(self._corpus, found.node, self.scopes), score=found.score)
+                for found in nodes
+            ]
+        )
+
+    def _expected(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        """The nodes, whose KV is loaded while the query engine makes its prompt."""
+        if self._engine is not None:
+            handles = (KVHandle.from_metadata(found.node.metadata) for found in nodes)
+            self._engine.prefetch(handle for handle in handles if handle is not None)
+        return nodes
 
 
 def _check(retriever: object, similarity_top_k: object, scopes: object, filters: object) -> None:

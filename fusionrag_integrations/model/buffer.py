@@ -56,6 +56,9 @@ class KVBuffer:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._keys = keys
         self._values = values
+        self._unfilled: list[range] = []  # groups of layers that are written when they are needed
+        self._write: Callable[[slice], None] = _nothing
+        self._stream: torch.cuda.Stream | None = None
         self._filled: dict[int, torch.cuda.Event] = {}  # by layer, while nobody has waited for it
 
     @property
@@ -95,30 +98,26 @@ class KVBuffer:
         """The buffer itself: everything is in place."""
         return self
 
-    def fill(self, write: Callable[[slice], None]) -> None:
+    def fill(self, write: Callable[[slice], None], ready: Callable[[slice], bool]) -> None:
         """Call `write` with groups of layers, which it is to `place` KV in.
 
+        Groups that aren't `ready`, and those behind them, are written when a layer of theirs is
+        needed: who reads it then waits, and meets what `write` raises.
+
         On CUDA the work is queued on a stream of its own, so that KV moves while layers compute:
-        what reads a layer waits for its group, and the host for none. `write` must leave nothing
-        that it needs to the main stream.
+        what reads a layer waits for its group, and the host for none that is ready. `write` must
+        leave nothing that it needs to the main stream.
         """
-        layers = self._keys.shape[0]
-        device = self._keys.device
-        if device.type != "cuda":
-            write(slice(0, layers))
+        layers = range(self._keys.shape[0])
+        if self._keys.device.type != "cuda" and ready(slice(0, len(layers))):
+            write(slice(0, len(layers)))
             return
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        for tensor in (self._keys, self._values):
-            tensor.record_stream(stream)
-        size = -(-layers // STAGES)
-        for start in range(0, layers, size):
-            group = range(start, min(start + size, layers))
-            with torch.cuda.stream(stream):
-                write(slice(group.start, group.stop))
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-            self._filled |= dict.fromkeys(group, event)
+        self._write = write
+        size = -(-len(layers) // STAGES)
+        self._unfilled = [layers[start : start + size] for start in layers[::size]]
+        self._stream = self._new_stream()
+        while self._unfilled and ready(_slice(self._unfilled[0])):
+            self._fill_next()
 
     def place(
         self,
@@ -143,14 +142,49 @@ class KVBuffer:
         self._keys.index_fill_(2, slots, 0.0)
         self._values.index_fill_(2, slots, 0.0)
 
+    def _new_stream(self) -> torch.cuda.Stream | None:
+        """A stream to fill the buffer on; None where there are none."""
+        device = self._keys.device
+        if device.type != "cuda":
+            return None
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        for tensor in (self._keys, self._values):
+            tensor.record_stream(stream)
+        return stream
+
+    def _fill_next(self) -> None:
+        group = self._unfilled[0]
+        if self._stream is None:
+            self._write(_slice(group))
+        else:
+            with torch.cuda.stream(self._stream):
+                self._write(_slice(group))
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+            self._filled |= dict.fromkeys(group, event)
+        del self._unfilled[0]
+        if not self._unfilled:
+            self._write = _nothing  # lets go of what it was written from
+
     def _wait_for_all(self) -> None:
-        for layer in tuple(self._filled):
+        for layer in range(self._keys.shape[0]):
             self._wait(layer)
 
     def _wait(self, layer: int) -> None:
         """Let the current stream wait until the layer is filled, unless it has before."""
+        while self._unfilled and self._unfilled[0].start <= layer:
+            self._fill_next()
         if event := self._filled.pop(layer, None):
             torch.cuda.current_stream(self._keys.device).wait_event(event)
+
+
+def _nothing(layers: slice) -> None:
+    """Write no layer."""
+
+
+def _slice(layers: range) -> slice:
+    return slice(layers.start, layers.stop)
 
 
 class _BufferRows:

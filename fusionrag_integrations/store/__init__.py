@@ -1,15 +1,17 @@
-"""Where KV records are kept. The on-disk format is described in docs/kv_format.md."""
+"""KV records where requests find them: in files, in host memory, on the device."""
 
-from fusionrag_integrations.store.files import FORMAT_VERSION, FileKVStore, RecordProblem, verify
-from fusionrag_integrations.store.protocol import KVReader, KVStore
-from fusionrag_integrations.store.shared import SharedReads
+from fusionrag_integrations.store.disk import FileKVStore, format_of
+from fusionrag_integrations.store.metrics import StoreMetrics, TierMetrics
+from fusionrag_integrations.store.stored import StoredKV
+from fusionrag_integrations.store.tiers import Budgets, Lease, TieredKV
 
 __all__ = [
-    "FORMAT_VERSION",
+    "Budgets",
     "FileKVStore",
-    "KVReader",
-    "KVStore",
-    "RecordProblem",
-    "SharedReads",
-    "verify",
+    "Lease",
+    "StoreMetrics",
+    "StoredKV",
+    "TierMetrics",
+    "TieredKV",
+    "format_of",
 ]

@@ -14,7 +14,8 @@ from langchain_core.runnables import RunnableConfig
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
-from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.records import RecordFile
+from fusionrag_integrations.store import TieredKV
 from tests.langchain.chains import CHAINS, WORDS, Build, Watch, found_share, join
 
 QUESTION = "Where is house 15 of town number 2?"
@@ -91,20 +92,20 @@ class TestConcurrentCalls:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         reads: list[str] = []
-        get = FileKVStore.get
+        read_all = RecordFile.read_all
 
-        def slow(store: FileKVStore, key: str) -> Any:
-            reads.append(key)
+        def slow(file: RecordFile, data: memoryview) -> None:
+            reads.append(file.header.key)
             time.sleep(0.05)  # long enough that all four ask before the first has it
-            return get(store, key)
+            read_all(file, data)
 
-        chain = CHAINS["LCEL, f-string template"](engine, retriever)
-        chain.invoke(QUESTION)
-        monkeypatch.setattr(FileKVStore, "get", slow)
+        cold = FusionEngine.open(engine.model, engine.corpus.path)
+        found = FusionKVRetriever(engine=cold, k=retriever.k)
+        chain = CHAINS["LCEL, f-string template"](cold, found)
+        monkeypatch.setattr(RecordFile, "read_all", slow)
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(chain.invoke, [QUESTION] * 4))
-        assert len(reads) < 2 * len(set(reads))
-        assert len(set(reads)) == 4
+        assert len(reads) == len(set(reads)) == 4
 
 
 @pytest.mark.asyncio
@@ -113,13 +114,13 @@ async def test_asynchronous_calls_leave_the_event_loop_free(
     engine: FusionEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[int] = set()
-    get = FileKVStore.get
+    take = TieredKV.take
 
-    def watched(store: FileKVStore, key: str) -> Any:
+    def watched(kv: TieredKV, key: str) -> Any:
         threads.add(threading.get_ident())
-        return get(store, key)
+        return take(kv, key)
 
-    monkeypatch.setattr(FileKVStore, "get", watched)
+    monkeypatch.setattr(TieredKV, "take", watched)
     llm = model(engine=engine, max_tokens=4)
     context = join(FusionKVRetriever(engine=engine, k=2).invoke(QUESTION))
     prompt = WORDS.format(context=context, question=QUESTION)

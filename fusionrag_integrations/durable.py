@@ -1,0 +1,149 @@
+"""Files that are there whole or not at all, for their owner alone, and never through a link.
+
+Each call that touches the disk ends in one of the `os` module's, so that tests can let it fail, or
+be the last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
+STALE_SECONDS = 3600  # no write takes this long, so an older temporary file has no writer
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
+
+
+def make_directory(path: Path) -> None:
+    """A directory with its parents, and their names on the disk; one that is there stays so.
+
+    Raises `OSError`, `NotADirectoryError` for a link among others.
+    """
+    if path.is_symlink():
+        raise NotADirectoryError(f"{path} is a symbolic link, which is not followed")
+    if path.is_dir():
+        return
+    if path.parent != path and not path.parent.is_dir():
+        make_directory(path.parent)
+    with suppress(FileExistsError):  # another process was faster
+        path.mkdir(DIRECTORY_MODE)
+    sync_directory(path.parent)
+
+
+def write_file(path: Path, parts: Sequence[bytes | memoryview], drafts: Path) -> None:
+    """Put a file in the place of one that is there: a reader sees the old one or the new one.
+
+    drafts: a directory of the same file system, where the file lies until it is complete. When
+    the call returns, content and name are on the disk. Raises `OSError`.
+    """
+    make_directory(drafts)
+    make_directory(path.parent)
+    draft = drafts / f"{path.name}.{uuid4().hex}"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS
+        descriptor = os.open(draft, flags, FILE_MODE)
+        try:
+            for part in parts:
+                _write_all(descriptor, part)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        draft.replace(path)
+        sync_directory(path.parent)
+    finally:
+        with suppress(OSError):  # gone after the rename, of no use after a failure
+            draft.unlink()
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[int]:
+    """The descriptor of a regular file, for reading.
+
+    Raises `OSError`: `FileNotFoundError`, and for links, pipes and directories too.
+    """
+    descriptor = open_descriptor(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_descriptor(path: Path) -> int:
+    """Like `open_file`, for the caller to close."""
+    if path.parent.is_symlink():
+        raise OSError(errno.ELOOP, "its directory is a symbolic link", str(path.parent))
+    descriptor = os.open(path, os.O_RDONLY | _NO_LINKS | _NO_WAITING)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EISDIR, "not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill the buffer with what stands at `offset`; returns how much there was of it."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """All of a file of at most `limit` bytes. Raises `OSError`."""
+    with open_file(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise OSError(f"{path} has {size} bytes; at most {limit} are read")
+        content = bytearray(size)
+        return bytes(content[: read_into(descriptor, memoryview(content), 0)])
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file and see that it stays so; nothing happens where there is none."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(drafts: Path, older_than: float = STALE_SECONDS) -> list[Path]:
+    """Remove what writers that died have left; returns what it was.
+
+    older_than: in seconds; a younger file may have a living writer.
+    """
+    swept: list[Path] = []
+    with suppress(OSError):  # none, or not ours to delete: neither hinders reading
+        for path in sorted(drafts.iterdir()):
+            if time.time() - path.lstat().st_mtime >= older_than:
+                path.unlink()
+                swept.append(path)
+    return swept
+
+
+def _write_all(descriptor: int, part: bytes | memoryview) -> None:
+    rest = memoryview(part).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

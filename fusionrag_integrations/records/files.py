@@ -1,0 +1,273 @@
+"""KV records as files: one checksummed safetensors file a record (docs/kv_format.md).
+
+<directory>/ab/abcd....safetensors   the record with the key abcd...
+<directory>/tmp/                     files being written, renamed into place when complete
+
+A file is read into memory of the reader's own, never memory-mapped: truncating a mapped file kills
+its reader. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+import xxhash
+
+from fusionrag_integrations.durable import (
+    open_descriptor,
+    read_into,
+    remove_file,
+    sweep,
+    write_file,
+)
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    KVCorruptError,
+    KVForeignError,
+    KVMissingError,
+    KVRecordError,
+    KVUnreadableError,
+    StoreError,
+)
+from fusionrag_integrations.records.layout import (
+    MAX_RECORD_BYTES,
+    RecordHeader,
+    header_bytes,
+    header_length,
+    is_key,
+    layer_digest,
+    parse_header,
+    with_digests,
+)
+
+SUFFIX = ".safetensors"
+_FIRST_READ = 1 << 14  # bytes; holds the header of all but the deepest models
+_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # links, pipes, and so on
+_SHARD = re.compile(r"[0-9a-f]{2}")
+
+
+class RecordFiles:
+    """Records in a directory, which is made with the first one.
+
+    signature: of what the records are for; those of another are foreign.
+    """
+
+    def __init__(self, directory: Path, signature: str) -> None:
+        self.directory = Path(directory)
+        self.signature = signature
+        self._drafts = self.directory / "tmp"
+        sweep(self._drafts)
+
+    def write(self, header: RecordHeader, data: Sequence[memoryview]) -> int:
+        """Write a record in the place of one that is there; a reader sees the old or the new.
+
+        header: without digests. data: the bytes of its tensors, in order. Returns how many bytes
+        the file has. Raises `InvalidInputError` for keys that can't be, `StoreError` where the
+        file can't be written.
+        """
+        path = self._path(header.key)
+        for neighbour in header.neighbours:
+            if not is_key(neighbour):
+                raise InvalidInputError(f"Neighbour {neighbour!r} of KV {header.key} is no key.")
+        content = memoryview(b"".join(data))
+        head = header_bytes(with_digests(header, content))
+        try:
+            write_file(path, [head, content], self._drafts)
+        except OSError as error:
+            raise StoreError(f"Can't write the KV record {path}: {error}") from error
+        return len(head) + len(content)
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[RecordFile]:
+        """A record to read from; its header is checked, and that it is all there.
+
+        Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`, naming the file.
+        """
+        path = self._path(key)
+        with named_errors(path):
+            descriptor = open_descriptor(path)
+            try:
+                record = RecordFile(path, descriptor)
+                self._check_ours(record.header, key, path)
+                yield record
+            finally:
+                os.close(descriptor)
+
+    def contains(self, key: str) -> bool:
+        """Whether there is a file for this key; reading may still find it damaged."""
+        path = self._path(key)
+        return path.is_file() and not path.is_symlink()
+
+    def delete(self, key: str) -> None:
+        """Remove a record; nothing happens where there is none."""
+        path = self._path(key)
+        try:
+            remove_file(path)
+        except OSError as error:
+            raise StoreError(f"Can't delete the KV record {path}: {error}") from error
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all records, ascending."""
+        return (key for key, _, _ in self.listed())
+
+    def size_bytes(self) -> int:
+        """Bytes that all records take."""
+        return sum(nbytes for _, nbytes, _ in self.listed())
+
+    def listed(self) -> Iterator[tuple[str, int, float]]:
+        """Key, bytes and time of all records' files, by key ascending; others are passed over."""
+        for path in self.paths():
+            if self._is_record(path):
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    facts = path.lstat()
+                    if S_ISREG(facts.st_mode):
+                        yield path.name.removesuffix(SUFFIX), facts.st_size, facts.st_mtime
+
+    def paths(self) -> list[Path]:
+        """Everything in the directory that is, or should be, a record; ascending."""
+        if not self.directory.is_dir():
+            return []
+        found: list[Path] = []
+        for entry in self.directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink() and _SHARD.fullmatch(entry.name):
+                found.extend(entry.iterdir())
+            elif entry != self._drafts:
+                found.append(entry)
+        return sorted(found)
+
+    def check(self, path: Path) -> None:
+        """Read one of `paths()`. Raises as `open` does, and `KVForeignError` for a wrong name."""
+        if not self._is_record(path):
+            raise KVForeignError(
+                f"{path} isn't named like a KV record, which is ab/abcd...{SUFFIX}"
+            )
+        with self.open(path.name.removesuffix(SUFFIX)) as record:
+            record.read_all(memoryview(bytearray(record.header.data_bytes)))
+
+    def sweep(self) -> list[Path]:
+        """Remove what writers have left that died, however short ago; nobody may be writing."""
+        return sweep(self._drafts, 0.0)
+
+    def _path(self, key: str) -> Path:
+        if not is_key(key):
+            raise InvalidInputError(f"{key!r} is no key of a KV record; keys are lower-case hex.")
+        return self.directory / key[:2] / f"{key}{SUFFIX}"
+
+    def _is_record(self, path: Path) -> bool:
+        key = path.name.removesuffix(SUFFIX)
+        return is_key(key) and path == self._path(key)
+
+    def _check_ours(self, header: RecordHeader, key: str, path: Path) -> None:
+        if header.key != key:
+            raise KVForeignError(f"{path} holds the record of another key, {header.key}.")
+        if header.signature != self.signature:
+            raise KVForeignError(
+                f"{path} was made by another model, format or salt: its signature is "
+                f"{header.signature}, not {self.signature}. Ingest its documents again."
+            )
+
+
+class RecordFile:
+    """An open record. Reads by layers, each checked against its digest."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Read the header. Raises as `RecordFiles.open` does."""
+        self._path = path
+        self._descriptor = descriptor
+        size = os.fstat(descriptor).st_size
+        head = self._bytes(0, min(size, _FIRST_READ))
+        length = header_length(head, size, path)
+        if length > len(head):
+            head = self._bytes(0, length)
+        self.header = parse_header(head[:length], path)
+        self._entries = self.header.entries
+        self._start = length
+        wanted = length + self.header.data_bytes
+        if size != wanted:
+            raise KVCorruptError(
+                f"{path} is damaged: it has {size} bytes, and should have {wanted}."
+            )
+        if size > MAX_RECORD_BYTES:
+            raise KVCorruptError(f"{path} has {size} bytes; at most {MAX_RECORD_BYTES} are read.")
+
+    def read_all(self, data: memoryview) -> None:
+        """Fill `data` with all bytes of the tensors. Raises `KVCorruptError`."""
+        self.read_tokens(data)
+        first = self._entries["token_ids"].stop
+        self._fill(data, slice(first, len(data)))
+        self._check_layers(data, self.header.layers)
+
+    def read_tokens(self, data: memoryview) -> None:
+        """Fill the token ids' place in `data`. Raises `KVCorruptError`."""
+        entry = self._entries["token_ids"]
+        where = slice(entry.start, entry.stop)
+        self._fill(data, where)
+        if xxhash.xxh3_64_hexdigest(data[where]) != self.header.digests[0]:
+            raise self._damaged()
+
+    def read_layers(self, data: memoryview, layers: range) -> None:
+        """Fill these layers' places in `data`. Raises `KVCorruptError`."""
+        for name, entry in self._entries.items():
+            if name != "token_ids":
+                self._fill(data, entry.of_layers(layers))
+        self._check_layers(data, layers)
+
+    def _check_layers(self, data: memoryview, layers: range) -> None:
+        for layer in layers:
+            if layer_digest(self._entries, layer, data) != self.header.digests[1 + layer]:
+                raise self._damaged()
+
+    def _fill(self, data: memoryview, where: slice) -> None:
+        part = data[where]
+        if read_into(self._descriptor, part, self._start + where.start) < len(part):
+            raise self._damaged()
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        content = bytearray(count)
+        return bytes(content[: read_into(self._descriptor, memoryview(content), offset)])
+
+    def _damaged(self) -> KVCorruptError:
+        return KVCorruptError(f"{self._path} is damaged: its content doesn't match its digests.")
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """What the disk says, as a record's error that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise KVMissingError(f"There is no KV record {path}.") from error
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise KVCorruptError(f"{path} is damaged: it isn't a regular file.") from error
+        raise KVUnreadableError(f"{path} can't be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProblem:
+    """A file that isn't a usable record, and why."""
+
+    path: Path
+    error: KVRecordError
+
+
+def verify(
+    files: RecordFiles, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Iterator[RecordProblem]:
+    """Read every record and yield the bad ones; progress: called with files done and in all."""
+    paths = files.paths()
+    for done, path in enumerate(paths, start=1):
+        try:
+            files.check(path)
+        except KVMissingError:
+            pass  # deleted since it was listed
+        except KVRecordError as error:
+            yield RecordProblem(path, error)
+        progress(done, len(paths))

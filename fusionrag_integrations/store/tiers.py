@@ -1,0 +1,342 @@
+"""Three tiers of KV records: files, host memory, and the model's device.
+
+A request holds a `Lease`. What it asks for comes from the hottest tier that has it, and moves up
+with use: from files to host memory when it is read, and to the device once it was used before.
+
+disk --loader--> host, as the file has it --resident--> device, rotated, shared by requests
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from threading import RLock
+from time import perf_counter_ns
+from types import TracebackType
+from weakref import WeakValueDictionary
+
+import torch
+
+from fusionrag_integrations.errors import (
+    KVForeignError,
+    KVMissingError,
+    KVRecordError,
+)
+from fusionrag_integrations.records.layout import is_key
+from fusionrag_integrations.store.disk import FileKVStore
+from fusionrag_integrations.store.heat import Heat
+from fusionrag_integrations.store.loader import Load, Loader, LoaderEvents
+from fusionrag_integrations.store.metrics import StoreMetrics, TierMetrics
+from fusionrag_integrations.store.stored import StoredKV
+from fusionrag_integrations.store.tier import Tier
+from fusionrag_integrations.types import ChunkKV, LayeredKV
+
+HALF_LIFE = 4096  # uses of any record after which a use counts half
+GIB = 1 << 30
+
+MoveToDevice = Callable[[LayeredKV], ChunkKV]
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes that each tier may hold; None for no bound. device: beside the model."""
+
+    device: int | None = 0
+    host: int | None = 2 * GIB
+    disk: int | None = None
+
+
+class TieredKV:
+    """KV records of one store, shared by requests in several threads."""
+
+    def __init__(
+        self,
+        store: FileKVStore,
+        budgets: Budgets,
+        device: torch.device,
+        to_device: MoveToDevice,
+    ) -> None:
+        """to_device: gives a record's form on `device` that requests attend to where it lies."""
+        self._store = store
+        self._to_device = to_device
+        self._lock = RLock()
+        self._heat = Heat(HALF_LIFE)
+        self._pinned: Counter[str] = Counter()
+        self._device: Tier[ChunkKV] = Tier(budgets.device, self._heat, self._pinned)
+        self._host: Tier[StoredKV] = Tier(budgets.host, self._heat, self._pinned)
+        self._disk: Tier[None] = Tier(budgets.disk, self._heat, self._pinned, self._drop)
+        self._listed = False
+        self._loads: dict[str, Load] = {}  # whose headers aren't read yet
+        self._reading: WeakValueDictionary[str, Load] = WeakValueDictionary()
+        self._held: WeakValueDictionary[str, StoredKV] = WeakValueDictionary()
+        self._counts: Counter[str] = Counter()
+        events = LoaderEvents(self._opened, self._read, self._waited, self._failed)
+        self._loader = Loader(store.files, device.type == "cuda", events)
+
+    # What requests use.
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """Begin to read these records into host memory, if they are in none; returns at once.
+
+        What is missing or damaged shows when a request asks for it; what is no key is passed over.
+        """
+        with self._lock:
+            for key in filter(is_key, keys):
+                if key not in self._device and self._in_memory(key) is None:
+                    self._load(key)
+
+    def lease(self) -> Lease:
+        """What a request holds while it uses records."""
+        return Lease(self)
+
+    def begin(self, key: str) -> None:
+        """Begin to read a record, if it is in no memory; it stays until `give_back`."""
+        with self._lock:
+            self._pinned[key] += 1
+            if key not in self._device and self._in_memory(key) is None:
+                self._load(key)
+
+    def take(self, key: str) -> LayeredKV:
+        """A record, which stays in its tier until `give_back`, even if this raises.
+
+        Its layers may still be on their way. Raises as `FileKVStore.get` does.
+        """
+        with self._lock:
+            self._pinned[key] += 1
+            self._heat.touch(key)
+            if (resident := self._device.get(key)) is not None:
+                self._counts["device hits"] += 1
+                return resident
+            if (record := self._in_memory(key)) is not None:
+                self._counts["host hits"] += 1
+                return record
+            load = self._load(key)
+        record = load.record()
+        with self._lock:
+            self._counts["disk hits"] += 1
+        return record
+
+    def give_back(self, keys: Iterable[str]) -> None:
+        """End the use of records, each taken once. They may move up to the device now."""
+        taken = list(keys)
+        with self._lock:
+            for key in taken:
+                self._pinned[key] -= 1
+                if not self._pinned[key]:
+                    del self._pinned[key]
+                    self._let_go(key)
+        for key in dict.fromkeys(taken):
+            self._promote(key)
+
+    def foreign(self, key: str) -> None:
+        """Count a record that turned out to be of another text."""
+        with self._lock:
+            self._counts["stale"] += 1
+
+    def metrics(self) -> StoreMetrics:
+        """What the tiers hold now, and what they did so far."""
+        with self._lock:
+            self._list()
+            counts = self._counts
+            tiers = {
+                name: TierMetrics(
+                    budget=tier.budget,
+                    records=len(tier),
+                    bytes=tier.used,
+                    hits=counts[f"{name} hits"],
+                    evictions=tier.evictions,
+                    moved_bytes=counts[f"{name} bytes"],
+                    moved_ms=counts[f"{name} ns"] / 1e6,
+                )
+                for name, tier in (
+                    ("device", self._device),
+                    ("host", self._host),
+                    ("disk", self._disk),
+                )
+            }
+            return StoreMetrics(
+                **tiers,
+                misses=counts["misses"],
+                corrupt=counts["corrupt"],
+                stale=counts["stale"],
+                waited_ms=counts["waited ns"] / 1e6,
+            )
+
+    def close(self) -> None:
+        """Let reads that are under way end; nothing can be read afterwards."""
+        self._loader.close()
+
+    # What ingest uses.
+
+    def get(self, key: str) -> StoredKV:
+        """A whole record from its file; no tier takes notice. Raises as `FileKVStore.get` does."""
+        return self._store.get(key)
+
+    def put(self, record: ChunkKV) -> bool:
+        """Write a record if there is room on the disk; returns whether it is kept.
+
+        Raises as `FileKVStore.put` does.
+        """
+        return self._put(record, evict=False)
+
+    def capture(self, record: ChunkKV) -> bool:
+        """Like `put`, but colder records give way."""
+        return self._put(record, evict=True)
+
+    def delete(self, key: str) -> None:
+        """Remove a record from all tiers; nothing happens where there is none."""
+        with self._lock:
+            self._forget(key)
+            self._disk.discard(key)
+            self._heat.forget(key)
+        self._store.delete(key)
+
+    def keys(self) -> Iterator[str]:
+        """The keys of all records on disk, ascending, whichever process wrote them."""
+        return self._store.keys()
+
+    def _put(self, record: ChunkKV, evict: bool) -> bool:
+        key, nbytes = record.key, self._store.file_bytes(record)
+        with self._lock:
+            self._list()
+            new = key not in self._disk
+            if new:
+                if evict:
+                    self._heat.touch(key)
+                if not (self._disk.make_room(key, nbytes) if evict else self._disk.fits(nbytes)):
+                    return False
+                self._disk.admit(key, None, nbytes)
+        try:
+            self._store.put(record)
+        except BaseException:
+            with self._lock:
+                if new:
+                    self._disk.discard(key)
+            raise
+        with self._lock:
+            self._forget(key)
+        return True
+
+    # The rest is called with the lock held, or takes it.
+
+    def _list(self) -> None:
+        """Know what is on disk; those that were written last count as the hottest."""
+        if not self._listed:
+            self._listed = True
+            for key, nbytes in self._store.by_age():
+                if key not in self._heat:
+                    self._heat.touch(key)
+                self._disk.admit(key, None, nbytes)
+
+    def _drop(self, key: str) -> None:
+        self._store.delete(key)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        """Let requests to come read the record anew."""
+        self._device.discard(key)
+        self._host.discard(key)
+        self._held.pop(key, None)
+        self._loads.pop(key, None)
+
+    def _in_memory(self, key: str) -> StoredKV | None:
+        found = self._host.get(key)
+        return self._held.get(key) if found is None else found
+
+    def _load(self, key: str) -> Load:
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = self._reading[key] = Load(key)
+            self._heat.touch(key)  # what was never used would find no room
+            self._loader.start(load)
+        return load
+
+    def _let_go(self, key: str) -> None:
+        """Nobody uses the record now: stop reading it, unless it is kept."""
+        load = self._reading.get(key)
+        if load is not None and key not in self._host and key not in self._loads:
+            load.cancelled = True
+            self._held.pop(key, None)
+
+    def _promote(self, key: str) -> None:
+        with self._lock:
+            record = self._host.get(key)
+            if self._device.budget == 0 or record is None or key in self._device:
+                return
+        if not record.ready(slice(None)):
+            return
+        started = perf_counter_ns()
+        resident = self._to_device(record)
+        nbytes = sum(t.numel() * t.element_size() for t in (resident.keys, resident.values))
+        with self._lock:
+            if self._host.get(key) is record and self._device.admit(key, resident, nbytes):
+                self._counts["device bytes"] += nbytes
+                self._counts["device ns"] += perf_counter_ns() - started
+
+    # What the loader tells.
+
+    def _opened(self, load: Load, record: StoredKV) -> None:
+        with self._lock:
+            if self._loads.pop(load.key, None) is not load:
+                return  # replaced or deleted meanwhile: only those who wait get it
+            if self._host.admit(load.key, record, record.nbytes) or self._pinned[load.key]:
+                self._held[load.key] = record
+            else:
+                load.cancelled = True
+
+    def _read(self, nbytes: int, seconds: float) -> None:
+        with self._lock:
+            self._counts["disk bytes"] += nbytes
+            self._counts["disk ns"] += int(seconds * 1e9)
+
+    def _waited(self, seconds: float) -> None:
+        with self._lock:
+            self._counts["waited ns"] += int(seconds * 1e9)
+
+    def _failed(self, load: Load, error: KVRecordError) -> None:
+        with self._lock:
+            if load.cancelled:
+                return
+            load.cancelled = True
+            if self._loads.get(load.key) is load or self._reading.get(load.key) is load:
+                self._forget(load.key)
+            kinds = {KVMissingError: "misses", KVForeignError: "stale"}
+            self._counts[kinds.get(type(error), "corrupt")] += 1
+
+
+class Lease:
+    """The records that one request uses: none of them leaves its tier until the end."""
+
+    def __init__(self, tiers: TieredKV) -> None:
+        self._tiers = tiers
+        self._taken: list[str] = []
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        taken, self._taken = self._taken, []
+        self._tiers.give_back(taken)
+
+    def begin(self, keys: Iterable[str]) -> None:
+        """Begin to read what is in no memory yet, so that `get` waits for all of it together."""
+        for key in keys:
+            self._taken.append(key)
+            self._tiers.begin(key)
+
+    def get(self, key: str, complete: bool = False) -> LayeredKV:
+        """A record; its layers may be on their way, unless it is to be complete.
+
+        Raises as `FileKVStore.get` does; without `complete`, damage may show only in a layer.
+        """
+        self._taken.append(key)
+        record = self._tiers.take(key)
+        if complete:
+            record.wait()
+        return record
