@@ -47,20 +47,22 @@ _SCHEMA = (
     """CREATE TABLE store (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
-        salt_id TEXT NOT NULL, revision INTEGER NOT NULL)""",
-    "CREATE TABLE documents (id TEXT PRIMARY KEY, content_hash TEXT NOT NULL)",
+        salt_id TEXT NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
+    """CREATE TABLE documents (
+        id TEXT PRIMARY KEY, content_hash TEXT NOT NULL, captured INTEGER NOT NULL)""",
     """CREATE TABLE chunks (
         id TEXT PRIMARY KEY,
         document_id TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
         position INTEGER NOT NULL, text TEXT NOT NULL, title TEXT NOT NULL, scope TEXT NOT NULL,
         metadata TEXT NOT NULL, token_ids BLOB NOT NULL, offsets BLOB NOT NULL,
         isolated_key TEXT NOT NULL, fused_key TEXT NOT NULL DEFAULT '',
-        text_hash BLOB NOT NULL, traced_key TEXT NOT NULL DEFAULT '')""",
+        text_hash BLOB NOT NULL, captured INTEGER NOT NULL, traced_key TEXT NOT NULL DEFAULT '')""",
     """CREATE TABLE traces (
         traced_key TEXT PRIMARY KEY, trace BLOB NOT NULL, traced_with TEXT NOT NULL)
         WITHOUT ROWID""",
     "CREATE INDEX chunks_in_order ON chunks (document_id, position)",
     "CREATE INDEX chunks_by_text ON chunks (text_hash)",
+    "CREATE INDEX chunks_by_key ON chunks (isolated_key)",
     """CREATE TABLE neighbours (
         chunk_id TEXT NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
         position INTEGER NOT NULL,
@@ -69,8 +71,8 @@ _SCHEMA = (
     "CREATE INDEX made_with ON neighbours (neighbour_id)",
 )
 _WRITTEN = """id, document_id, position, text, title, scope, metadata, token_ids, offsets,
-    isolated_key, fused_key, text_hash"""
-_COLUMNS = _WRITTEN.replace("text_hash", "trace, traced_with")
+    isolated_key, fused_key, text_hash, captured"""
+_COLUMNS = _WRITTEN.replace("text_hash, captured", "captured, trace, traced_with")
 _RECORDS = "chunks LEFT JOIN traces USING (traced_key)"
 
 
@@ -98,12 +100,16 @@ class StoreInfo:
 
 @dataclass(frozen=True, slots=True)
 class CatalogCounts:
-    """How much a store holds. tokens: of all chunks, in the model's tokens."""
+    """How much a store holds. tokens: of all chunks, in the model's tokens.
+
+    captured_chunks: those beside the others that were kept from requests.
+    """
 
     documents: int
     chunks: int
     fused_chunks: int
     tokens: int
+    captured_chunks: int = 0
 
 
 class Catalog:
@@ -133,7 +139,7 @@ class Catalog:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     db.execute(statement)
-                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, 0)", astuple(info))
+                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)", astuple(info))
                 db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             return cls(path, db)
@@ -172,6 +178,13 @@ class Catalog:
         with self._lock:
             self._db.close()
 
+    def check(self) -> None:
+        """Read all of the file. Raises `StoreError` where anything is damaged."""
+        found = [row[0] for row in self._rows("PRAGMA integrity_check")]
+        strays = self._rows("PRAGMA foreign_key_check")
+        if found != ["ok"] or strays:
+            raise StoreError(f"The catalog {self._path} is damaged: {'; '.join(found)}")
+
     @property
     def info(self) -> StoreInfo:
         return self._info
@@ -184,6 +197,11 @@ class Catalog:
         """
         return int(self._rows("SELECT revision FROM store")[0][0])
 
+    @property
+    def texts_revision(self) -> int:
+        """Like `revision`, of all texts: captured ones too."""
+        return int(self._rows("SELECT texts FROM store")[0][0])
+
     def document_hash(self, document_id: str) -> str | None:
         """The content hash that the document was put in with; None where there is none."""
         rows = self._rows("SELECT content_hash FROM documents WHERE id = ?", (document_id,))
@@ -191,15 +209,38 @@ class Catalog:
 
     def document_ids(self) -> list[str]:
         """Ids of all documents, ascending."""
-        return [row[0] for row in self._rows("SELECT id FROM documents ORDER BY id")]
+        query = "SELECT id FROM documents WHERE NOT captured ORDER BY id"
+        return [row[0] for row in self._rows(query)]
 
     def chunk_ids(self, document_ids: Iterable[str] | None = None) -> list[str]:
         """Ids of the chunks of these documents, or of all; each document's in its order."""
         if document_ids is None:
-            query = "SELECT id FROM chunks ORDER BY document_id, position"
+            query = "SELECT id FROM chunks WHERE NOT captured ORDER BY document_id, position"
             return [row[0] for row in self._rows(query)]
         query = "SELECT id FROM chunks WHERE document_id IN ({}) ORDER BY document_id, position"
         return [row[0] for row in self._rows_in(query, document_ids)]
+
+    def text_ids(self) -> list[str]:
+        """Like `chunk_ids`, with captured chunks."""
+        return [
+            row[0] for row in self._rows("SELECT id FROM chunks ORDER BY document_id, position")
+        ]
+
+    def captured_keys(self) -> list[str]:
+        """Keys of captured chunks' KV, isolated and fused."""
+        query = """SELECT isolated_key FROM chunks WHERE captured
+            UNION SELECT fused_key FROM chunks WHERE captured AND fused_key != ''"""
+        return [row[0] for row in self._rows(query)]
+
+    def capture(self, record: ChunkRecord) -> None:
+        """Keep a text of a request: its chunk is known, and belongs to no document."""
+        chunk = record.chunk
+        self.replace_document(Document(chunk.document_id, scope=chunk.scope), "", [record])
+
+    def forget_captured(self, isolated_keys: Iterable[str]) -> None:
+        """Delete the captured chunks with these keys."""
+        query = "SELECT document_id FROM chunks WHERE captured AND isolated_key IN ({})"
+        self.delete_documents([row[0] for row in self._rows_in(query, isolated_keys)])
 
     def replace_document(
         self, document: Document, content_hash: str, records: Sequence[ChunkRecord]
@@ -233,21 +274,24 @@ class Catalog:
                 (document.id,),
             )
             db.executemany("DELETE FROM chunks WHERE id = ?", _each(old.keys() - new.keys()))
+            captured = any(record.captured for record in records)
             db.execute(
-                """INSERT INTO documents VALUES (?, ?)
+                """INSERT INTO documents VALUES (?, ?, ?)
                 ON CONFLICT (id) DO UPDATE SET content_hash = excluded.content_hash""",
-                (document.id, content_hash),
+                (document.id, content_hash, captured),
             )
             db.executemany(
-                f"""UPDATE chunks SET ({_WRITTEN}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?)
+                f"""UPDATE chunks SET ({_WRITTEN}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?)
                 WHERE id = ?""",
                 [(*row, chunk_id) for chunk_id, row in rows.items() if chunk_id in old],
             )
             db.executemany(
-                f"INSERT INTO chunks ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?)",
+                f"INSERT INTO chunks ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?)",
                 [row for chunk_id, row in rows.items() if chunk_id not in old],
             )
-            _raise_revision(db)
+            if not captured:
+                _forget_captured(db, [record.isolated_key for record in records])
+            _raise_revision(db, searchable=not captured)
 
     def delete_documents(self, document_ids: Iterable[str]) -> int:
         """Delete documents with their chunks, and every fused key made with one of those.
@@ -257,9 +301,11 @@ class Catalog:
         ids = list(document_ids)
         with self._transaction() as db:
             _clear_fused_with(db, self.chunk_ids(ids))
+            query = "SELECT captured FROM documents WHERE id IN ({})"
+            searchable = any(not captured for (captured,) in self._rows_in(query, ids))
             deleted = db.executemany("DELETE FROM documents WHERE id = ?", _each(ids)).rowcount
             if deleted:
-                _raise_revision(db)
+                _raise_revision(db, searchable)
         return deleted
 
     def set_fused(
@@ -325,12 +371,14 @@ class Catalog:
 
     def kv_keys(self) -> list[tuple[str, str, str]]:
         """Chunk id, isolated key and fused key of all chunks, by document and index."""
-        query = "SELECT id, isolated_key, fused_key FROM chunks ORDER BY document_id, position"
+        query = """SELECT id, isolated_key, fused_key FROM chunks WHERE NOT captured
+            ORDER BY document_id, position"""
         return self._rows(query)
 
     def unfused(self) -> list[str]:
         """Ids of the chunks without fused KV, by document and index."""
-        query = "SELECT id FROM chunks WHERE fused_key = '' ORDER BY document_id, position"
+        query = """SELECT id FROM chunks WHERE fused_key = '' AND NOT captured
+            ORDER BY document_id, position"""
         return [row[0] for row in self._rows(query)]
 
     def predecessors(self, chunk_id: str, count: int) -> list[ChunkRecord]:
@@ -356,8 +404,9 @@ class Catalog:
 
     def counts(self) -> CatalogCounts:
         """How much the store holds."""
-        query = """SELECT (SELECT count(*) FROM documents), count(*), total(fused_key != ''),
-            total(length(token_ids)) / 4 FROM chunks"""
+        query = """SELECT (SELECT count(*) FROM documents WHERE NOT captured), count(*),
+            total(fused_key != ''), total(length(token_ids)) / 4,
+            (SELECT count(*) FROM chunks WHERE captured) FROM chunks WHERE NOT captured"""
         return CatalogCounts(*map(int, self._rows(query)[0]))
 
     @contextmanager
@@ -429,8 +478,18 @@ def _clear_fused_with(db: sqlite3.Connection, chunk_ids: Iterable[str]) -> None:
         db.execute(f"DELETE FROM neighbours WHERE chunk_id IN {made_with}", chunk_id)
 
 
-def _raise_revision(db: sqlite3.Connection) -> None:
-    db.execute("UPDATE store SET revision = revision + 1")
+def _forget_captured(db: sqlite3.Connection, isolated_keys: Iterable[str]) -> None:
+    """Delete what was captured of texts that are ingested now, and would be ambiguous."""
+    db.executemany(
+        """DELETE FROM documents WHERE captured
+        AND id IN (SELECT document_id FROM chunks WHERE isolated_key = ?)""",
+        _each(isolated_keys),
+    )
+
+
+def _raise_revision(db: sqlite3.Connection, searchable: bool) -> None:
+    """searchable: whether what an index holds has changed, not only what is known."""
+    db.execute("UPDATE store SET texts = texts + 1, revision = revision + ?", (searchable,))
 
 
 def _each(values: Iterable[str]) -> list[tuple[str]]:
@@ -455,6 +514,7 @@ def _to_row(record: ChunkRecord) -> tuple[object, ...]:
         struct.pack(f"<{len(bounds)}i", *bounds),
         record.isolated_key,
         _text_hash(chunk.text),
+        record.captured,
     )
 
 
@@ -464,12 +524,13 @@ def _text_hash(text: str) -> bytes:
 
 def _to_record(row: tuple[Any, ...]) -> ChunkRecord:
     chunk_id, document_id, index, text, title, scope, metadata, *rest = row
-    token_ids, offsets, isolated_key, fused_key, trace, traced_with = rest
+    token_ids, offsets, isolated_key, fused_key, captured, trace, traced_with = rest
     ids = struct.unpack(f"<{len(token_ids) // 4}i", token_ids)
     bounds = struct.unpack(f"<{len(offsets) // 4}i", offsets)
     chunk = Chunk(chunk_id, document_id, index, text, title, scope, json.loads(metadata))
     encoded = EncodedChunk(chunk, ids, tuple(zip(bounds[::2], bounds[1::2], strict=True)))
-    return ChunkRecord(encoded, isolated_key, fused_key, _to_trace(trace, traced_with, len(ids)))
+    known = _to_trace(trace, traced_with, len(ids))
+    return ChunkRecord(encoded, isolated_key, fused_key, known, bool(captured))
 
 
 def _from_trace(trace: ContextTrace) -> tuple[bytes, str]:

@@ -3,8 +3,9 @@
 A corpus opens without a model, so a retriever needs no weights.
 
 <store>/catalog.sqlite   documents, chunks, their tokens and KV keys   (the truth)
+<store>/documents/       the same as files, to rebuild the catalog from (see manifests)
 <store>/index/           Chroma: text -> nearest chunks                (follows the catalog)
-<store>/kv/              KV records                                    (see the store package)
+<store>/kv/              KV records                                    (see records and store)
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.durable import make_directory
 from fusionrag_integrations.embedding import Embedder, as_embedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
@@ -37,6 +40,8 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
 
 EMBEDDING_BATCH = 64
+INDEX_DIRECTORY = "index"
+LOCK_FILE = "writing.lock"
 KV_DIRECTORY = "kv"  # the name of the records' directory in a store's
 
 
@@ -98,6 +103,7 @@ class Corpus:
             )
         self.path = path
         self.catalog = catalog
+        self.manifests = Manifests(path)
         self._embedder = embedder
         self._index = index
         self._seen = catalog.revision  # when the index was last read or written
@@ -112,17 +118,18 @@ class Corpus:
         """
         path = Path(path)
         catalog = Catalog.open(path / CATALOG_FILE)
-        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
+        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
 
     @classmethod
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
         """Make an empty corpus in the directory `path`."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
         except OSError as error:
             raise StoreError(f"Can't make a store at {path}: {error}") from error
+        Manifests(path).write_info(info)
         catalog = Catalog.create(path / CATALOG_FILE, info)
-        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / "index"))
+        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
 
     def search(
         self,
@@ -233,6 +240,10 @@ class Corpus:
         chunks = [record.chunk for update in updates for record in update.records]
         self._embed([chunk for chunk in chunks if chunk.id not in old])
         for update in updates:
+            unfused = ((),) * len(update.records)
+            self.manifests.write(
+                Manifest(update.document.id, update.content_hash, update.records, unfused)
+            )
             self.catalog.replace_document(update.document, update.content_hash, update.records)
         self._index.remove(old - {chunk.id for chunk in chunks})
         self._seen = self.catalog.revision
@@ -241,6 +252,8 @@ class Corpus:
         """Delete documents; returns how many there were. The catalog goes first: it decides."""
         ids = list(document_ids)
         chunk_ids = self.catalog.chunk_ids(ids)
+        for document_id in ids:
+            self.manifests.remove(document_id)
         deleted = self.catalog.delete_documents(ids)
         self._index.remove(chunk_ids)
         self._seen = self.catalog.revision
@@ -258,6 +271,11 @@ class Corpus:
             self._embed([record.chunk for record in records.values()])
         progress("embed", len(missing), len(missing))
 
+    def note_links(self, document_ids: Iterable[str]) -> None:
+        """Write the manifests of documents whose chunks were fused, as the catalog has them."""
+        for document_id in document_ids:
+            self.manifests.write(manifest_of(self.catalog, document_id))
+
     def _embed(self, chunks: Sequence[Chunk]) -> None:
         for start in range(0, len(chunks), EMBEDDING_BATCH):
             batch = chunks[start : start + EMBEDDING_BATCH]
@@ -270,13 +288,18 @@ class Corpus:
             return {chunk_id: [] for chunk_id in chunk_ids}
         return self._index.neighbours_many(chunk_ids, k)
 
+    def similar_to(self, chunk: Chunk, k: int) -> list[str]:
+        """The `k` chunks of its scope that are most similar to one that the index doesn't hold."""
+        (vector,) = self._embedder.embed_documents([chunk.embedding_text])
+        return [hit.chunk.id for hit in self.nearest(vector, k, scopes=[chunk.scope])]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Only one at a time may change a store, of all processes.
 
         Raises `StoreError` while another does, and where the store can't be written.
         """
-        lock = FileLock(self.path / "writing.lock", timeout=0)
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -298,6 +321,13 @@ class Corpus:
     def close(self) -> None:
         """Release the catalog's files."""
         self.catalog.close()
+
+
+def manifest_of(catalog: Catalog, document_id: str) -> Manifest:
+    """A document as the catalog has it."""
+    records = tuple(catalog.records(catalog.chunk_ids([document_id])).values())
+    neighbours = tuple(catalog.neighbours(record.chunk.id) for record in records)
+    return Manifest(document_id, catalog.document_hash(document_id) or "", records, neighbours)
 
 
 def scoped_id(source: str, scope: str) -> str:

@@ -38,11 +38,13 @@ def make_directory(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def write_file(path: Path, parts: Sequence[bytes | memoryview], drafts: Path) -> None:
+def write_file(
+    path: Path, parts: Sequence[bytes | memoryview], drafts: Path, *, sync: bool = True
+) -> None:
     """Put a file in the place of one that is there: a reader sees the old one or the new one.
 
-    drafts: a directory of the same file system, where the file lies until it is complete. When
-    the call returns, content and name are on the disk. Raises `OSError`.
+    drafts: a directory of the same file system, where the file lies until it is complete. sync:
+    when the call returns, content and name are on the disk. Raises `OSError`.
     """
     make_directory(drafts)
     make_directory(path.parent)
@@ -53,11 +55,13 @@ def write_file(path: Path, parts: Sequence[bytes | memoryview], drafts: Path) ->
         try:
             for part in parts:
                 _write_all(descriptor, part)
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         draft.replace(path)
-        sync_directory(path.parent)
+        if sync:
+            sync_directory(path.parent)
     finally:
         with suppress(OSError):  # gone after the rename, of no use after a failure
             draft.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     FusionRAGError,
     InvalidInputError,
+    StoreError,
     StoreMismatchError,
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
@@ -34,6 +36,7 @@ from fusionrag_integrations.types import (
     Answer,
     AnswerSettings,
     Calibration,
+    ChunkRecord,
     Document,
     KVFormat,
     KVHandle,
@@ -43,6 +46,8 @@ from fusionrag_integrations.types import (
 
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_BUDGETS = Budgets()
+
+logger = logging.getLogger(__name__)
 
 
 class FusionEngine:
@@ -64,7 +69,15 @@ class FusionEngine:
         self._prefix = prefix
         self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
-        self._server = Server(model, corpus.catalog, kv, self._prefix_ids, calibration, break_even)
+        self._server = Server(
+            model,
+            corpus.catalog,
+            kv,
+            self._prefix_ids,
+            calibration,
+            break_even,
+            on_hot=self._fuse_captured,
+        )
 
     @classmethod
     def from_pretrained(
@@ -203,14 +216,17 @@ class FusionEngine:
         process changes the same store, or where it can't be written.
         """
         with self.corpus.writing():
-            return Ingest(
-                self.model,
-                self.corpus,
-                self._kv,
-                self._prefix_ids,
-                neighbours,
-                progress or (lambda stage, done, total: None),
-            ).run(documents, delete_others)
+            return self._ingest(neighbours, progress).run(documents, delete_others)
+
+    def _ingest(self, neighbours: NeighbourPolicy, progress: Progress | None) -> Ingest:
+        return Ingest(
+            self.model,
+            self.corpus,
+            self._kv,
+            self._prefix_ids,
+            neighbours,
+            progress or (lambda stage, done, total: None),
+        )
 
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
@@ -239,9 +255,26 @@ class FusionEngine:
         """Begin to load the KV of chunks that a prompt is about to hold; returns at once."""
         self._kv.prefetch(handle.fused_key or handle.isolated_key for handle in handles)
 
+    def offer(self, texts: Iterable[str], *, scope: str = "") -> None:
+        """Texts that prompts may hold from now on and that were not ingested, such as an upload's.
+
+        One that comes up again, or while there is room to spare, has its KV kept for later
+        requests; no search finds it. scope: whose requests may use it, and behind whose chunks it
+        is fused once it is used often.
+        """
+        self._server.offer(texts, scope)
+
     def metrics(self) -> StoreMetrics:
         """What the tiers of KV hold, and what they have done since the engine was opened."""
         return self._kv.metrics()
+
+    def _fuse_captured(self, record: ChunkRecord) -> None:
+        """Fuse a chunk that came with requests, unless the store is being changed."""
+        try:
+            with self.corpus.writing():
+                self._ingest(DEFAULT_NEIGHBOURS, None).fuse_captured(record)
+        except StoreError as error:
+            logger.info("A captured chunk stays isolated for now: %s", error)
 
     def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
         """A prompt with the KV that `answer` would place for it, to look into."""

@@ -18,7 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from time import perf_counter
 from typing import Literal, Protocol, TypeVar
@@ -95,7 +95,11 @@ class Ingest:
         self._policy = neighbours
         self._progress = progress
         self._full = False  # whether the disk's budget has no room for more
-        self._stored = set(store.keys())  # one listing costs less than a question a record
+
+    @cached_property
+    def _stored(self) -> set[str]:
+        """Keys of stored KV: one listing costs less than a question a record."""
+        return set(self._store.keys())
 
     def run(self, documents: Iterable[Document], delete_others: bool) -> IngestReport:
         """Bring the store up to date with `documents`.
@@ -218,6 +222,7 @@ class Ingest:
         ]
         unfused = [*self._catalog.unfused(), *lost]
         traced = self._catalog.traced_keys()
+        touched: set[str] = set()
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
         for batch in _batches(self._to_fuse(unfused), lambda fusing: fusing.record):
@@ -232,10 +237,12 @@ class Ingest:
                 neighbours = [neighbour.chunk.id for neighbour in fusing.neighbours]
                 if key in self._stored:
                     self._catalog.set_fused(chunk_id, key, neighbours, traces.get(key))
+                    touched.add(fusing.record.chunk.document_id)
             traced |= traces.keys()
             computed += len(missing)
             if self._full:
                 break
+        self._corpus.note_links(sorted(touched))
         self._progress("fused", len(unfused), len(unfused))
         return computed
 
@@ -283,6 +290,20 @@ class Ingest:
                 max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
             )
         )
+
+    def fuse_captured(self, record: ChunkRecord) -> None:
+        """Fuse a chunk that came with a request behind the ingested ones most similar to it."""
+        near = self._catalog.records(self._corpus.similar_to(record.chunk, self._policy.similar))
+        neighbours = self._neighbours(record, list(near.values()))
+        if not neighbours:
+            return
+        fusing = _Fusing(record, tuple(neighbours))
+        kvs = [self._store.get(r.isolated_key).dense() for r in (record, *neighbours)]
+        fusion = Fusion(fusing.key, kvs[0], tuple(kvs[1:]))
+        ((fused, trace),) = fuse_chunks(self._model, self._prefix, [fusion])
+        if self._store.capture(fused):
+            ids = [neighbour.chunk.id for neighbour in neighbours]
+            self._catalog.set_fused(record.chunk.id, fused.key, ids, trace)
 
     def _load_isolated(self, chunk_id: str) -> ChunkKV:
         record = self._catalog.records([chunk_id])[chunk_id]

@@ -1,22 +1,24 @@
 """Prompt -> answer: the order of the online steps.
 
-prompt --match, encode, assemble--> AssembledPrompt --load, place--> buffer
+prompt --match, encode, assemble--> AssembledPrompt --load, capture, place--> buffer
        --probe, select--> TokenSelection --recompute--> logits --decode--> text
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import get_args
 
 import torch
 
+from fusionrag_integrations.capture import Captures
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.chunk_kv import place_consecutively, prefill_prefix
+from fusionrag_integrations.chunk_kv import place_consecutively, prefill_chunks, prefill_prefix
 from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
 from fusionrag_integrations.match import ChunkMatcher, resolve
@@ -25,6 +27,7 @@ from fusionrag_integrations.prompt import (
     EncodedPrompt,
     WordedPrompt,
     assemble,
+    encode_chunk,
     encode_worded,
     equal_at_start,
     word,
@@ -64,6 +67,7 @@ class _Computed:
     fused_chunks: int = 0
     isolated_chunks: int = 0
     missed_chunks: int = 0
+    captured_chunks: int = 0
 
 
 class Server:
@@ -80,16 +84,27 @@ class Server:
         prefix_ids: tuple[int, ...],
         calibration: Calibration | None,
         break_even: int = 0,
+        on_hot: Callable[[ChunkRecord], None] = lambda record: None,
     ) -> None:
-        """break_even: a prompt of fewer tokens is computed in full, unless a request declines."""
+        """break_even: a prompt of fewer tokens is computed in full, unless a request declines.
+
+        on_hot: called, in the background, with captured chunks that are used often.
+        """
         self._model = model
         self._catalog = catalog
         self._prefix_ids = prefix_ids
         self._calibration = calibration
         self._break_even = break_even
         self._kv = kv
+        self._on_hot = on_hot
+        self._captures = Captures(catalog, kv, partial(encode_chunk, model.tokenizer))
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="fusionrag-keep")
         self._known: tuple[int, ChunkMatcher] | None = None
         self._refreshing = Lock()
+
+    def offer(self, texts: Iterable[str], scope: str) -> None:
+        """Texts that prompts may hold from now on, and that were not ingested."""
+        self._captures.offer(texts, scope)
 
     def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as a request would place it."""
@@ -98,7 +113,8 @@ class Server:
         encoded = encode_worded(self._model.tokenizer, worded, matches)
         with self._kv.lease() as lease:
             wanted = assemble(encoded, matches, settings.handles)
-            return self._load(wanted, settings, lease, complete=True)
+            watch = Stopwatch(self._model.device)
+            return self._load(wanted, settings, lease, watch, complete=True)
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
@@ -167,6 +183,7 @@ class Server:
             fused_chunks=warm.fused_chunks,
             isolated_chunks=warm.isolated_chunks,
             missed_chunks=warm.missed_chunks,
+            captured_chunks=warm.captured_chunks,
             short=short,
         )
 
@@ -213,18 +230,17 @@ class Server:
         wanted = assemble(encoded, matches, settings.handles)
         watch.lap("match")
         try:
-            loaded = self._load(wanted, settings, lease)
+            loaded = self._load(wanted, settings, lease, watch)
             return self._recomputed(loaded, settings, selector, watch)
         except KVRecordError as error:
             # It showed while layers ran. Now nothing is used before it has come as a whole.
             logger.warning("Starting again without it: %s", error)
-            loaded = self._load(wanted, settings, lease, complete=True)
+            loaded = self._load(wanted, settings, lease, watch, complete=True)
             return self._recomputed(loaded, settings, selector, watch)
 
     def _recomputed(
         self, loaded: LoadedPrompt, settings: AnswerSettings, selector: Selector, watch: Stopwatch
     ) -> _Computed:
-        watch.lap("load")
         prompt = loaded.prompt
         laid = lay(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
         watch.lap("place", wait=False)  # KV moves on while the first layers run
@@ -234,42 +250,60 @@ class Server:
         watch.move("select", "probe", placed.probe_ms)
         warm = placed.recompute(selection)
         watch.lap("prefill")
+        self._keep(loaded)
         found = len(prompt.chunk_positions)
         kinds = {
             _occurrence(span): kv.kind for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
         }
+        new = [span for span in prompt.spans if span.record.chunk.id in loaded.captured]
+        selected = set(selection.positions)
+        kept = sum(p not in selected for span in new for p in range(span.start, span.stop))
         return _Computed(
             warm.logits,
             self._model.appender(warm.kv, len(prompt)),
             Usage(
                 prompt_tokens=len(prompt),
-                reused_tokens=found - len(selection),
+                reused_tokens=found - len(selection) - kept,
                 recomputed_tokens=len(selection),
                 fresh_tokens=len(prompt) - found,
                 missed_tokens=sum(span.length for span in loaded.missed),
                 completion_tokens=0,
-                token_layers=placed.token_layers,
+                token_layers=placed.token_layers
+                + self._model.num_layers
+                * sum(len(kv.token_ids) for kv in loaded.captured.values()),
+                captured_tokens=kept,
             ),
             fused_chunks=sum(kind == "fused" for kind in kinds.values()),
             isolated_chunks=sum(kind == "isolated" for kind in kinds.values()),
             missed_chunks=len({_occurrence(span) for span in loaded.missed}),
+            captured_chunks=len({_occurrence(span) for span in new}),
         )
+
+    def _keep(self, loaded: LoadedPrompt) -> None:
+        """Store what was captured, and see to what is hot, when there is time."""
+        records = {span.record.chunk.id: span.record for span in loaded.prompt.spans}
+        for chunk_id, kv in loaded.captured.items():
+            self._background.submit(self._captures.keep, records.pop(chunk_id), kv)
+        for record in self._captures.hot(records.values()):
+            self._background.submit(self._on_hot, record)
 
     def _matches(self, worded: WordedPrompt, settings: AnswerSettings) -> list[TextMatch]:
         """The known chunks in a prompt's text."""
         read_records = self._catalog.records
         handles, scopes = settings.handles, settings.scopes
         found = self._matcher().find(worded.text, read_records, handles, scopes)
-        return resolve(found, handles)
+        known = resolve(found, handles)
+        new = self._captures.find(worded.text, known, scopes)
+        return sorted([*known, *new], key=lambda match: match.start)
 
     def _matcher(self) -> ChunkMatcher:
         """The known texts; where documents changed, with those that came, without those gone."""
         catalog = self._catalog
         with self._refreshing:  # one reads, the others wait for it
-            revision = catalog.revision
+            revision = catalog.texts_revision
             known, matcher = self._known or (-1, None)
             if matcher is None or known != revision:
-                matcher = ChunkMatcher(catalog.chunk_ids(), catalog.scoped_texts, matcher)
+                matcher = ChunkMatcher(catalog.text_ids(), catalog.scoped_texts, matcher)
                 self._known = revision, matcher
             return matcher
 
@@ -278,6 +312,7 @@ class Server:
         prompt: AssembledPrompt,
         settings: AnswerSettings,
         lease: Lease,
+        watch: Stopwatch,
         complete: bool = False,
     ) -> LoadedPrompt:
         """The prompt with its KV. complete: all of it, else layers may be on their way."""
@@ -294,13 +329,32 @@ class Server:
             name = (span.record.chunk.id, variant)
             if name not in loaded:
                 loaded[name] = self._load_chunk(span.record, variant, lease, complete)
-            kv = loaded[name]
+        watch.lap("load")
+        captured = self._capture(
+            span.record
+            for span, variant in wanted
+            if span.record.captured and loaded[span.record.chunk.id, variant] is None
+        )
+        if captured:
+            watch.lap("capture")
+        for span, variant in wanted:
+            kv = loaded[span.record.chunk.id, variant] or captured.get(span.record.chunk.id)
             if kv is None:
                 missed.append(span)
             else:
                 kept.append(replace(span, variant=kv.kind))
                 kvs.append(kv)
-        return LoadedPrompt(replace(prompt, spans=tuple(kept)), tuple(kvs), tuple(missed))
+        prompt = replace(prompt, spans=tuple(kept))
+        return LoadedPrompt(prompt, tuple(kvs), tuple(missed), captured)
+
+    def _capture(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
+        """Isolated KV of new chunks, by their ids."""
+        new = {record.isolated_key: record for record in records}
+        if not new:
+            return {}
+        tokens = {key: record.encoded.token_ids for key, record in new.items()}
+        kvs = prefill_chunks(self._model, self._prefix, tokens)
+        return {new[kv.key].chunk.id: kv for kv in kvs}
 
     def _load_chunk(
         self, record: ChunkRecord, wanted: KVKind, lease: Lease, complete: bool

@@ -167,13 +167,15 @@ class ChunkRecord:
     """What the catalog knows of a chunk: its tokens and the keys of its KV.
 
     `fused_key` is empty while there is no fused KV, or none that is still true. `trace` is of the
-    last time that it was fused, and stays when that KV goes.
+    last time that it was fused, and stays when that KV goes. captured: whether the text was kept
+    from a request, and is in no ingested document.
     """
 
     encoded: EncodedChunk
     isolated_key: str
     fused_key: str = ""
     trace: ContextTrace | None = None
+    captured: bool = False
 
     @property
     def chunk(self) -> Chunk:
@@ -339,12 +341,14 @@ class AssembledPrompt:
 class LoadedPrompt:
     """A prompt with only the spans whose KV could be loaded, and that KV, span by span.
 
-    missed: the spans whose KV is missing, corrupt or foreign. Their tokens are fresh.
+    missed: the spans whose KV is missing, corrupt or foreign. Their tokens are fresh. captured: KV
+    among `kvs` that was computed for this prompt, by its chunk's id.
     """
 
     prompt: AssembledPrompt
     kvs: tuple[LayeredKV, ...]
     missed: tuple[Span, ...]
+    captured: Mapping[str, ChunkKV] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,8 +512,9 @@ class Selector(Protocol):
 class TTFTBreakdown:
     """Where the time to first token went, in milliseconds.
 
-    encode: template and tokens. match: finding chunks. load: reading KV. place: rotating and
-    copying it; on CUDA only until that is queued, and where layers wait for it, it counts to them.
+    encode: template and tokens. match: finding chunks. load: reading KV, until the first layers
+    are on their way. capture: computing that of new chunks. place: rotating and copying it; on CUDA
+    only until that is queued. Where layers wait for KV, it counts to them.
     probe and select: choosing tokens. prefill: recomputing them and the fresh tokens (or, under
     full attention, everything). first_token: from logits to the token.
     """
@@ -517,6 +522,7 @@ class TTFTBreakdown:
     encode: float = 0.0
     match: float = 0.0
     load: float = 0.0
+    capture: float = 0.0
     place: float = 0.0
     probe: float = 0.0
     select: float = 0.0
@@ -532,7 +538,8 @@ class TTFTBreakdown:
 class Usage:
     """How a prompt's tokens were obtained.
 
-    prompt_tokens = reused + recomputed + fresh, and missed <= fresh counts the fresh tokens
+    prompt_tokens = reused + recomputed + captured + fresh. captured_tokens are of new chunks whose
+    KV was computed and kept, and not recomputed. missed <= fresh counts the fresh tokens
     of known chunks whose KV was missing, corrupt or foreign. prefix_tokens <= reused counts those
     that a prefix cache held, which belong to no chunk. token_layers: the work before the
     first token, probes among it, as how often a layer ran over a token; full attention's is
@@ -547,12 +554,14 @@ class Usage:
     completion_tokens: int
     token_layers: int
     prefix_tokens: int = 0
+    captured_tokens: int = 0
 
     @property
     def recompute_ratio(self) -> float:
-        """Recomputed share of the chunk tokens that were found; 1.0 where none was reused."""
-        found = self.reused_tokens - self.prefix_tokens + self.recomputed_tokens
-        return self.recomputed_tokens / found if found else 1.0
+        """Computed share of the chunk tokens that were found; 1.0 where none was reused."""
+        computed = self.recomputed_tokens + self.captured_tokens
+        found = self.reused_tokens - self.prefix_tokens + computed
+        return computed / found if found else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +579,7 @@ class Answer:
     fused_chunks: int = 0
     isolated_chunks: int = 0
     missed_chunks: int = 0
+    captured_chunks: int = 0
     short: bool = False
 
     def report(self) -> dict[str, Any]:
@@ -583,6 +593,7 @@ class Answer:
                 "fused": self.fused_chunks,
                 "isolated": self.isolated_chunks,
                 "missed": self.missed_chunks,
+                "captured": self.captured_chunks,
             },
         }
 

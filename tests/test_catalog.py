@@ -287,7 +287,7 @@ def test_a_change_that_fails_in_the_middle_changes_nothing(fused):
 def test_a_failing_deletion_changes_nothing(fused, monkeypatch):
     before = everything(fused)
 
-    def fail(db):
+    def fail(db, searchable):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fusionrag_integrations.catalog._raise_revision", fail)

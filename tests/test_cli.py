@@ -205,7 +205,7 @@ class TestAsk:
     def test_json_says_how_the_answer_came_about(self, made: Path, model_dir: Path) -> None:
         result = said(self.ask(made, model_dir, "--json", "-k", 3))
         assert result["question"] == self.QUESTION
-        assert result["chunks"] == {"fused": 3, "isolated": 0, "missed": 0}
+        assert result["chunks"] == {"fused": 3, "isolated": 0, "missed": 0, "captured": 0}
         assert result["usage"]["completion_tokens"] <= 4
         assert result["ttft_ms"]["total"] > 0
         assert len(result["retrieved"]) == 3
@@ -280,7 +280,7 @@ class TestAsk:
         for path in store.glob("kv/??/*"):
             path.write_bytes(path.read_bytes()[:-1])
         result = said(self.ask(store, model_dir, "--json"))
-        assert result["chunks"] == {"fused": 0, "isolated": 0, "missed": 5}
+        assert result["chunks"] == {"fused": 0, "isolated": 0, "missed": 5, "captured": 0}
         assert result["answer"] == expected
 
 
@@ -412,8 +412,28 @@ def test_no_store_is_named_and_not_made(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["inspect", "verify"])
-def test_a_damaged_catalog_is_named(name: str, store: Path) -> None:
+def test_a_damaged_catalog_is_named_and_mended(store: Path) -> None:
+    inspected = said(run_command("inspect", "--store", store, "--json"))
     for path in store.glob("catalog.sqlite*"):
         path.write_bytes(b"no database" * 99)
-    assert "StoreError" in error_of(run_command(name, "--store", store))
+    assert "StoreError" in error_of(run_command("inspect", "--store", store))
+    found = run_command("verify", "--store", store)
+    assert found.exit_code == 1
+    assert "StoreError: The catalog" in found.stdout
+    mended = run_command("repair", "--store", store)
+    assert mended.exit_code == 0
+    assert "mended: StoreError: The catalog" in mended.stdout
+    assert run_command("verify", "--store", store).exit_code == 0
+    assert said(run_command("inspect", "--store", store, "--json")) == inspected
+
+
+def test_damaged_kv_is_removed_and_then_missing(store: Path) -> None:
+    path = sorted(store.glob("kv/??/*"))[3]
+    path.write_bytes(b"x")
+    mended = run_command("repair", "--store", store)
+    assert mended.exit_code == 0
+    assert "fusionrag index" in mended.stdout
+    assert not path.exists()
+    (problem,) = said(run_command("verify", "--store", store, "--json"))["problems"]
+    assert problem["error"] == "KVMissingError"
+    assert problem["path"] == str(path)

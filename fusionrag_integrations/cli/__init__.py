@@ -43,7 +43,7 @@ def main() -> None:
 
 
 for command in (
-    *(store.index, store.ask, store.delete, store.demo, store.inspect, store.verify),
+    *(store.index, store.ask, store.delete, store.demo, store.inspect, store.verify, store.repair),
     *(measure.calibrate, measure.bench),
 ):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands over a store: index, delete, ask, inspect, verify; and the demo."""
+"""Commands over a store: index, delete, ask, inspect, verify, repair; and the demo."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import KVFormat
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from fusionrag_integrations.catalog import Catalog
     from fusionrag_integrations.records import RecordFiles
+    from fusionrag_integrations.repair import Problem
 
 
 @click.command()
@@ -263,28 +266,53 @@ def inspect(store: Path, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(store: Path, as_json: bool) -> None:
-    """Check every KV record of a store: checksum, format, model. Exit status 1 on a problem."""
-    from fusionrag_integrations.records import verify as verify_records
+    """Check all of a store: catalog, documents, index and KV records. Changes nothing.
 
-    catalog, kv = _opened(store)
-    keys = set(kv.keys())
+    Exit status 1 on a problem; `repair` mends it.
+    """
+    from fusionrag_integrations.repair import find_damage
+
+    _say(store, find_damage, "verify", as_json)
+
+
+@click.command()
+@store_option
+@json_option
+def repair(store: Path, as_json: bool) -> None:
+    """Mend what `verify` finds, and leave all else as it is. Needs no model.
+
+    A damaged catalog is rebuilt from the store's other files. KV that is damaged is removed: the
+    next `index` computes it again. Exit status 1 where something can't be mended.
+    """
+    from fusionrag_integrations import repair as room
+
+    _say(store, room.repair, "repair", as_json)
+
+
+def _say(store: Path, work: Callable[..., Iterator[Problem]], name: str, as_json: bool) -> None:
+    """Show what is found; exit status 1 if any of it is left."""
+    checked = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal checked
+        checked = total
+        progress(name, done, total)
+
     with bars() as progress:
-        problems = [
-            {"path": str(p.path), "error": type(p.error).__name__, "message": str(p.error)}
-            for p in verify_records(kv, lambda done, total: progress("verify", done, total))
-        ]
-    problems += [
-        {"path": key, "error": "KVMissingError", "message": f"There is no record {key}."}
-        for key in sorted(catalog.live_keys() - keys)
-    ]
+        problems = list(work(store, told))
+    left = [problem for problem in problems if not problem.mended]
     if as_json:
-        print_json({"records": len(keys), "problems": problems})
+        listed = [asdict(problem) | {"path": str(problem.path)} for problem in problems]
+        print_json({"records": checked, "problems": listed})
     else:
         for problem in problems:
-            out.print(f"{problem['error']}: {problem['message']}", markup=False)
+            mended = "mended: " if problem.mended else ""
+            out.print(f"{mended}{problem.error}: {problem.message}", markup=False)
         found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        out.print(f"{len(keys)} records checked, {found}.")
-    if problems:
+        out.print(f"{checked} records checked, {found}.")
+        if name == "repair" and any(problem.area in ("kv", "index") for problem in problems):
+            out.print("Run `fusionrag index` again to compute what is missing.")
+    if left:
         raise click.exceptions.Exit(1)
 
 

@@ -188,17 +188,22 @@ class FusionKVRetriever(BaseRetriever):
             self.engine.prefetch(handles)
 
     def _with_handles(self, documents: list[Document]) -> list[Document]:
-        """The documents, with a handle where their text was ingested."""
+        """The documents, with a handle where their text is known."""
         handles: list[KVHandle] = []
+        unknown: list[str] = []
         marked: list[Document] = []
         for document in documents:
             handle = self._source.handle_of(document.page_content, source_of(document), self.scopes)
-            if handle is not None:
+            if handle is None:
+                unknown.append(document.page_content)
+            else:
                 handles.append(handle)
                 metadata = {**document.metadata, **handle.to_metadata()}
                 document = document.model_copy(update={"metadata": metadata})
             marked.append(document)
         self._expect(handles)
+        if self.engine is not None:
+            self.engine.offer(unknown, scope=self.scopes[0] if self.scopes else "")
         return marked
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
@@ -113,8 +113,16 @@ class FusionKVRetriever(BaseRetriever):
     def _expected(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         """The nodes, whose KV is loaded while the query engine makes its prompt."""
         if self._engine is not None:
-            handles = (KVHandle.from_metadata(found.node.metadata) for found in nodes)
+            handles = [KVHandle.from_metadata(found.node.metadata) for found in nodes]
             self._engine.prefetch(handle for handle in handles if handle is not None)
+            self._engine.offer(
+                (
+                    found.node.get_content(MetadataMode.NONE)
+                    for found, handle in zip(nodes, handles, strict=True)
+                    if handle is None
+                ),
+                scope=self.scopes[0] if self.scopes else "",
+            )
         return nodes
 
 

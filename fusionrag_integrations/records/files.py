@@ -72,7 +72,7 @@ class RecordFiles:
         the file has. Raises `InvalidInputError` for keys that can't be, `StoreError` where the
         file can't be written.
         """
-        path = self._path(header.key)
+        path = self.path_of(header.key)
         for neighbour in header.neighbours:
             if not is_key(neighbour):
                 raise InvalidInputError(f"Neighbour {neighbour!r} of KV {header.key} is no key.")
@@ -90,7 +90,7 @@ class RecordFiles:
 
         Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`, naming the file.
         """
-        path = self._path(key)
+        path = self.path_of(key)
         with named_errors(path):
             descriptor = open_descriptor(path)
             try:
@@ -102,12 +102,12 @@ class RecordFiles:
 
     def contains(self, key: str) -> bool:
         """Whether there is a file for this key; reading may still find it damaged."""
-        path = self._path(key)
+        path = self.path_of(key)
         return path.is_file() and not path.is_symlink()
 
     def delete(self, key: str) -> None:
         """Remove a record; nothing happens where there is none."""
-        path = self._path(key)
+        path = self.path_of(key)
         try:
             remove_file(path)
         except OSError as error:
@@ -124,7 +124,7 @@ class RecordFiles:
     def listed(self) -> Iterator[tuple[str, int, float]]:
         """Key, bytes and time of all records' files, by key ascending; others are passed over."""
         for path in self.paths():
-            if self._is_record(path):
+            if self.is_record(path):
                 with suppress(FileNotFoundError):  # deleted since it was listed
                     facts = path.lstat()
                     if S_ISREG(facts.st_mode):
@@ -144,7 +144,7 @@ class RecordFiles:
 
     def check(self, path: Path) -> None:
         """Read one of `paths()`. Raises as `open` does, and `KVForeignError` for a wrong name."""
-        if not self._is_record(path):
+        if not self.is_record(path):
             raise KVForeignError(
                 f"{path} isn't named like a KV record, which is ab/abcd...{SUFFIX}"
             )
@@ -155,14 +155,16 @@ class RecordFiles:
         """Remove what writers have left that died, however short ago; nobody may be writing."""
         return sweep(self._drafts, 0.0)
 
-    def _path(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
+        """Where a record's file lies. Raises `InvalidInputError` for what is no key."""
         if not is_key(key):
             raise InvalidInputError(f"{key!r} is no key of a KV record; keys are lower-case hex.")
         return self.directory / key[:2] / f"{key}{SUFFIX}"
 
-    def _is_record(self, path: Path) -> bool:
+    def is_record(self, path: Path) -> bool:
+        """Whether a file has a record's name and place, whatever it holds."""
         key = path.name.removesuffix(SUFFIX)
-        return is_key(key) and path == self._path(key)
+        return is_key(key) and path == self.path_of(key)
 
     def _check_ours(self, header: RecordHeader, key: str, path: Path) -> None:
         if header.key != key:

@@ -62,6 +62,10 @@ class Tier(Generic[Held]):
         entry = self._entries.get(key)
         return None if entry is None else entry.held
 
+    def nbytes(self, key: str) -> int:
+        """Bytes that are held under a key that is held."""
+        return self._entries[key].nbytes
+
     def fits(self, nbytes: int) -> bool:
         """Whether there is room without evicting anything."""
         return self.budget is None or self.used + nbytes <= self.budget

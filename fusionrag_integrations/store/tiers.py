@@ -40,11 +40,16 @@ MoveToDevice = Callable[[LayeredKV], ChunkKV]
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Bytes that each tier may hold; None for no bound. device: beside the model."""
+    """Bytes that each tier may hold; None for no bound.
+
+    device: beside the model. captured: of what is on disk, the part of chunks that came with
+    requests.
+    """
 
     device: int | None = 0
     host: int | None = 2 * GIB
     disk: int | None = None
+    captured: int | None = GIB
 
 
 class TieredKV:
@@ -66,6 +71,7 @@ class TieredKV:
         self._device: Tier[ChunkKV] = Tier(budgets.device, self._heat, self._pinned)
         self._host: Tier[StoredKV] = Tier(budgets.host, self._heat, self._pinned)
         self._disk: Tier[None] = Tier(budgets.disk, self._heat, self._pinned, self._drop)
+        self._captured: Tier[None] = Tier(budgets.captured, self._heat, self._pinned, self._drop)
         self._listed = False
         self._loads: dict[str, Load] = {}  # whose headers aren't read yet
         self._reading: WeakValueDictionary[str, Load] = WeakValueDictionary()
@@ -178,17 +184,36 @@ class TieredKV:
 
         Raises as `FileKVStore.put` does.
         """
-        return self._put(record, evict=False)
+        return self._put(record, captured=False)
 
     def capture(self, record: ChunkKV) -> bool:
-        """Like `put`, but colder records give way."""
-        return self._put(record, evict=True)
+        """Like `put`, for a chunk that came with a request: colder records give way."""
+        return self._put(record, captured=True)
+
+    def adopt(self, keys: Iterable[str]) -> None:
+        """These records, if they are there, came with requests of an earlier engine."""
+        with self._lock:
+            self._list()
+            for key in keys:
+                if key in self._disk:
+                    self._captured.admit(key, None, self._disk.nbytes(key))
+
+    def captured(self) -> set[str]:
+        """Keys of the records that came with requests."""
+        with self._lock:
+            return set(self._captured)
+
+    def has_room_to_spare(self) -> bool:
+        """Whether less than half of what may be captured is there."""
+        budget = self._captured.budget
+        return budget is None or 2 * self._captured.used < budget
 
     def delete(self, key: str) -> None:
         """Remove a record from all tiers; nothing happens where there is none."""
         with self._lock:
             self._forget(key)
             self._disk.discard(key)
+            self._captured.discard(key)
             self._heat.forget(key)
         self._store.delete(key)
 
@@ -196,23 +221,27 @@ class TieredKV:
         """The keys of all records on disk, ascending, whichever process wrote them."""
         return self._store.keys()
 
-    def _put(self, record: ChunkKV, evict: bool) -> bool:
+    def _put(self, record: ChunkKV, captured: bool) -> bool:
         key, nbytes = record.key, self._store.file_bytes(record)
         with self._lock:
             self._list()
             new = key not in self._disk
-            if new:
-                if evict:
-                    self._heat.touch(key)
-                if not (self._disk.make_room(key, nbytes) if evict else self._disk.fits(nbytes)):
+            if new and captured:
+                self._heat.touch(key)
+                rooms = (self._captured, self._disk)
+                if not all(tier.make_room(key, nbytes) for tier in rooms):
                     return False
-                self._disk.admit(key, None, nbytes)
+                self._captured.admit(key, None, nbytes)
+            if new and not self._disk.fits(nbytes):
+                return False
+            self._disk.admit(key, None, nbytes)
         try:
             self._store.put(record)
         except BaseException:
             with self._lock:
                 if new:
                     self._disk.discard(key)
+                    self._captured.discard(key)
             raise
         with self._lock:
             self._forget(key)
@@ -231,6 +260,8 @@ class TieredKV:
 
     def _drop(self, key: str) -> None:
         self._store.delete(key)
+        self._disk.discard(key)
+        self._captured.discard(key)
         self._forget(key)
 
     def _forget(self, key: str) -> None:

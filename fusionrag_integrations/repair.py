@@ -1,0 +1,236 @@
+"""Find what is damaged in a store, and mend it. Needs no model.
+
+catalog     damaged or missing: rebuilt from the documents' manifests
+documents   a manifest that is damaged, missing or of nothing: written from the catalog, or removed
+index       damaged as a whole: put aside; the next ingest embeds all chunks anew
+kv          damaged or foreign records: removed; the next ingest computes what is missing
+
+What is damaged and was the only copy of something is put aside under the name *.damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+from fusionrag_integrations.corpus import INDEX_DIRECTORY, KV_DIRECTORY, LOCK_FILE, manifest_of
+from fusionrag_integrations.durable import remove_file
+from fusionrag_integrations.errors import (
+    KVCorruptError,
+    KVForeignError,
+    StoreError,
+    StoreNotFoundError,
+)
+from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.keys import fused_key
+from fusionrag_integrations.manifests import INFO_FILE, Manifest, Manifests
+from fusionrag_integrations.records import RecordFiles, verify
+from fusionrag_integrations.types import ChunkRecord, Document
+
+Area = Literal["catalog", "documents", "index", "kv"]
+Told = Callable[[int, int], object]
+"""Called with records done and records in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong with a store. mended: whether it has been put right."""
+
+    area: Area
+    path: Path
+    error: str
+    message: str
+    mended: bool = False
+
+
+def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[Problem]:
+    """Everything that is damaged or missing in a store; changes nothing.
+
+    Raises `StoreNotFoundError` where there is no store.
+    """
+    manifests = _manifests(store)
+    try:
+        catalog = _checked(store)
+    except StoreError as error:
+        yield _problem("catalog", store / CATALOG_FILE, error)
+        yield from (_problem("documents", path, error) for path, error in _unreadable(manifests))
+        return
+    with closing(catalog):
+        yield from _document_problems(manifests, catalog)
+        yield from _index_problems(store)
+        yield from _record_problems(store, catalog, told)
+
+
+def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Problem]:
+    """Mend what `find_damage` finds; yields it as it is done. What is intact stays as it is.
+
+    Raises `StoreNotFoundError`, and `StoreError` while the store is being changed, or where neither
+    the catalog nor `store.json` says what it was made with.
+    """
+    manifests = _manifests(store)
+    try:
+        lock = FileLock(store / LOCK_FILE, timeout=0).acquire()
+    except Timeout as error:
+        raise StoreError(f"The store at {store} is being changed; wait for it to end.") from error
+    with lock:
+        try:
+            catalog = _checked(store)
+        except StoreError as error:
+            _rebuild(store, manifests)
+            yield _problem("catalog", store / CATALOG_FILE, error, mended=True)
+            catalog = _checked(store)
+        with closing(catalog):
+            if not (store / INFO_FILE).exists():
+                manifests.write_info(catalog.info)
+            for problem in list(_document_problems(manifests, catalog)):
+                _mend_document(problem.path, manifests, catalog)
+                yield replace(problem, mended=True)
+            for problem in _index_problems(store):
+                _put_aside(problem.path)
+                yield replace(problem, mended=True)
+            records = _records(store, catalog)
+            for problem in _record_problems(store, catalog, told):
+                yield replace(problem, mended=_mend_record(records, problem))
+            records.sweep()
+
+
+def _manifests(store: Path) -> Manifests:
+    if not (store / CATALOG_FILE).exists() and not (store / INFO_FILE).exists():
+        raise StoreNotFoundError(f"There is no store at {store}.")
+    return Manifests(store)
+
+
+def _checked(store: Path) -> Catalog:
+    """The catalog. Raises `StoreError` where anything in it is damaged."""
+    catalog = Catalog.open(store / CATALOG_FILE)
+    try:
+        catalog.check()
+    except BaseException:
+        catalog.close()
+        raise
+    return catalog
+
+
+def _records(store: Path, catalog: Catalog) -> RecordFiles:
+    return RecordFiles(store / KV_DIRECTORY, catalog.info.record_signature)
+
+
+def _unreadable(manifests: Manifests) -> Iterator[tuple[Path, StoreError]]:
+    for path in manifests.paths():
+        try:
+            manifests.read(path)
+        except StoreError as error:
+            yield path, error
+
+
+def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
+    try:
+        if manifests.info() != catalog.info:
+            raise StoreError(f"{INFO_FILE} doesn't say what the catalog says.")
+    except StoreError as error:
+        yield _problem("documents", manifests.info_path, error)
+    for path, reason in _unreadable(manifests):
+        yield _problem("documents", path, reason)
+    known = {manifests.path_of(document_id) for document_id in catalog.document_ids()}
+    present = set(manifests.paths())
+    for path in sorted(known - present):
+        yield _problem("documents", path, StoreError(f"{path} is missing."))
+    for path in sorted(present - known):
+        yield _problem("documents", path, StoreError(f"{path} is of no document."))
+
+
+def _index_problems(store: Path) -> Iterator[Problem]:
+    path = store / INDEX_DIRECTORY
+    if not path.exists():
+        return  # made by the next ingest
+    try:
+        ChunkIndex(path).ids()
+    except StoreError as error:
+        yield _problem("index", path, error)
+
+
+def _record_problems(store: Path, catalog: Catalog, told: Told) -> Iterator[Problem]:
+    records = _records(store, catalog)
+    keys = set(records.keys())
+    for problem in verify(records, told):
+        yield _problem("kv", problem.path, problem.error)
+    # What was captured may have been evicted since, and is no loss.
+    for key in sorted(catalog.live_keys() - set(catalog.captured_keys()) - keys):
+        path = records.path_of(key)
+        yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
+
+
+def _problem(area: Area, path: Path, error: Exception, mended: bool = False) -> Problem:
+    return Problem(area, path, type(error).__name__, str(error), mended)
+
+
+def _rebuild(store: Path, manifests: Manifests) -> None:
+    """Make the catalog anew from all manifests that can be read."""
+    info = manifests.info()
+    draft = store / f"{CATALOG_FILE}.new"
+    remove_file(draft)
+    with Catalog.create(draft, info) as catalog:
+        linked: list[Manifest] = []
+        for path in manifests.paths():
+            try:
+                manifest = manifests.read(path)
+            except StoreError:
+                continue  # named when the documents are checked
+            document = Document(manifest.document_id)
+            catalog.replace_document(document, manifest.content_hash, manifest.records)
+            linked.append(manifest)
+        for manifest in linked:
+            for record, neighbours in zip(manifest.records, manifest.neighbours, strict=True):
+                if _is_true(record, neighbours, catalog):
+                    catalog.set_fused(record.chunk.id, record.fused_key, neighbours, record.trace)
+    # The old file's journal would be taken for the new one's.
+    remove_file(store / f"{CATALOG_FILE}-journal")
+    if (store / CATALOG_FILE).exists():
+        _put_aside(store / CATALOG_FILE)
+    draft.replace(store / CATALOG_FILE)
+
+
+def _is_true(record: ChunkRecord, neighbours: tuple[str, ...], catalog: Catalog) -> bool:
+    """Whether a fused key is that of these neighbours as they are now."""
+    found = catalog.records(neighbours)
+    if not neighbours or len(found) < len(neighbours):
+        return False
+    keys = [found[neighbour].isolated_key for neighbour in neighbours]
+    return record.fused_key == fused_key(record.isolated_key, keys)
+
+
+def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> None:
+    if path == manifests.info_path:
+        manifests.write_info(catalog.info)
+        return
+    remove_file(path)
+    for document_id in catalog.document_ids():
+        if manifests.path_of(document_id) == path:
+            manifests.write(manifest_of(catalog, document_id))
+
+
+def _mend_record(records: RecordFiles, problem: Problem) -> bool:
+    """Remove a record that can't be used; strangers among the files are nobody's to remove."""
+    unusable = problem.error in (KVCorruptError.__name__, KVForeignError.__name__)
+    if not unusable or not records.is_record(problem.path):
+        return False
+    try:
+        remove_file(problem.path)
+    except IsADirectoryError:
+        return False
+    return True
+
+
+def _put_aside(path: Path) -> None:
+    """Rename what is damaged, in the place of what was put aside before."""
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir():
+        rmtree(aside)
+    path.replace(aside)
