@@ -16,7 +16,7 @@ def test_chunks_come_in_the_papers_shares() -> None:
     kinds = Counter(name.split()[0] for chunks in questions for name in chunks)
     assert len(questions) == 1000
     assert {len(chunks) for chunks in questions} == {len(set(c)) for c in questions} == {10}
-    # A popular chunk isn't drawn twice for one question, which leaves the unique ones a little more.
+    # A chunk is drawn once for a question, which leaves the unique ones a little more.
     for kind, share in room.SHARES.items():
         assert kinds[kind] / 10_000 == pytest.approx(share, abs=0.04)
     uses = Counter(name for chunks in questions for name in chunks)
