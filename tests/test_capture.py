@@ -166,7 +166,7 @@ class TestAdmission:
         ingested = stored(engine)
         engine.offer([UPLOAD])
         ask(engine, UPLOAD)
-        size = engine._kv._captured.used
+        size = engine._kv._shelf._captured.used
         engine = opened(model_dir, tmp_path, captured=int(1.5 * size))
         engine.offer([OTHER])
         ask(engine, OTHER)  # seen for the first time, without room to spare
