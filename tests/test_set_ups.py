@@ -8,9 +8,7 @@ the retrieved chunks' tokens must come from the store.
 from __future__ import annotations
 
 import ast
-import json
 import os
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,11 +29,17 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.metrics import f1
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.types import Answer, Document
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
-from tests.plain_models import MAX_TOKENS, Generator, LangChainChat, LangChainLLM, LlamaIndexLLM
+from tests.plain_models import (
+    MAX_TOKENS,
+    Generator,
+    LangChainChat,
+    LangChainLLM,
+    LlamaIndexLLM,
+)
+from tests.small_demo import few_documents, few_questions
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("langchain", "llama_index")
@@ -89,17 +93,10 @@ class Bench:
     """The demo's tasks, and what a page's code finds ready to use."""
 
     def __init__(self) -> None:
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for line in QUESTIONS_PATH.read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["kind"], []).append(row)
-        chosen = [row for kind in rows.values() for row in kind[:QUESTIONS_A_KIND]]
-        self.tasks = [Task(row["question"], tuple(row["answers"])) for row in chosen]
-        documents = {document.id: document for document in read_documents([CORPUS_PATH])}
-        needed = dict.fromkeys(name for row in chosen for name in row["documents"])
-        others = [name for name in documents if name not in needed]
-        random.Random(0).shuffle(others)
-        self.documents = [documents[name] for name in [*needed, *others[:DISTRACTORS]]]
+        questions = few_questions(QUESTIONS_A_KIND)
+        rows = few_documents(questions, DISTRACTORS)
+        self.tasks = [Task(row["question"], tuple(row["answers"])) for row in questions]
+        self.documents = [Document(row["id"], row["text"], row["title"]) for row in rows]
         self.generator = Generator(MODEL_DIR)
 
     def names(self, page: str) -> dict[str, Any]:
@@ -215,7 +212,10 @@ class Measured:
 def measure(set_up: SetUp, bench: Bench) -> Measured:
     today = Pipeline(set_up.today, bench.names(set_up.page)).f1(bench.tasks)
     fusion = Pipeline(set_up.fusion, bench.names(set_up.page))
-    engine, model = fusion.names["engine"], fusion.names["chat" if "chat = " in set_up.fusion else "llm"]
+    engine, model = (
+        fusion.names["engine"],
+        fusion.names["chat" if "chat = " in set_up.fusion else "llm"],
+    )
     model.max_tokens = MAX_TOKENS  # as long as today's
     answers = watched(engine)
     scores, shares = [], []
