@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from llama_index.core.instrumentation import get_dispatcher
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 PASSAGES = ROOT / "tests" / "data" / "hotpotqa_5.jsonl"
 
 
-def run_example(name: str, *arguments: object) -> str:
+def run_alone(name: str) -> str:
+    """What an example prints in a process of its own, as users run it."""
     process = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
+        [sys.executable, str(EXAMPLES / name)],
         capture_output=True,
         text=True,
         check=False,
@@ -32,10 +36,19 @@ def run_example(name: str, *arguments: object) -> str:
     return process.stdout
 
 
+def run_here(name: str, *arguments: object) -> None:
+    """Run an example in this process; imports take most of the time that a new one needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        patch.syspath_prepend(EXAMPLES)
+        patch.setattr(get_dispatcher(), "event_handlers", [])  # an example adds its own
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
 def test_a_pipeline_answers_from_the_notes(name: str) -> None:
-    printed = run_example(name)
+    printed = run_alone(name)
     for answer in ("Pelfield", "Sile Steange", "Jeaskai Foundry"):
         assert answer in printed
 
@@ -55,12 +68,19 @@ def qwen3_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_real_passages_are_taken_from_the_store(qwen3_dir: Path, tmp_path: Path) -> None:
-    arguments = (PASSAGES, "--store", tmp_path / "store", "--model", qwen3_dir)
-    first = json.loads(run_example("real_passages.py", *arguments))
+def test_real_passages_are_taken_from_the_store(
+    qwen3_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*more: object) -> dict[str, float]:
+        where = ("--store", tmp_path / "store", "--model", qwen3_dir)
+        run_here("real_passages.py", PASSAGES, *where, *more)
+        found: dict[str, float] = json.loads(capsys.readouterr().out)
+        return found
+
+    first = run()
     assert first["isolated_computed"] == first["chunks"] >= 50
     assert first["recall_at_5"] >= 0.7
     assert first["langchain_share_from_store"] >= 0.95
     assert first["llama_index_share_from_store"] >= 0.95
-    again = json.loads(run_example("real_passages.py", *arguments, "--limit", 1))
+    again = run("--limit", 1)
     assert again["isolated_computed"] == again["fused_computed"] == 0

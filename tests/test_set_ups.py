@@ -8,9 +8,7 @@ the retrieved chunks' tokens must come from the store.
 from __future__ import annotations
 
 import ast
-import json
 import os
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,16 +29,22 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.metrics import f1
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.types import Answer, Document
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
-from tests.plain_models import Generator, LangChainChat, LangChainLLM, LlamaIndexLLM
+from tests.plain_models import (
+    MAX_TOKENS,
+    Generator,
+    LangChainChat,
+    LangChainLLM,
+    LlamaIndexLLM,
+)
+from tests.small_demo import few_documents, few_questions
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("langchain", "llama_index")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUESTIONS_A_KIND = 12
+QUESTIONS_A_KIND = 6
 DISTRACTORS = 20  # documents that answer none of the questions
 
 
@@ -52,6 +56,11 @@ class SetUp:
     title: str
     today: str
     fusion: str
+
+    @property
+    def chunks(self) -> str:
+        """Says which chunks it ingests: those with the same ones share a store."""
+        return "split by itself" if "splitter" in self.fusion else self.page
 
 
 def set_ups() -> list[SetUp]:
@@ -84,17 +93,10 @@ class Bench:
     """The demo's tasks, and what a page's code finds ready to use."""
 
     def __init__(self) -> None:
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for line in QUESTIONS_PATH.read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["kind"], []).append(row)
-        chosen = [row for kind in rows.values() for row in kind[:QUESTIONS_A_KIND]]
-        self.tasks = [Task(row["question"], tuple(row["answers"])) for row in chosen]
-        documents = {document.id: document for document in read_documents([CORPUS_PATH])}
-        needed = dict.fromkeys(name for row in chosen for name in row["documents"])
-        others = [name for name in documents if name not in needed]
-        random.Random(0).shuffle(others)
-        self.documents = [documents[name] for name in [*needed, *others[:DISTRACTORS]]]
+        questions = few_questions(QUESTIONS_A_KIND)
+        rows = few_documents(questions, DISTRACTORS)
+        self.tasks = [Task(row["question"], tuple(row["answers"])) for row in questions]
+        self.documents = [Document(row["id"], row["text"], row["title"]) for row in rows]
         self.generator = Generator(MODEL_DIR)
 
     def names(self, page: str) -> dict[str, Any]:
@@ -127,11 +129,11 @@ def _node(number: int, document: Document, text: str) -> TextNode:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """The set-ups share a directory, so that the first of a page pays for the ingest alone."""
+    """Set-ups over the same chunks share a directory: the first of them pays for the ingest."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("set-ups"))
-    for page in PAGES:
-        Path(page).mkdir()
+    for chunks in {set_up.chunks for set_up in SET_UPS}:
+        Path(chunks).mkdir()
     yield Bench()
     os.chdir(before)
 
@@ -210,7 +212,11 @@ class Measured:
 def measure(set_up: SetUp, bench: Bench) -> Measured:
     today = Pipeline(set_up.today, bench.names(set_up.page)).f1(bench.tasks)
     fusion = Pipeline(set_up.fusion, bench.names(set_up.page))
-    engine = fusion.names["engine"]
+    engine, model = (
+        fusion.names["engine"],
+        fusion.names["chat" if "chat = " in set_up.fusion else "llm"],
+    )
+    model.max_tokens = MAX_TOKENS  # as long as today's
     answers = watched(engine)
     scores, shares = [], []
     for task in bench.tasks:
@@ -223,7 +229,7 @@ def measure(set_up: SetUp, bench: Bench) -> Measured:
         if any(usage.recompute_ratio > 0.16 for usage in usages):
             raise ValueError(f"More than 15% was recomputed: {usages}")
     # The same documents in the same order, under full attention by the model's own prefill.
-    fusion.names["chat" if "chat = " in set_up.fusion else "llm"].kv = "none"
+    model.kv = "none"
     full = fusion.f1(bench.tasks)
     return Measured(today, mean(scores), full, mean(shares))
 
@@ -233,7 +239,7 @@ def measure(set_up: SetUp, bench: Bench) -> Measured:
 def test_answers_are_as_good_and_come_from_the_store(
     set_up: SetUp, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path.cwd() / set_up.page)
+    monkeypatch.chdir(Path.cwd() / set_up.chunks)
     measured = measure(set_up, bench)
     assert measured.share >= 0.95
     # It may be better: fused KV also knows what neighbours say that were not retrieved.

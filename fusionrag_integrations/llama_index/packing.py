@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from llama_index.core.indices.prompt_helper import DEFAULT_PADDING, PromptHelper
@@ -13,6 +14,8 @@ from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from fusionrag_integrations.errors import PromptTooLongError
+
+WORDS_IN_MEMORY = 4096  # LlamaIndex asks three times for the tokens of each word that it cuts
 
 
 class ModelPromptHelper(PromptHelper):
@@ -36,7 +39,8 @@ class ModelPromptHelper(PromptHelper):
         tokenizer: Callable[[str], list[int]],
         prompt_tokens: Callable[[BasePromptTemplate], int],
     ) -> None:
-        super().__init__(context_window, num_output, tokenizer=tokenizer)
+        remembering = lru_cache(WORDS_IN_MEMORY)(tokenizer)
+        super().__init__(context_window, num_output, tokenizer=remembering)
         self._prompt_tokens = prompt_tokens
 
     def repack(

@@ -19,13 +19,11 @@ from fusionrag_integrations.demo.make_corpus import make
 from fusionrag_integrations.demo.names import is_held_out
 from fusionrag_integrations.demo.run import STRATEGIES, DemoResult, run_demo
 from fusionrag_integrations.documents import read_documents
+from tests.small_demo import rows_of, write_few_documents
 
 KINDS = ["single_hop", "back_reference", "bridge"]
-
-
-def rows_of(path: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
+A_KIND = 10
+OTHERS = 40  # documents that answer none of the questions
 
 CORPUS = {row["id"]: row for row in rows_of(CORPUS_PATH)}
 QUESTIONS = rows_of(QUESTIONS_PATH)
@@ -88,8 +86,12 @@ def test_a_bridge_does_not_name_its_second_document() -> None:
 
 
 @pytest.fixture(scope="module")
-def result() -> DemoResult:
-    return run_demo(lambda stage, done, total: None, limit=20)
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    """The demo over a quarter of its corpus."""
+    corpus = tmp_path_factory.mktemp("demo") / "corpus.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_run, "CORPUS_PATH", write_few_documents(corpus, A_KIND, OTHERS))
+        return run_demo(lambda stage, done, total: None, limit=A_KIND)
 
 
 def em(result: DemoResult, strategy: str, kind: str) -> float:
@@ -102,7 +104,7 @@ def test_the_demo_covers_every_strategy_and_kind(result: DemoResult) -> None:
     assert [(row.strategy, row.kind) for row in result.rows] == [
         (strategy, kind) for kind in KINDS for strategy in STRATEGIES
     ]
-    assert all(row.n == 20 for row in result.rows)
+    assert all(row.n == A_KIND for row in result.rows)
 
 
 def test_prompts_are_about_two_thousand_tokens(result: DemoResult) -> None:

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_examples import run_example
+from fusionrag_integrations import demo
+from tests.small_demo import write_few_documents
+from tests.test_examples import run_here
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results" / "prefixes.json"
 
 
 @pytest.mark.slow
-def test_every_route_is_asked_under_every_strategy(tmp_path: Path) -> None:
-    arguments = ("--store", tmp_path / "store", "--limit", 1, "--json", tmp_path / "rows.json")
-    printed = run_example("prompt_prefixes.py", *arguments)
+def test_every_route_is_asked_under_every_strategy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_few_documents(tmp_path / "corpus.jsonl", a_kind=1, others=20)
+    monkeypatch.setattr(demo, "CORPUS_PATH", corpus)
+    few = ("--limit", 1, "--json", tmp_path / "rows.json")
+    run_here("prompt_prefixes.py", "--store", tmp_path / "store", *few)
+    printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())
     on_file = json.loads(RESULTS.read_text())["rows"]
     assert [(r["route"], r["strategy"]) for r in rows] == [
