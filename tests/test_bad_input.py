@@ -416,7 +416,7 @@ class TestAFullDisk:
         (tmp_path / "new.txt").write_text("A new text.")
         monkeypatch.setattr("fusionrag_integrations.durable.os.fsync", full)
         said = command("index", str(tmp_path / "new.txt"))
-        assert "StoreError: Can't write the KV record" in said
+        assert "StoreError: Can't write" in said
         assert "No space left on device" in said
 
 
