@@ -7,7 +7,7 @@ import pytest
 from fusionrag_integrations.bench.cost import count_work
 from fusionrag_integrations.bench.strategies import make_strategies
 from fusionrag_integrations.bench.suites import Suite
-from fusionrag_integrations.demo import MODEL_DIR
+from fusionrag_integrations.demo import MODEL_DIR, suites
 from fusionrag_integrations.demo.suites import demo_suite
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.types import Calibration
@@ -17,7 +17,9 @@ LAYERS, RATIO = 6, 0.2
 
 @pytest.fixture(scope="module")
 def suite() -> Suite:
-    return demo_suite(0, 1, ("bridge",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "LEAST_DOCUMENTS", 16)  # enough for one prompt
+        return demo_suite(0, 1, ("bridge",))
 
 
 def test_work_is_what_the_method_says(suite: Suite) -> None:
