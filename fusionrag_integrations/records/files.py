@@ -42,7 +42,7 @@ from fusionrag_integrations.records.layout import (
     header_bytes,
     header_length,
     is_key,
-    layer_digest,
+    layer_digests,
     parse_header,
     with_digests,
 )
@@ -85,16 +85,17 @@ class RecordFiles:
         return len(head) + len(content)
 
     @contextmanager
-    def open(self, key: str) -> Iterator[RecordFile]:
+    def open(self, key: str, known: RecordFile | None = None) -> Iterator[RecordFile]:
         """A record to read from; its header is checked, and that it is all there.
 
-        Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`, naming the file.
+        known: the same record, opened before: where the header is still the same, it isn't parsed
+        again. Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`, naming the file.
         """
         path = self.path_of(key)
         with named_errors(path):
             descriptor = open_descriptor(path)
             try:
-                record = RecordFile(path, descriptor)
+                record = RecordFile(path, descriptor, known)
                 self._check_ours(record.header, key, path)
                 yield record
             finally:
@@ -179,8 +180,8 @@ class RecordFiles:
 class RecordFile:
     """An open record. Reads by layers, each checked against its digest."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """Read the header. Raises as `RecordFiles.open` does."""
+    def __init__(self, path: Path, descriptor: int, known: RecordFile | None = None) -> None:
+        """Read the header. known, and what is raised: as in `RecordFiles.open`."""
         self._path = path
         self._descriptor = descriptor
         size = os.fstat(descriptor).st_size
@@ -188,7 +189,12 @@ class RecordFile:
         length = header_length(head, size, path)
         if length > len(head):
             head = self._bytes(0, length)
-        self.header = parse_header(head[:length], path)
+        self._head = head[:length]
+        self.header: RecordHeader
+        if known is not None and known._head == self._head:
+            self.header = known.header
+        else:
+            self.header = parse_header(self._head, path)
         self._entries = self.header.entries
         self._start = length
         wanted = length + self.header.data_bytes
@@ -222,9 +228,9 @@ class RecordFile:
         self._check_layers(data, layers)
 
     def _check_layers(self, data: memoryview, layers: range) -> None:
-        for layer in layers:
-            if layer_digest(self._entries, layer, data) != self.header.digests[1 + layer]:
-                raise self._damaged()
+        wanted = self.header.digests[1 + layers.start : 1 + layers.stop]
+        if tuple(layer_digests(self._entries, layers, data)) != wanted:
+            raise self._damaged()
 
     def _fill(self, data: memoryview, where: slice) -> None:
         part = data[where]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Any, get_args
 
@@ -82,11 +83,11 @@ class RecordHeader:
     @property
     def entries(self) -> Entries:
         """All tensors by name, in the order in which they lie."""
-        return entries(self.kv_format, self.shape, self.half)
+        return dict(entries(self.kv_format, self.shape, self.half))
 
     @property
     def data_bytes(self) -> int:
-        return list(self.entries.values())[-1].stop
+        return entries(self.kv_format, self.shape, self.half)["values"].stop
 
     @property
     def file_bytes(self) -> int:
@@ -116,7 +117,8 @@ def value_group(kv_format: str, size: int) -> int:
     return group if size % group == 0 else size
 
 
-def entries(kv_format: str, shape: Shape, half: str) -> Entries:
+@lru_cache(maxsize=1024)  # chunks are of few lengths
+def entries(kv_format: str, shape: Shape, half: str) -> Mapping[str, TensorEntry]:
     """The tensors of a format. Those with larger items come first, so that all are aligned."""
     layers, heads, tokens, size = shape
     tensors: list[tuple[str, str, tuple[int, ...]]] = [("token_ids", "I32", (tokens,))]
@@ -145,21 +147,31 @@ def with_digests(header: RecordHeader, data: memoryview) -> RecordHeader:
     """The header of this data, which is all tensors' bytes as they lie."""
     tokens = header.entries["token_ids"]
     found = [xxhash.xxh3_64_hexdigest(data[tokens.start : tokens.stop])]
-    found += [layer_digest(header.entries, layer, data) for layer in header.layers]
+    found += layer_digests(header.entries, header.layers, data)
     return replace(header, digests=tuple(found))
 
 
-def layer_digest(tensors: Mapping[str, TensorEntry], layer: int, data: memoryview) -> str:
-    """xxh3_64 of one layer's bytes, tensor by tensor as they lie."""
-    digest = xxhash.xxh3_64()
-    for name, entry in tensors.items():
-        if name != "token_ids":
-            digest.update(data[entry.of_layers(range(layer, layer + 1))])
-    return digest.hexdigest()
+def layer_digests(
+    tensors: Mapping[str, TensorEntry], layers: range, data: memoryview
+) -> Iterator[str]:
+    """xxh3_64 of each of these layers' bytes, tensor by tensor as they lie."""
+    starts = [
+        (entry.start, (entry.stop - entry.start) // entry.shape[0])
+        for name, entry in tensors.items()
+        if name != "token_ids"
+    ]
+    for layer in layers:
+        digest = xxhash.xxh3_64()
+        for start, size in starts:
+            digest.update(data[start + layer * size : start + (layer + 1) * size])
+        yield digest.hexdigest()
 
 
-def header_bytes(header: RecordHeader) -> bytes:
-    """Length and header in canonical form, padded so that the data starts at a multiple of 8."""
+def header_bytes(header: RecordHeader, checksum: str = "") -> bytes:
+    """Length and header in canonical form, padded so that the data starts at a multiple of 8.
+
+    checksum: the header's, where it is known.
+    """
     listed: dict[str, Any] = {
         name: {
             "dtype": entry.dtype,
@@ -181,7 +193,7 @@ def header_bytes(header: RecordHeader) -> bytes:
         "signature": header.signature,
     }
     listed["__metadata__"] = metadata
-    metadata["checksum"] = _checksum(listed)
+    metadata["checksum"] = checksum or _checksum(listed)
     text = _canonical(listed)
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -224,7 +236,7 @@ def parse_header(content: bytes, name: object) -> RecordHeader:
         header = _header_of(metadata)
     except (ValueError, LookupError, TypeError) as error:
         raise KVCorruptError(f"{name} isn't a KV record: {error!r} in its header.") from error
-    if header_bytes(header) != content:
+    if header_bytes(header, metadata["checksum"]) != content:
         raise KVCorruptError(f"{name} is damaged: its header isn't in canonical form.")
     return header
 

@@ -22,7 +22,7 @@ from fusionrag_integrations.errors import (
     KVRecordError,
     KVUnreadableError,
 )
-from fusionrag_integrations.records import RecordFile, RecordFiles, RecordHeader
+from fusionrag_integrations.records import RecordFile, RecordFiles
 from fusionrag_integrations.store.stored import Arrivals, StoredKV
 
 STAGES = 4  # groups of layers that are read one after another
@@ -113,14 +113,16 @@ class Loader:
             record = StoredKV(header, data, arrivals)
             self._events.opened(load, record)
             for stage, group in enumerate(groups, start=1):
-                self._submit(stage, partial(self._read, load, header, view, group, arrivals))
+                self._submit(stage, partial(self._read, load, file, view, group, arrivals))
             load.come(record)
 
         self._with_file(load, whole, load.fail)
 
     def _read(
-        self, load: Load, header: RecordHeader, view: memoryview, group: range, arrivals: Arrivals
+        self, load: Load, known: RecordFile, view: memoryview, group: range, arrivals: Arrivals
     ) -> None:
+        header = known.header
+
         def layers(file: RecordFile) -> None:
             if file.header != header:
                 raise KVCorruptError(f"KV {load.key} was replaced while it was being read.")
@@ -131,13 +133,14 @@ class Loader:
             )
             arrivals.come(group)
 
-        self._with_file(load, layers, arrivals.fail)
+        self._with_file(load, layers, arrivals.fail, known)
 
     def _with_file(
         self,
         load: Load,
         use: Callable[[RecordFile], None],
         fail: Callable[[KVRecordError], None],
+        known: RecordFile | None = None,
     ) -> None:
         """Use a load's file. Whatever happens, who waits for the load hears of it."""
         if load.cancelled:
@@ -146,7 +149,7 @@ class Loader:
         failed: KVRecordError | None = KVUnreadableError(f"Reading KV {load.key} broke off.")
         try:
             # Opened for each task: a long queue of loads would hold too many open files.
-            with self._files.open(load.key) as file:
+            with self._files.open(load.key, known) as file:
                 use(file)
             failed = None
         except KVRecordError as error:

@@ -15,7 +15,8 @@ from fusionrag_integrations.errors import (
     KVForeignError,
     KVMissingError,
 )
-from fusionrag_integrations.records import RecordFile
+from fusionrag_integrations.records import RecordFile, RecordHeader
+from fusionrag_integrations.records.layout import parse_header
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
 from fusionrag_integrations.store.loader import STAGES
 from fusionrag_integrations.types import ChunkKV, LayeredKV
@@ -263,6 +264,20 @@ class TestLayers:
             assert_equal(record.dense(), large_kv("aa"))  # type: ignore[attr-defined]
         assert len(gate.asked) <= STAGES
         assert kv.metrics().waited_ms > 0
+
+    def test_a_header_is_parsed_once_for_all_layers(
+        self, kv: TieredKV, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parsed: list[object] = []
+
+        def counting(content: bytes, name: object) -> RecordHeader:
+            parsed.append(name)
+            return parse_header(content, name)
+
+        monkeypatch.setattr("fusionrag_integrations.records.files.parse_header", counting)
+        kv.put(large_kv("aa"))
+        assert_equal(used(kv, "aa")[0], large_kv("aa"))
+        assert len(parsed) == 1
 
     def test_damage_in_a_layer_shows_when_it_comes(self, kv: TieredKV) -> None:
         kv.put(large_kv("aa"))
