@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusionrag_integrations import Answer, AnswerSettings
-from fusionrag_integrations.bench.ttft import Tier, served_prompt
+from fusionrag_integrations.bench.served import Tier, served_prompt
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
 from fusionrag_integrations.recompute import ChunksInPlace, PlacedPrompt, lay, place, resident

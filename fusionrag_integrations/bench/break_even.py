@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from fusionrag_integrations.bench.served import served_prompt
 from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.bench.ttft import served_prompt, take_turns
+from fusionrag_integrations.bench.ttft import take_turns
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.types import Calibration
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fusionrag_integrations.bench.machine import described, where_and_when
-from fusionrag_integrations.bench.ttft import served_prompt
+from fusionrag_integrations.bench.served import served_prompt
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.recompute import PlacedPrompt, lay, place
 from fusionrag_integrations.types import AnswerSettings, TokenSelection

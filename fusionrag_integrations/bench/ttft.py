@@ -1,7 +1,7 @@
 """Time to first token, beside the model's own dense prefill and beside the limit.
 
-Prompts are invented texts, a chunk and its KV each in a store; the KV is random, since only its
-size counts. Strategies take turns, so that the machine's drift touches all alike. Two clocks:
+Prompts are of invented chunks (`served.py`). Strategies take turns, so that the machine's drift
+touches all alike. Two clocks:
 
 ttft_ms       from token ids and the places of chunks among them to the first token
 from_text_ms  from the prompt's text
@@ -9,49 +9,22 @@ from_text_ms  from the prompt's text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from fusionrag_integrations.bench.ceilings import Ceilings
-from fusionrag_integrations.bench.invented import texts
 from fusionrag_integrations.bench.machine import described, where_and_when
+from fusionrag_integrations.bench.served import Tier, served_prompt
 from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
-from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.serve import Server
-from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV, format_of
-from fusionrag_integrations.types import (
-    Answer,
-    Calibration,
-    Chunk,
-    ChunkKV,
-    ChunkRecord,
-    Document,
-    Message,
-    Prompt,
-    TTFTBreakdown,
-)
-
-Tier = Literal["device", "host", "disk"]
-BUDGETS: dict[Tier, Budgets] = {
-    "disk": Budgets(device=0, host=0),
-    "host": Budgets(device=0, host=None),
-    "device": Budgets(device=None, host=None),
-}
-QUESTION = "Which of the places above has a bridge, and who was it that built it in the end?"
+from fusionrag_integrations.types import Answer, Calibration, Prompt, TTFTBreakdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,72 +97,6 @@ def fit(rows: Sequence[TTFTRow], layers: int) -> dict[str, float] | None:
         "ms_a_million_keys": float(a_key * 1e6),
         "r_squared": float(1 - off.var() / times.var()),
     }
-
-
-@contextmanager
-def served_prompt(
-    model: CausalModel, context: int, tier: Tier, calibration: Calibration | None
-) -> Iterator[tuple[Server, Prompt]]:
-    """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""
-    prefix = ingest_prefix(model.tokenizer)
-    with TemporaryDirectory(prefix="fusionrag-ttft-") as directory:
-        kv_format = format_of(model.dtype)
-        info = StoreInfo(0, "-", model.name, "-", 16, kv_format)
-        path = Path(directory)
-        files = FileKVStore(path / "kv", info.record_signature, kv_format)
-        kv = TieredKV(files, BUDGETS[tier], model.device, partial(resident, model))
-        with Catalog.create(path / CATALOG_FILE, info) as catalog:
-            records = _records(model, context)
-            catalog.replace_document(Document("invented", "-"), "-", records)
-            for record in records:
-                kv.put(_random_kv(model, record))
-            with kv.lease() as lease:  # brings them to their tier
-                for record in records:
-                    lease.get(record.isolated_key, complete=True)
-            prefix_ids = tuple(model.tokenizer(prefix, add_special_tokens=False).input_ids)
-            server = Server(model, catalog, kv, prefix_ids, calibration)
-            yield server, _prompt(model, [record.chunk.text for record in records])
-
-
-def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:
-    messages: list[Message] = question_prompt(chunks, QUESTION)
-    if model.tokenizer.chat_template is None:
-        return "\n\n".join(message["content"] for message in messages)
-    return messages
-
-
-def _records(model: CausalModel, context: int) -> list[ChunkRecord]:
-    """Chunks that fill a prompt of `context` tokens; the last one is cut to fit."""
-    if context > model.context_window - 1:
-        raise InvalidInputError(
-            f"A context of {context} tokens is too long: {model.name} holds {model.context_window}."
-        )
-    room = context - len(encode(model.tokenizer, _prompt(model, [])).token_ids)
-    if room < 1:
-        raise InvalidInputError(f"A context of {context} tokens has no room for chunks.")
-    records: list[ChunkRecord] = []
-    for number, text in enumerate(texts(context)):
-        record = _record(model, number, text)
-        if len(record.encoded.token_ids) > room:
-            words = text.split()
-            text = " ".join(words[: len(words) * room // len(record.encoded.token_ids)])
-            return [*records, _record(model, number, text)] if text else records
-        records.append(record)
-        room -= len(record.encoded.token_ids) + 1  # and what separates it
-    return records
-
-
-def _record(model: CausalModel, number: int, text: str) -> ChunkRecord:
-    identity = chunk_id("invented", text, 0, scope="", title="", metadata="{}")
-    chunk = Chunk(identity, "invented", number, text)
-    return ChunkRecord(encode_chunk(model.tokenizer, chunk), identity)
-
-
-def _random_kv(model: CausalModel, record: ChunkRecord) -> ChunkKV:
-    token_ids = record.encoded.token_ids
-    shape = (model.num_layers, model.num_kv_heads, len(token_ids), model.head_dim)
-    keys, values = (torch.randn(shape, dtype=model.dtype) for _ in range(2))
-    return ChunkKV(record.isolated_key, "isolated", token_ids, keys, values)
 
 
 def take_turns(

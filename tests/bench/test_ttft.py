@@ -228,7 +228,7 @@ class TestShapes:
 
 def test_answers_are_the_servers_own(model: CausalModel) -> None:
     """One token each, with all chunks found."""
-    from fusionrag_integrations.bench.ttft import served_prompt
+    from fusionrag_integrations.bench.served import served_prompt
 
     with served_prompt(model, 300, "host", None) as (server, prompt):
         *_, answer = server.run(prompt, STRATEGIES[1].settings(max_tokens=1))
