@@ -465,3 +465,36 @@ def test_what_ingest_costs(model_dir: Path) -> None:
     result = said(run_command(*few, "--neighbours", 2, "--json"))
     assert (result["chunk_tokens"], result["neighbours"]) == (30, 2)
     assert "behind 10 neighbours" in run_command(*few).stdout
+
+
+class TestStore:
+    few = ("bench", "store", "--context", 200, "--repeat", 1, "--records", 20, "--ratio", 0)
+
+    def test_as_json(self, model_dir: Path) -> None:
+        result = said(run_command(*self.few, "--model", model_dir, "--gap-ms", 20, "--json"))
+        assert (result["format"], result["gap_ms"], result["repeat"]) == ("float32", 20.0, 1)
+        assert [row["files"] for row in result["load"]["rows"]] == ["cached", "cached", "cold"]
+        assert result["lookup"]["records"] == 20
+        assert {row["tier"] for row in result["rows"]} == {
+            *("cold disk", "warm disk", "host", "device")
+        }
+
+    def test_as_a_table_of_some_parts(self, model_dir: Path) -> None:
+        some = ("--model", model_dir, "--parts", "load", "--format", "int4")
+        lines = run_command(*self.few, *some).stdout.splitlines()
+        assert len([line for line in lines if line.startswith("| c")]) == 3
+        assert not [line for line in lines if "prefetch" in line or "lookups" in line]
+
+    @pytest.mark.parametrize(
+        ("options", "what"),
+        [
+            (("--parts", "speed"), "Unknown parts speed; choose among load, lookup, prefetch"),
+            (("--format", "int3"), "'float32', 'float16', 'bfloat16', 'int8', 'int4'"),
+            (("--context", "5000"), "5000 tokens is too long"),
+            (("--gap-ms", "-1"), "--gap-ms"),
+        ],
+    )
+    def test_errors_name_what_was_given(
+        self, model_dir: Path, options: tuple[str, ...], what: str
+    ) -> None:
+        assert what in error_of(run_command(*self.few, "--model", model_dir, *options))

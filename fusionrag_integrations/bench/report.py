@@ -16,6 +16,7 @@ neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which
 cost NAME                         work in a deeper shape
 ttft NAME                         times to first token, their parts and limits, and a fit of them
 kernel NAME                       the attention kernel beside others
+store NAME                        reads of KV files, lookups, and what a prefetch hides
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
 figure f1-by-neighbours NAME* kind=K ratio=R
 figure F NAME                     a figure of `speed_figures.py` by its name
@@ -34,7 +35,12 @@ from typing import Any, TypeVar
 
 from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
 from fusionrag_integrations.bench.speed_figures import SPEED_FIGURES
-from fusionrag_integrations.bench.tables import kernel_markdown, markdown, ttft_markdown
+from fusionrag_integrations.bench.tables import (
+    kernel_markdown,
+    markdown,
+    store_markdown,
+    ttft_markdown,
+)
 from fusionrag_integrations.errors import InvalidInputError
 
 T = TypeVar("T")
@@ -248,6 +254,14 @@ def _kernel(mark: _Mark) -> str:
     return f"{kernel_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}.)"
 
 
+def _store(mark: _Mark) -> str:
+    result = mark.only
+    told = f"{result['model']}, {result['context']:,} tokens, KV in {result['format']}"
+    if "rows" in result:
+        told += f"; {result['ratio']:.0%} recomputed, a gap of {result['gap_ms']:.0f} ms"
+    return f"{store_markdown(result)}\n\n({told}; on {result['device']}; {_measured(result)}.)"
+
+
 def _measured(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return f"{result['date']}; {result['hardware']}; {result['dtype']}; {versions}"
@@ -285,5 +299,6 @@ _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "cost": _cost,
     "ttft": _ttft,
     "kernel": _kernel,
+    "store": _store,
     "figure": _figure,
 }

@@ -139,3 +139,54 @@ def kernel_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return markdown(headings, lines)
+
+
+def store_markdown(result: Mapping[str, Any]) -> str:
+    """What was measured of a store: reads of files, lookups, and requests from each tier."""
+    parts = []
+    if load := result.get("load"):
+        parts.append(load_markdown(load))
+    if lookup := result.get("lookup"):
+        parts.append(
+            f"{lookup['lookups']:,} lookups of small records among {lookup['records']:,}: median "
+            f"{lookup['p50_ms']:.2f} ms, 99th percentile {lookup['p99_ms']:.2f} ms (plain reads of "
+            f"the files: {lookup['plain_p50_ms']:.2f} and {lookup['plain_p99_ms']:.2f} ms)."
+        )
+    if rows := result.get("rows"):
+        parts.append(prefetch_markdown(rows))
+    return "\n\n".join(parts)
+
+
+def load_markdown(load: Mapping[str, Any]) -> str:
+    """One line a state of the files and of memory: speeds of plain reads and of verified ones."""
+    headings = ("files", "memory", "plain (MB/s)", "quartiles", "verified", "quartiles")
+    lines = [
+        (
+            *(row["files"], row["memory"]),
+            *(f"{row['plain_mb_s']:,.0f}", _between(row["plain_spread"], ",.0f")),
+            *(f"{row['verified_mb_s']:,.0f}", _between(row["verified_spread"], ",.0f")),
+            *(f"{row['ratio']:.0%}", _between(row["ratio_spread"], ".0%")),
+        )
+        for row in load["rows"]
+    ]
+    return markdown((*headings, "verified / plain", "quartiles"), lines)
+
+
+def prefetch_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a tier, with and without a prefetch: TTFT from token ids, and waits for reads."""
+    headings = ("KV on", "prefetch", "TTFT (ms)", "quartiles", "reads", "waited", "fits", "hidden")
+    lines = [
+        (
+            *(row["tier"], "yes" if row["prefetch"] else "no"),
+            *(f"{row['ttft_ms']:.1f}", _between(row["spread_ms"], ".1f")),
+            *(f"{row['read_ms']:.1f}", f"{row['waited_ms']:.1f}"),
+            "" if row["fits_ms"] is None else f"{row['fits_ms']:.1f}",
+            "" if row["hidden"] is None else f"{row['hidden']:.0%}",
+        )
+        for row in rows
+    ]
+    return markdown(headings, lines)
+
+
+def _between(bounds: Sequence[float], form: str) -> str:
+    return f"{bounds[0]:{form}}-{bounds[1]:{form}}"

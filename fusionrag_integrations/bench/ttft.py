@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, get_args
 
 import numpy as np
 
 from fusionrag_integrations.bench.ceilings import Ceilings
+from fusionrag_integrations.bench.clock import quartiles
 from fusionrag_integrations.bench.machine import described, where_and_when
 from fusionrag_integrations.bench.served import Tier, served_prompt
 from fusionrag_integrations.bench.strategies import Strategy
@@ -128,7 +129,7 @@ def _row(
     ceilings: Ceilings,
 ) -> TTFTRow:
     mine = answers[strategy]
-    times = [_from_spans(answer.ttft) for answer in mine]
+    times = [from_spans(answer.ttft) for answer in mine]
     usage = mine[0].usage
     rows = usage.fresh_tokens + usage.recomputed_tokens
     chunk_tokens = 0 if strategy.kv == "none" else usage.prompt_tokens - usage.fresh_tokens
@@ -139,7 +140,6 @@ def _row(
         if chunk_tokens
         else usage.prompt_tokens * (usage.prompt_tokens + 1) // 2
     )
-    low, _, high = quantiles(times, n=4) if len(times) > 1 else times * 3
     parts = [asdict(answer.ttft) for answer in mine]
     return TTFTRow(
         strategy=strategy.name,
@@ -147,10 +147,10 @@ def _row(
         context=usage.prompt_tokens,
         kv=tier if chunk_tokens else "none",
         ttft_ms=median(times),
-        spread_ms=(low, high),
+        spread_ms=quartiles(times),
         from_text_ms=median(answer.ttft.total for answer in mine),
         speedup=median(
-            _from_spans(other.ttft) / time
+            from_spans(other.ttft) / time
             for other, time in zip(answers[reference], times, strict=True)
         ),
         limit_ms=ceilings.limit(rows, attended, chunk_tokens),
@@ -160,5 +160,6 @@ def _row(
     )
 
 
-def _from_spans(ttft: TTFTBreakdown) -> float:
+def from_spans(ttft: TTFTBreakdown) -> float:
+    """Milliseconds from token ids and the places of chunks among them to the first token."""
     return ttft.total - ttft.encode - ttft.match

@@ -1,17 +1,19 @@
-"""Commands that measure speed and memory: bench ttft, kernel, offline and memory."""
+"""Commands that measure speed and memory: bench ttft, kernel, offline, memory and store."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fusionrag_integrations.cli.console import bars, err, json_option, numbers, out, print_json
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.types import KVFormat
 
 if TYPE_CHECKING:
     from fusionrag_integrations.model import CausalModel
+    from fusionrag_integrations.types import Calibration
 
 shape_option = click.option(
     "--config",
@@ -71,16 +73,12 @@ def ttft(
     from fusionrag_integrations.bench.strategies import Strategy, make_strategies
     from fusionrag_integrations.bench.tables import ttft_markdown
     from fusionrag_integrations.bench.ttft import measure_ttft
-    from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
-    from fusionrag_integrations.prompt import ingest_prefix
 
     contexts = [int(tokens) for tokens in numbers("--context", context, low=1.0)]
     names = strategies.split(",")
     made = make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"])
     asked = [strategy for strategy in made if strategy.name in names]
     loaded = _loaded(shape, model, device, dtype)
-    path = Path(loaded.source) / CALIBRATION_FILE
-    signature = loaded.signature(ingest_prefix(loaded.tokenizer)) if path.exists() else ""
     with bars() as progress:
         result = measure_ttft(
             loaded,
@@ -88,7 +86,7 @@ def ttft(
             list(dict.fromkeys([Strategy("full_attention", "none", 1.0), *asked])),
             tier,
             repeat,
-            read_calibration(path, signature),
+            _calibration(loaded),
             progress,
         )
     if as_json:
@@ -226,6 +224,97 @@ def memory(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@click.command()
+@shape_option
+@model_option
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of prompts.  [default: 8000, or as many as the model holds]",
+)
+@click.option(
+    "--parts",
+    default="load,lookup,prefetch",
+    show_default=True,
+    help="What to measure, comma-separated.",
+)
+@click.option(
+    "--format",
+    "kv_format",
+    type=click.Choice(get_args(KVFormat)),
+    help="How KV is kept.  [default: the model's dtype]",
+)
+@click.option(
+    "--records",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Among which small ones are looked up.",
+)
+@click.option("--ratio", type=click.FloatRange(0.0, 1.0), default=0.15, show_default=True)
+@click.option(
+    "--gap-ms",
+    type=click.FloatRange(0.0),
+    default=50.0,
+    show_default=True,
+    help="Between retrieval, which prefetches, and the request.",
+)
+@device_option
+@dtype_option
+@repeat_option
+@json_option
+def store(
+    shape: str | None,
+    model: str | None,
+    context: int | None,
+    parts: str,
+    kv_format: Any,
+    records: int,
+    ratio: float,
+    gap_ms: float,
+    device: str,
+    dtype: str,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """How fast KV comes from a store: reads beside plain ones, lookups, what a prefetch hides.
+
+    \b
+    fusionrag bench store --config qwen2.5-0.5b --context 8000 --dtype float32 --ratio 0
+    """
+    from fusionrag_integrations.bench.store import measure_store
+    from fusionrag_integrations.bench.tables import store_markdown
+
+    loaded = _loaded(shape, model, device, dtype)
+    with bars() as progress:
+        result = measure_store(
+            loaded,
+            context or min(8000, loaded.context_window - 1),
+            progress,
+            parts=parts.split(","),
+            kv_format=kv_format,
+            records=records,
+            ratio=ratio,
+            gap_ms=gap_ms,
+            repeat=repeat,
+            calibration=_calibration(loaded),
+        )
+    if as_json:
+        print_json(result)
+        return
+    out.print(store_markdown(result), markup=False)
+
+
+def _calibration(model: CausalModel) -> Calibration | None:
+    """What was measured of the model for its selector, where that lies beside it."""
+    from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
+    from fusionrag_integrations.prompt import ingest_prefix
+
+    path = Path(model.source) / CALIBRATION_FILE
+    signature = model.signature(ingest_prefix(model.tokenizer)) if path.exists() else ""
+    return read_calibration(path, signature)
 
 
 def _loaded(shape: str | None, model: str | None, device: str, dtype: str) -> CausalModel:
