@@ -498,3 +498,12 @@ class TestStore:
         self, model_dir: Path, options: tuple[str, ...], what: str
     ) -> None:
         assert what in error_of(run_command(*self.few, "--model", model_dir, *options))
+
+
+def test_what_keeping_new_chunks_saves() -> None:
+    options = ("--questions", "200", "--known", "50", "--shared", "20")
+    result = CliRunner().invoke(main, ["bench", "traffic", *options, "--json"])
+    saved = json.loads(result.stdout)
+    assert saved["traffic"]["questions"] == 200
+    words = CliRunner().invoke(main, ["bench", "traffic", *options]).stdout
+    assert f"({saved['storage_saved']:.0%} less)" in words

@@ -47,5 +47,5 @@ for command in (
     *(measure.calibrate, measure.bench),
 ):
     main.add_command(command)
-for command in (speed.ttft, speed.kernel, speed.offline, speed.memory, speed.store):
+for command in (speed.ttft, speed.kernel, speed.offline, speed.memory, speed.store, speed.traffic):
     measure.bench.add_command(command)
