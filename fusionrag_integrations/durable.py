@@ -116,7 +116,12 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file and see that it stays so; nothing happens where there is none."""
+    """Remove a file and see that it stays so; nothing happens where there is none.
+
+    Raises `OSError`, for a link in its directory's place too.
+    """
+    if path.parent.is_symlink():
+        raise OSError(errno.ELOOP, "its directory is a symbolic link", str(path.parent))
     try:
         path.unlink()
     except FileNotFoundError:
@@ -139,11 +144,13 @@ def sweep(drafts: Path, older_than: float = STALE_SECONDS) -> list[Path]:
     older_than: in seconds; a younger file may have a living writer.
     """
     swept: list[Path] = []
-    with suppress(OSError):  # none, or not ours to delete: neither hinders reading
-        for path in sorted(drafts.iterdir()):
-            if time.time() - path.lstat().st_mtime >= older_than:
-                path.unlink()
-                swept.append(path)
+    # Where there are none, or they aren't ours to delete, neither hinders reading.
+    with suppress(OSError):
+        for path in [] if drafts.is_symlink() else sorted(drafts.iterdir()):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime >= older_than:
+                    path.unlink()
+                    swept.append(path)
     return swept
 
 

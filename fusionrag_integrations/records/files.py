@@ -37,6 +37,7 @@ from fusionrag_integrations.errors import (
     StoreError,
 )
 from fusionrag_integrations.records.layout import (
+    MAX_HEADER_BYTES,
     MAX_RECORD_BYTES,
     RecordHeader,
     header_bytes,
@@ -77,7 +78,21 @@ class RecordFiles:
             if not is_key(neighbour):
                 raise InvalidInputError(f"Neighbour {neighbour!r} of KV {header.key} is no key.")
         content = memoryview(b"".join(data))
+        if len(content) != header.data_bytes:
+            raise InvalidInputError(
+                f"KV {header.key} has {len(content)} bytes; its header says {header.data_bytes}."
+            )
         head = header_bytes(with_digests(header, content))
+        if len(head) > 8 + MAX_HEADER_BYTES:
+            raise InvalidInputError(
+                f"KV {header.key} has a header of {len(head)} bytes; {MAX_HEADER_BYTES} are the most "
+                "that is read. Fuse it behind fewer neighbours."
+            )
+        if len(head) + len(content) > MAX_RECORD_BYTES:
+            raise InvalidInputError(
+                f"KV {header.key} has {len(head) + len(content)} bytes; at most {MAX_RECORD_BYTES} "
+                "are read. Make a store with a smaller chunk_tokens."
+            )
         try:
             write_file(path, [head, content], self._drafts)
         except OSError as error:
@@ -104,7 +119,9 @@ class RecordFiles:
     def contains(self, key: str) -> bool:
         """Whether there is a file for this key; reading may still find it damaged."""
         path = self.path_of(key)
-        return path.is_file() and not path.is_symlink()
+        with _listing(path):
+            links = path.is_symlink() or path.parent.is_symlink()
+            return path.is_file() and not links
 
     def delete(self, key: str) -> None:
         """Remove a record; nothing happens where there is none."""
@@ -126,21 +143,22 @@ class RecordFiles:
         """Key, bytes and time of all records' files, by key ascending; others are passed over."""
         for path in self.paths():
             if self.is_record(path):
-                with suppress(FileNotFoundError):  # deleted since it was listed
+                with _listing(path), suppress(FileNotFoundError):  # deleted since it was listed
                     facts = path.lstat()
                     if S_ISREG(facts.st_mode):
                         yield path.name.removesuffix(SUFFIX), facts.st_size, facts.st_mtime
 
     def paths(self) -> list[Path]:
         """Everything in the directory that is, or should be, a record; ascending."""
-        if not self.directory.is_dir():
-            return []
         found: list[Path] = []
-        for entry in self.directory.iterdir():
-            if entry.is_dir() and not entry.is_symlink() and _SHARD.fullmatch(entry.name):
-                found.extend(entry.iterdir())
-            elif entry != self._drafts:
-                found.append(entry)
+        with _listing(self.directory):
+            if not self.directory.is_dir():
+                return []
+            for entry in self.directory.iterdir():
+                if entry.is_dir() and not entry.is_symlink() and _SHARD.fullmatch(entry.name):
+                    found.extend(entry.iterdir())
+                elif entry != self._drafts:
+                    found.append(entry)
         return sorted(found)
 
     def check(self, path: Path) -> None:
@@ -169,11 +187,11 @@ class RecordFiles:
 
     def _check_ours(self, header: RecordHeader, key: str, path: Path) -> None:
         if header.key != key:
-            raise KVForeignError(f"{path} holds the record of another key, {header.key}.")
+            raise KVForeignError(f"{path} holds the record of another key, {header.key!r}.")
         if header.signature != self.signature:
             raise KVForeignError(
                 f"{path} was made by another model, format or salt: its signature is "
-                f"{header.signature}, not {self.signature}. Ingest its documents again."
+                f"{header.signature!r}, not {self.signature!r}. Ingest its documents again."
             )
 
 
@@ -256,6 +274,14 @@ def named_errors(path: Path) -> Iterator[None]:
         if error.errno in _NO_FILE:
             raise KVCorruptError(f"{path} is damaged: it isn't a regular file.") from error
         raise KVUnreadableError(f"{path} can't be read: {error}") from error
+
+
+@contextmanager
+def _listing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} can't be listed: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,11 +218,10 @@ def parse_header(content: bytes, name: object) -> RecordHeader:
     try:
         listed = json.loads(content[8:])
         metadata: dict[str, Any] = listed["__metadata__"]
-        metadata["checksum"]
         version = metadata.get("format_version")
+        intact = metadata["checksum"] == _checksum(listed)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise KVCorruptError(f"{name} is damaged: its header can't be read: {error!r}") from error
-    intact = metadata["checksum"] == _checksum(listed)
     if not intact and version != "1":  # version 1 counted the data in
         raise KVCorruptError(f"{name} is damaged: its header doesn't match its checksum.")
     if metadata.get("format") != FORMAT or version is None:
@@ -260,8 +259,12 @@ def _header_of(metadata: Mapping[str, Any]) -> RecordHeader:
     )
     if header.kind not in get_args(KVKind) or header.kv_format not in get_args(KVFormat):
         raise ValueError(f"{header.kind} KV in {header.kv_format}")
-    if min(header.shape) < 1 or header.half not in ("F16", "BF16"):
+    if not all(0 < size < 1 << 31 for size in header.shape) or header.half not in ("F16", "BF16"):
         raise ValueError(f"shape {header.shape}, first tokens in {header.half}")
+    if header.kv_format == "int4" and size % 2:
+        raise ValueError(f"heads of {size} in int4")
+    if not all(map(is_key, header.neighbours)):
+        raise ValueError("neighbours that are no keys")
     if len(header.digests) != layers + 1:
         raise ValueError(f"{len(header.digests)} digests")
     return header
