@@ -17,6 +17,8 @@ cost NAME                         work in a deeper shape
 ttft NAME                         times to first token, their parts and limits, and a fit of them
 kernel NAME                       the attention kernel beside others
 store NAME                        reads of KV files, lookups, and what a prefetch hides
+formats NAME                      bytes, times and errors of the formats that stores may have
+format-scores NAME                F1 and EM in each of these formats
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
 figure f1-by-neighbours NAME* kind=K ratio=R
 figure F NAME                     a figure of `speed_figures.py` by its name
@@ -36,6 +38,8 @@ from typing import Any, TypeVar
 from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
 from fusionrag_integrations.bench.speed_figures import SPEED_FIGURES
 from fusionrag_integrations.bench.tables import (
+    format_scores_markdown,
+    formats_markdown,
     kernel_markdown,
     markdown,
     store_markdown,
@@ -262,6 +266,14 @@ def _store(mark: _Mark) -> str:
     return f"{store_markdown(result)}\n\n({told}; on {result['device']}; {_measured(result)}.)"
 
 
+def _formats(mark: _Mark) -> str:
+    return f"{formats_markdown(mark.only['formats'])}\n\n({_measured(mark.only)}.)"
+
+
+def _format_scores(mark: _Mark) -> str:
+    return format_scores_markdown(mark.only["rows"])
+
+
 def _measured(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return f"{result['date']}; {result['hardware']}; {result['dtype']}; {versions}"
@@ -300,5 +312,7 @@ _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "ttft": _ttft,
     "kernel": _kernel,
     "store": _store,
+    "formats": _formats,
+    "format-scores": _format_scores,
     "figure": _figure,
 }

@@ -190,3 +190,36 @@ def prefetch_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _between(bounds: Sequence[float], form: str) -> str:
     return f"{bounds[0]:{form}}-{bounds[1]:{form}}"
+
+
+def formats_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a format: bytes, milliseconds a chunk, and how far its KV is off."""
+    headings = (
+        *("format", "bytes a token", "of 16 bits", "of 16 bits, 7B shape"),
+        *("load (ms)", "load and place (ms)", "error", "error, fused"),
+    )
+    lines = [
+        (
+            row["kv_format"],
+            f"{row['bytes_a_token']:,.0f}",
+            *(f"{row[name]:.3f}x" for name in ("of_16_bits", "in_shape")),
+            *(f"{row[name]:.2f}" for name in ("load_ms", "place_ms")),
+            *(f"{row[name]:.1e}" if row[name] else "0" for name in ("error", "fused_error")),
+        )
+        for row in rows
+    ]
+    return markdown(headings, lines)
+
+
+def format_scores_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a format and kind of question; for each ratio F1, EM, and F1 beside float32's."""
+    ratios = sorted({row["ratio"] for row in rows})
+    lines: dict[tuple[str, str, str], dict[float, str]] = {}
+    for row in rows:
+        line = lines.setdefault((row["kind"], row["kv_format"], str(row["n"])), {})
+        line[row["ratio"]] = f"{row['f1']:.3f} / {row['em']:.3f}"
+        if row["kv_format"] != "float32":
+            low, high = row["ci"]
+            line[row["ratio"]] += f" ({row['difference']:+.3f}: {low:+.3f} to {high:+.3f})"
+    headings = ("questions", "format", "n", *(f"F1 / EM, {ratio:.0%}" for ratio in ratios))
+    return markdown(headings, [[*name, *(line[r] for r in ratios)] for name, line in lines.items()])

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fusionrag_integrations.cli import measure, speed, store
+from fusionrag_integrations.cli import formats, measure, speed, store
 from fusionrag_integrations.cli.console import err
 from fusionrag_integrations.errors import FusionRAGError
 
@@ -47,5 +47,8 @@ for command in (
     *(measure.calibrate, measure.bench),
 ):
     main.add_command(command)
-for command in (speed.ttft, speed.kernel, speed.offline, speed.memory, speed.store, speed.traffic):
+for command in (
+    *(speed.ttft, speed.kernel, speed.offline, speed.memory, speed.store, speed.traffic),
+    formats.formats,
+):
     measure.bench.add_command(command)

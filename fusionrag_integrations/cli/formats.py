@@ -1,0 +1,74 @@
+"""The command that compares the formats KV may be kept in: bench formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from fusionrag_integrations.cli.console import (
+    bars,
+    imported,
+    json_option,
+    numbers,
+    out,
+    print_json,
+)
+from fusionrag_integrations.cli.measure import asks
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.bench.suites import Suite
+
+
+@click.command()
+@asks(seed=0)
+@click.option(
+    "--formats",
+    "listed",
+    default="float32,float16,bfloat16,int8,int4",
+    show_default=True,
+    help="Comma-separated; float32 always, which the others are compared with.",
+)
+@click.option("--ratios", default="0,0.05,0.15,1", show_default=True, help="Shares to recompute.")
+@json_option
+def formats(
+    make_suite: Callable[[], Suite],
+    model: str,
+    seed: int,
+    embedding: str | None,
+    listed: str,
+    ratios: str,
+    as_json: bool,
+) -> None:
+    """The formats of stores beside each other: bytes, time to load, error, EM and F1 on fused KV.
+
+    Each format's store is made by an ingest of its own, so this takes as many times as long.
+
+    \b
+    fusionrag bench formats --limit 20                 a first look, in minutes
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from fusionrag_integrations.bench.formats import check_formats, measure_formats
+    from fusionrag_integrations.bench.tables import format_scores_markdown, formats_markdown
+    from fusionrag_integrations.demo import MODEL_DIR
+    from fusionrag_integrations.model import CausalModel
+
+    shares = numbers("--ratios", ratios, high=1.0)
+    chosen = check_formats(listed.split(","))
+    suite = make_suite()
+    disable_progress_bar()  # it would be drawn over ours
+    loaded = CausalModel.load(MODEL_DIR if model == "demo" else model)
+    found = None if embedding is None else imported(embedding)
+    with TemporaryDirectory(prefix="fusionrag-bench-") as directory, bars() as progress:
+        result = measure_formats(loaded, suite, chosen, shares, Path(directory), found, progress)
+    result["seed"] = seed
+    if as_json:
+        print_json(result)
+        return
+    out.print(formats_markdown(result["formats"]), markup=False)
+    out.print()
+    out.print(format_scores_markdown(result["rows"]), markup=False)
