@@ -89,12 +89,31 @@ KERNEL = MEASURED | {
     ]
 }
 
+FORMATS = MEASURED | {
+    "formats": [
+        {
+            **{"kv_format": "int8", "bytes_a_token": 2100.4, "of_16_bits": 0.525},
+            **{"in_shape": 0.52, "load_ms": 0.123, "place_ms": 1.5},
+            **{"error": 1.5e-5, "fused_error": 0.0},
+        }
+    ],
+    "rows": [
+        {
+            **{"kv_format": name, "kind": "bridge", "ratio": ratio, "n": 3, "em": 0.5, "f1": f1},
+            **{"difference": f1 - 0.75, "ci": [-0.5, 0.25]},
+        }
+        for ratio in (0.15, 0.0)
+        for name, f1 in (("float32", 0.75), ("int8", 0.625))
+    ],
+}
+
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     (tmp_path / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "no-fit.json").write_text(json.dumps(TTFT | {"fit": None, "rows": []}))
     (tmp_path / "operator.json").write_text(json.dumps(KERNEL))
+    (tmp_path / "bits.json").write_text(json.dumps(FORMATS))
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "run.json").write_text(json.dumps(RUN))
@@ -203,6 +222,26 @@ def table(mark: str, results: Path) -> list[str]:
                 f"|{' --- |' * 11}",
                 "| 4,096 | 15% | 614 | 2.00 | 2.50 | 5.00 |  | 9.00 | 4.50x | 2.50x | 2.0e-03 |",
                 "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12.)",
+            ],
+        ),
+        (
+            "formats bits",
+            [
+                "| format | bytes a token | of 16 bits | of 16 bits, 7B shape | load (ms) "
+                "| load and place (ms) | error | error, fused |",
+                f"|{' --- |' * 8}",
+                "| int8 | 2,100 | 0.525x | 0.520x | 0.12 | 1.50 | 1.5e-05 | 0 |",
+                "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12.)",
+            ],
+        ),
+        (
+            "format-scores bits",
+            [
+                "| questions | format | n | F1 / EM, 0% | F1 / EM, 15% |",
+                "| --- | --- | --- | --- | --- |",
+                "| bridge | float32 | 3 | 0.750 / 0.500 | 0.750 / 0.500 |",
+                "| bridge | int8 | 3 | 0.625 / 0.500 (-0.125: -0.500 to +0.250) "
+                "| 0.625 / 0.500 (-0.125: -0.500 to +0.250) |",
             ],
         ),
         (
