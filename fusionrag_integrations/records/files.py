@@ -85,8 +85,8 @@ class RecordFiles:
         head = header_bytes(with_digests(header, content))
         if len(head) > 8 + MAX_HEADER_BYTES:
             raise InvalidInputError(
-                f"KV {header.key} has a header of {len(head)} bytes; {MAX_HEADER_BYTES} are the most "
-                "that is read. Fuse it behind fewer neighbours."
+                f"KV {header.key} has a header of {len(head)} bytes, more than {MAX_HEADER_BYTES}. "
+                "Fuse it behind fewer neighbours."
             )
         if len(head) + len(content) > MAX_RECORD_BYTES:
             raise InvalidInputError(
