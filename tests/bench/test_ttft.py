@@ -21,7 +21,7 @@ from fusionrag_integrations.types import Answer
 
 FULL = Strategy("full_attention", "none", 1.0)
 STRATEGIES = [FULL, *(Strategy("fusionrag", "isolated", ratio) for ratio in (0.0, 0.15, 1.0))]
-PARTS = {"encode", "match", "load", "place", "probe", "select", "prefill", "first_token"}
+PARTS = {"encode", "match", "load", "capture", "place", "probe", "select", "prefill", "first_token"}
 
 
 @pytest.fixture(scope="module")

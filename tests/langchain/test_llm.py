@@ -99,7 +99,12 @@ def test_fields_are_the_settings_of_every_call(engine: FusionEngine, prompt: str
     [[generation]] = llm.generate([prompt]).generations
     report = engine.answer(prompt, AnswerSettings(**fields)).report()
     assert generation.generation_info["usage"] == report["usage"]
-    assert generation.generation_info["chunks"] == {"fused": 0, "isolated": 3, "missed": 0}
+    assert generation.generation_info["chunks"] == {
+        "fused": 0,
+        "isolated": 3,
+        "missed": 0,
+        "captured": 0,
+    }
     assert report["usage"]["recompute_ratio"] == pytest.approx(0.5, abs=0.01)
 
 

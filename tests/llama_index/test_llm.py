@@ -183,7 +183,7 @@ def test_fields_are_the_settings_of_every_call(engine: FusionEngine, prompt: str
     fields = {"selector": "random", "ratio": 0.5, "kv": "isolated", "max_tokens": 3}
     raw = FusionRAGLLM(engine=engine, **fields).complete(prompt).raw
     assert raw["usage"] == engine.answer(prompt, AnswerSettings(**fields)).report()["usage"]
-    assert raw["chunks"] == {"fused": 0, "isolated": 3, "missed": 0}
+    assert raw["chunks"] == {"fused": 0, "isolated": 3, "missed": 0, "captured": 0}
     assert raw["usage"]["recompute_ratio"] == pytest.approx(0.5, abs=0.01)
 
 

@@ -81,11 +81,11 @@ def test_the_changes_make_a_difference(engine: FusionEngine, prompt: str) -> Non
     usages = {name: llm.complete(prompt, **changes).raw for name, changes in CHANGES.items()}
     assert usages["ratio"]["usage"]["recompute_ratio"] == pytest.approx(0.3, abs=0.02)
     assert usages["selector"]["usage"]["recomputed_tokens"] == 0
-    assert usages["kv"]["chunks"] == {"fused": 0, "isolated": 3, "missed": 0}
+    assert usages["kv"]["chunks"] == {"fused": 0, "isolated": 3, "missed": 0, "captured": 0}
     assert usages["full attention"]["usage"]["fresh_tokens"] == plain["usage"]["prompt_tokens"]
     assert usages["max_tokens"]["usage"]["completion_tokens"] == 2
-    assert usages["scopes"]["chunks"] == {"fused": 0, "isolated": 0, "missed": 0}
-    assert plain["chunks"] == {"fused": 3, "isolated": 0, "missed": 0}
+    assert usages["scopes"]["chunks"] == {"fused": 0, "isolated": 0, "missed": 0, "captured": 0}
+    assert plain["chunks"] == {"fused": 3, "isolated": 0, "missed": 0, "captured": 0}
     sampled = llm.complete(prompt, **CHANGES["sampling"]).text
     assert sampled != llm.complete(prompt).text
 
