@@ -14,13 +14,14 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from fusionrag_integrations.durable import FILE_MODE
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreError,
@@ -132,6 +133,8 @@ class Catalog:
         Raises `StoreError` where there is a file with content already.
         """
         path = Path(path)
+        with suppress(OSError):  # what hinders it is named when the file is opened
+            path.touch(FILE_MODE)
         with _opening(path, "rwc") as db:
             if _kind(db) != (0, 0, 0):
                 raise StoreError(f"There is a database at {path} already; open it instead.")

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
+from fusionrag_integrations.durable import DIRECTORY_MODE
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.types import Chunk, MetadataValue
 
@@ -54,7 +55,7 @@ class ChunkIndex:
         # A directory that failed to open half is answered with one of these.
         with self._errors(AttributeError, KeyError, ValueError):
             if self._copy is None:
-                directory.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             self._client: Any = chromadb.PersistentClient(
                 path=_new_name(self._copy.name if self._copy else str(directory.resolve())),
                 settings=Settings(anonymized_telemetry=False),

@@ -224,3 +224,16 @@ def test_a_manifest_says_what_the_catalog_says(store: Path) -> None:
         assert list(manifest.neighbours) == list(map(corpus.catalog.neighbours, records))
         assert json.loads(path.read_bytes().split(b"\n", 1)[1])["id"] == manifest.document_id
     corpus.close()
+
+
+def test_every_file_is_its_owners_alone(model_dir: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = tmp_path / "store"
+        path.mkdir()  # by somebody who let others in
+        FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48).ingest([town(0)])
+    finally:
+        os.umask(before)
+    private = [p for p in path.rglob("*") if "index" not in p.relative_to(path).parts[:-1]]
+    open_to_others = {p.name for p in private if p.stat().st_mode & 0o077}
+    assert open_to_others <= {"writing.lock"}  # which is empty
