@@ -15,16 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, TypeAdapter
-
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Calibration
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 
-_CALIBRATION = TypeAdapter(Calibration)
-_BREAK_EVEN = TypeAdapter(dict[str, NonNegativeInt])
 _NOT_OF_SELECTION = ("break_even", "measured")
 
 
@@ -33,9 +29,11 @@ def read_calibration(path: Path, signature: str) -> Calibration | None:
     entry = _entries(path).get(signature)
     if entry is None:
         return None
+    from pydantic import TypeAdapter  # an engine without a calibration needs none
+
     try:
         said = {name: value for name, value in entry.items() if name not in _NOT_OF_SELECTION}
-        return _CALIBRATION.validate_json(json.dumps(said), strict=True)
+        return TypeAdapter(Calibration).validate_json(json.dumps(said), strict=True)
     except (AttributeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -70,9 +68,14 @@ def write_calibration(
 
 
 def _break_even(path: Path, signature: str) -> dict[str, int]:
+    entry = _entries(path).get(signature)
+    if entry is None:
+        return {}
+    from pydantic import NonNegativeInt, TypeAdapter
+
     try:
-        said = _entries(path).get(signature, {}).get("break_even", {})
-        return _BREAK_EVEN.validate_python(said, strict=True)
+        lengths = TypeAdapter(dict[str, NonNegativeInt])
+        return lengths.validate_python(entry.get("break_even", {}), strict=True)
     except (AttributeError, ValueError) as error:
         raise _damaged(path, error) from error
 

@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
 from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.kernels import Segment, Segments
+from fusionrag_integrations.kernels import Segment, Segments, can_gather
 from fusionrag_integrations.model import (
     CausalModel,
     InPlaceKV,
@@ -102,24 +103,52 @@ def place(
     What stands at fresh positions is undefined until they are computed; between chunks, zeros.
     """
     buffer = model.new_buffer(capacity)
-
-    def write(layers: slice) -> None:
-        rotation = model.rotation(torch.arange(len(prompt), device=model.device))
-        moved = None
-        # Span by span: one fits in a CPU's cache, all of them together don't.
-        for span, kv in zip(prompt.spans, kvs, strict=True):
-            if kv is not moved:
-                moved = kv  # whole, since only what is contiguous moves without waiting
-                keys, values = kv.tensors(layers, model.device)
-            source = slice(span.source_start, span.source_start + span.length)
-            turn = rotation.at(slice(span.start, span.stop))
-            if kv.rotated:  # one turn for all, from the chunk's start to the prompt's
-                turn = model.rotation((span.start - span.source_start,))
-            buffer.place(span.start, keys[:, :, source], values[:, :, source], turn, layers)
-
+    at_once = can_gather(model.device) and not any(kv.rotated for kv in kvs)
+    write = partial(_write_at_once if at_once else _write_spans, model, prompt, kvs, buffer)
     buffer.fill(write, lambda layers: all(kv.ready(layers) for kv in kvs))
     buffer.clear(_separators(prompt))
     return buffer
+
+
+def _write_spans(
+    model: CausalModel,
+    prompt: AssembledPrompt,
+    kvs: Sequence[LayeredKV],
+    buffer: KVBuffer,
+    layers: slice,
+) -> None:
+    """Place layers span by span: one fits in a CPU's cache, all of them together don't."""
+    rotation = model.rotation(torch.arange(len(prompt), device=model.device))
+    moved = None
+    for span, kv in zip(prompt.spans, kvs, strict=True):
+        if kv is not moved:
+            moved = kv  # whole, since only what is contiguous moves without waiting
+            keys, values = kv.tensors(layers, model.device)
+        source = slice(span.source_start, span.source_start + span.length)
+        turn = rotation.at(slice(span.start, span.stop))
+        if kv.rotated:  # one turn for all, from the chunk's start to the prompt's
+            turn = model.rotation((span.start - span.source_start,))
+        buffer.place(span.start, keys[:, :, source], values[:, :, source], turn, layers)
+
+
+def _write_at_once(
+    model: CausalModel,
+    prompt: AssembledPrompt,
+    kvs: Sequence[LayeredKV],
+    buffer: KVBuffer,
+    layers: slice,
+) -> None:
+    """Place layers of all spans by one kernel, behind a copy a chunk to the device."""
+    moved = {id(kv): kv.tensors(layers, model.device) for kv in kvs}
+    if len({keys.dtype for keys, _ in moved.values()}) > 1:  # e.g. some of a compact store
+        moved = {n: (k.to(model.dtype), v.to(model.dtype)) for n, (k, v) in moved.items()}
+    segments = [
+        Segment(*moved[id(kv)], span.source_start, span.start, span.length)
+        for span, kv in zip(prompt.spans, kvs, strict=True)
+    ]
+    rotation = model.rotation(torch.arange(len(prompt), device=model.device))
+    turns = TurnTables.of(rotation.of_layers(layers), model.head_dim)
+    buffer.place_all(segments, turns, layers)
 
 
 class ChunksInPlace:
@@ -193,15 +222,16 @@ class PlacedPrompt:
         """What the tokens behind the last chunk ask in `layers`, over the KV as it was placed.
 
         The fresh tokens have seen stale KV, and are computed again with the selected tokens. What
-        only separates chunks isn't run: zeros stand for it, or nothing where chunks aren't placed.
+        only separates chunks isn't run: zeros stand for it.
         """
-        rows = sorted(set(self._prompt.fresh_positions).difference(_separators(self._prompt)))
+        fresh = self._prompt.fresh_positions
+        rows = sorted(set(fresh).difference(_separators(self._prompt)))
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
         capture = ViewCapture(bisect_left(rows, begin), frozenset(layers))
         depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in rows]
         with self._probing(len(rows) * depth):
-            self._model.forward_lower(ids, rows, self._kv.owning(rows), depth, capture)
+            self._model.forward_lower(ids, rows, self._kv.owning(fresh), depth, capture)
         return [capture.views[layer] for layer in layers]
 
     def early_deviation(self) -> torch.Tensor:

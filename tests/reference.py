@@ -29,9 +29,10 @@ class Reference:
     @torch.inference_mode()
     def feed(self, cache: Cache, ids: Sequence[int], start: int) -> torch.Tensor:
         """Append tokens at consecutive positions from `start`; logits [T, V]."""
-        positions = torch.arange(start, start + len(ids))[None]
+        device = self.model.device
+        positions = torch.arange(start, start + len(ids), device=device)[None]
         return self.model(
-            input_ids=torch.tensor([list(ids)]),
+            input_ids=torch.tensor([list(ids)], device=device),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

@@ -32,12 +32,15 @@ pytestmark = [
 def test_recompute_everything_is_dense_prefill(family: str, dtype: torch.dtype) -> None:
     model, prompt = cuda(family, dtype), prompt_of_chunks()
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
+    found = warm(model, prompt, kvs, prompt.chunk_positions)
     exact_logits, exact = Reference(build(family)).dense(prompt.token_ids)
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    assert distance(logits.cpu(), exact_logits[-1]) < tolerance
-    assert distance(keys.cpu(), exact[0]) < tolerance
-    assert distance(values.cpu(), exact[1]) < tolerance
+    own_logits, own = Reference(build(family, dtype).to("cuda")).dense(prompt.token_ids)
+    for mine, its, true in zip(
+        found, (own_logits[-1], *own), (exact_logits[-1], *exact), strict=True
+    ):
+        # In bf16 as far off as the model itself is, whose weights are rounded.
+        allowed = 1e-3 if dtype == torch.float32 else 1.5 * distance(its.cpu(), true)
+        assert distance(mine.cpu(), true) < allowed
 
 
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])

@@ -188,7 +188,7 @@ def _in_place(
     laid = Segments(segments, TurnTables(angles.cos(), angles.sin(), other))
     at = rows.on_device
     stale = torch.zeros(count, dtype=torch.uint8, device=device)
-    own_rows = OwnRows(at, at, count, stale.index_fill_(0, at, 1))
+    own_rows = OwnRows(rows, at, count, stale.index_fill_(0, at, 1))
     own_keys, own_values = keys[:, at], values[:, at]
 
     def in_place() -> torch.Tensor:

@@ -24,7 +24,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     finish,
     head_bytes,
     launch_for,
-    programs_at_once,
+    multiprocessors,
     rows_of_program,
 )
 from fusionrag_integrations.kernels.segments import OwnRows, Segments
@@ -211,8 +211,8 @@ def segment_attention(
     window: int | None = None,
     launch: Launch | None = None,
 ) -> torch.Tensor:
-    """See `gathering_attention`. Raises `InvalidInputError` as `triton_attention` does."""
-    check(queries, keys, values, rows.positions)
+    """See `attend_in_place`. Raises `InvalidInputError` as `triton_attention` does."""
+    check(queries, keys, values, rows.rows.on_device)
     chunk = segments.segments[0].keys
     if chunk.dtype != keys.dtype or chunk.shape[1::2] != keys.shape[::2]:
         raise InvalidInputError(
@@ -223,15 +223,15 @@ def segment_attention(
     kv_heads, group = keys.shape[0], heads // keys.shape[0]
     number = len(segments.segments)
     if launch is None:
-        at_once = programs_at_once(queries.device)
-        launch = launch_for(heads, kv_heads, count, segments.stop, head_bytes(queries), at_once)
+        many = multiprocessors(queries.device)
+        launch = launch_for(heads, kv_heads, count, segments.stop, head_bytes(queries), many)
     split_segments = triton.cdiv(number, launch.splits)
     splits = triton.cdiv(number, split_segments)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
     scratch = Scratch.of(splits, queries)
     _attend_in_place[(triton.cdiv(count * group, launch.block_m), kv_heads, splits)](
         *(queries, keys, values, segments.table, *segments.turns.layer(layer)),
-        *(segments.turns.other, rows.stale, rows.positions, rows.slots),
+        *(segments.turns.other, rows.stale, rows.rows.on_device, rows.slots),
         rows.slots if window is None else rows.first_slots(window),
         *(out, scratch.parts, scratch.maxima, scratch.totals),
         *(layer, count, group, scaling * LOG2_E, window or 0, number, split_segments),

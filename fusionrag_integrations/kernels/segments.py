@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.kernels.reference import visible
+from fusionrag_integrations.kernels.rows import Rows
 from fusionrag_integrations.rope import TurnTables
 
 
@@ -47,8 +46,8 @@ class Segments:
     """The chunks of one sequence, in order and apart. Shared KV is read, never changed.
 
     table: int64 [S, 6] for the kernel: start, length, the addresses of the first key and value,
-    elements from head to head and from layer to layer. turns: from position 0 to each segment's
-    `shift`. Raises `InvalidInputError` for KV that can't be read by its address.
+    elements from head to head and from layer to layer. turns: for chunks that are read where they
+    lie, from position 0 to each segment's `shift`; to be copied, to every position. Raises `InvalidInputError` for KV that can't be read by its address.
     """
 
     def __init__(self, segments: Sequence[Segment], turns: TurnTables) -> None:
@@ -69,7 +68,14 @@ class Segments:
             ]
             for segment in segments
         ]
-        self.table = torch.tensor(rows, dtype=torch.int64, device=segments[0].keys.device)
+        self.table = _sent(torch.tensor(rows, dtype=torch.int64), segments[0].keys.device)
+
+
+def _sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device, behind what is queued there, without waiting for it."""
+    if device.type != "cuda":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 def _check(segments: Sequence[Segment]) -> None:
@@ -86,72 +92,34 @@ def _check(segments: Sequence[Segment]) -> None:
 class OwnRows:
     """Rows of a pass among a sequence's own tokens.
 
-    positions: the rows', int64 [R]; slots: which own tokens they are, int64 [R]. own: positions of
-    all own tokens, ascending, int64 [M], none of them behind `end`. stale: which positions of
-    segments have an own token, uint8 [segments.stop].
+    rows: where they stand; slots: which own tokens they are, int64 [R]. own: positions of all own
+    tokens, ascending, int64 [M], none of them behind `end`. stale: which positions of segments have
+    an own token, uint8 [segments.stop].
     """
 
-    def __init__(
-        self, positions: torch.Tensor, own: torch.Tensor, end: int, stale: torch.Tensor
-    ) -> None:
-        self.positions = positions
+    def __init__(self, rows: Rows, own: torch.Tensor, end: int, stale: torch.Tensor) -> None:
+        self.rows = rows
         self.own = own
         self.end = end
         self.stale = stale
-        self.slots = torch.searchsorted(own, positions)
+        self.slots = torch.searchsorted(own, rows.on_device)
         self._first_slots: dict[int, torch.Tensor] = {}
 
     def first_slots(self, window: int) -> torch.Tensor:
         """The first own token that each row sees, int64 [R]; worked out once for all layers."""
         if window not in self._first_slots:
-            outside = self.positions - window
+            outside = self.rows.on_device - window
             self._first_slots[window] = torch.searchsorted(self.own, outside, right=True)
         return self._first_slots[window]
 
 
-def by_position(
-    layer: int, keys: torch.Tensor, values: torch.Tensor, rows: OwnRows, segments: Segments
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A copy of one layer in one place: keys, values [Hkv, N, D], and whether there are any, [N].
-
-    keys, values: of own tokens, [Hkv, M, D]. N reaches to the last segment's end, or the last own
-    token. Zeros stand where there is nothing.
-    """
-    end = max(segments.stop, rows.end)
-    shape = (keys.shape[0], end, keys.shape[2])
-    placed_keys, placed_values = keys.new_zeros(shape), values.new_zeros(shape)
-    present = torch.zeros(end, dtype=torch.bool, device=keys.device)
+def copy_segments(segments: Segments, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Put one layer of segments where they belong in keys and values [Hkv, N, D]: the formula."""
     cos, sin = segments.turns.layer(layer)
     for number, segment in enumerate(segments.segments):
         source = slice(segment.source_start, segment.source_start + segment.length)
         target = slice(segment.start, segment.start + segment.length)
         kept = segment.keys[layer, :, source].float()
         turned = kept * cos[number] + kept[..., segments.turns.other] * sin[number]
-        placed_keys[:, target] = turned.to(keys.dtype)
-        placed_values[:, target] = segment.values[layer, :, source]
-        present[target] = True
-    placed_keys.index_copy_(1, rows.own, keys)
-    placed_values.index_copy_(1, rows.own, values)
-    return placed_keys, placed_values, present.index_fill_(0, rows.own, True)
-
-
-def gathering_attention(
-    layer: int,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: OwnRows,
-    segments: Segments,
-    scaling: float,
-    window: int | None,
-) -> torch.Tensor:
-    """See `attend_in_place`: the formula, over a copy in one place."""
-    placed_keys, placed_values, present = by_position(layer, keys, values, rows, segments)
-    return scaled_dot_product_attention(
-        queries[None],
-        placed_keys[None],
-        placed_values[None],
-        attn_mask=visible(rows.positions, len(present), window) & present,
-        scale=scaling,
-        enable_gqa=True,
-    )[0]
+        keys[:, target] = turned.to(keys.dtype)
+        values[:, target] = segment.values[layer, :, source]

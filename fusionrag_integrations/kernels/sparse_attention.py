@@ -25,7 +25,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     finish,
     head_bytes,
     launch_for,
-    programs_at_once,
+    multiprocessors,
     rows_of_program,
 )
 
@@ -158,8 +158,8 @@ def triton_attention(
     heads, rows, size = queries.shape
     kv_heads, count, _ = keys.shape
     if launch is None:
-        at_once = programs_at_once(queries.device)
-        launch = launch_for(heads, kv_heads, rows, count, head_bytes(queries), at_once)
+        many = multiprocessors(queries.device)
+        launch = launch_for(heads, kv_heads, rows, count, head_bytes(queries), many)
     split_keys = triton.cdiv(triton.cdiv(count, launch.splits), launch.block_n) * launch.block_n
     splits = triton.cdiv(count, split_keys)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)

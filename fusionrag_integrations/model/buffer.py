@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.kernels import Rows, attend
-from fusionrag_integrations.rope import Rotation, rotate
+from fusionrag_integrations.kernels import Rows, Segment, Segments, attend
+from fusionrag_integrations.rope import Rotation, TurnTables, rotate
 
 STAGES = 4  # groups of layers whose KV moves together: a copy a layer and chunk would be too many
 
@@ -135,6 +135,19 @@ class KVBuffer:
         turned = rotate(keys.to(self._keys.device), rotation.of_layers(layers))
         self._keys[layers, :, slots] = turned
         self._values[layers, :, slots] = values
+
+    def place_all(self, segments: Sequence[Segment], turns: TurnTables, layers: slice) -> None:
+        """Copy all segments to where they belong, on CUDA with Triton.
+
+        Their KV has the chosen layers, and keys in the canonical frame; turns: to every position
+        in turn. Changes the buffer.
+        """
+        if not segments:
+            return
+        from fusionrag_integrations.kernels.gather import gather_segments
+
+        laid = Segments(segments, turns)
+        gather_segments(laid, 0, self._keys[layers], self._values[layers], by_token=True)
 
     def clear(self, positions: Sequence[int]) -> None:
         """Put zeros at `positions`. Changes the buffer."""

@@ -125,12 +125,15 @@ class CausalModel:
         return digest.hexdigest()
 
     def new_buffer(self, capacity: int) -> KVBuffer:
-        """Room for `capacity` tokens, on the model's device, with undefined content."""
+        """Room for `capacity` tokens, on the model's device, with undefined content.
+
+        On CUDA zeros: a graph of a step reads all of it, with weight 0 where nothing is yet, and
+        what is undefined may be no number.
+        """
         shape = (self.num_layers, self.num_kv_heads, capacity, self.head_dim)
-        return KVBuffer(
-            torch.empty(shape, dtype=self.dtype, device=self.device),
-            torch.empty(shape, dtype=self.dtype, device=self.device),
-        )
+        made = torch.zeros if self.device.type == "cuda" else torch.empty
+        keys, values = (made(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        return KVBuffer(keys, values)
 
     def rotation(self, positions: Sequence[int] | torch.Tensor) -> Rotation:
         """The turn from position 0 to `positions` [T], for all layers."""

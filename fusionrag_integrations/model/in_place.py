@@ -21,7 +21,7 @@ class InPlaceKV:
     """Segments of shared chunks, and room for the tokens that the request computes itself.
 
     own: the positions of those, ascending. What a segment holds at one of them is stale and seen by
-    no row; positions that neither has are seen by none.
+    no row. Up to a row's own position, each belongs to a segment or is among them.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class InPlaceKV:
 
     def over(self, rows: Rows) -> RowsKV:
         """What a pass over these rows, own tokens all, uses."""
-        own_rows = OwnRows(rows.on_device, self._own, self.capacity, self._stale)
-        return _InPlaceRows(self._segments, self._keys, self._values, rows, own_rows)
+        own_rows = OwnRows(rows, self._own, self.capacity, self._stale)
+        return _InPlaceRows(self._segments, self._keys, self._values, own_rows)
 
 
 class _InPlaceRows:
@@ -51,10 +51,9 @@ class _InPlaceRows:
         segments: Segments,
         keys: torch.Tensor,
         values: torch.Tensor,
-        rows: Rows,
         own_rows: OwnRows,
     ) -> None:
-        self.rows = rows
+        self.rows = own_rows.rows
         self._segments = segments
         self._keys = keys
         self._values = values
@@ -81,5 +80,5 @@ class _InPlaceRows:
     def keys(self, layer: int) -> torch.Tensor:
         """A copy; zeros where there are none."""
         own = self._keys[layer], self._values[layer]
-        keys, _, _ = by_position(layer, *own, self._own_rows, self._segments)
+        keys, _ = by_position(layer, *own, self._own_rows, self._segments)
         return keys[:, : self.rows.last + 1]

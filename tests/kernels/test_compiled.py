@@ -14,29 +14,49 @@ pytest.importorskip("triton")
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from fusionrag_integrations.kernels import online_softmax, segment_attention, sparse_attention
+from fusionrag_integrations.kernels import gather, online_softmax
+from fusionrag_integrations.kernels import segment_attention, sparse_attention
 
 TYPES = dict.fromkeys(("positions", "slots", "first_slots", "table"), "*i64")
 TYPES |= dict.fromkeys(("parts", "maxima", "totals", "cosines", "sines"), "*fp32")
 TYPES |= {"other": "*i32", "stale": "*u8", "scaling": "fp32"}
-TYPES |= dict.fromkeys(("queries", "keys", "values", "out"), "*bf16")
+OF_KV = ("queries", "keys", "values", "out", "out_keys", "out_values")
 
 
-def compiled(kernel, **constants):
-    names = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=names, constexprs=constants)
-    return compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+def compiled(kernel, dtype="bf16", options=None, **constants):
+    # As for aligned tensors, whose blocks are read ahead into shared memory.
+    types = TYPES | dict.fromkeys(OF_KV, "*" + dtype)
+    names = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    aligned = {
+        (number,): [["tt.divisibility", 16]]
+        for number, name in enumerate(kernel.arg_names)
+        if names[name].startswith("*") or name.endswith(("_row", "_head"))
+    }
+    source = ASTSource(fn=kernel, signature=names, constexprs=constants, attrs=aligned)
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 sizes = {"SIZE": 64, "PADDED": 64}
 flags = {"WINDOWED": True, "SPLIT": True, "WIDE": False}
 for kernel in (sparse_attention._attend, segment_attention._attend_in_place):
-    assert "wgmma" in compiled(kernel, **sizes, BLOCK_M=64, BLOCK_N=32, **flags)
+    assert "wgmma" in compiled(kernel, **sizes, BLOCK_M=64, BLOCK_N=32, **flags).asm["ptx"]
 assert compiled(online_softmax.combine, **sizes, SPLITS=4)
+assert compiled(gather._gather, **sizes, BLOCK=32, BY_TOKEN=True)
+for dtype, size, item in (("bf16", 128, 2), ("fp32", 64, 4), ("bf16", 256, 2)):
+    launch = online_softmax.launch_for(28, 4, 5_000, 32_000, size * item, 132)
+    made = compiled(
+        sparse_attention._attend,
+        dtype,
+        {"num_warps": launch.warps, "num_stages": launch.stages},
+        **(flags | {"SIZE": size, "PADDED": size}),
+        BLOCK_M=launch.block_m,
+        BLOCK_N=launch.block_n,
+    )
+    assert 64 * 1024 < made.metadata.shared <= 227 * 1024, (dtype, size, made.metadata.shared)
 """
 
 
-def test_the_kernels_compile_to_a_hoppers_matrix_instructions(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_a_hopper(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     process = subprocess.run(
         [sys.executable, "-c", COMPILE],

@@ -12,9 +12,9 @@ import torch
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.kernels import (
     OwnRows,
+    Rows,
     Segment,
     Segments,
-    attend_in_place,
     by_position,
     reference_attention,
 )
@@ -82,7 +82,7 @@ def made(
     stale = torch.zeros(laid.stop, dtype=torch.uint8, device=DEVICE)
     stale[owned[owned < laid.stop]] = 1
     positions = owned[-1:] if last_only else owned
-    rows = OwnRows(positions, owned, own[-1] + 1, stale)
+    rows = OwnRows(Rows.at(positions.tolist(), DEVICE), owned, own[-1] + 1, stale)
     queries = 2 * random(heads, len(positions), size)
     keys, values = random(kv_heads, len(own), size), random(kv_heads, len(own), size)
     return Case(queries, keys, values, rows, laid)
@@ -92,9 +92,8 @@ def check(case: Case, window: int | None, launch: Launch | None, layer: int = 1)
     given = (layer, case.queries, case.keys, case.values, case.rows, case.segments)
     scaling = case.queries.shape[2] ** -0.5
     found = kernel.segment_attention(*given, scaling, window, launch)
-    keys, values, present = by_position(layer, case.keys, case.values, case.rows, case.segments)
-    assert present.all()  # so the formula needs no other mask
-    positions = case.rows.positions
+    keys, values = by_position(layer, case.keys, case.values, case.rows, case.segments)
+    positions = case.rows.rows.on_device
     expected = reference_attention(case.queries, keys, values, positions, scaling, window)
     assert found.dtype == case.queries.dtype
     torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[found.dtype])
@@ -145,21 +144,6 @@ def test_stale_entries_are_never_seen() -> None:
         segment.keys[:, :, stale] = 100.0
         segment.values[:, :, stale] = 100.0
     assert torch.equal(kernel.segment_attention(*given, 0.2), plain)
-
-
-def test_positions_that_nothing_stands_at_are_not_seen() -> None:
-    """As in a probe, which leaves out what separates chunks."""
-    case = made(4, 2, 32, every=100)
-    kept = torch.ones(len(case.rows.own), dtype=torch.bool, device=DEVICE)
-    gaps = [s.start + s.length for s in case.segments.segments]
-    for gap in gaps:
-        kept &= (case.rows.own != gap) & (case.rows.own != gap + 1)
-    rows = OwnRows(case.rows.own[kept], case.rows.own[kept], case.rows.end, case.rows.stale)
-    keys, values = case.keys[:, kept], case.values[:, kept]
-    given = (0, case.queries[:, kept], keys, values, rows, case.segments)
-    found = kernel.segment_attention(*given, 0.2)
-    assert not by_position(0, keys, values, rows, case.segments)[2][gaps].any()
-    torch.testing.assert_close(found, attend_in_place(*given, 0.2), rtol=0.0, atol=2e-5)
 
 
 def test_chunks_that_cannot_be_read_where_they_lie() -> None:
