@@ -47,8 +47,11 @@ def decode_tokens(
 
     Ends at an end-of-sequence token of `generation`, or after `settings.max_tokens`.
     """
-    ids = torch.tensor([list(prompt_ids)], device=logits.device)
     processors = _processors(settings, generation)
+    penalised = any(isinstance(one, RepetitionPenaltyLogitsProcessor) for one in processors)
+    # Nothing else asks what the prompt was, which takes milliseconds to copy where it is long.
+    history = [list(prompt_ids) if penalised else []]
+    ids = torch.tensor(history, dtype=torch.int64, device=logits.device)
     limit = StoppingCriteriaList([MaxLengthCriteria(ids.shape[1] + settings.max_tokens)])
     end = StoppingCriteriaList()
     if generation.eos_token_id is not None:

@@ -86,7 +86,8 @@ def resident(model: CausalModel, kv: LayeredKV) -> ChunkKV:
         kind=kv.kind,
         token_ids=kv.token_ids,
         keys=turned.contiguous(),
-        values=values.to(model.dtype).contiguous(),
+        # A copy of its own: what was moved is part of a whole record, and not aligned.
+        values=values.to(model.dtype, copy=True, memory_format=torch.contiguous_format),
         rotated=True,
     )
 

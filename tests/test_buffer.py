@@ -12,7 +12,7 @@ import torch
 
 from fusionrag_integrations.errors import KVCorruptError
 from fusionrag_integrations.model import KVBuffer
-from fusionrag_integrations.model.buffer import STAGES
+from fusionrag_integrations.model.buffer import STAGED_BYTES
 
 
 def always(layers: slice) -> bool:
@@ -52,27 +52,34 @@ class Device:
         self._current = "main"
 
 
-def buffer(layers: int, kept: list[str]) -> KVBuffer:
+def buffer(layers: int, kept: list[str], size: int = 1000) -> KVBuffer:
+    """size: bytes of all keys, and of all values."""
     device = SimpleNamespace(type="cuda")
 
     class Keys(list):  # type: ignore[type-arg]
         shape = (layers, 2, 10, 4)
+        nbytes = size
 
         def record_stream(self, stream: Any) -> None:
             kept.append("for the side stream")
 
     keys, values = Keys(range(layers)), Keys(range(layers))
     keys.device = values.device = device  # type: ignore[attr-defined]
-    return KVBuffer(keys, values)  # type: ignore[arg-type]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, arg-type]
+    return KVBuffer(keys, values, stream)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("groups_by_size", [1, 2, 3])
 @pytest.mark.parametrize("layers", [1, 3, 4, 28])
-def test_a_layer_waits_for_its_own_group_once(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+def test_a_layer_waits_for_its_own_group_once(
+    monkeypatch: pytest.MonkeyPatch, layers: int, groups_by_size: int
+) -> None:
+    """All of it is ready, so there are only as many groups as memory asks for."""
     device, kept = Device(monkeypatch), []
-    filled = buffer(layers, kept)
+    filled = buffer(layers, kept, groups_by_size * STAGED_BYTES // 2)
     filled.fill(device.write, always)
     assert kept == ["for the side stream"] * 2  # keys and values: not given away while it writes
-    size = -(-layers // STAGES)
+    size = -(-layers // groups_by_size)
     groups = [(at, min(at + size, layers)) for at in range(0, layers, size)]
     expected = [("side", "wait for main")]
     for start, stop in groups:

@@ -10,6 +10,7 @@ parts        partial outputs float32 [S, Hq, R, D]; maxima and totals float32 [S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 import triton
@@ -239,6 +240,7 @@ class Launch:
     stages: int
 
 
+@lru_cache(1 << 10)  # every layer asks the same
 def launch_for(
     heads: int, kv_heads: int, rows: int, keys: int, head_bytes: int, multiprocessors: int
 ) -> Launch:
@@ -263,17 +265,27 @@ def launch_for(
 def head_bytes(queries: torch.Tensor) -> int:
     """Of one key; twice as much where the device has little shared memory, so that less is held."""
     size = queries.shape[2] * queries.element_size()
-    if queries.device.type != "cuda":
-        return size
-    major, _ = torch.cuda.get_device_capability(queries.device)
-    return size if major in LARGE_SHARED_MEMORY else 2 * size
+    return size if _gpu(queries.device).large_shared_memory else 2 * size
 
 
 def multiprocessors(device: torch.device) -> int:
     """How many a device has; 1 where it is no GPU."""
+    return _gpu(device).multiprocessors
+
+
+@dataclass(frozen=True, slots=True)
+class _GPU:
+    multiprocessors: int
+    large_shared_memory: bool
+
+
+@cache
+def _gpu(device: torch.device) -> _GPU:
+    """What the layout depends on, asked once: it takes longer than some kernels."""
     if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return _GPU(1, large_shared_memory=True)
+    properties = torch.cuda.get_device_properties(device)
+    return _GPU(properties.multi_processor_count, properties.major in LARGE_SHARED_MEMORY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from fusionrag_integrations.kernels.online_softmax import (
     multiprocessors,
     rows_of_program,
 )
-from fusionrag_integrations.kernels.segments import OwnRows, Segments
+from fusionrag_integrations.kernels.segments import ALIGNED, OwnRows, Segments
 from fusionrag_integrations.kernels.sparse_attention import check
 
 TABLE_COLUMNS = tl.constexpr(6)
@@ -114,7 +114,7 @@ def _attend_in_place(
             there = layer * tl.load(entry + 5) + kv_head * tl.load(entry + 4)
             segment_keys = tl.load(entry + 2).to(tl.pointer_type(keys.dtype.element_ty)) + there
             segment_values = tl.load(entry + 3).to(tl.pointer_type(keys.dtype.element_ty)) + there
-            segment_keys = tl.multiple_of(segment_keys, 16)  # bytes: whole heads stand before it
+            segment_keys = tl.multiple_of(segment_keys, 16)  # bytes, as `ALIGNED`
             segment_values = tl.multiple_of(segment_values, 16)
             highest, total, sums = add_keys(
                 turned,
@@ -218,6 +218,11 @@ def segment_attention(
         raise InvalidInputError(
             f"Chunks have KV in {chunk.dtype} {tuple(chunk.shape)}; own tokens in {keys.dtype} "
             f"{tuple(keys.shape)}."
+        )
+    if not segments.aligned:
+        raise InvalidInputError(
+            "Chunks that are read where they lie must begin at a multiple of "
+            f"{ALIGNED} bytes; some are parts of larger tensors. Give copies."
         )
     heads, count, size = queries.shape
     kv_heads, group = keys.shape[0], heads // keys.shape[0]

@@ -21,6 +21,8 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.kernels.rows import Rows
 from fusionrag_integrations.rope import TurnTables
 
+ALIGNED = 16  # bytes that a GPU reads at once
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
@@ -45,9 +47,12 @@ class Segment:
 class Segments:
     """The chunks of one sequence, in order and apart. Shared KV is read, never changed.
 
-    table: int64 [S, 6] for the kernel: start, length, the addresses of the first key and value,
-    elements from head to head and from layer to layer. turns: for chunks that are read where they
-    lie, from position 0 to each segment's `shift`; to be copied, to every position. Raises `InvalidInputError` for KV that can't be read by its address.
+    table: int64 [S, 6] for the kernels: start, length, the addresses of the first key and value,
+    elements from head to head and from layer to layer. aligned: whether addresses are multiples of
+    `ALIGNED` bytes. turns: for chunks that are read where they lie, from position 0 to each
+    segment's `shift`; for chunks to be copied, to every position.
+
+    Raises `InvalidInputError` for KV that can't be read by its address.
     """
 
     def __init__(self, segments: Sequence[Segment], turns: TurnTables) -> None:
@@ -68,6 +73,7 @@ class Segments:
             ]
             for segment in segments
         ]
+        self.aligned = all(not (row[2] | row[3]) % ALIGNED for row in rows)
         self.table = _sent(torch.tensor(rows, dtype=torch.int64), segments[0].keys.device)
 
 

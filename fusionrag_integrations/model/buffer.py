@@ -10,7 +10,8 @@ import torch
 from fusionrag_integrations.kernels import Rows, Segment, Segments, attend
 from fusionrag_integrations.rope import Rotation, TurnTables, rotate
 
-STAGES = 4  # groups of layers whose KV moves together: a copy a layer and chunk would be too many
+STAGES = 4  # groups of layers that are placed as they come: a copy a layer and chunk is too many
+STAGED_BYTES = 2 << 30  # of KV on its way through a device's memory; more is split
 
 
 class RowsKV(Protocol):
@@ -53,12 +54,18 @@ class KVBuffer:
     keys, values: [L, Hkv, capacity, D]; slot i holds position i. Keys are rotated.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        filled_on: torch.cuda.Stream | None = None,
+    ) -> None:
+        """filled_on: the stream that `fill` queues its work on; the current one by default."""
         self._keys = keys
         self._values = values
         self._unfilled: list[range] = []  # groups of layers that are written when they are needed
         self._write: Callable[[slice], None] = _nothing
-        self._stream: torch.cuda.Stream | None = None
+        self._stream = filled_on
         self._filled: dict[int, torch.cuda.Event] = {}  # by layer, while nobody has waited for it
 
     @property
@@ -101,21 +108,29 @@ class KVBuffer:
     def fill(self, write: Callable[[slice], None], ready: Callable[[slice], bool]) -> None:
         """Call `write` with groups of layers, which it is to `place` KV in.
 
-        Groups that aren't `ready`, and those behind them, are written when a layer of theirs is
-        needed: who reads it then waits, and meets what `write` raises.
+        What is all `ready` is one group, as far as memory allows: to queue copies costs more time
+        than layers that begin early would save. Groups that aren't ready, and those behind them,
+        are written when a layer of theirs is needed: who reads it then waits, and meets what
+        `write` raises.
 
-        On CUDA the work is queued on a stream of its own, so that KV moves while layers compute:
+        On CUDA the work is queued on another stream, so that KV moves while layers compute:
         what reads a layer waits for its group, and the host for none that is ready. `write` must
         leave nothing that it needs to the main stream.
         """
         layers = range(self._keys.shape[0])
-        if self._keys.device.type != "cuda" and ready(slice(0, len(layers))):
-            write(slice(0, len(layers)))
-            return
+        groups = STAGES
+        if ready(slice(0, len(layers))):
+            groups = -(-2 * self._keys.nbytes // STAGED_BYTES)
+            if self._keys.device.type != "cuda":
+                write(slice(0, len(layers)))
+                return
         self._write = write
-        size = -(-len(layers) // STAGES)
+        size = -(-len(layers) // groups)
         self._unfilled = [layers[start : start + size] for start in layers[::size]]
-        self._stream = self._new_stream()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._keys.device))
+            for tensor in (self._keys, self._values):
+                tensor.record_stream(self._stream)
         while self._unfilled and ready(_slice(self._unfilled[0])):
             self._fill_next()
 
@@ -154,17 +169,6 @@ class KVBuffer:
         slots = torch.tensor(positions, dtype=torch.int64, device=self._keys.device)
         self._keys.index_fill_(2, slots, 0.0)
         self._values.index_fill_(2, slots, 0.0)
-
-    def _new_stream(self) -> torch.cuda.Stream | None:
-        """A stream to fill the buffer on; None where there are none."""
-        device = self._keys.device
-        if device.type != "cuda":
-            return None
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        for tensor in (self._keys, self._values):
-            tensor.record_stream(stream)
-        return stream
 
     def _fill_next(self) -> None:
         group = self._unfilled[0]

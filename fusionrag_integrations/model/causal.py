@@ -133,7 +133,7 @@ class CausalModel:
         shape = (self.num_layers, self.num_kv_heads, capacity, self.head_dim)
         made = torch.zeros if self.device.type == "cuda" else torch.empty
         keys, values = (made(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        return KVBuffer(keys, values)
+        return KVBuffer(keys, values, self._moves)
 
     def rotation(self, positions: Sequence[int] | torch.Tensor) -> Rotation:
         """The turn from position 0 to `positions` [T], for all layers."""
@@ -264,6 +264,14 @@ class CausalModel:
             base.norm = torch.nn.Identity()
             self._views[first, last] = base
         return self._views[first, last]
+
+    @cached_property
+    def _moves(self) -> torch.cuda.Stream | None:
+        """The stream that KV moves on, one for all requests: a stream has memory of its own."""
+        if self.device.type != "cuda":
+            return None
+        stream: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return stream
 
     @cached_property
     def _last(self) -> Any:

@@ -79,10 +79,8 @@ class StoredKV:
         """data: uint8 [header.data_bytes], whose token ids are there. arrivals: of the layers."""
         self._header = header
         self._arrivals = arrivals
-        self._tensors = {
-            name: data[entry.start : entry.stop].view(DTYPES[entry.dtype]).view(entry.shape)
-            for name, entry in header.entries.items()
-        }
+        self._data = data
+        self._tensors = self._of(data)
         self.token_ids: tuple[int, ...] = tuple(self._tensors.pop("token_ids").tolist())
 
     @property
@@ -119,10 +117,13 @@ class StoredKV:
         """
         if self._arrivals is not None:
             self._arrivals.wait(self._range(layers))
-        moved = {
-            name: tensor[layers].to(device, non_blocking=True)
-            for name, tensor in self._tensors.items()
-        }
+        if self._range(layers) == self._range(slice(None)):
+            moved = self._of(self._data.to(device, non_blocking=True))
+        else:
+            moved = {
+                name: tensor[layers].to(device, non_blocking=True)
+                for name, tensor in self._tensors.items()
+            }
         if self._header.kv_format in DENSE:
             return moved["keys"], moved["values"]
         return dequantised(self._header.kv_format, moved)
@@ -131,6 +132,13 @@ class StoredKV:
         """The record as plain tensors on the CPU, as `tensors` gives them."""
         keys, values = self.tensors(slice(None), torch.device("cpu"))
         return ChunkKV(self.key, self.kind, self.token_ids, keys, values, self.neighbours)
+
+    def _of(self, data: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The record's tensors in what its file holds behind its header, by their names."""
+        return {
+            name: data[entry.start : entry.stop].view(DTYPES[entry.dtype]).view(entry.shape)
+            for name, entry in self._header.entries.items()
+        }
 
     def _range(self, layers: slice) -> range:
         return range(*layers.indices(self._header.shape[0]))

@@ -162,6 +162,17 @@ def test_chunks_that_cannot_be_read_where_they_lie() -> None:
         check(mine, None, None)
 
 
+def test_chunks_that_begin_anywhere() -> None:
+    """A part of a record is as good as its tensors until a GPU reads 16 bytes of it at once."""
+    case = made(4, 2, 32)
+    first, *others = case.segments.segments
+    room = first.values.new_zeros(first.values.numel() + 1)
+    shifted = room[1:].view(first.values.shape).copy_(first.values)
+    segments = Segments([replace(first, values=shifted), *others], case.segments.turns)
+    with pytest.raises(InvalidInputError, match="multiple of 16 bytes"):
+        check(replace(case, segments=segments), None, None)
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernel_runs() -> None:
     case = made(2, 1, 32, lengths=(20, 16))
