@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import quantiles
+from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +24,20 @@ def times_ms(work: Callable[[], Any], repeat: int, device: torch.device) -> list
             settle(device)
             times.append(1e3 * (perf_counter() - started))
     return times
+
+
+def kernel_ms(work: Callable[[], Any], repeat: int, device: torch.device) -> float:
+    """Median milliseconds of what a device does for a call.
+
+    On CUDA by the device's own clock, with its cache emptied before each call and without the time
+    that Python takes to launch; elsewhere as `times_ms`.
+    """
+    if device.type != "cuda":
+        return median(times_ms(work, repeat, device))
+    from triton.testing import do_bench
+
+    with torch.inference_mode():
+        return float(do_bench(work, return_mode="median"))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,7 +28,8 @@ from fusionrag_integrations.bench.offline import measure_decode, measure_offline
 from fusionrag_integrations.bench.served import Tier
 from fusionrag_integrations.bench.shapes import model_of_shape, random_dtype
 from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.bench.tables import kernel_markdown, ttft_markdown
+from fusionrag_integrations.bench.store import measure_store
+from fusionrag_integrations.bench.tables import kernel_markdown, store_markdown, ttft_markdown
 from fusionrag_integrations.bench.ttft import measure_ttft
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel, torch_device
@@ -35,10 +37,14 @@ from fusionrag_integrations.model import CausalModel, torch_device
 logger = logging.getLogger(__name__)
 
 RATIOS = (0.0, 0.05, 0.15, 1.0)
+WORKERS = 3  # a file's tests run in, where pytest can
+KERNEL_RATIOS = (0.0, 0.01, 0.05, 0.15, 0.5, 1.0)
 TESTS = (
     "tests/test_cuda.py",
+    "tests/test_in_place.py",
     "tests/kernels/test_attention.py",
     "tests/kernels/test_compiled.py",
+    "tests/kernels/test_gather.py",
     "tests/kernels/test_segment_attention.py",
     "tests/kernels/test_sparse_attention.py",
 )
@@ -62,6 +68,8 @@ def check() -> Result:
 def _tested(path: str) -> subprocess.CompletedProcess[str]:
     # Without the project's own options, whose plugins may not be installed here.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", path]
+    if find_spec("xdist"):
+        command += ["-n", str(WORKERS)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -81,17 +89,22 @@ def steps(
         return measure_ttft(model(), contexts, strategies, tier, repeat, None, _told)
 
     def kernel() -> Result:
-        ratios = (0.01, 0.05, 0.15, 0.5, 1.0)
-        return measure_kernel(HeadShape(28, 4, 128), keys, ratios, dtype, device, repeat, _told)
+        shape = HeadShape(28, 4, 128)
+        return measure_kernel(shape, keys, KERNEL_RATIOS, dtype, device, repeat, _told)
+
+    def store() -> Result:
+        few = (repeat + 1) // 2
+        return measure_store(model(), contexts[-1], _told, parts=("load", "prefetch"), repeat=few)
 
     return {
-        "kernel": kernel,
         "ttft-host": lambda: ttft("host"),
         "ttft-device": lambda: ttft("device"),
-        "memory": lambda: measure_memory(model(), contexts[-1], 0.15),
+        "kernel": kernel,
         "offline": lambda: measure_offline(model(), 256, 10, repeat),
         "decode": lambda: measure_decode(model(), contexts[-1], repeat * 4),
+        "memory": lambda: measure_memory(model(), contexts[-1], 0.15),
         "ttft-disk": lambda: ttft("disk"),
+        "store": store,
     }
 
 
@@ -121,9 +134,11 @@ def summary(directory: Path, left: list[str]) -> str:
     for path in sorted(directory.glob("*.json")):
         result = json.loads(path.read_text())
         parts.append(f"## {path.stem}\n")
-        facts = {k: v for k, v in result.items() if k not in ("rows", "fit")}
+        facts = {k: v for k, v in result.items() if k not in ("rows", "fit", "load")}
         parts.append(", ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
-        if "rows" in result:
+        if path.stem == "store":
+            parts.append(store_markdown(result) + "\n")
+        elif "rows" in result:
             table = kernel_markdown if path.stem == "kernel" else ttft_markdown
             parts.append(table(result["rows"]) + "\n")
         if result.get("fit"):
@@ -147,6 +162,7 @@ def _told(stage: str, done: int, total: int) -> None:
 @click.option("--repeat", default=5, show_default=True)
 @click.option("--minutes", default=9.0, show_default=True, help="No step begins later.")
 @click.option("--skip-tests", is_flag=True, help="Time without checking first.")
+@click.option("--steps", "names", help="Comma-separated, of what is timed.  [default: all]")
 def main(
     out: Path,
     config: str,
@@ -157,6 +173,7 @@ def main(
     repeat: int,
     minutes: float,
     skip_tests: bool,
+    names: str | None,
 ) -> None:
     """Check and time everything that waits for a GPU."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -177,6 +194,12 @@ def main(
         random_dtype(dtype, target),
         repeat,
     )
+    if names is not None:
+        if unknown := set(names.split(",")) - chosen.keys():
+            raise click.UsageError(
+                f"Unknown steps {', '.join(unknown)}; known: {', '.join(chosen)}."
+            )
+        chosen = {name: chosen[name] for name in names.split(",")}
     out.mkdir(parents=True, exist_ok=True)
     if not skip_tests:
         (out / "tests.json").write_text(json.dumps(check(), indent=2) + "\n")

@@ -1,7 +1,7 @@
 """The attention kernel beside what else could do its work, on one layer's shape.
 
 sparse   ours: rows at scattered positions over all keys
-in_place ours, over chunks that lie here and there, the rows' own tokens apart; in Triton only
+in_place ours, over chunks that lie here and there, the rows' own tokens apart; on CUDA only
 masked   PyTorch's attention with a mask, over repeated key heads, as transformers does it
 flex     PyTorch's FlexAttention with the same rule as a block mask; on CUDA only
 dense    PyTorch's causal attention of a row a key: what recomputing everything costs
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from fusionrag_integrations.bench.clock import times_ms
+from fusionrag_integrations.bench.clock import kernel_ms, times_ms
 from fusionrag_integrations.bench.machine import where_and_when
 from fusionrag_integrations.kernels import (
     OwnRows,
@@ -83,7 +82,10 @@ def measure_kernel(
     repeat: int,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """Every number of keys with every share of rows, at random positions and the last ones."""
+    """Every number of keys with every share of rows, at random positions and the last ones.
+
+    A ratio of 0 is one row, the last: a step of decode. repeat: see `kernel_ms`.
+    """
     rows = []
     for count in keys:
         k, v = (_random(shape.kv_heads, count, shape.size, dtype, device) for _ in range(2))
@@ -128,7 +130,7 @@ def _row(
             k, v = (kv.repeat_interleave(group, dim=0)[None] for kv in (keys, values))
             return scaled_dot_product_attention(queries[None], k, v, attn_mask=mask)[0]
 
-        masked_ms = median(times_ms(masked, repeat, device))
+        masked_ms = kernel_ms(masked, repeat, device)
         error = float((sparse().float() - masked().float()).abs().max())
     return KernelRow(
         keys=count,
@@ -136,12 +138,14 @@ def _row(
         rows=len(rows),
         work=_work(shape, rows.positions, count, keys.element_size()),
         dense_work=_work(shape, range(count), count, keys.element_size()),
-        sparse_ms=median(times_ms(sparse, repeat, device)),
+        sparse_ms=kernel_ms(sparse, repeat, device),
         in_place_ms=_in_place(queries, keys, values, rows, repeat)
         if device.type == "cuda"
         else None,
         masked_ms=masked_ms,
-        flex_ms=_flex(queries, keys, values, rows, repeat) if device.type == "cuda" else None,
+        flex_ms=_flex(queries, keys, values, rows, repeat)
+        if device.type == "cuda" and masked_ms is not None  # its block mask begins as a mask
+        else None,
         dense_ms=dense_ms,
         error=error,
     )
@@ -194,11 +198,13 @@ def _in_place(
     def in_place() -> torch.Tensor:
         return attend_in_place(0, queries, own_keys, own_values, own_rows, laid, size**-0.5)
 
-    return median(times_ms(in_place, repeat, device))
+    return kernel_ms(in_place, repeat, device)
 
 
 def _positions(keys: int, ratio: float) -> list[int]:
     """A share of all positions, ascending: random ones, and the last `SUFFIX`."""
+    if not ratio:
+        return [keys - 1]
     draw = torch.Generator().manual_seed(keys)
     last = min(SUFFIX, keys)
     wanted = max(last, int(ratio * keys))
@@ -214,7 +220,7 @@ def _dense(shape: HeadShape, keys: torch.Tensor, values: torch.Tensor, repeat: i
             queries[None], keys[None], values[None], is_causal=True, enable_gqa=True
         )
 
-    return median(times_ms(dense, repeat, keys.device))
+    return kernel_ms(dense, repeat, keys.device)
 
 
 def _flex(
@@ -234,7 +240,7 @@ def _flex(
         given = (queries[None], keys[None], values[None])
         return compiled(*given, block_mask=block_mask, enable_gqa=True)
 
-    return median(times_ms(flex, repeat, keys.device))
+    return kernel_ms(flex, repeat, keys.device)
 
 
 def _random(

@@ -131,7 +131,7 @@ def kernel_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         (
             *(f"{row['keys']:,}", f"{row['ratio']:.0%}", f"{row['rows']:,}"),
-            *("" if row[name] is None else f"{row[name]:.2f}" for name in KERNEL_TIMES),
+            *("" if row[name] is None else f"{row[name]:.3g}" for name in KERNEL_TIMES),
             f"{row['dense_ms'] / row['sparse_ms']:.2f}x",
             "" if row["masked_ms"] is None else f"{row['masked_ms'] / row['sparse_ms']:.2f}x",
             "" if row["error"] is None else f"{row['error']:.1e}",
