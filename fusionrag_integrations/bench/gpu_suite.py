@@ -27,8 +27,8 @@ from fusionrag_integrations.bench.memory import measure_memory
 from fusionrag_integrations.bench.offline import measure_decode, measure_offline
 from fusionrag_integrations.bench.served import Tier
 from fusionrag_integrations.bench.shapes import model_of_shape, random_dtype
-from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.store import measure_store
+from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.tables import kernel_markdown, store_markdown, ttft_markdown
 from fusionrag_integrations.bench.ttft import measure_ttft
 from fusionrag_integrations.errors import InvalidInputError

@@ -234,6 +234,7 @@ def _flex(
     block_mask = create_block_mask(
         seen, None, None, len(rows), keys.shape[1], device=str(keys.device)
     )
+    torch.compiler.reset()  # for this shape anew, however many there were: there is a limit
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def flex() -> Any:

@@ -231,7 +231,7 @@ def combine(
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the work is laid out. block_m: rows times the heads that share keys; splits: of the keys."""
+    """How work is laid out. block_m: rows times the heads that share keys; splits: of the keys."""
 
     block_m: int
     block_n: int
