@@ -107,13 +107,14 @@ class RecordFiles:
         again. Raises `KVMissingError`, `KVCorruptError` or `KVForeignError`, naming the file.
         """
         path = self.path_of(key)
-        with named_errors(path):
+        with _named_errors(path):
             descriptor = open_descriptor(path)
-            try:
-                record = RecordFile(path, descriptor, known)
-                self._check_ours(record.header, key, path)
-                yield record
-            finally:
+        try:
+            record = RecordFile(path, descriptor, known)
+            self._check_ours(record.header, key, path)
+            yield record
+        finally:
+            with suppress(OSError):  # what was read is read
                 os.close(descriptor)
 
     def contains(self, key: str) -> bool:
@@ -202,7 +203,8 @@ class RecordFile:
         """Read the header. known, and what is raised: as in `RecordFiles.open`."""
         self._path = path
         self._descriptor = descriptor
-        size = os.fstat(descriptor).st_size
+        with _named_errors(path):
+            size = os.fstat(descriptor).st_size
         head = self._bytes(0, min(size, _FIRST_READ))
         length = header_length(head, size, path)
         if length > len(head):
@@ -252,19 +254,23 @@ class RecordFile:
 
     def _fill(self, data: memoryview, where: slice) -> None:
         part = data[where]
-        if read_into(self._descriptor, part, self._start + where.start) < len(part):
+        if self._read_into(part, self._start + where.start) < len(part):
             raise self._damaged()
 
     def _bytes(self, offset: int, count: int) -> bytes:
         content = bytearray(count)
-        return bytes(content[: read_into(self._descriptor, memoryview(content), offset)])
+        return bytes(content[: self._read_into(memoryview(content), offset)])
+
+    def _read_into(self, part: memoryview, offset: int) -> int:
+        with _named_errors(self._path):
+            return read_into(self._descriptor, part, offset)
 
     def _damaged(self) -> KVCorruptError:
         return KVCorruptError(f"{self._path} is damaged: its content doesn't match its digests.")
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     """What the disk says, as a record's error that names the file."""
     try:
         yield

@@ -233,6 +233,14 @@ def test_a_record_known_before_is_foreign_to_another_signature_and_key(files, di
 # Foreign and missing
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_errors_of_who_reads_keep_their_own_names(files, tmp_path, error):
+    """Only what the record's own file says is named after it."""
+    write(files)
+    with pytest.raises(error), files.open(KEY):
+        raise error(tmp_path / "of something else")
+
+
 def test_an_intact_record_of_another_signature_is_foreign(files, directory):
     write(files, signature="model-b")
     with pytest.raises(KVForeignError, match=rf"{KEY}.*model-b.*model-a"):
