@@ -1,0 +1,157 @@
+"""Ingests that are killed at random moments, each in a process of its own.
+
+    python -m tests.crashing_ingest STORE MODEL ROUNDS
+
+Forks, so that torch is imported once. Prints how many operations were done; fails at the first
+store that isn't what it should be.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import chromadb  # noqa: F401 - so that it is imported once
+import torch
+
+torch.set_num_threads(1)  # other threads don't live on in a fork
+
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.repair import find_damage
+from fusionrag_integrations.types import ChunkRecord
+
+NAMES = ("anglesey", "bute", "canna", "danna")
+LONGEST = 0.6  # seconds until a process is killed
+Versions = dict[str, int | None]
+
+
+def document(name: str, version: int) -> Document:
+    """Two chunks, which both tell the version; the first is the same in some versions."""
+    parts = [
+        f"The isle of {name} has {version // 2} harbours, and boats that wait for better weather "
+        "at the quay below the old town's walls.",
+        f"Its lighthouse shines for {version} hours a night, and keeps the fishers of {name} off "
+        "the rocks that lie to the south of it.",
+    ]
+    return Document(name, "\n\n".join(parts))
+
+
+def operation(number: int) -> Versions:
+    """Which documents the operation of this number changes, to which version; None: deletes."""
+    draw = random.Random(number)
+    names = draw.sample(NAMES, draw.choice((1, 2)))
+    gone = len(names) == 1 and draw.random() < 0.3
+    return dict.fromkeys(names, None if gone else number)
+
+
+def apply(engine: FusionEngine, change: Versions) -> None:
+    gone = [name for name, version in change.items() if version is None]
+    if gone:
+        engine.delete(gone)
+    else:
+        engine.ingest([document(name, v) for name, v in change.items() if v is not None])
+
+
+def forever(store: Path, model: CausalModel, number: int, told: Path) -> None:
+    """Operations one after another, each told when it is done."""
+    engine = FusionEngine.open(model, store, chunk_tokens=48)
+    while True:
+        apply(engine, operation(number))
+        with told.open("a") as file:
+            file.write(f"{number}\n")
+        number += 1
+
+
+def check(store: Path, model: CausalModel, before: Versions, change: Versions) -> None:
+    """Each document is as it was, or as the operation that was cut off wanted it, and whole."""
+    engine = FusionEngine.open(model, store, chunk_tokens=48)
+    records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids())
+    # What was being made may be missing, with its document's manifest; nothing else, and nothing
+    # is damaged.
+    new = {r.isolated_key for r in records.values() if r.chunk.document_id in change}
+    for problem in find_damage(store):
+        unfinished = problem.error == "KVMissingError" and problem.path.stem in new
+        assert problem.area == "documents" or unfinished, problem
+    found = versions_of(list(records.values()))
+    for name in NAMES:
+        assert found[name] in (before[name], change.get(name, before[name])), (name, found[name])
+    for record in records.values():
+        text = record.chunk.text
+        answer = engine.answer(f"{text}\n\nHow many?", AnswerSettings(max_tokens=1))
+        assert answer.usage.prompt_tokens > 0
+    apply(engine, change)  # what was cut off can be done again, and leaves nothing behind
+    expected = before | change
+    records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids())
+    assert versions_of(list(records.values())) == expected
+    assert list(find_damage(store)) == []
+    live = engine.corpus.catalog.live_keys()
+    assert {path.stem for path in (store / "kv").glob("??/*")} == live
+    for record in records.values():
+        answer = engine.answer(f"{record.chunk.text}\n\nHow many?", AnswerSettings(max_tokens=1))
+        assert answer.missed_chunks == 0, record
+        assert answer.fused_chunks + answer.isolated_chunks >= 1, record
+    engine.corpus.close()
+
+
+def versions_of(records: list[ChunkRecord]) -> Versions:
+    found: Versions = dict.fromkeys(NAMES)
+    for name in NAMES:
+        texts = [r.chunk.text for r in records if r.chunk.document_id == name]
+        if texts:
+            version = int(texts[-1].split(" hours")[0].rsplit(" ", 1)[-1])
+            assert "\n\n".join(texts) == document(name, version).text, texts
+            found[name] = version
+    return found
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run in a process of its own; its number."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main(store: Path, model_dir: Path, rounds: int) -> None:
+    model = CausalModel.load(model_dir)
+    Chunker(48).split(document(NAMES[0], 0))  # reads the table of tokens
+    told = store.with_suffix(".told")
+    told.touch()
+    versions: Versions = dict.fromkeys(NAMES)
+    done = 0
+    for seed in range(rounds):
+        delay = random.Random(seed).uniform(0.0, LONGEST)
+        process = forked(lambda: forever(store, model, done + 1, told))
+        time.sleep(delay)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        numbers = [int(line) for line in told.read_text().splitlines()]
+        for number in numbers[done:]:
+            versions |= operation(number)
+        done = len(numbers)
+        change = operation(done + 1)
+        status = os.waitpid(forked(lambda: check(store, model, versions, change)), 0)[1]
+        if status:
+            sys.exit(f"Round {seed}: killed {delay:.3f} s after operation {done + 1} began.")
+        versions |= change
+        done += 1
+        with told.open("a") as file:
+            file.write(f"{done}\n")
+    print(done)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
