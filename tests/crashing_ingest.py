@@ -13,14 +13,12 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import chromadb  # noqa: F401 - so that it is imported once
 import torch
-
-torch.set_num_threads(1)  # other threads don't live on in a fork
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.chunking import Chunker
@@ -115,17 +113,14 @@ def versions_of(records: list[ChunkRecord]) -> Versions:
 def forked(work: Callable[[], None]) -> int:
     """Run in a process of its own; its number."""
     process = os.fork()
-    if process:
-        return process
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    if not process:
+        work()  # what it raises ends this process
+        os._exit(0)
+    return process
 
 
 def main(store: Path, model_dir: Path, rounds: int) -> None:
+    torch.set_num_threads(1)  # other threads don't live on in a fork
     model = CausalModel.load(model_dir)
     Chunker(48).split(document(NAMES[0], 0))  # reads the table of tokens
     told = store.with_suffix(".told")
@@ -134,7 +129,7 @@ def main(store: Path, model_dir: Path, rounds: int) -> None:
     done = 0
     for seed in range(rounds):
         delay = random.Random(seed).uniform(0.0, LONGEST)
-        process = forked(lambda: forever(store, model, done + 1, told))
+        process = forked(partial(forever, store, model, done + 1, told))
         time.sleep(delay)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -143,14 +138,14 @@ def main(store: Path, model_dir: Path, rounds: int) -> None:
             versions |= operation(number)
         done = len(numbers)
         change = operation(done + 1)
-        status = os.waitpid(forked(lambda: check(store, model, versions, change)), 0)[1]
+        status = os.waitpid(forked(partial(check, store, model, versions, change)), 0)[1]
         if status:
             sys.exit(f"Round {seed}: killed {delay:.3f} s after operation {done + 1} began.")
         versions |= change
         done += 1
         with told.open("a") as file:
             file.write(f"{done}\n")
-    print(done)
+    sys.stdout.write(f"{done}\n")
 
 
 if __name__ == "__main__":

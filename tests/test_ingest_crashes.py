@@ -1,4 +1,4 @@
-"""A whole ingest killed at random moments: what was there stays, and the next ingest makes it whole.
+"""A whole ingest killed at random moments: what was there stays, and the next one makes it whole.
 
 FUSIONRAG_CRASHES: at how many moments, 50 where it isn't set.
 """

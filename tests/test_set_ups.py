@@ -44,7 +44,7 @@ from tests.small_demo import few_documents, few_questions
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("langchain", "llama_index")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-QUESTIONS_A_KIND = 6
+QUESTIONS_A_KIND = 4
 DISTRACTORS = 20  # documents that answer none of the questions
 
 

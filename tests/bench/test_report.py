@@ -220,7 +220,7 @@ def table(mark: str, results: Path) -> list[str]:
                 "| keys | ratio | rows | sparse_ms | in_place_ms | masked_ms | flex_ms | dense_ms "
                 "| dense / sparse | masked / sparse | error |",
                 f"|{' --- |' * 11}",
-                "| 4,096 | 15% | 614 | 2.00 | 2.50 | 5.00 |  | 9.00 | 4.50x | 2.50x | 2.0e-03 |",
+                "| 4,096 | 15% | 614 | 2 | 2.5 | 5 |  | 9 | 4.50x | 2.50x | 2.0e-03 |",
                 "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12.)",
             ],
         ),

@@ -144,6 +144,7 @@ class TestSuite:
         def tests(body: str) -> None:
             (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
             monkeypatch.setattr(gpu_suite, "TESTS", (str(tmp_path / "test_it.py"),))
+            monkeypatch.setattr(gpu_suite, "WORKERS", 0)  # one test needs none
 
         return tests
 
