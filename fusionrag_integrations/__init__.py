@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusionrag_integrations.answer import Answer
     from fusionrag_integrations.corpus import Corpus
     from fusionrag_integrations.engine import AnswerStream, FusionEngine
     from fusionrag_integrations.errors import FusionRAGError
     from fusionrag_integrations.ingest import IngestReport
     from fusionrag_integrations.types import (
-        Answer,
         AnswerSettings,
         Chunk,
         Document,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
 
 _MODULE_OF = {
-    "Answer": "types",
+    "Answer": "answer",
     "AnswerSettings": "types",
     "AnswerStream": "engine",
     "Chunk": "types",

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.calibration import (
     CALIBRATION_FILE,
     read_break_even,
@@ -33,7 +34,6 @@ from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, FileKVStore, StoreMetrics, TieredKV, format_of
 from fusionrag_integrations.types import (
-    Answer,
     AnswerSettings,
     Calibration,
     ChunkRecord,

@@ -16,11 +16,13 @@ from typing import get_args
 
 import torch
 
+from fusionrag_integrations.answer import Answer, PromptTrace, Reuse
 from fusionrag_integrations.capture import Captures
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.chunk_kv import place_consecutively, prefill_chunks, prefill_prefix
+from fusionrag_integrations.chunk_kv import place_consecutively, prefill_prefix
 from fusionrag_integrations.decode import TextStream, decode_tokens
-from fusionrag_integrations.errors import KVForeignError, KVRecordError, PromptTooLongError
+from fusionrag_integrations.errors import KVRecordError, PromptTooLongError
+from fusionrag_integrations.loading import ChunkLoading
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import (
@@ -37,19 +39,16 @@ from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import Lease, TieredKV
 from fusionrag_integrations.timing import Stopwatch
 from fusionrag_integrations.types import (
-    Answer,
     AnswerSettings,
-    AssembledPrompt,
     Calibration,
+    Chunk,
     ChunkKV,
     ChunkRecord,
     FinishReason,
     KVKind,
-    LayeredKV,
     LoadedPrompt,
     Prompt,
     Selector,
-    Span,
     TextMatch,
     Usage,
 )
@@ -64,10 +63,8 @@ class _Computed:
     logits: torch.Tensor
     step: StepFunction
     usage: Usage
-    fused_chunks: int = 0
-    isolated_chunks: int = 0
-    missed_chunks: int = 0
-    captured_chunks: int = 0
+    full_reason: str = ""
+    reuse: Reuse | None = None
 
 
 class Server:
@@ -97,6 +94,7 @@ class Server:
         self._break_even = break_even
         self._kv = kv
         self._on_hot = on_hot
+        self._loading = ChunkLoading(model, kv, lambda: self._prefix)
         self._captures = Captures(catalog, kv, partial(encode_chunk, model.tokenizer))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="fusionrag-keep")
         self._known: tuple[int, ChunkMatcher] | None = None
@@ -114,7 +112,7 @@ class Server:
         with self._kv.lease() as lease:
             wanted = assemble(encoded, matches, settings.handles)
             watch = Stopwatch(self._model.device)
-            return self._load(wanted, settings, lease, watch, complete=True)
+            return self._loading.load(wanted, settings, lease, watch, complete=True)
 
     def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
         """Yields pieces of text, and at last the answer."""
@@ -145,8 +143,14 @@ class Server:
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         watch.lap("encode")
         short = settings.break_even and reuses and len(encoded.token_ids) < self._break_even
-        if settings.kv == "none" or short:
-            warm = self._full_attention(encoded, watch)
+        if settings.kv == "none":
+            warm = self._full_attention(encoded, "the settings ask for it (kv='none').", watch)
+        elif short:
+            reason = (
+                f"it has {len(encoded.token_ids)} tokens, and reuse pays from "
+                f"{self._break_even} on here."
+            )
+            warm = self._full_attention(encoded, reason, watch)
         elif settings.kv == "prefix":
             warm = self._prefix_cache(encoded, settings, watch)
         else:
@@ -180,19 +184,46 @@ class Server:
             finish_reason=finish,
             usage=replace(warm.usage, completion_tokens=len(token_ids)),
             ttft=watch.breakdown(),
-            fused_chunks=warm.fused_chunks,
-            isolated_chunks=warm.isolated_chunks,
-            missed_chunks=warm.missed_chunks,
-            captured_chunks=warm.captured_chunks,
             short=short,
+            full_reason=warm.full_reason,
+            **(warm.reuse.counts() if warm.reuse else {}),
+            fallbacks=warm.reuse.fallbacks() if warm.reuse else (),
+            trace=self._trace(encoded, warm.reuse),
         )
 
-    def _full_attention(self, encoded: EncodedPrompt, watch: Stopwatch) -> _Computed:
+    def _trace(self, encoded: EncodedPrompt, reuse: Reuse | None) -> PromptTrace:
+        if reuse is None:
+            return PromptTrace(encoded.text, encoded.offsets)
+        return PromptTrace(
+            encoded.text,
+            encoded.offsets,
+            reuse.spans,
+            reuse.missed,
+            reuse.selection.positions,
+            reuse.captured,
+            self._neighbours,
+        )
+
+    def _neighbours(self, records: Sequence[ChunkRecord]) -> dict[str, list[Chunk]]:
+        """The chunks that fused KV was made behind, of records that are still as they were."""
+        now = self._catalog.records(record.chunk.id for record in records)
+        ids = {
+            record.chunk.id: self._catalog.neighbours(record.chunk.id)
+            for record in records
+            if now.get(record.chunk.id, record).fused_key == record.fused_key
+        }
+        known = self._catalog.records({i for neighbours in ids.values() for i in neighbours})
+        return {
+            chunk_id: [known[i].chunk for i in neighbours if i in known]
+            for chunk_id, neighbours in ids.items()
+        }
+
+    def _full_attention(self, encoded: EncodedPrompt, reason: str, watch: Stopwatch) -> _Computed:
         logits, step = self._model.prefill_dense(encoded.token_ids)
         watch.lap("prefill")
         count = len(encoded.token_ids)
         work = count * self._model.num_layers
-        return _Computed(logits, step, Usage(count, 0, 0, count, 0, 0, work))
+        return _Computed(logits, step, Usage(count, 0, 0, count, 0, 0, work), reason)
 
     def _prefix_cache(
         self, encoded: EncodedPrompt, settings: AnswerSettings, watch: Stopwatch
@@ -212,6 +243,7 @@ class Server:
             logits,
             self._model.appender(buffer, len(ids)),
             Usage(len(ids), shared, 0, len(ids) - shared, 0, 0, work, prefix_tokens=shared),
+            "" if shared else "it doesn't begin with the store's ingest prefix.",
         )
 
     @cached_property
@@ -230,12 +262,12 @@ class Server:
         wanted = assemble(encoded, matches, settings.handles)
         watch.lap("match")
         try:
-            loaded = self._load(wanted, settings, lease, watch)
+            loaded = self._loading.load(wanted, settings, lease, watch)
             return self._recomputed(loaded, settings, selector, watch)
         except KVRecordError as error:
             # It showed while layers ran. Now nothing is used before it has come as a whole.
             logger.warning("Starting again without it: %s", error)
-            loaded = self._load(wanted, settings, lease, watch, complete=True)
+            loaded = self._loading.load(wanted, settings, lease, watch, complete=True)
             return self._recomputed(loaded, settings, selector, watch)
 
     def _recomputed(
@@ -252,32 +284,23 @@ class Server:
         watch.lap("prefill")
         self._keep(loaded)
         found = len(prompt.chunk_positions)
-        kinds = {
-            _occurrence(span): kv.kind for span, kv in zip(prompt.spans, loaded.kvs, strict=True)
-        }
         new = [span for span in prompt.spans if span.record.chunk.id in loaded.captured]
         selected = set(selection.positions)
         kept = sum(p not in selected for span in new for p in range(span.start, span.stop))
-        return _Computed(
-            warm.logits,
-            self._model.appender(warm.kv, len(prompt)),
-            Usage(
-                prompt_tokens=len(prompt),
-                reused_tokens=found - len(selection) - kept,
-                recomputed_tokens=len(selection),
-                fresh_tokens=len(prompt) - found,
-                missed_tokens=sum(span.length for span in loaded.missed),
-                completion_tokens=0,
-                token_layers=placed.token_layers
-                + self._model.num_layers
-                * sum(len(kv.token_ids) for kv in loaded.captured.values()),
-                captured_tokens=kept,
-            ),
-            fused_chunks=sum(kind == "fused" for kind in kinds.values()),
-            isolated_chunks=sum(kind == "isolated" for kind in kinds.values()),
-            missed_chunks=len({_occurrence(span) for span in loaded.missed}),
-            captured_chunks=len({_occurrence(span) for span in new}),
+        usage = Usage(
+            prompt_tokens=len(prompt),
+            reused_tokens=found - len(selection) - kept,
+            recomputed_tokens=len(selection),
+            fresh_tokens=len(prompt) - found,
+            missed_tokens=sum(span.length for span in loaded.missed),
+            completion_tokens=0,
+            token_layers=placed.token_layers
+            + self._model.num_layers * sum(len(kv.token_ids) for kv in loaded.captured.values()),
+            captured_tokens=kept,
         )
+        step = self._model.appender(warm.kv, len(prompt))
+        reuse = Reuse.of(loaded, selection)
+        return _Computed(warm.logits, step, usage, reuse.why_all(), reuse)
 
     def _keep(self, loaded: LoadedPrompt) -> None:
         """Store what was captured, and see to what is hot, when there is time."""
@@ -306,78 +329,3 @@ class Server:
                 matcher = ChunkMatcher(catalog.text_ids(), catalog.scoped_texts, matcher)
                 self._known = revision, matcher
             return matcher
-
-    def _load(
-        self,
-        prompt: AssembledPrompt,
-        settings: AnswerSettings,
-        lease: Lease,
-        watch: Stopwatch,
-        complete: bool = False,
-    ) -> LoadedPrompt:
-        """The prompt with its KV. complete: all of it, else layers may be on their way."""
-        variants: list[KVKind] = [
-            "isolated" if settings.kv == "isolated" else span.variant for span in prompt.spans
-        ]
-        wanted = list(zip(prompt.spans, variants, strict=True))
-        lease.begin(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
-        loaded: dict[tuple[str, KVKind], LayeredKV | None] = {}
-        kept: list[Span] = []
-        kvs: list[LayeredKV] = []
-        missed: list[Span] = []
-        for span, variant in wanted:
-            name = (span.record.chunk.id, variant)
-            if name not in loaded:
-                loaded[name] = self._load_chunk(span.record, variant, lease, complete)
-        watch.lap("load")
-        captured = self._capture(
-            span.record
-            for span, variant in wanted
-            if span.record.captured and loaded[span.record.chunk.id, variant] is None
-        )
-        if captured:
-            watch.lap("capture")
-        for span, variant in wanted:
-            kv = loaded[span.record.chunk.id, variant] or captured.get(span.record.chunk.id)
-            if kv is None:
-                missed.append(span)
-            else:
-                kept.append(replace(span, variant=kv.kind))
-                kvs.append(kv)
-        prompt = replace(prompt, spans=tuple(kept))
-        return LoadedPrompt(prompt, tuple(kvs), tuple(missed), captured)
-
-    def _capture(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
-        """Isolated KV of new chunks, by their ids."""
-        new = {record.isolated_key: record for record in records}
-        if not new:
-            return {}
-        tokens = {key: record.encoded.token_ids for key, record in new.items()}
-        kvs = prefill_chunks(self._model, self._prefix, tokens)
-        return {new[kv.key].chunk.id: kv for kv in kvs}
-
-    def _load_chunk(
-        self, record: ChunkRecord, wanted: KVKind, lease: Lease, complete: bool
-    ) -> LayeredKV | None:
-        """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable."""
-        for key in _keys(record, wanted):
-            try:
-                kv = lease.get(key, complete)
-                if kv.token_ids != record.encoded.token_ids:
-                    self._kv.foreign(key)
-                    raise KVForeignError(f"Record {key} holds another chunk's tokens.")
-                return kv
-            except KVRecordError as error:
-                logger.warning("Chunk %s: %s", record.chunk.id, error)
-        return None
-
-
-def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:
-    """Keys of the records that will do, best first."""
-    fused = [record.fused_key] if wanted == "fused" and record.fused_key else []
-    return [*fused, record.isolated_key]
-
-
-def _occurrence(span: Span) -> tuple[str, int]:
-    """Tells the places of a prompt where a chunk stands apart; a chunk may be in several spans."""
-    return span.record.chunk.id, span.start - span.source_start

@@ -10,7 +10,7 @@ N tokens of a prompt, D head size. Positions count tokens from 0 at the prompt's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
@@ -342,13 +342,15 @@ class LoadedPrompt:
     """A prompt with only the spans whose KV could be loaded, and that KV, span by span.
 
     missed: the spans whose KV is missing, corrupt or foreign. Their tokens are fresh. captured: KV
-    among `kvs` that was computed for this prompt, by its chunk's id.
+    among `kvs` that was computed for this prompt, by its chunk's id. reasons: by a chunk's id, why
+    its KV is not fused, or why there is none.
     """
 
     prompt: AssembledPrompt
     kvs: tuple[LayeredKV, ...]
     missed: tuple[Span, ...]
     captured: Mapping[str, ChunkKV] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -562,40 +564,6 @@ class Usage:
         computed = self.recomputed_tokens + self.captured_tokens
         found = self.reused_tokens - self.prefix_tokens + computed
         return computed / found if found else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer and how it came about. Counts of chunks say which KV stood in for them.
-
-    short: whether the prompt was computed in full because reuse doesn't pay for so few tokens.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: Usage
-    ttft: TTFTBreakdown
-    fused_chunks: int = 0
-    isolated_chunks: int = 0
-    missed_chunks: int = 0
-    captured_chunks: int = 0
-    short: bool = False
-
-    def report(self) -> dict[str, Any]:
-        """How the answer came about, without its text, as plain values for logs and metadata."""
-        return {
-            "finish_reason": self.finish_reason,
-            "short": self.short,
-            "usage": asdict(self.usage) | {"recompute_ratio": self.usage.recompute_ratio},
-            "ttft_ms": asdict(self.ttft) | {"total": self.ttft.total},
-            "chunks": {
-                "fused": self.fused_chunks,
-                "isolated": self.isolated_chunks,
-                "missed": self.missed_chunks,
-                "captured": self.captured_chunks,
-            },
-        }
 
 
 Prompt = str | Sequence[Message]

@@ -232,6 +232,18 @@ class TestAsk:
         assert result.stdout == f"{answer}\n"
         assert "5 chunks, 5 fused" in result.stderr
 
+    def test_a_page_explains_it(self, made: Path, model_dir: Path, tmp_path: Path) -> None:
+        page = tmp_path / "why.html"
+        result = self.ask(made, model_dir, "--explain", page)
+        assert result.exit_code == 0
+        assert page.read_text(encoding="utf-8").count("<article") == 5
+        nowhere = self.ask(made, model_dir, "--explain", tmp_path / "none" / "why.html")
+        assert "There is no directory" in error_of(nowhere)
+
+    def test_what_was_not_reused_is_told(self, made: Path, model_dir: Path) -> None:
+        result = self.ask(made, model_dir, "--kv", "none")
+        assert "The whole prompt was computed: the settings ask for it" in result.stderr
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

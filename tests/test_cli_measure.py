@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionrag_integrations import FusionEngine, calibrate, ingest
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench import break_even, files
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES
@@ -20,7 +21,7 @@ from fusionrag_integrations.calibration import CALIBRATION_FILE, read_break_even
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo import MODEL_DIR, suites, tasks
-from fusionrag_integrations.types import Answer, AnswerSettings, Calibration, Prompt
+from fusionrag_integrations.types import AnswerSettings, Calibration, Prompt
 from tests.conftest import all_records, town
 
 pytest.importorskip("rouge_score")

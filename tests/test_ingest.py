@@ -12,11 +12,12 @@ import torch
 from filelock import FileLock
 
 from fusionrag_integrations import Document, FusionEngine, Passage
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import Answer, AnswerSettings, ChunkKV, ChunkRecord
+from fusionrag_integrations.types import AnswerSettings, ChunkKV, ChunkRecord
 from tests.conftest import town
 
 

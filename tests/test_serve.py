@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
 from fusionrag_integrations.errors import (
     FusionRAGError,
@@ -22,7 +23,6 @@ from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.selectors import selector_names
 from fusionrag_integrations.store import Budgets, FileKVStore
 from fusionrag_integrations.types import (
-    Answer,
     AnswerSettings,
     Calibration,
     ChunkKV,

@@ -27,10 +27,11 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.metrics import f1
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
-from fusionrag_integrations.types import Answer, Document
+from fusionrag_integrations.types import Document
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
 from tests.plain_models import (
     MAX_TOKENS,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from fusionrag_integrations import Document, FusionEngine
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import Answer, AnswerSettings, ChunkRecord, KVHandle, LayeredKV
+from fusionrag_integrations.types import AnswerSettings, ChunkRecord, KVHandle, LayeredKV
 from tests.conftest import all_records, town
 
 BORN = "He was born in Paris, in a small house by the river, near the old bridge and the bank."

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.metrics import exact_match, f1
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.types import Answer, AnswerSettings, Prompt
+from fusionrag_integrations.types import AnswerSettings, Prompt
 
 K = TypeVar("K", bound=Hashable)
 

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.comparison import Question, take_turns
 from fusionrag_integrations.bench.inspection import Inspection, Truth
 from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Answer, AnswerSettings
+from fusionrag_integrations.types import AnswerSettings
 
 Judge = Callable[[Question, str], float]
 """Gives a score in [0, 1] to an answer, e.g. for faithfulness by a language model of your own."""

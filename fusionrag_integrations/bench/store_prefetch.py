@@ -14,6 +14,7 @@ from statistics import median
 from time import sleep
 from typing import Any, Literal, get_args
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.clock import quartiles
 from fusionrag_integrations.bench.served import InventedStore
 from fusionrag_integrations.bench.store_reads import Told, drop_cached
@@ -22,7 +23,7 @@ from fusionrag_integrations.bench.ttft import from_spans
 from fusionrag_integrations.engine import AnswerStream
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, TieredKV
-from fusionrag_integrations.types import Answer, Calibration, Prompt
+from fusionrag_integrations.types import Calibration, Prompt
 
 Start = Literal["cold disk", "warm disk", "host", "device"]
 STARTS: tuple[Start, ...] = get_args(Start)

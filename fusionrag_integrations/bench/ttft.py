@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.ceilings import Ceilings
 from fusionrag_integrations.bench.clock import quartiles
 from fusionrag_integrations.bench.machine import described, where_and_when
@@ -25,7 +26,7 @@ from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.serve import Server
-from fusionrag_integrations.types import Answer, Calibration, Prompt, TTFTBreakdown
+from fusionrag_integrations.types import Calibration, Prompt, TTFTBreakdown
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from fusionrag_integrations.types import KVFormat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fusionrag_integrations.answer import Answer
     from fusionrag_integrations.catalog import Catalog
     from fusionrag_integrations.records import RecordFiles
     from fusionrag_integrations.repair import Problem
@@ -141,6 +142,11 @@ def delete(
     help="Which stored KV to use; 'none' is full attention.",
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
+@click.option(
+    "--explain",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page (HTML) that shows how the answer came about.",
+)
 @json_option
 def ask(
     question: str,
@@ -154,6 +160,7 @@ def ask(
     ratio: float,
     kv: Any,
     max_tokens: int,
+    explain: Path | None,
     as_json: bool,
 ) -> None:
     """Retrieve the chunks nearest to QUESTION and answer from their stored KV."""
@@ -161,6 +168,8 @@ def ask(
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
+    if explain is not None and not explain.parent.is_dir():  # before the work, not behind it
+        raise InvalidInputError(f"There is no directory {explain.parent} to write the page to.")
     engine = open_engine(model, _existing(store), embedding, salt)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:
@@ -194,15 +203,31 @@ def ask(
             }
             | answer.report()
         )
-        return
-    out.print(answer.text.strip(), markup=False)
+    else:
+        out.print(answer.text.strip(), markup=False)
+        _tell(answer, len(hits))
+    if explain is not None:
+        answer.explain().save(explain)
+
+
+def _tell(answer: Answer, found: int) -> None:
+    """How an answer came about, in a few lines. found: how many chunks were retrieved."""
     usage = answer.usage
     err.print(
-        f"[dim]{len(hits)} chunks, {answer.fused_chunks} fused and {answer.isolated_chunks} "
+        f"[dim]{found} chunks, {answer.fused_chunks} fused and {answer.isolated_chunks} "
         f"isolated; of {usage.prompt_tokens} prompt tokens {usage.reused_tokens} reused, "
         f"{usage.recomputed_tokens} recomputed, {usage.fresh_tokens} computed afresh; first "
         f"token after {answer.ttft.total:.0f} ms[/dim]"
     )
+    if answer.full_reason:
+        err.print(f"The whole prompt was computed: {answer.full_reason}", style="dim", markup=False)
+    for fallback in answer.fallbacks:
+        told = f"{fallback.used} KV" if fallback.used else "no KV"
+        err.print(
+            f"{told} for a chunk of {fallback.document_id}: {fallback.reason}",
+            style="dim",
+            markup=False,
+        )
 
 
 @click.command()

@@ -11,9 +11,10 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.options import AnswerOptions
-from fusionrag_integrations.types import Answer, Message
+from fusionrag_integrations.types import Message
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant"}
 

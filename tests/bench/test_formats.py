@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench import format_records
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.format_records import share_in_shape
@@ -20,7 +21,7 @@ from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.types import Answer, AnswerSettings, KVFormat, Prompt
+from fusionrag_integrations.types import AnswerSettings, KVFormat, Prompt
 from tests.conftest import all_records, town
 
 FORMATS = get_args(KVFormat)

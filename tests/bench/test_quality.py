@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.quality import Measurement, run_quality
 from fusionrag_integrations.bench.strategies import Strategy, make_strategies
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import Answer, AnswerSettings, TTFTBreakdown, Usage
+from fusionrag_integrations.types import AnswerSettings, TTFTBreakdown, Usage
 from tests.conftest import all_records, town
 
 pytest.importorskip("rouge_score")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.ceilings import Ceilings
 from fusionrag_integrations.bench.shapes import SHAPES, model_of_shape
 from fusionrag_integrations.bench.strategies import Strategy
@@ -17,7 +18,6 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.records import RecordFile
 from fusionrag_integrations.serve import Server
-from fusionrag_integrations.types import Answer
 
 FULL = Strategy("full_attention", "none", 1.0)
 STRATEGIES = [FULL, *(Strategy("fusionrag", "isolated", ratio) for ratio in (0.0, 0.15, 1.0))]

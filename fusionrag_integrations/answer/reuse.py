@@ -1,0 +1,65 @@
+"""What was placed for a prompt, and what the answer tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusionrag_integrations.answer.trace import Fallback
+from fusionrag_integrations.types import LoadedPrompt, Span, TokenSelection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reuse:
+    """What was placed for a prompt, without the KV itself. See `LoadedPrompt`.
+
+    spans: the prompt's, each with the kind of its KV. captured: ids of chunks.
+    """
+
+    spans: tuple[Span, ...]
+    missed: tuple[Span, ...]
+    captured: frozenset[str]
+    reasons: Mapping[str, str]
+    selection: TokenSelection
+
+    @classmethod
+    def of(cls, loaded: LoadedPrompt, selection: TokenSelection) -> Reuse:
+        """selection: the tokens that were recomputed."""
+        captured = frozenset(loaded.captured)
+        return cls(loaded.prompt.spans, loaded.missed, captured, loaded.reasons, selection)
+
+    def counts(self) -> dict[str, int]:
+        """How many chunks there are of each kind, as `Answer` counts them: each time one occurs."""
+        kinds = {_occurrence(span): span.variant for span in self.spans}
+        captured = [span for span in self.spans if span.record.chunk.id in self.captured]
+        return {
+            "fused_chunks": sum(kind == "fused" for kind in kinds.values()),
+            "isolated_chunks": sum(kind == "isolated" for kind in kinds.values()),
+            "missed_chunks": len(set(map(_occurrence, self.missed))),
+            "captured_chunks": len(set(map(_occurrence, captured))),
+        }
+
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """Chunks whose KV is not what was asked for, in the prompt's order, each once."""
+        missed = {span.start for span in self.missed}
+        spans = sorted((*self.spans, *self.missed), key=lambda s: s.start)
+        found: dict[str, Fallback] = {}
+        for span in spans:
+            chunk = span.record.chunk
+            if reason := self.reasons.get(chunk.id):
+                used = None if span.start in missed else span.variant
+                found.setdefault(chunk.id, Fallback(chunk.id, chunk.document_id, used, reason))
+        return tuple(found.values())
+
+    def why_all(self) -> str:
+        """Why nothing of the prompt is reused; empty where something is."""
+        if self.spans:
+            return ""
+        if self.missed:
+            return "no KV of its chunks could be used."
+        return "no text of the store stands in it."
+
+
+def _occurrence(span: Span) -> tuple[str, int]:
+    """Tells the places of a prompt where a chunk stands apart; a chunk may be in several spans."""
+    return span.record.chunk.id, span.start - span.source_start

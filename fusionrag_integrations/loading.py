@@ -1,0 +1,122 @@
+"""AssembledPrompt -> LoadedPrompt: the KV of a prompt's chunks, the best that can be had."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from fusionrag_integrations.chunk_kv import prefill_chunks
+from fusionrag_integrations.errors import KVForeignError, KVRecordError
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.store import Lease, TieredKV
+from fusionrag_integrations.timing import Stopwatch
+from fusionrag_integrations.types import (
+    AnswerSettings,
+    AssembledPrompt,
+    ChunkKV,
+    ChunkRecord,
+    KVKind,
+    LayeredKV,
+    LoadedPrompt,
+    Span,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ChunkLoading:
+    """Takes chunks' KV from the tiers; that of new chunks, which have none yet, it computes."""
+
+    def __init__(self, model: CausalModel, kv: TieredKV, prefix: Callable[[], ChunkKV]) -> None:
+        """prefix: gives the KV of the ingest prefix, behind which new chunks are computed."""
+        self._model = model
+        self._kv = kv
+        self._prefix = prefix
+
+    def load(
+        self,
+        prompt: AssembledPrompt,
+        settings: AnswerSettings,
+        lease: Lease,
+        watch: Stopwatch,
+        complete: bool = False,
+    ) -> LoadedPrompt:
+        """The prompt with its KV. complete: all of it, else layers may be on their way."""
+        variants: list[KVKind] = [
+            "isolated" if settings.kv == "isolated" else span.variant for span in prompt.spans
+        ]
+        wanted = list(zip(prompt.spans, variants, strict=True))
+        lease.begin(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
+        loaded: dict[tuple[str, KVKind], LayeredKV | None] = {}
+        reasons: dict[str, str] = {}
+        kept: list[Span] = []
+        kvs: list[LayeredKV] = []
+        missed: list[Span] = []
+        for span, variant in wanted:
+            name = (span.record.chunk.id, variant)
+            if name not in loaded:
+                kv, reason = self._load_chunk(span.record, variant, lease, complete)
+                loaded[name] = kv
+                if variant == "isolated" and settings.kv == "fused":
+                    reason = reason or "Several chunks have this text; nothing says which it is."
+                if reason:
+                    reasons[span.record.chunk.id] = reason
+        watch.lap("load")
+        captured = self._capture(
+            span.record
+            for span, variant in wanted
+            if span.record.captured and loaded[span.record.chunk.id, variant] is None
+        )
+        if captured:
+            watch.lap("capture")
+        for span, variant in wanted:
+            kv = loaded[span.record.chunk.id, variant] or captured.get(span.record.chunk.id)
+            if kv is None:
+                missed.append(span)
+            else:
+                kept.append(replace(span, variant=kv.kind))
+                kvs.append(kv)
+        prompt = replace(prompt, spans=tuple(kept))
+        return LoadedPrompt(prompt, tuple(kvs), tuple(missed), captured, reasons)
+
+    def _capture(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
+        """Isolated KV of new chunks, by their ids."""
+        new = {record.isolated_key: record for record in records}
+        if not new:
+            return {}
+        tokens = {key: record.encoded.token_ids for key, record in new.items()}
+        kvs = prefill_chunks(self._model, self._prefix(), tokens)
+        return {new[kv.key].chunk.id: kv for kv in kvs}
+
+    def _load_chunk(
+        self, record: ChunkRecord, wanted: KVKind, lease: Lease, complete: bool
+    ) -> tuple[LayeredKV | None, str]:
+        """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable.
+
+        And why it isn't what is wanted; empty where it is.
+        """
+        reason = _why_not_fused(record) if wanted == "fused" and not record.fused_key else ""
+        for key in _keys(record, wanted):
+            try:
+                kv = lease.get(key, complete)
+                if kv.token_ids != record.encoded.token_ids:
+                    self._kv.foreign(key)
+                    raise KVForeignError(f"Record {key} holds another chunk's tokens.")
+                return kv, reason
+            except KVRecordError as error:
+                logger.warning("Chunk %s: %s", record.chunk.id, error)
+                reason = str(error)
+        return None, reason
+
+
+def _why_not_fused(record: ChunkRecord) -> str:
+    if record.captured:
+        return "It came with a question, and hasn't been used often enough to be fused."
+    return "It isn't fused: ingest was not finished, or what it was fused behind has changed."
+
+
+def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:
+    """Keys of the records that will do, best first."""
+    fused = [record.fused_key] if wanted == "fused" and record.fused_key else []
+    return [*fused, record.isolated_key]

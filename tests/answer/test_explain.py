@@ -1,0 +1,208 @@
+"""What became of a prompt's tokens, why, and the page that shows it."""
+
+from __future__ import annotations
+
+import stat
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.answer import Explanation, PromptTrace
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.types import TTFTBreakdown, Usage
+from tests.conftest import all_records, town
+
+HALF = AnswerSettings(selector="random", ratio=0.5, max_tokens=4)
+
+
+class Page(HTMLParser):
+    """A page's texts by the element that holds them, and what it would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, dict[str, str | None]]] = []
+        self.marked: list[str] = []
+        self.passages = ""
+        self.chunks: list[dict[str, str | None]] = []
+        self.bars: list[float] = []
+        self.text = ""
+        self.fetched: list[str] = []
+        self.feed(page)
+        self.close()
+        assert [tag for tag, _ in self.open] == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.fetched += [str(found[name]) for name in ("src", "href") if name in found]
+        self.fetched += ["script"] * (tag == "script")
+        if tag not in ("meta", "link"):
+            self.open.append((tag, found))
+        if tag == "article":
+            self.chunks.append(found)
+        if "style" in found:
+            self.bars.append(float(str(found["style"]).removeprefix("width: ").removesuffix("%")))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if any(tag == "p" and found.get("class") == "passage" for tag, found in self.open):
+            in_answer = any(found.get("id") == "answer" for _, found in self.open)
+            self.passages += "" if in_answer else data
+            if self.open[-1][0] == "mark":
+                self.marked.append(data)
+
+
+@pytest.fixture
+def indexed(engine: FusionEngine) -> FusionEngine:
+    engine.ingest([town(0), town(1)])
+    return engine
+
+
+def ask(engine: FusionEngine, settings: AnswerSettings = HALF) -> Answer:
+    chunks = [record.chunk.text for record in all_records(engine.corpus.catalog)][:4]
+    context = "\n\n".join(chunks)
+    return engine.answer(
+        [
+            {"role": "system", "content": "Answer from the context."},
+            {"role": "user", "content": f"{context}\n\nWhat is <b>near</b> the bank?"},
+        ],
+        settings,
+    )
+
+
+def traced(answer: Answer) -> PromptTrace:
+    assert answer.trace is not None
+    return answer.trace
+
+
+class TestTrace:
+    def test_all_of_the_prompt_is_in_it_once(self, indexed: FusionEngine) -> None:
+        answer = ask(indexed)
+        trace = traced(answer)
+        passages = trace.passages()
+        assert "".join(run.text for p in passages for run in p.runs) == trace.text
+        chunks = [p for p in passages if p.chunk]
+        assert len(chunks) == answer.fused_chunks == 4
+        for passage in chunks:
+            assert passage.chunk is not None
+            told = "".join(run.text for run in passage.runs)
+            assert told.strip() in passage.chunk.text or passage.chunk.text in told
+
+    def test_as_many_tokens_fare_as_is_counted(self, indexed: FusionEngine) -> None:
+        """Byte-level tokens: a character each here, so that runs' texts count them."""
+        answer = ask(indexed)
+        usage, fates = answer.usage, traced(answer)._fates()
+        assert fates.count("recomputed") == usage.recomputed_tokens > 0
+        assert fates.count("reused") == usage.reused_tokens > 0
+        assert fates.count("fresh") == usage.fresh_tokens
+
+    def test_neighbours_are_those_of_now_or_none(self, indexed: FusionEngine) -> None:
+        answer = ask(indexed)
+        behind = traced(answer).fused_behind()
+        catalog = indexed.corpus.catalog
+        assert len(behind) == 4
+        for chunk_id, chunks in behind.items():
+            assert tuple(chunk.id for chunk in chunks) == catalog.neighbours(chunk_id) != ()
+        changed = next(iter(behind.values()))[0].document_id
+        indexed.ingest([Document(changed, "Another text altogether, of which nothing was known.")])
+        assert all(
+            chunk.document_id != changed
+            for chunks in traced(answer).fused_behind().values()
+            for chunk in chunks
+        )
+
+
+class TestReasons:
+    def test_nothing_is_told_where_all_is_well(self, indexed: FusionEngine) -> None:
+        answer = ask(indexed)
+        assert answer.full_reason == ""
+        assert answer.fallbacks == ()
+        assert answer.report()["fallbacks"] == []
+
+    def test_full_attention_was_asked_for(self, indexed: FusionEngine) -> None:
+        assert "kv='none'" in ask(indexed, AnswerSettings(kv="none", max_tokens=1)).full_reason
+
+    def test_a_text_that_nobody_knows(self, indexed: FusionEngine) -> None:
+        answer = indexed.answer("Who are you?", AnswerSettings(max_tokens=1))
+        assert answer.full_reason == "no text of the store stands in it."
+        assert traced(answer).passages()[0].chunk is None
+
+    def test_a_chunk_whose_neighbour_changed(self, indexed: FusionEngine) -> None:
+        indexed.delete(["town-1"])
+        answer = ask(indexed)
+        assert answer.isolated_chunks == len(answer.fallbacks) > 0
+        assert {fallback.used for fallback in answer.fallbacks} == {"isolated"}
+        assert all("fused behind has changed" in f.reason for f in answer.fallbacks)
+
+    def test_a_record_that_is_gone(self, indexed: FusionEngine) -> None:
+        store = Path(indexed.corpus.path)
+        for file in (store / "kv").glob("??/*"):
+            file.unlink()
+        answer = ask(indexed)
+        assert answer.full_reason == "no KV of its chunks could be used."
+        assert [fallback.used for fallback in answer.fallbacks] == [None] * 4
+        assert all("There is no KV record" in fallback.reason for fallback in answer.fallbacks)
+        (one,) = [f for f in answer.report()["fallbacks"] if f["document_id"] == "town-1"][:1]
+        assert one["reason"] == answer.fallbacks[-1].reason
+        assert all(p.kind is None for p in traced(answer).passages())
+
+
+class TestPage:
+    def test_it_shows_the_prompt_and_marks_what_was_recomputed(self, indexed: FusionEngine) -> None:
+        answer = ask(indexed)
+        page = Page(answer.explain().html)
+        assert page.passages == traced(answer).text
+        runs = [run for p in traced(answer).passages() for run in p.runs]
+        assert page.marked == [run.text for run in runs if run.fate == "recomputed"]
+        assert [chunk["data-kind"] for chunk in page.chunks] == ["fused"] * 4
+
+    def test_it_names_the_neighbours_and_the_times(self, indexed: FusionEngine) -> None:
+        answer = ask(indexed)
+        page = Page(answer.explain().html)
+        assert page.text.count("Fused behind ") == 4
+        assert f"Time to first token: {answer.ttft.total:,.1f} ms" in page.text
+        assert f"prefill {answer.ttft.prefill:,.1f} ms" in page.text
+        assert f"recomputed {answer.usage.recomputed_tokens:,}" in page.text
+        assert sum(page.bars) == pytest.approx(200.0, abs=0.5)  # two bars
+
+    def test_it_needs_nothing_else(self, indexed: FusionEngine) -> None:
+        """No script, no style sheet, no picture; and no text becomes a tag."""
+        html = ask(indexed).explain().html
+        assert Page(html).fetched == []
+        assert "<b>near</b>" not in html
+        assert "&lt;b&gt;near&lt;/b&gt;" in html
+
+    def test_it_says_why(self, indexed: FusionEngine) -> None:
+        indexed.delete(["town-1"])
+        answer = ask(indexed)
+        page = Page(answer.explain().html)
+        assert page.text.count(answer.fallbacks[0].reason) == len(answer.fallbacks)
+        whole = Page(ask(indexed, AnswerSettings(kv="none", max_tokens=1)).explain().html)
+        assert "The whole prompt was computed: the settings ask for it (kv='none')." in whole.text
+
+    def test_it_is_saved_for_its_owner(self, indexed: FusionEngine, tmp_path: Path) -> None:
+        explanation = ask(indexed).explain()
+        path = tmp_path / "why.html"
+        explanation.save(path)
+        assert path.read_text(encoding="utf-8") == explanation.html
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(InvalidInputError, match=r"There is no directory .*nowhere"):
+            explanation.save(tmp_path / "nowhere" / "why.html")
+
+    def test_a_notebook_shows_it_in_a_frame(self) -> None:
+        shown = Explanation('<p title="x">&amp;</p>')._repr_html_()
+        frame = HTMLParser()
+        attributes: list[dict[str, str | None]] = []
+        frame.handle_starttag = lambda tag, attrs: attributes.append(dict(attrs))  # type: ignore[method-assign]
+        frame.feed(shown)
+        assert attributes[0]["srcdoc"] == '<p title="x">&amp;</p>'
+
+    def test_an_answer_of_no_engine_has_none(self) -> None:
+        usage = Usage(1, 0, 0, 1, 0, 1, 1)
+        answer = Answer("yes", (5,), "stop", usage, TTFTBreakdown())
+        with pytest.raises(InvalidInputError, match="no trace"):
+            answer.explain()
