@@ -82,7 +82,7 @@ def decode_tokens(
 
 def _processors(settings: AnswerSettings, generation: GenerationConfig) -> LogitsProcessorList:
     processors = LogitsProcessorList()
-    penalty = generation.repetition_penalty
+    penalty = settings.repetition_penalty or generation.repetition_penalty
     if penalty is not None and penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(penalty))
     if settings.temperature > 0.0:

@@ -30,6 +30,9 @@ class AnswerOptions(BaseModel):
     top_p: float = Field(1.0, description="Nucleus sampling, for a temperature above 0.")
     top_k: int = Field(0, description="Sample from the k likeliest tokens; 0 is no limit.")
     seed: int | None = Field(None, description="Makes sampling repeatable.")
+    repetition_penalty: float | None = Field(
+        None, description="Above 1 against repetition; by default as the model's own config says."
+    )
     stop: list[str] = Field(default_factory=list, description="Strings that end the answer.")
 
     @model_validator(mode="after")
@@ -60,6 +63,7 @@ class AnswerOptions(BaseModel):
             top_p=self.top_p,
             top_k=self.top_k,
             seed=self.seed,
+            repetition_penalty=self.repetition_penalty,
             stop=tuple(self.stop if stop is None else stop),
         )
         changes = {

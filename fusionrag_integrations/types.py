@@ -379,6 +379,8 @@ class AnswerSettings:
     used (None: every scope's); text of other scopes is computed like any unknown text.
     break_even: whether a prompt too short for reuse to pay is computed in full, where it was
     measured how long it must be (`fusionrag calibrate`). temperature 0 is greedy.
+    repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
+    takes what the model's own generation config says.
     """
 
     kv: KVSource = "fused"
@@ -393,6 +395,7 @@ class AnswerSettings:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if self.kv not in get_args(KVSource):
@@ -409,6 +412,10 @@ class AnswerSettings:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0.0:
+            raise InvalidInputError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0. 1 is none."
+            )
         if not isinstance(self.handles, tuple) or not all(
             isinstance(handle, KVHandle | None) for handle in self.handles
         ):

@@ -67,6 +67,26 @@ def test_repetition_penalty_is_the_models_own() -> None:
     assert next(tokens).token_id == 2
 
 
+@pytest.mark.parametrize(("asked", "token"), [(None, 2), (1.0, 1), (1.1, 1), (3.0, 2)])
+def test_a_call_may_say_how_repetition_is_penalised(asked: float | None, token: int) -> None:
+    """Whatever the model's config says; 5 / 1.1 is still ahead of 4."""
+    logits = torch.zeros(VOCABULARY)
+    logits[1], logits[2] = 5.0, 4.0
+    settings = AnswerSettings(max_tokens=1, repetition_penalty=asked)
+    config = GenerationConfig(repetition_penalty=2.0)
+    assert next(decode_tokens(logits, lambda _: logits, [1], settings, config)).token_id == token
+
+
+def test_a_long_prompt_is_remembered_only_for_a_penalty() -> None:
+    """Without one, what was said before doesn't matter, so that nobody copies it."""
+    logits = torch.zeros(VOCABULARY)
+    prompt = range(10**12)  # as a tensor it would not fit
+    tokens = decode_tokens(
+        logits, lambda _: logits, prompt, AnswerSettings(max_tokens=2), GenerationConfig()
+    )
+    assert [token.finished for token in tokens] == [None, "length"]
+
+
 def test_sampling_follows_the_seed_and_the_limits() -> None:
     flat = torch.tensor([3.0, 2.9, 2.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
