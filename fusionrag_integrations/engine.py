@@ -28,7 +28,7 @@ from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
-from fusionrag_integrations.prompt import encode, ingest_prefix
+from fusionrag_integrations.prompt import encode, ingest_prefix, words_tools
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
@@ -184,6 +184,11 @@ class FusionEngine:
     def has_chat_template(self) -> bool:
         """Whether the model's tokenizer words chat messages."""
         return self.model.tokenizer.chat_template is not None
+
+    @property
+    def words_tools(self) -> bool:
+        """Whether the model's chat template has words for tools that it may call."""
+        return words_tools(self.model.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""

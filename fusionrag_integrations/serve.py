@@ -106,7 +106,7 @@ class Server:
 
     def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as a request would place it."""
-        worded = word(self._model.tokenizer, prompt)
+        worded = word(self._model.tokenizer, prompt, settings.tools)
         matches = self._matches(worded, settings)
         encoded = encode_worded(self._model.tokenizer, worded, matches)
         with self._kv.lease() as lease:
@@ -124,7 +124,7 @@ class Server:
     ) -> Iterator[str | Answer]:
         watch = Stopwatch(self._model.device)
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
-        worded = word(self._model.tokenizer, prompt)
+        worded = word(self._model.tokenizer, prompt, settings.tools)
         watch.lap("encode")
         reuses = settings.kv in get_args(KVKind)
         matches = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -26,10 +26,17 @@ FinishReason = Literal["stop", "length"]
 
 
 class Message(TypedDict):
-    """One chat message, in the form that chat templates take."""
+    """One chat message, in the form that chat templates take.
+
+    tool_calls: of an assistant, [{"type": "function", "function": {"name", "arguments"}}], the
+    arguments as a dictionary. name, tool_call_id: of a tool's result.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +386,7 @@ class AnswerSettings:
     used (None: every scope's); text of other scopes is computed like any unknown text.
     break_even: whether a prompt too short for reuse to pay is computed in full, where it was
     measured how long it must be (`fusionrag calibrate`). temperature 0 is greedy.
+    tools: what the model may call, as JSON schemas in OpenAI's form, worded by its chat template.
     repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
     takes what the model's own generation config says.
     """
@@ -396,6 +404,7 @@ class AnswerSettings:
     top_k: int = 0
     seed: int | None = None
     repetition_penalty: float | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kv not in get_args(KVSource):
@@ -426,6 +435,13 @@ class AnswerSettings:
         ):
             raise InvalidInputError(
                 f"scopes is {self.scopes!r}; give a tuple of strings, or None for all of them."
+            )
+        if not isinstance(self.tools, tuple) or not all(
+            isinstance(tool, Mapping) and "function" in tool for tool in self.tools
+        ):
+            raise InvalidInputError(
+                f"tools is {self.tools!r}; give a tuple of schemas in OpenAI's form, each "
+                "{'type': 'function', 'function': {...}}."
             )
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.langchain.tool_calls import Said, read_tool_calls
 from fusionrag_integrations.options import AnswerOptions
 from fusionrag_integrations.types import Message
 
-_ROLES = {"system": "system", "human": "user", "ai": "assistant"}
+_ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
 
 
 class ChatFusionRAG(AnswerOptions, BaseChatModel):
@@ -43,9 +49,13 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        answer = self.engine.answer(to_messages(messages), self.settings(stop, kwargs))
+        settings = self.settings(stop, kwargs)
+        answer = self.engine.answer(to_messages(messages), settings)
+        said = read_tool_calls(answer.text, settings.tools)
         message = AIMessage(
-            content=answer.text,
+            content=said.text,
+            tool_calls=said.calls,
+            invalid_tool_calls=said.invalid,
             usage_metadata=_usage(answer),
             response_metadata=self._metadata(answer),
         )
@@ -58,11 +68,21 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        stream = self.engine.stream(to_messages(messages), self.settings(stop, kwargs))
+        settings = self.settings(stop, kwargs)
+        stream = self.engine.stream(to_messages(messages), settings)
+        pieces = []
         for piece in stream:
+            pieces.append(piece)
+            if settings.tools:  # what is a call shows when all is said
+                continue
             chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
             if run_manager:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+        if settings.tools:
+            chunk = _with_calls(read_tool_calls("".join(pieces), settings.tools))
+            if run_manager:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
         yield ChatGenerationChunk(
             message=AIMessageChunk(
@@ -73,6 +93,38 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
             )
         )
 
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call, told of them by its own chat template.
+
+        tool_choice: "auto"; "none"; a tool's name, so that it is told of no other; "any". Nothing
+        makes a model call a tool: with "any" or a name an answer may come all the same.
+
+        Raises `InvalidInputError` where the template has no words for tools, or no tool has the
+        name.
+        """
+        if not self.engine.words_tools:
+            raise InvalidInputError(
+                f"The chat template of {self.model_name} has no words for tools. Take a model "
+                "whose template knows them, or ask for JSON in the prompt and parse it."
+            )
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        names = [schema["function"]["name"] for schema in schemas]
+        if tool_choice == "none":
+            schemas = []
+        elif isinstance(tool_choice, str) and tool_choice not in ("auto", "any", "required"):
+            if tool_choice not in names:
+                raise InvalidInputError(
+                    f"There is no tool {tool_choice!r} to choose; there are {', '.join(names)}."
+                )
+            schemas = [schemas[names.index(tool_choice)]]
+        return self.bind(tools=schemas, **kwargs)
+
     def get_num_tokens(self, text: str) -> int:
         """Tokens of `text` by the model's own tokenizer."""
         return len(self.engine.encode(text))
@@ -82,7 +134,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
 
 
 def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """LangChain's messages as chat templates take them: system, user and assistant, with text.
+    """LangChain's messages as chat templates take them: system, user, assistant and tool, as text.
 
     Raises `InvalidInputError` for other kinds of message, and for content other than text.
     """
@@ -97,8 +149,30 @@ def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
         blocks = message.content if isinstance(message.content, list) else []
         if any(isinstance(block, dict) and block.get("type") != "text" for block in blocks):
             raise InvalidInputError(f"A {message.type} message holds content other than text.")
-        converted.append({"role": role, "content": str(message.text)})
+        worded: Message = {"role": role, "content": str(message.text)}
+        if isinstance(message, AIMessage) and message.tool_calls:
+            worded["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call["id"],
+                    "function": {"name": call["name"], "arguments": call["args"]},
+                }
+                for call in message.tool_calls
+            ]
+        if isinstance(message, ToolMessage):
+            worded["tool_call_id"] = message.tool_call_id
+            worded["name"] = message.name or ""
+        converted.append(worded)
     return converted
+
+
+def _with_calls(said: Said) -> ChatGenerationChunk:
+    """What was said and called, as one piece of a stream."""
+    calls = [
+        tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
+        for number, (call, args) in enumerate(said.with_arguments())
+    ]
+    return ChatGenerationChunk(message=AIMessageChunk(content=said.text, tool_call_chunks=calls))
 
 
 def _usage(answer: Answer) -> UsageMetadata:

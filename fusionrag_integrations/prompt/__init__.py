@@ -23,6 +23,7 @@ from fusionrag_integrations.prompt.wording import (
     ingest_prefix,
     question_prompt,
     word,
+    words_tools,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "ingest_prefix",
     "question_prompt",
     "word",
+    "words_tools",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
 
@@ -58,12 +59,30 @@ def ingest_prefix(tokenizer: Any) -> str:
     return text[: text.index(_MARK)]
 
 
-def word(tokenizer: Any, prompt: Prompt) -> WordedPrompt:
+def words_tools(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template has words for tools: whether it tells of one."""
+    if tokenizer.chat_template is None:
+        return False
+    function = {"name": "tool_of_no_use", "description": "None.", "parameters": _NO_PARAMETERS}
+    messages: list[Message] = [{"role": "user", "content": NEUTRAL}]
+    try:
+        text = _apply(tokenizer, messages, tools=[{"type": "function", "function": function}])
+    except TemplateError:
+        return False
+    return str(function["name"]) in text
+
+
+def word(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> WordedPrompt:
     """A prompt's text. A string is one user message where the tokenizer has a chat template.
 
-    Raises `InvalidInputError` for an empty or malformed prompt, and for messages where the
-    tokenizer has no template for them.
+    tools: that the model is told it may call. Raises `InvalidInputError` for an empty or malformed
+    prompt, and for messages or tools where the tokenizer has no template for them.
     """
+    if (tools or _of_tools(prompt)) and not words_tools(tokenizer):
+        raise InvalidInputError(
+            "This model's chat template has no words for tools. Ask without tools, their calls and "
+            "results, or take a model whose template knows them."
+        )
     if isinstance(prompt, str):
         if not prompt.strip():
             raise InvalidInputError("The prompt is empty.")
@@ -77,7 +96,8 @@ def word(tokenizer: Any, prompt: Prompt) -> WordedPrompt:
             "Give the prompt as one string, or a tokenizer with a template."
         )
     try:
-        text = _apply(tokenizer, messages, add_generation_prompt=True)
+        options = {"tools": [dict(tool) for tool in tools]} if tools else {}
+        text = _apply(tokenizer, messages, add_generation_prompt=True, **options)
     except TemplateError as error:
         raise InvalidInputError(
             f"The model's chat template refuses these messages: {error}. Their roles are "
@@ -89,7 +109,15 @@ def word(tokenizer: Any, prompt: Prompt) -> WordedPrompt:
     return WordedPrompt(_encodable(text), stop, plain=False)
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:
+def _of_tools(prompt: Prompt) -> bool:
+    """Whether messages hold calls of tools or their results, which templates may drop silently."""
+    return not isinstance(prompt, str) and any(
+        isinstance(message, dict) and (message.get("role") == "tool" or "tool_calls" in message)
+        for message in prompt
+    )
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     return text
 

@@ -17,7 +17,6 @@ from langchain_core.messages import (
     FunctionMessage,
     HumanMessage,
     SystemMessage,
-    ToolMessage,
 )
 from pydantic import ValidationError
 
@@ -183,7 +182,6 @@ def test_an_impossible_field_is_refused(engine: FusionEngine) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        ToolMessage("4", tool_call_id="1"),
         FunctionMessage("4", name="sum"),
         ChatMessage("4", role="critic"),
     ],
