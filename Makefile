@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all the set-up: a virtual environment with the tested versions.
+# `make demo` and `make test` do all the set-up: a virtual environment with the tested versions. (Most of
+# what is installed is never imported; compiling it all would take two minutes.)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 
 demo: $(VENV)/.installed
