@@ -47,7 +47,7 @@ from tests.live_corpus import (
     vector,
 )
 
-EXAMPLES = 100  # 15 to 45 seconds of one core, and what its disk takes to sync
+EXAMPLES = 60  # 9 to 27 seconds of one core, and what its disk takes to sync
 EXAMPLES_ON_CHROMA = 15  # 7 to 10 seconds
 STEPS = 10  # rules in one example, after the first ingest
 

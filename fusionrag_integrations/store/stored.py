@@ -39,9 +39,9 @@ class Arrivals:
             self._changed.notify_all()
 
     def fail(self, error: KVRecordError) -> None:
-        """The layers that are missing won't come."""
+        """The layers that are missing won't come. The first reason stays: others follow from it."""
         with self._changed:
-            self._error = error
+            self._error = self._error or error
             self._changed.notify_all()
 
     def have(self, layers: range) -> bool:

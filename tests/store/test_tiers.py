@@ -19,6 +19,7 @@ from fusionrag_integrations.records import RecordFile, RecordHeader
 from fusionrag_integrations.records.layout import parse_header
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
 from fusionrag_integrations.store.loader import STAGES
+from fusionrag_integrations.store.stored import Arrivals
 from fusionrag_integrations.types import ChunkKV, LayeredKV
 from tests.store.made import SIGNATURE, assert_equal, large_kv, random_kv
 
@@ -320,6 +321,14 @@ class TestLayers:
             with pytest.raises(KVCorruptError, match="replaced"):
                 record.wait()
         assert_equal(used(kv, "aa")[0], large_kv("aa", seed=2))
+
+    def test_the_first_reason_stays(self) -> None:
+        """A load that failed is given up, and its other layers say that nobody wants them."""
+        arrivals = Arrivals([range(0, 2), range(2, 4)], lambda seconds: None)
+        arrivals.fail(KVCorruptError("replaced"))
+        arrivals.fail(KVMissingError("given up"))
+        with pytest.raises(KVCorruptError, match="replaced"):
+            arrivals.wait(range(0, 4))
 
     def test_what_nobody_wants_any_more_is_not_read_on(
         self, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
