@@ -188,20 +188,7 @@ class Server:
             full_reason=warm.full_reason,
             **(warm.reuse.counts() if warm.reuse else {}),
             fallbacks=warm.reuse.fallbacks() if warm.reuse else (),
-            trace=self._trace(encoded, warm.reuse),
-        )
-
-    def _trace(self, encoded: EncodedPrompt, reuse: Reuse | None) -> PromptTrace:
-        if reuse is None:
-            return PromptTrace(encoded.text, encoded.offsets)
-        return PromptTrace(
-            encoded.text,
-            encoded.offsets,
-            reuse.spans,
-            reuse.missed,
-            reuse.selection.positions,
-            reuse.captured,
-            self._neighbours,
+            trace=PromptTrace(encoded.text, encoded.offsets, warm.reuse, self._neighbours),
         )
 
     def _neighbours(self, records: Sequence[ChunkRecord]) -> dict[str, list[Chunk]]:

@@ -7,8 +7,8 @@ page.py     both as a page for a browser or a notebook (page.html)
 """
 
 from fusionrag_integrations.answer.answer import Answer
-from fusionrag_integrations.answer.page import Explanation
-from fusionrag_integrations.answer.reuse import Reuse
-from fusionrag_integrations.answer.trace import Fallback, PromptTrace
+from fusionrag_integrations.answer.page import Explanation, page_path
+from fusionrag_integrations.answer.reuse import Fallback, Reuse
+from fusionrag_integrations.answer.trace import PromptTrace
 
-__all__ = ["Answer", "Explanation", "Fallback", "PromptTrace", "Reuse"]
+__all__ = ["Answer", "Explanation", "Fallback", "PromptTrace", "Reuse", "page_path"]

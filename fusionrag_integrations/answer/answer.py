@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusionrag_integrations.answer.page import Explanation, explained
-from fusionrag_integrations.answer.trace import Fallback, PromptTrace
+from fusionrag_integrations.answer.reuse import Fallback
+from fusionrag_integrations.answer.trace import PromptTrace
 from fusionrag_integrations.types import FinishReason, TTFTBreakdown, Usage
 
 

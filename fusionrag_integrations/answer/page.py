@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from fusionrag_integrations.answer.trace import Fallback, Passage, PromptTrace
+from fusionrag_integrations.answer.reuse import Fallback
+from fusionrag_integrations.answer.trace import Passage, PromptTrace
 from fusionrag_integrations.durable import write_file
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Chunk, TTFTBreakdown, Usage
@@ -30,9 +31,7 @@ class Explanation:
 
         Raises `InvalidInputError` where there is no such directory.
         """
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise InvalidInputError(f"There is no directory {target.parent} to write the page to.")
+        target = page_path(path)
         write_file(target, [self.html.encode()], target.parent)
 
     def _repr_html_(self) -> str:
@@ -60,6 +59,14 @@ class _Card:
     title: str
     neighbours: tuple[str, ...]
     reason: str
+
+
+def page_path(path: str | Path) -> Path:
+    """Where a page is to be written. Raises `InvalidInputError` where there is no directory."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"There is no directory {target.parent} to write the page to.")
+    return target
 
 
 def explained(

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusionrag_integrations.answer.trace import Fallback
-from fusionrag_integrations.types import LoadedPrompt, Span, TokenSelection
+from fusionrag_integrations.types import KVKind, LoadedPrompt, Span, TokenSelection
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A chunk whose KV is not what was asked for. used: None where its tokens were computed."""
+
+    chunk_id: str
+    document_id: str
+    used: KVKind | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,14 +51,17 @@ class Reuse:
     def fallbacks(self) -> tuple[Fallback, ...]:
         """Chunks whose KV is not what was asked for, in the prompt's order, each once."""
         missed = {span.start for span in self.missed}
-        spans = sorted((*self.spans, *self.missed), key=lambda s: s.start)
         found: dict[str, Fallback] = {}
-        for span in spans:
+        for span in self.in_order():
             chunk = span.record.chunk
             if reason := self.reasons.get(chunk.id):
                 used = None if span.start in missed else span.variant
                 found.setdefault(chunk.id, Fallback(chunk.id, chunk.document_id, used, reason))
         return tuple(found.values())
+
+    def in_order(self) -> list[Span]:
+        """All spans, missed ones too, in order of position."""
+        return sorted((*self.spans, *self.missed), key=lambda span: span.start)
 
     def why_all(self) -> str:
         """Why nothing of the prompt is reused; empty where something is."""

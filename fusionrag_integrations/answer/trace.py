@@ -6,22 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fusionrag_integrations.answer.reuse import Reuse
 from fusionrag_integrations.types import Chunk, ChunkRecord, KVKind, Span
 
 TokenFate = Literal["reused", "recomputed", "captured", "fresh"]
 
 Neighbours = Callable[[Sequence[ChunkRecord]], Mapping[str, Sequence[Chunk]]]
 """Gives the chunks that each record's fused KV was made behind, by its chunk's id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """A chunk whose KV is not what was asked for. used: None where its tokens were computed."""
-
-    chunk_id: str
-    document_id: str
-    used: KVKind | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +39,14 @@ class Passage:
 class PromptTrace:
     """A prompt as it was answered.
 
-    text, offsets: the prompt, and each token's character bounds in it. spans: the chunks' runs of
-    tokens whose KV was placed, each with the kind of that KV; missed: those whose KV could not be
-    had. Both in order of position. selected: positions that were recomputed. captured: ids of
-    chunks whose KV was computed for this prompt. neighbours: asks the store, when they are shown;
-    what has changed since is left out.
+    text, offsets: the prompt, and each token's character bounds in it. reuse: what was placed; None
+    where all was computed. neighbours: asks the store, when they are shown; what has changed since
+    is left out.
     """
 
     text: str
     offsets: tuple[tuple[int, int], ...]
-    spans: tuple[Span, ...] = ()
-    missed: tuple[Span, ...] = ()
-    selected: tuple[int, ...] = ()
-    captured: frozenset[str] = frozenset()
+    reuse: Reuse | None = None
     neighbours: Neighbours = lambda records: {}
 
     def passages(self) -> list[Passage]:
@@ -68,7 +54,7 @@ class PromptTrace:
         passages = []
         begin = 0  # the first token that is in no passage yet
         fates = self._fates()
-        missed = {span.start for span in self.missed}
+        missed = {span.start for span in self.reuse.missed} if self.reuse else set()
         for spans in self._occurrences():
             if spans[0].start > begin:
                 passages.append(Passage(self._runs(begin, spans[0].start, fates)))
@@ -83,22 +69,26 @@ class PromptTrace:
 
     def fused_behind(self) -> Mapping[str, Sequence[Chunk]]:
         """The neighbours of the chunks whose fused KV was placed, by their ids."""
-        fused = {s.record.chunk.id: s.record for s in self.spans if s.variant == "fused"}
+        spans = self.reuse.spans if self.reuse else ()
+        fused = {s.record.chunk.id: s.record for s in spans if s.variant == "fused"}
         return self.neighbours(list(fused.values()))
 
     def _fates(self) -> list[TokenFate]:
         fates: list[TokenFate] = ["fresh"] * len(self.offsets)
-        for span in self.spans:
-            known: TokenFate = "captured" if span.record.chunk.id in self.captured else "reused"
+        if self.reuse is None:
+            return fates
+        for span in self.reuse.spans:
+            new = span.record.chunk.id in self.reuse.captured
+            known: TokenFate = "captured" if new else "reused"
             fates[span.start : span.stop] = [known] * span.length
-        for position in self.selected:
+        for position in self.reuse.selection.positions:
             fates[position] = "recomputed"
         return fates
 
     def _occurrences(self) -> Iterator[list[Span]]:
         """Runs of one chunk that stand together: a token that a boundary changed splits it."""
         group: list[Span] = []
-        for span in sorted((*self.spans, *self.missed), key=lambda span: span.start):
+        for span in self.reuse.in_order() if self.reuse else ():
             last = group[-1] if group else None
             goes_on = (
                 last is not None

@@ -164,12 +164,13 @@ def ask(
     as_json: bool,
 ) -> None:
     """Retrieve the chunks nearest to QUESTION and answer from their stored KV."""
+    from fusionrag_integrations.answer import page_path
     from fusionrag_integrations.corpus import document_order
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
-    if explain is not None and not explain.parent.is_dir():  # before the work, not behind it
-        raise InvalidInputError(f"There is no directory {explain.parent} to write the page to.")
+    if explain is not None:
+        page_path(explain)  # before the work, not behind it
     engine = open_engine(model, _existing(store), embedding, salt)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from fusionrag_integrations.kernels.segments import Segments
 
-TABLE_COLUMNS = tl.constexpr(6)
+TABLE_COLUMNS = tl.constexpr(6)  # of `Segments.table`
 BLOCK = 32  # tokens
 
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.kernels.gather import TABLE_COLUMNS
 from fusionrag_integrations.kernels.online_softmax import (
     LOG2_E,
     Launch,
@@ -29,8 +30,6 @@ from fusionrag_integrations.kernels.online_softmax import (
 )
 from fusionrag_integrations.kernels.segments import ALIGNED, OwnRows, Segments
 from fusionrag_integrations.kernels.sparse_attention import check
-
-TABLE_COLUMNS = tl.constexpr(6)
 
 
 @triton.jit(do_not_specialize=["layer"])

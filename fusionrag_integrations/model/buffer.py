@@ -118,13 +118,12 @@ class KVBuffer:
         leave nothing that it needs to the main stream.
         """
         layers = range(self._keys.shape[0])
-        groups = STAGES
-        if ready(slice(0, len(layers))):
-            groups = -(-2 * self._keys.nbytes // STAGED_BYTES)
-            if self._keys.device.type != "cuda":
-                write(slice(0, len(layers)))
-                return
+        all_ready = ready(_slice(layers))
+        if all_ready and self._keys.device.type != "cuda":
+            write(_slice(layers))
+            return
         self._write = write
+        groups = -(-2 * self._keys.nbytes // STAGED_BYTES) if all_ready else STAGES
         size = -(-len(layers) // groups)
         self._unfilled = [layers[start : start + size] for start in layers[::size]]
         if self._stream is not None:
