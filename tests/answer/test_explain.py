@@ -176,6 +176,18 @@ class TestPage:
         assert "<b>near</b>" not in html
         assert "&lt;b&gt;near&lt;/b&gt;" in html
 
+    def test_no_chunk_becomes_a_tag(self, engine: FusionEngine) -> None:
+        """Whatever became of its tokens, and in a neighbour's beginning and a title too."""
+        for name in ("one", "two"):
+            text = f"The <i>{name}</i> of us & them has <script>no</script> harbour to speak of."
+            engine.ingest([Document(name, text, title=f"<u>{name}</u>")])
+        for selector in ("none", "all"):
+            answer = ask(engine, AnswerSettings(selector=selector, max_tokens=1))
+            page = Page(answer.explain().html)
+            assert page.passages == traced(answer).text
+            assert page.fetched == []
+            assert "<u>one</u>, chunk 1" in page.text
+
     def test_it_says_why(self, indexed: FusionEngine) -> None:
         indexed.delete(["town-1"])
         answer = ask(indexed)
