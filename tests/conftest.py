@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
 
     monkeypatch.setattr(TieredKV, "take", watched)
     return taken
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Selenium's driver of a browser; for tests that are marked with `NEEDS_BROWSER`."""
+    from tests.browser import open_browser
+
+    with open_browser() as driver:
+        yield driver
 
 
 @pytest.fixture

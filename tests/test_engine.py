@@ -72,7 +72,7 @@ class TestModels:
         self.refuse(tmp_path, tmp_path / "store", UnsupportedModelError, reason)
 
     def test_unknown_devices_and_dtypes(self, model_dir: Path, tmp_path: Path) -> None:
-        for wrong in ({"device": "toaster"}, {"dtype": "int3"}):
+        for wrong in ({"device": "toaster"}, {"device": "mps"}, {"dtype": "int3"}):
             with pytest.raises(InvalidInputError, match="choose auto"):
                 FusionEngine.from_pretrained(model_dir, store=tmp_path / "store", **wrong)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,20 +20,6 @@ EXAMPLES = ROOT / "examples"
 PASSAGES = ROOT / "tests" / "data" / "hotpotqa_5.jsonl"
 
 
-def run_alone(name: str) -> str:
-    """What an example prints in a process of its own, as users run it."""
-    process = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
-        capture_output=True,
-        text=True,
-        check=False,
-        # One thread, as in the tests themselves: others run at the same time.
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
 def run_here(name: str, *arguments: object) -> None:
     """Run an example in this process; imports take most of the time that a new one needs."""
     with pytest.MonkeyPatch.context() as patch:
@@ -47,8 +31,9 @@ def run_here(name: str, *arguments: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
-def test_a_pipeline_answers_from_the_notes(name: str) -> None:
-    printed = run_alone(name)
+def test_a_pipeline_answers_from_the_notes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(name)
+    printed = capsys.readouterr().out
     for answer in ("Pelfield", "Sile Steange", "Jeaskai Foundry"):
         assert answer in printed
 

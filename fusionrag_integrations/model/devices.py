@@ -10,7 +10,7 @@ from fusionrag_integrations.errors import InvalidInputError
 def torch_device(device: str) -> torch.device:
     """The device of this name; "auto" is CUDA where there is one.
 
-    Raises `InvalidInputError` for one that isn't there.
+    Raises `InvalidInputError` for one that isn't there, or is neither a CPU nor CUDA.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -18,8 +18,13 @@ def torch_device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
+    if target.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(f"There is no device {device!r} here; choose auto or cpu.")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise InvalidInputError(f"There is no device {device!r} here; choose auto, cpu or {there}.")
     return target
 
 

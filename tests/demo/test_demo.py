@@ -22,8 +22,8 @@ from fusionrag_integrations.documents import read_documents
 from tests.small_demo import rows_of, write_few_documents
 
 KINDS = ["single_hop", "back_reference", "bridge"]
-A_KIND = 10
-OTHERS = 40  # documents that answer none of the questions
+A_KIND = 6
+OTHERS = 24  # documents that answer none of the questions
 
 CORPUS = {row["id"]: row for row in rows_of(CORPUS_PATH)}
 QUESTIONS = rows_of(QUESTIONS_PATH)
@@ -87,7 +87,7 @@ def test_a_bridge_does_not_name_its_second_document() -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    """The demo over a quarter of its corpus."""
+    """The demo over a sixth of its corpus."""
     corpus = tmp_path_factory.mktemp("demo") / "corpus.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_run, "CORPUS_PATH", write_few_documents(corpus, A_KIND, OTHERS))
@@ -113,11 +113,10 @@ def test_prompts_are_about_two_thousand_tokens(result: DemoResult) -> None:
     assert max(sizes) < 2_600
 
 
-@pytest.mark.parametrize(
-    ("kind", "least"), [("single_hop", 0.9), ("back_reference", 0.9), ("bridge", 0.8)]
-)
-def test_full_attention_answers(result: DemoResult, kind: str, least: float) -> None:
-    assert em(result, "full_attention", kind) >= least
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_attention_answers(result: DemoResult, kind: str) -> None:
+    """All but one at most: which texts of equal score come first is up to the index."""
+    assert em(result, "full_attention", kind) * A_KIND >= A_KIND - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import pytest
@@ -112,8 +111,7 @@ def test_windows_and_splits(last_only: bool, window: int | None, splits: int) ->
     check(made(2, 1, 32, last_only=last_only), window, Launch(16, 16, splits, 4, 2))
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(7, 1), (6, 2), (2, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads", "layer"), [(7, 1, 0), (6, 2, 1), (2, 2, 0)])
 def test_heads_and_layers_are_found(heads: int, kv_heads: int, layer: int) -> None:
     check(made(heads, kv_heads, 32), None, Launch(16, 16, 2, 4, 2), layer)
 
@@ -121,9 +119,8 @@ def test_heads_and_layers_are_found(heads: int, kv_heads: int, layer: int) -> No
 @pytest.mark.parametrize("every", [1, 2, 100])
 def test_shares_of_own_tokens(every: int) -> None:
     """All of a segment may be stale, or nothing of it."""
-    for launch in (Launch(16, 32, 1, 4, 2), Launch(32, 16, 3, 4, 2)):
-        check(made(2, 1, 32, every=every), None, launch)
-        check(made(2, 1, 32, every=every), 9, launch)
+    check(made(2, 1, 32, every=every), None, Launch(16, 32, 1, 4, 2))
+    check(made(2, 1, 32, every=every), 9, Launch(32, 16, 3, 4, 2))
 
 
 @pytest.mark.parametrize("lengths", [(1,), (64,), (1, 1, 1), (130, 3)])
@@ -177,7 +174,7 @@ def test_chunks_that_begin_anywhere() -> None:
 def test_every_line_of_the_kernel_runs() -> None:
     case = made(2, 1, 32, lengths=(20, 16))
     with Lines("_attend_in_place", "add_keys", "add_block", "finish") as lines:
-        for window, splits in product((None, 20), (1, 2)):
+        for window, splits in ((None, 1), (20, 2)):
             check(case, window, Launch(16, 16, splits, 4, 2))
     lines.check(kernel._attend_in_place, online_softmax.add_keys, online_softmax.add_block)
     lines.check(online_softmax.finish)

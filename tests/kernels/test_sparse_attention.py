@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -56,7 +55,7 @@ def test_groups_of_heads_that_share_keys(heads: int, kv_heads: int) -> None:
 @pytest.mark.parametrize("window", [None, 1, 20, 500])
 @pytest.mark.parametrize(("rows", "keys"), [(1, 70), (19, 75)])
 def test_windows_and_splits(rows: int, keys: int, window: int | None, splits: int) -> None:
-    check(made(6, 2, rows, keys, 32), window, kernel.Launch(16, 16, splits, 4, 2))
+    check(made(2, 1, rows, keys, 32), window, kernel.Launch(16, 16, splits, 4, 2))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -66,7 +65,7 @@ def test_the_layout_that_it_chooses_itself(rows: int) -> None:
 
 @pytest.mark.parametrize("order", ["descending", "repeated"])
 def test_positions_in_any_order(order: str) -> None:
-    queries, keys, values, positions = made(4, 2, 40, 100, 32)
+    queries, keys, values, positions = made(2, 1, 40, 100, 32)
     positions = positions.flip(0) if order == "descending" else positions[:20].repeat(2)
     for splits in (1, 3):
         launch = kernel.Launch(32, 32, splits, 4, 2)
@@ -128,7 +127,7 @@ def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(2, 1, 20, 75, 32)
     with Lines("_attend", "rows_of_program", "add_keys", "add_block", "finish", "combine") as lines:
-        for window, splits in product((None, 20), (1, 3)):
+        for window, splits in ((None, 1), (20, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
     softmax = online_softmax
     lines.check(

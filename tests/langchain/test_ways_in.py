@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromadb.api.client import SharedSystemClient
 from langchain_chroma import Chroma
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 from langchain_community.document_transformers import LongContextReorder
@@ -178,6 +179,7 @@ class TestFromDocuments:
 class TestFromChroma:
     @pytest.fixture
     def vectorstore(self, splits: list[Document], tmp_path: Path) -> Chroma:
+        SharedSystemClient.clear_system_cache()  # it may know a directory of this name that is gone
         directory = str(tmp_path / "chroma")
         return Chroma.from_documents(splits, LangChainLexical(), persist_directory=directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ def each_call(
 @contextmanager
 def no_leaks() -> Iterator[None]:
     """See that the same descriptors are open before and after."""
+    gc.collect()  # or what other tests have left would be closed meanwhile
     before = descriptors()
     yield
     assert descriptors() == before
