@@ -1,5 +1,6 @@
 """Every error that the package raises on purpose.
 
+```text
 FusionRAGError
 ├── InvalidInputError (also a ValueError)     an argument, document or file that can't be used
 │   ├── UnknownSelectorError                  a selector name that isn't registered
@@ -14,6 +15,7 @@ FusionRAGError
         ├── KVCorruptError                    damaged: truncated, altered, or no record at all
         ├── KVUnreadableError                 there, but the system won't read it now
         └── KVForeignError                    intact, but made by another model, format or key
+```
 """
 
 from __future__ import annotations

@@ -380,15 +380,18 @@ class AnswerSettings:
 
     kv: "fused" (isolated where no fused KV is true), "isolated", "prefix" (a prefix cache: only
     the KV of the ingest prefix, where the prompt begins with it), or "none", which is full
-    attention by the model's own dense prefill. selector and ratio choose the chunk tokens to
-    recompute. handles name chunks that the prompt is known to hold; None among them, of documents
-    without a handle, is passed over. scopes limit whose KV may be
-    used (None: every scope's); text of other scopes is computed like any unknown text.
-    break_even: whether a prompt too short for reuse to pay is computed in full, where it was
-    measured how long it must be (`fusionrag calibrate`). temperature 0 is greedy.
-    tools: what the model may call, as JSON schemas in OpenAI's form, worded by its chat template.
-    repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
-    takes what the model's own generation config says.
+    attention by the model's own dense prefill. selector, ratio: which of the chunk tokens are
+    recomputed, and how many. handles: of chunks that the prompt is known to hold; None among them,
+    of documents without a handle, is passed over. scopes: whose KV may be used, None for every
+    scope's; text of other scopes is computed like any unknown text. break_even: whether a prompt
+    too short for reuse to pay is computed in full, where it was measured how long it must be
+    (`fusionrag calibrate`).
+
+    max_tokens: the longest answer. stop: strings that end it. temperature: 0 is greedy; top_p,
+    top_k (0 is no limit) and seed are for sampling above that. repetition_penalty: of tokens that
+    the prompt or the answer holds, above 1 against them; None takes what the model's own
+    generation config says. tools: what the model may call, as JSON schemas in OpenAI's form,
+    worded by its chat template.
     """
 
     kv: KVSource = "fused"
@@ -530,7 +533,9 @@ class Probe(Layered, Protocol):
 class Selector(Protocol):
     """Chooses the chunk tokens worth recomputing. One method, no state between calls."""
 
-    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection: ...
+    def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
+        """The tokens to recompute, at most as many as its ratio allows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
