@@ -186,6 +186,8 @@ class Catalog:
         found = [row[0] for row in self._rows("PRAGMA integrity_check")]
         strays = self._rows("PRAGMA foreign_key_check")
         if found != ["ok"] or strays:
+            if found == ["ok"]:
+                found = [f"{len(strays)} rows refer to others that are gone"]
             raise StoreError(f"The catalog {self._path} is damaged: {'; '.join(found)}")
 
     @property
@@ -437,7 +439,10 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"The catalog {path} can't be used: {error}") from error
+        raise StoreError(
+            f"The catalog {path} can't be used: {error}. If it is damaged, `fusionrag repair` "
+            "rebuilds it."
+        ) from error
     except UnicodeEncodeError as error:
         raise InvalidInputError(
             f"A text can't be stored: {error}. Remove or replace lone surrogates."

@@ -106,7 +106,9 @@ def _read_lines(file: Path, name: str) -> _Found:
         except UnicodeDecodeError as error:
             raise DocumentFormatError(f"{where}: not UTF-8 text.") from error
         except UnicodeEncodeError as error:
-            raise DocumentFormatError(f"{where}: holds half a surrogate pair.") from error
+            raise DocumentFormatError(
+                f"{where}: holds half a surrogate pair; write both halves, or the character."
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DocumentFormatError(f"{where}: not JSON ({error}).") from error
         if not isinstance(row, dict) or not {"text", "passages"} & row.keys():

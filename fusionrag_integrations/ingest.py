@@ -134,7 +134,9 @@ class Ingest:
     def _update_catalog(self, documents: Iterable[Document]) -> dict[str, Change]:
         """What became of each document, by its id. A later one replaces one of the same id."""
         if isinstance(documents, Document | str):
-            raise InvalidInputError(f"Give ingest a list of documents: [{documents!r}].")
+            raise InvalidInputError(
+                f"Give ingest a list of documents; got a single {type(documents).__name__}."
+            )
         chunker = Chunker(self._catalog.info.chunk_tokens)
         changes: dict[str, Change] = {}
         waiting: list[Update] = []
@@ -144,8 +146,9 @@ class Ingest:
                 self._progress("catalog", count, total or count)
                 if not isinstance(document, Document):
                     raise InvalidInputError(
-                        f"A {type(document).__name__} can't be ingested; give this package's "
-                        "Document. The adapters' to_documents makes it of the frameworks' own."
+                        f"A {type(document).__module__}.{type(document).__name__} can't be "
+                        "ingested; give this package's Document. The adapters' to_documents "
+                        "makes it of the frameworks' own."
                     )
                 if document.id in changes:
                     self._replace(waiting)

@@ -24,6 +24,8 @@ from fusionrag_integrations.types import (
 
 logger = logging.getLogger(__name__)
 
+_UNCERTAIN = "Nothing says which chunk it is: several have this text, or the prompt cuts it short."
+
 
 class ChunkLoading:
     """Takes chunks' KV from the tiers; that of new chunks, which have none yet, it computes."""
@@ -59,7 +61,7 @@ class ChunkLoading:
                 kv, reason = self._load_chunk(span.record, variant, lease, complete)
                 loaded[name] = kv
                 if variant == "isolated" and settings.kv == "fused":
-                    reason = reason or "Several chunks have this text; nothing says which it is."
+                    reason = reason or _UNCERTAIN
                 if reason:
                     reasons[span.record.chunk.id] = reason
         watch.lap("load")
@@ -105,7 +107,7 @@ class ChunkLoading:
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
                 return kv, reason
             except KVRecordError as error:
-                logger.warning("Chunk %s: %s", record.chunk.id, error)
+                logger.warning("A KV record of chunk %s isn't used: %s", record.chunk.id, error)
                 reason = str(error)
         return None, reason
 

@@ -117,7 +117,9 @@ def calibrate(
     from fusionrag_integrations.model import device_name
 
     if not target.is_dir():
-        raise InvalidInputError(f"There is no directory {target}.")
+        raise InvalidInputError(
+            f"There is no directory {target}; give --out a store's, or the model's own."
+        )
     suite = make_suite()
     with (
         _directory(None) as path,

@@ -84,7 +84,7 @@ class CausalModel:
         target = torch_device(device)
         weights_dtype = torch_dtype(dtype, target)
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InvalidInputError(
                 f"{str(name_or_path)!r} is not a model that transformers can load: {error} "
@@ -92,11 +92,14 @@ class CausalModel:
             ) from error
         refuse_unsupported(config)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=weights_dtype)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                name_or_path, dtype=weights_dtype, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise InvalidInputError(
-                f"The model at {str(name_or_path)!r} can't be loaded: {error}"
+                f"The model at {str(name_or_path)!r} can't be loaded: {error} "
+                "Its directory needs whole weights and a tokenizer beside config.json."
             ) from error
         if not tokenizer.is_fast:
             raise UnsupportedModelError(

@@ -43,7 +43,9 @@ def refuse_unsupported(config: Any) -> None:
                 f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move."
             )
     if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedModelError(f"This {kind} model attends in both directions.")
+        raise UnsupportedModelError(
+            f"This {kind} model attends in both directions; take one with causal attention."
+        )
     for rope_type in sorted(_rope_types(config)):
         if rope_type not in FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES:
             raise UnsupportedModelError(

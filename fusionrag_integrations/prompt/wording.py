@@ -127,7 +127,8 @@ def _encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"The prompt holds half a surrogate pair at character {error.start}."
+            f"The prompt holds half a surrogate pair at character {error.start}; decode its source "
+            "again, or replace that character."
         ) from error
     return text
 

@@ -1,0 +1,35 @@
+"""What makes each message of docs/troubleshooting.md appear, by the section that tells of it."""
+
+from tests.provocations import (
+    asking,
+    damage,
+    documents,
+    frameworks,
+    importing,
+    measuring,
+    models,
+    reuse,
+    settings,
+    stores,
+)
+from tests.provocations.world import Provocation, Seen, World, see
+
+__all__ = ["PROVOCATIONS", "Provocation", "Seen", "World", "see"]
+
+PROVOCATIONS: list[tuple[str, Provocation]] = [
+    pair
+    for part in (
+        importing,
+        models,
+        stores,
+        documents,
+        asking,
+        settings,
+        frameworks,
+        damage,
+        reuse,
+        measuring,
+    )
+    for pair in part.provoked.pairs
+]
+"""Messages as the page has them, each with what provokes it; some are provoked in several ways."""

@@ -1,0 +1,89 @@
+"""Asking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusionrag_integrations import AnswerSettings
+from fusionrag_integrations.types import Prompt
+from tests.provocations.world import Provoked, Seen, World
+
+provoked = Provoked()
+
+
+def ask(world: World, prompt: Prompt) -> None:
+    world.engine.answer(prompt, AnswerSettings(max_tokens=1))
+
+
+@provoked.by("The store at ... holds no chunks...")
+def empty_store(world: World) -> list[Seen]:
+    world.open().corpus.search("Where is the fox?")
+    return world.logged()
+
+
+@provoked.by("This model's tokenizer has no chat template, so messages can't be worded for it. ...")
+def no_template(world: World) -> None:
+    world.patch.setattr(world.engine.model.tokenizer, "chat_template", None)
+    ask(world, [{"role": "user", "content": "Where?"}])
+
+
+@provoked.by("The model's chat template refuses these messages: .... Their roles are ...")
+def refusing_template(world: World) -> None:
+    template = "{{ raise_exception('Conversation roles must alternate') }}"
+    world.patch.setattr(world.engine.model.tokenizer, "chat_template", template)
+    ask(world, "Where?")
+
+
+@provoked.by("This answer has no trace of its prompt; only an engine's have.")
+def no_trace(world: World) -> None:
+    replace(world.engine.answer("Where?", AnswerSettings(max_tokens=1)), trace=None).explain()
+
+
+provoked.pairs += [
+    ("The question is ...", lambda w: w.engine.corpus.search(" ")),
+    ("The question is ...", lambda w: w.engine.corpus.search(None)),  # type: ignore[arg-type]
+    (
+        "The store at ... holds no chunks...",
+        lambda w: w.run(
+            *("ask", "Where?", "--store", w.store, "--model", w.model_dir, "--scope", "none")
+        ),
+    ),
+    ("scopes is ...; give a ... of strings, or None...", lambda w: AnswerSettings(scopes="north")),  # type: ignore[arg-type]
+    (
+        "scopes is ...; give a ... of strings, or None...",
+        lambda w: w.engine.corpus.search("Where?", scopes="north"),
+    ),
+    (
+        "The filter ... can't be used: ...",
+        lambda w: w.engine.corpus.search("Where?", where={"page": {"$near": 3}}),
+    ),
+    (
+        "The filter ... can't be used: ...",
+        lambda w: w.engine.corpus.search("Where?", where="page"),  # type: ignore[arg-type]
+    ),
+]
+provoked.each(
+    {
+        "The prompt is empty.": lambda w: ask(w, " "),
+        "The prompt holds no messages.": lambda w: ask(w, []),
+        "The prompt's messages are all empty.": lambda w: ask(
+            w, [{"role": "user", "content": " "}]
+        ),
+        "A message must be a dictionary with the strings 'role' and 'content'; got ...": (
+            lambda w: ask(w, [{"role": "user", "content": None}])  # type: ignore[typeddict-item]
+        ),
+        "The prompt holds half a surrogate pair at character ...; ...": lambda w: ask(
+            w, "half \ud83d"
+        ),
+        "The prompt has ... tokens; the context of ... holds ..., and the answer needs ...": (
+            lambda w: ask(w, "the river and the bridge " * 1000)
+        ),
+        "k is ...; it must be at least 1.": lambda w: w.engine.corpus.search("Where?", 0),
+        "The answer is there once its stream has been read to the end.": lambda w: (
+            w.engine.stream("Where?").answer
+        ),
+        "There is no directory ... to write the page to.": lambda w: w.run(
+            *("ask", "Where?", "--store", w.store, "--explain", w.tmp / "none" / "why.html")
+        ),
+    }
+)

@@ -1,0 +1,281 @@
+"""Damaged files: what `verify` names, what answering goes around, what `repair` can't mend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fusionrag_integrations import Corpus
+from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
+from fusionrag_integrations.catalog import CATALOG_FILE
+from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.types import Calibration
+from tests.conftest import all_records
+from tests.provocations.stores import changed
+from tests.provocations.world import Provoked, Seen, World, held, records
+from tests.records.by_hand import build, tiny_parts
+from tests.records.writer import KEY
+
+provoked = Provoked()
+
+
+def verify(world: World, store: Path) -> list[Seen]:
+    return world.run("verify", "--store", store)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def documents(store: Path) -> list[Path]:
+    return sorted((store / "documents").glob("??/*.json"))
+
+
+@provoked.by("... is damaged: ...")
+def damaged_record(world: World) -> list[Seen]:
+    store = world.copy()
+    flip_a_byte(records(store)[0])
+    return verify(world, store)
+
+
+@provoked.by("... is damaged: ...")
+def damaged_document(world: World) -> list[Seen]:
+    store = world.copy()
+    flip_a_byte(documents(store)[0])
+    return verify(world, store)
+
+
+@provoked.by("A KV record of chunk ... isn't used: ...")
+def damaged_in_use(world: World) -> list[Seen]:
+    store = world.copy()
+    for file in records(store):
+        file.write_bytes(file.read_bytes()[:-1])
+    return world.asked(world.open(store))
+
+
+@provoked.by("Starting again without a KV record: ...")
+def damaged_layer(world: World) -> list[Seen]:
+    """Damage that shows when the last layer is read, while the first ones run: as of large KV."""
+    world.patch.setattr("fusionrag_integrations.store.loader.WHOLE_BYTES", 0)
+    store = world.copy()
+    for file in records(store):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    return world.asked(world.open(store))
+
+
+@provoked.by("There is no KV record ....")
+def missing_record(world: World) -> list[Seen]:
+    store = world.copy()
+    records(store)[0].unlink()
+    return verify(world, store)
+
+
+@provoked.by("... can't be read: ...")
+def unreadable_record(world: World) -> list[Seen]:
+    """A disk that fails."""
+    store = world.copy()
+
+    def fails(path: Path) -> int:
+        raise OSError(5, "Input/output error", str(path))
+
+    world.patch.setattr("fusionrag_integrations.records.files.open_descriptor", fails)
+    return verify(world, store)
+
+
+@provoked.by("... was made by another model, format or salt: its signature is ...")
+def foreign_record(world: World) -> list[Seen]:
+    store = world.copy()
+    ours = FileKVStore(store / "kv", world.engine.corpus.catalog.info.record_signature, "float32")
+    FileKVStore(store / "kv", "another", "float32").put(ours.get(next(ours.keys())).dense())
+    return verify(world, store)
+
+
+@provoked.by("... holds the record of another key, ....")
+def renamed_record(world: World) -> list[Seen]:
+    store = world.copy()
+    first, second = records(store)[:2]
+    second.write_bytes(first.read_bytes())
+    return verify(world, store)
+
+
+@provoked.by("Record ... holds another chunk's tokens.")
+def another_text(world: World) -> list[Seen]:
+    store = world.copy()
+    kv = FileKVStore(store / "kv", world.engine.corpus.catalog.info.record_signature, "float32")
+    first, second = all_records(world.engine.corpus.catalog)[:2]
+    for key in (first.fused_key, first.isolated_key):
+        kv.put(replace(kv.get(second.isolated_key).dense(), key=key))
+    return world.asked(world.open(store))
+
+
+@provoked.by("... isn't named like a KV record, which is ...")
+def stranger(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / "kv" / "notes.txt").write_text("hello")
+    return verify(world, store)
+
+
+def by_hand(world: World, **metadata: str) -> list[Seen]:
+    """A record whose header says other things, with the right checksum."""
+    store = world.copy()
+    listed, data = tiny_parts()
+    listed["__metadata__"].update(metadata)
+    path = store / "kv" / KEY[:2] / f"{KEY}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(build(listed, data))
+    return verify(world, store)
+
+
+@provoked.by("... has version ... of the format ...; this release reads version ...")
+def newer_document(world: World) -> list[Seen]:
+    store = world.copy()
+    path = documents(store)[0]
+    head, _, body = path.read_bytes().partition(b"\n")
+    path.write_bytes(json.dumps(json.loads(head) | {"version": 9}).encode() + b"\n" + body)
+    return verify(world, store)
+
+
+@provoked.by("... is missing.")
+def missing_document(world: World) -> list[Seen]:
+    store = world.copy()
+    documents(store)[0].unlink()
+    return verify(world, store)
+
+
+@provoked.by("... is of no document.")
+def stray_document(world: World) -> list[Seen]:
+    store = world.copy()
+    world.open(store).delete(["town-1"])
+    for path in documents(world.store):
+        target = store / path.relative_to(world.store)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return verify(world, store)
+
+
+@provoked.by("... is of another document, ....")
+def swapped_documents(world: World) -> list[Seen]:
+    store = world.copy()
+    first, second = documents(store)
+    first.write_bytes(second.read_bytes())
+    return verify(world, store)
+
+
+@provoked.by("store.json doesn't say what the catalog says.")
+def another_store_json(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "UPDATE store SET chunk_tokens = 64"))
+
+
+@provoked.by("The catalog ... is damaged: ...")
+def loose_ends(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "DELETE FROM documents"))
+
+
+@provoked.by("The catalog ... can't be used: ...")
+def no_catalog(world: World) -> None:
+    store = world.copy()
+    (store / CATALOG_FILE).write_bytes(b"no database" * 99)
+    Corpus.open(store)
+
+
+@provoked.by("The index in ... can't be used: ...")
+def damaged_index(world: World) -> None:
+    store = world.copy()
+    (store / "index" / "chroma.sqlite3").write_bytes(b"no database" * 99)
+    Corpus.open(store)
+
+
+@provoked.by("The store at ... is being changed; wait for it to end.")
+def repaired_while_changing(world: World) -> list[Seen]:
+    store = world.copy()
+    with held(store):
+        return world.run("repair", "--store", store)
+
+
+@provoked.by("Can't delete ...: ...")
+def undeletable(world: World) -> None:
+    """A directory in a file's place, which deleting a file can't delete."""
+    store = world.copy()
+    for path in documents(store):
+        path.unlink()
+        path.mkdir()
+    world.open(store).delete(["town-0"])
+
+
+@provoked.by("... can't be listed: ...")
+def unlisted(world: World) -> list[Seen]:
+    def denied(path: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    world.patch.setattr(Path, "iterdir", denied)
+    return world.run("inspect", "--store", world.store)
+
+
+@provoked.by("A new chunk's KV was not kept: ...")
+def capture_on_a_full_disk(world: World) -> list[Seen]:
+    engine = world.open(world.copy())
+    text = "A text that came with a question, about the ferry, the bridge and the river. " * 2
+    engine.offer([text])
+    world.full_disk()
+    world.asked(engine, f"{text}\n\nWhere is the ferry?")
+    engine._server._background.shutdown()
+    return world.logged()
+
+
+@provoked.by("A captured chunk stays isolated for now: ...")
+def hot_while_changing(world: World) -> list[Seen]:
+    from fusionrag_integrations.capture import HOT
+
+    store = world.copy()
+    engine = world.open(store)
+    text = "A text that came with a question, about the ferry, the bridge and the river. " * 2
+    engine.offer([text])
+    with held(store):
+        for _ in range(1 + HOT):
+            world.asked(engine, f"{text}\n\nWhere is the ferry?")
+            engine._server._background.submit(lambda: None).result()  # what an answer leaves to it
+    return world.logged()
+
+
+def calibrated(world: World, content: str) -> None:
+    store = world.copy()
+    (store / CALIBRATION_FILE).write_text(content)
+    world.open(store)
+
+
+@provoked.by("The calibration ... names layer ...; ... has layers ...")
+def deeper_calibration(world: World) -> None:
+    store = world.copy()
+    signature = world.engine.corpus.catalog.info.signature
+    write_calibration(store / CALIBRATION_FILE, signature, Calibration(layers=(99,)), {})
+    world.open(store)
+
+
+provoked.each(
+    {
+        "... has format version ...; this release reads version ...": lambda w: by_hand(
+            w, format_version="9"
+        ),
+        "... isn't a KV record: ...": lambda w: by_hand(w, format="another"),
+        "The calibration ... is damaged (...). Delete it and calibrate again.": lambda w: (
+            calibrated(
+                w,
+                json.dumps(
+                    {
+                        "format": 1,
+                        "calibrations": {w.engine.corpus.catalog.info.signature: {"layers": "all"}},
+                    }
+                ),
+            )
+        ),
+        "... is no calibration (...). Delete it and calibrate again.": lambda w: calibrated(w, "{"),
+        "... has format ...; this version reads format .... Calibrate again.": lambda w: calibrated(
+            w, '{"format": 99, "calibrations": {}}'
+        ),
+    }
+)

@@ -1,0 +1,83 @@
+"""Settings and tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.tools import tool
+
+import fusionrag_integrations.langchain as lc
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from tests.langchain.templates import WITH_TOOLS
+from tests.provocations.world import Provocation, Provoked, Seen, World
+
+provoked = Provoked()
+
+
+@tool
+def weather(place: str) -> str:
+    """How the weather is at a place."""
+    return f"{place}: fair"
+
+
+def setting(**given: Any) -> Provocation:
+    return lambda world: AnswerSettings(**given)
+
+
+def calling(text: str) -> Callable[[World], list[Seen]]:
+    """A model that knows of a tool and writes this."""
+
+    def call(world: World) -> list[Seen]:
+        world.patch.setattr(world.engine.model.tokenizer, "chat_template", WITH_TOOLS)
+        answer = world.engine.answer("Where?", AnswerSettings(max_tokens=1))
+        said = Answer(text, answer.token_ids, "stop", answer.usage, answer.ttft)
+        world.patch.setattr(FusionEngine, "answer", lambda *_: said)
+        message = lc.ChatFusionRAG(engine=world.engine).bind_tools([weather]).invoke("How is it?")
+        return [("invalid_tool_calls", str(call["error"])) for call in message.invalid_tool_calls]
+
+    return call
+
+
+@provoked.by("There is no tool ... to choose; there are ...")
+def another_tool(world: World) -> None:
+    world.patch.setattr(world.engine.model.tokenizer, "chat_template", WITH_TOOLS)
+    lc.ChatFusionRAG(engine=world.engine).bind_tools([weather], tool_choice="timetable")
+
+
+provoked.each(
+    {
+        "There is no selector .... Known selectors: ...": lambda w: w.engine.answer(
+            "Where?", AnswerSettings(selector="best")
+        ),
+        "... validation error for ...": lambda w: lc.FusionRAGLLM(engine=w.engine, ratio=2.0),
+        "ratio is ...; it must lie in [0, 1].": setting(ratio=2.0),
+        "max_tokens is ...; it must be at least 1.": setting(max_tokens=0),
+        "temperature is ...; it must not be negative.": setting(temperature=-1.0),
+        "top_p is ...; it must lie in (0, 1].": setting(top_p=0.0),
+        "top_k is ...; use 0 for no limit.": setting(top_k=-1),
+        "repetition_penalty is ...; it must be above 0. 1 is none.": setting(
+            repetition_penalty=0.0
+        ),
+        "Unknown kv ...; choose one of ...": setting(kv="cached"),
+        "handles is ...; give a tuple of KVHandle.": setting(handles="chunk"),
+        "stop is ...; give a tuple of non-empty strings.": setting(stop=("",)),
+        "tools is ...; give a tuple of schemas in OpenAI's form, ...": setting(tools=(weather,)),
+        "Unknown settings ...; known are ...": lambda w: lc.FusionRAGLLM(engine=w.engine).invoke(
+            "Where?", raito=0.3
+        ),
+        "This model's chat template has no words for tools. ...": lambda w: w.engine.answer(
+            "Where?", AnswerSettings(tools=({"type": "function", "function": {"name": "weather"}},))
+        ),
+        "The chat template of ... has no words for tools. ...": lambda w: lc.ChatFusionRAG(
+            engine=w.engine
+        ).bind_tools([weather]),
+        "This is no JSON: ...": calling("<tool_call>weather(Pelfield)</tool_call>"),
+        "There is no tool ...; there are ...": calling(
+            '<tool_call>{"name": "timetable", "arguments": {}}</tool_call>'
+        ),
+        "The arguments are no object.": calling(
+            '<tool_call>{"name": "weather", "arguments": ["Pelfield"]}</tool_call>'
+        ),
+    }
+)

@@ -1,0 +1,104 @@
+"""Opening a store."""
+
+from __future__ import annotations
+
+import sqlite3
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from fusionrag_integrations import Corpus, FusionEngine
+from fusionrag_integrations.catalog import CATALOG_FILE
+from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.store import Budgets
+from tests.provocations.world import Provoked, World
+
+provoked = Provoked()
+
+
+class OtherEmbedding(LexicalEmbedder):
+    """The built-in one under another name."""
+
+    name = "other"
+
+
+class LongerEmbedding(LexicalEmbedder):
+    """Under the built-in one's name, another."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return [*super().embed_query(text), 1.0]
+
+
+def changed(store: Path, statement: str) -> Path:
+    """The store, with its catalog changed behind its back."""
+    db = sqlite3.connect(store / CATALOG_FILE)
+    with db:
+        db.execute(statement)
+    db.close()
+    return store
+
+
+@provoked.by("There is no store at ...")
+def empty_catalog(world: World) -> None:
+    world.file(CATALOG_FILE)
+    Corpus.open(world.tmp)
+
+
+@provoked.by("The store at ... was made by ... (signature ...), not by ... (signature ...): ...")
+def another_model(world: World) -> None:
+    hf = deepcopy(world.engine.model.hf)
+    with torch.no_grad():
+        hf.lm_head.weight[0, 0] += 1.0
+    model = CausalModel(hf, world.engine.model.tokenizer, "another")
+    FusionEngine.open(model, world.store)
+
+
+@provoked.by("... is a database, but not the catalog of a store.")
+def another_database(world: World) -> None:
+    Corpus.open(changed(world.tmp, "CREATE TABLE notes (text)"))
+
+
+@provoked.by("There is a database at ... already; open it instead.")
+def made_twice(world: World) -> None:
+    """What the slower of two processes meets that make the same store."""
+    store = world.copy()
+    Corpus.create(store, world.engine.corpus.catalog.info)
+
+
+provoked.pairs += [
+    ("There is no store at ...", lambda w: Corpus.open(w.tmp)),
+    ("There is no store at ...", lambda w: w.run("verify", "--store", w.tmp / "none")),
+    ("The store at ... was made with ... salt. ...", lambda w: w.open(w.store, salt="secret")),
+]
+provoked.each(
+    {
+        "... has schema version ...; this release reads version ...": lambda w: Corpus.open(
+            changed(w.copy(), "PRAGMA user_version = 99")
+        ),
+        "The store at ... has format ...; this version reads format ...": lambda w: w.open(
+            changed(w.copy(), "UPDATE store SET format_version = 1")
+        ),
+        "The store at ... was indexed with the embedding ..., not ...": lambda w: Corpus.open(
+            w.store, OtherEmbedding()
+        ),
+        "The index in ... was made by another embedding: ...": lambda w: Corpus.open(
+            w.store, LongerEmbedding()
+        ).search("Where is the fox?"),
+        "The store at ... has chunks of up to ... tokens; chunk_tokens=... needs a new store.": (
+            lambda w: w.open(w.store, chunk_tokens=64)
+        ),
+        "The store at ... keeps KV as ...; kv_format=... needs a new store.": lambda w: w.open(
+            w.store, kv_format="int8"
+        ),
+        "Can't make a store at ...: ...": lambda w: w.open(w.file("notes.txt") / "store"),
+        "Unknown kv_format ...; choose ...": lambda w: w.open(kv_format="int2"),
+        "chunk_tokens is ...; it must be at least ...": lambda w: w.open(chunk_tokens=1),
+        "The salt is a ...; give a string.": lambda w: w.open(salt=5),
+        "A budget is ... bytes; give 0 or more, or None.": lambda w: w.open(
+            w.store, budgets=Budgets(host=-1)
+        ),
+        "... is not an embedding: give an object with ...": lambda w: w.open(embedding="bge-small"),
+    }
+)
