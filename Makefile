@@ -26,5 +26,9 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
 
+# Runs the notebooks anew, and keeps what they show.
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m tests.notebooks examples/*.ipynb
+
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

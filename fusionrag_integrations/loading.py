@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fusionrag_integrations.chunk_kv import prefill_chunks
-from fusionrag_integrations.errors import KVForeignError, KVRecordError
+from fusionrag_integrations.errors import KVForeignError, KVMissingError, KVRecordError
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.store import Lease, TieredKV
 from fusionrag_integrations.timing import Stopwatch
@@ -24,6 +24,8 @@ from fusionrag_integrations.types import (
 
 logger = logging.getLogger(__name__)
 
+_NEW = "It came with a question, and hasn't been used often enough to be fused."
+_STALE = "It isn't fused: ingest was not finished, or what it was fused behind has changed."
 _UNCERTAIN = "Nothing says which chunk it is: several have this text, or the prompt cuts it short."
 
 
@@ -61,7 +63,7 @@ class ChunkLoading:
                 kv, reason = self._load_chunk(span.record, variant, lease, complete)
                 loaded[name] = kv
                 if variant == "isolated" and settings.kv == "fused":
-                    reason = reason or _UNCERTAIN
+                    reason = reason or _why_isolated(span.record)
                 if reason:
                     reasons[span.record.chunk.id] = reason
         watch.lap("load")
@@ -107,15 +109,20 @@ class ChunkLoading:
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
                 return kv, reason
             except KVRecordError as error:
+                if record.captured and isinstance(error, KVMissingError):
+                    continue  # it is computed in this request, for this and later ones
                 logger.warning("A KV record of chunk %s isn't used: %s", record.chunk.id, error)
                 reason = str(error)
         return None, reason
 
 
 def _why_not_fused(record: ChunkRecord) -> str:
-    if record.captured:
-        return "It came with a question, and hasn't been used often enough to be fused."
-    return "It isn't fused: ingest was not finished, or what it was fused behind has changed."
+    return _NEW if record.captured else _STALE
+
+
+def _why_isolated(record: ChunkRecord) -> str:
+    """Where the prompt's matches ask for isolated KV."""
+    return _NEW if record.captured else _UNCERTAIN
 
 
 def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_it_is_computed_once_and_reused(engine: FusionEngine) -> None:
     assert first.usage.recompute_ratio > second.usage.recompute_ratio
     assert first.usage.token_layers > second.usage.token_layers
     assert first.ttft.capture > 0 == second.ttft.capture
+
+
+def test_that_its_kv_is_new_is_no_fault(
+    engine: FusionEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.offer([UPLOAD])
+    with caplog.at_level(logging.WARNING):
+        first = ask(engine, UPLOAD)
+    assert first.captured_chunks == 1
+    assert caplog.records == []
+    reasons = [fallback.reason for fallback in first.fallbacks]
+    assert reasons == ["It came with a question, and hasn't been used often enough to be fused."]
 
 
 def test_recomputed_as_a_whole_it_is_full_attention(engine: FusionEngine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -24,7 +24,7 @@ BEGINNING = 60  # characters of a neighbour that are shown
 class Explanation:
     """A page that needs nothing but itself: no network, no script."""
 
-    html: str
+    html: str = field(repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the page to a file, for its owner alone: it holds the prompt.
