@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusionrag_integrations.answer import Answer
+    from fusionrag_integrations.answer import Answer, AnswerStream
     from fusionrag_integrations.corpus import Corpus
-    from fusionrag_integrations.engine import AnswerStream, FusionEngine
+    from fusionrag_integrations.engine import FusionEngine
     from fusionrag_integrations.errors import FusionRAGError
     from fusionrag_integrations.ingest import IngestReport
     from fusionrag_integrations.types import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "Answer": "answer",
     "AnswerSettings": "types",
-    "AnswerStream": "engine",
+    "AnswerStream": "answer",
     "Chunk": "types",
     "Corpus": "corpus",
     "Document": "types",

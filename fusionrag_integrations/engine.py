@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.calibration import (
     CALIBRATION_FILE,
     read_break_even,
@@ -19,7 +19,6 @@ from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
-    FusionRAGError,
     InvalidInputError,
     StoreError,
     StoreMismatchError,
@@ -195,12 +194,12 @@ class FusionEngine:
         ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def count_tokens(self, prompt: Prompt) -> int:
-        """Tokens that the model reads of a prompt, its chat template's among them.
+    def count_tokens(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+        """Tokens that the model reads of a prompt, its chat template's and tools' among them.
 
         Raises as `answer` does for a prompt that can't be.
         """
-        return len(encode(self.model.tokenizer, prompt).token_ids)
+        return len(encode(self.model.tokenizer, prompt, tools).token_ids)
 
     def ingest(
         self,
@@ -251,10 +250,7 @@ class FusionEngine:
         `PromptTooLongError`. KV that is missing, damaged or foreign is never served: its tokens
         are computed afresh, and counted in the answer.
         """
-        stream = self.stream(prompt, settings)
-        for _ in stream:
-            pass
-        return stream.answer
+        return self.stream(prompt, settings).read()
 
     def prefetch(self, handles: Iterable[KVHandle]) -> None:
         """Begin to load the KV of chunks that a prompt is about to hold; returns at once."""
@@ -286,30 +282,11 @@ class FusionEngine:
         return self._server.load(prompt, settings or AnswerSettings())
 
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
-        """Like `answer`, as an iterator over pieces of text. Work begins with the first."""
+        """Like `answer`, as an iterator over pieces of text. Work begins with the first.
+
+        `async for` and `await stream.aread()` do the work in threads; cancelled, it ends.
+        """
         return AnswerStream(self._server.run(prompt, settings or AnswerSettings()))
-
-
-class AnswerStream(Iterator[str]):
-    """Pieces of an answer's text. `answer` holds the whole once they are exhausted."""
-
-    def __init__(self, events: Iterator[str | Answer]) -> None:
-        self._events = events
-        self._answer: Answer | None = None
-
-    def __next__(self) -> str:
-        event = next(self._events)
-        if isinstance(event, Answer):
-            self._answer = event
-            raise StopIteration
-        return event
-
-    @property
-    def answer(self) -> Answer:
-        """The answer with its usage and timing; raises before the stream has ended."""
-        if self._answer is None:
-            raise FusionRAGError("The answer is there once its stream has been read to the end.")
-        return self._answer
 
 
 def corpus_of(engine: FusionEngine | None, corpus: Corpus | None) -> Corpus:

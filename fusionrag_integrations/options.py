@@ -6,6 +6,7 @@ Both frameworks' components are pydantic models, so one set of declared fields s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,17 +22,24 @@ class AnswerOptions(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     engine: FusionEngine = Field(exclude=True, repr=False)
-    kv: KVSource = Field("fused", description="fused, isolated, or none: full attention")
-    selector: str = Field("fusionrag", description="How the tokens to recompute are chosen.")
-    ratio: float = Field(0.15, description="Share of the chunk tokens to recompute, 0 to 1.")
-    scopes: list[str] | None = Field(None, description="Use KV of these scopes only.")
-    max_tokens: int = Field(256, description="The longest answer, in tokens.")
-    temperature: float = Field(0.0, description="0 is greedy decoding.")
-    top_p: float = Field(1.0, description="Nucleus sampling, for a temperature above 0.")
-    top_k: int = Field(0, description="Sample from the k likeliest tokens; 0 is no limit.")
-    seed: int | None = Field(None, description="Makes sampling repeatable.")
+    kv: KVSource = Field(
+        default="fused", description="fused, isolated, prefix: a cache; none: full attention."
+    )
+    selector: str = Field(
+        default="fusionrag", description="How the tokens to recompute are chosen."
+    )
+    ratio: float = Field(
+        default=0.15, description="Share of the chunk tokens to recompute, 0 to 1."
+    )
+    scopes: list[str] | None = Field(default=None, description="Use KV of these scopes only.")
+    max_tokens: int = Field(default=256, description="The longest answer, in tokens.")
+    temperature: float = Field(default=0.0, description="0 is greedy decoding.")
+    top_p: float = Field(default=1.0, description="Nucleus sampling, for a temperature above 0.")
+    top_k: int = Field(default=0, description="Sample from the k likeliest tokens; 0 is no limit.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
     repetition_penalty: float | None = Field(
-        None, description="Above 1 against repetition; by default as the model's own config says."
+        default=None,
+        description="Above 1 against repetition; by default as the model's own config says.",
     )
     stop: list[str] = Field(default_factory=list, description="Strings that end the answer.")
 
@@ -64,21 +72,23 @@ class AnswerOptions(BaseModel):
             top_k=self.top_k,
             seed=self.seed,
             repetition_penalty=self.repetition_penalty,
-            stop=tuple(self.stop if stop is None else stop),
+            stop=_frozen(self.stop if stop is None else stop),
         )
-        changes = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in (changes or {}).items()
-        }
-        return settings.changed(changes)
+        return settings.changed({name: _frozen(v) for name, v in (changes or {}).items()})
 
     def identity(self) -> dict[str, Any]:
         """What tells one configuration from another, in logs and in a framework's cache."""
         chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
         corpus = self.engine.corpus
-        store = {  # an answer depends on what the store held
+        place = str(corpus.path.resolve()).encode()
+        store = {  # an answer depends on what the store held; traces needn't tell where it is
             "signature": corpus.catalog.info.record_signature,
-            "store": str(corpus.path.resolve()),
+            "store": sha256(place).hexdigest(),
             "revision": corpus.catalog.revision,
         }
         return {"model_name": self.model_name} | store | chosen
+
+
+def _frozen(value: Any) -> Any:
+    """A list as settings take it; anything else is theirs to refuse, such as a single string."""
+    return tuple(value) if isinstance(value, list) else value

@@ -7,7 +7,7 @@ prompt --match, encode, assemble--> AssembledPrompt --load, capture, place--> bu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -114,14 +114,17 @@ class Server:
             watch = Stopwatch(self._model.device)
             return self._loading.load(wanted, settings, lease, watch, complete=True)
 
-    def run(self, prompt: Prompt, settings: AnswerSettings) -> Iterator[str | Answer]:
-        """Yields pieces of text, and at last the answer."""
+    def run(self, prompt: Prompt, settings: AnswerSettings) -> Generator[str | Answer]:
+        """Yields pieces of text, and at last the answer. Closed, it computes nothing more.
+
+        There is a piece before the prompt is computed, and one for each token; some are empty.
+        """
         with self._kv.lease() as lease:
             yield from self._run(prompt, settings, lease)
 
     def _run(
         self, prompt: Prompt, settings: AnswerSettings, lease: Lease
-    ) -> Iterator[str | Answer]:
+    ) -> Generator[str | Answer]:
         watch = Stopwatch(self._model.device)
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
         worded = word(self._model.tokenizer, prompt, settings.tools)
@@ -142,6 +145,7 @@ class Server:
             )
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
         watch.lap("encode")
+        yield ""
         short = settings.break_even and reuses and len(encoded.token_ids) < self._break_even
         if settings.kv == "none":
             warm = self._full_attention(encoded, "the settings ask for it (kv='none').", watch)
@@ -169,9 +173,8 @@ class Server:
             if not token_ids:
                 watch.lap("first_token")
             token_ids.append(token.token_id)
-            if piece := text.push(token.token_id):
-                pieces.append(piece)
-                yield piece
+            pieces.append(text.push(token.token_id))
+            yield pieces[-1]
             finish = "stop" if text.stopped else token.finished or finish
             if text.stopped:
                 break
@@ -253,7 +256,7 @@ class Server:
             return self._recomputed(loaded, settings, selector, watch)
         except KVRecordError as error:
             # It showed while layers ran. Now nothing is used before it has come as a whole.
-            logger.warning("Starting again without it: %s", error)
+            logger.warning("Starting again without a KV record: %s", error)
             loaded = self._loading.load(wanted, settings, lease, watch, complete=True)
             return self._recomputed(loaded, settings, selector, watch)
 

@@ -14,13 +14,12 @@ from statistics import median
 from time import sleep
 from typing import Any, Literal, get_args
 
-from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.bench.clock import quartiles
 from fusionrag_integrations.bench.served import InventedStore
 from fusionrag_integrations.bench.store_reads import Told, drop_cached
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.ttft import from_spans
-from fusionrag_integrations.engine import AnswerStream
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, TieredKV
 from fusionrag_integrations.types import Calibration, Prompt
@@ -124,10 +123,7 @@ class _Requests:
         )
 
     def _answer(self, server: Server, prompt: Prompt) -> Answer:
-        stream = AnswerStream(server.run(prompt, self._settings))
-        for _ in stream:
-            pass
-        return stream.answer
+        return AnswerStream(server.run(prompt, self._settings)).read()
 
 
 def _rows(

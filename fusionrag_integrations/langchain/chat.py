@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.langchain.tool_calls import Said, read_tool_calls
+from fusionrag_integrations.langchain.messages import (
+    last_chunks,
+    to_chunk,
+    to_message,
+    to_messages,
+)
+from fusionrag_integrations.langchain.tool_calls import PlainText
 from fusionrag_integrations.options import AnswerOptions
-from fusionrag_integrations.types import Message
 
-_ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
+Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
 
 class ChatFusionRAG(AnswerOptions, BaseChatModel):
     """Answers chat messages from the KV of the chunks that stand in them.
 
-    `usage_metadata` counts reused tokens as `cache_read`; `response_metadata` tells the rest, as
-    `FusionRAGLLM` does in its generation info. Every setting can be given per call.
+    `usage_metadata` counts tokens, reused ones as `cache_read`; `response_metadata` tells the rest,
+    as `FusionRAGLLM` does in its generation info. Every setting can be given per call. Errors and
+    cancelling are as with `FusionRAGLLM`; messages must hold text alone, else `InvalidInputError`.
 
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | chat
     """
@@ -51,14 +56,19 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
     ) -> ChatResult:
         settings = self.settings(stop, kwargs)
         answer = self.engine.answer(to_messages(messages), settings)
-        said = read_tool_calls(answer.text, settings.tools)
-        message = AIMessage(
-            content=said.text,
-            tool_calls=said.calls,
-            invalid_tool_calls=said.invalid,
-            usage_metadata=_usage(answer),
-            response_metadata=self._metadata(answer),
-        )
+        message = to_message(answer, settings, self.model_name)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        settings = self.settings(stop, kwargs)
+        answer = await self.engine.stream(to_messages(messages), settings).aread()
+        message = to_message(answer, settings, self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -69,41 +79,47 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         settings = self.settings(stop, kwargs)
-        stream = self.engine.stream(to_messages(messages), settings)
-        pieces = []
-        for piece in stream:
-            pieces.append(piece)
-            if settings.tools:  # what is a call shows when all is said
-                continue
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            if run_manager:
-                run_manager.on_llm_new_token(piece, chunk=chunk)
-            yield chunk
-        if settings.tools:
-            chunk = _with_calls(read_tool_calls("".join(pieces), settings.tools))
-            if run_manager:
-                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            yield chunk
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="",
-                usage_metadata=_usage(stream.answer),
-                response_metadata=self._metadata(stream.answer),
-                chunk_position="last",
-            )
-        )
+        plain = PlainText(settings.tools)
+        with closing(self.engine.stream(to_messages(messages), settings)) as stream:
+            pieces = (to_chunk(text) for text in map(plain.push, stream) if text)
+            for chunk in chain(pieces, last_chunks(stream, plain, self.model_name)):
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        settings = self.settings(stop, kwargs)
+        plain = PlainText(settings.tools)
+        with closing(self.engine.stream(to_messages(messages), settings)) as stream:
+            async for piece in stream:
+                if text := plain.push(piece):
+                    chunk = to_chunk(text)
+                    if run_manager:
+                        await run_manager.on_llm_new_token(text, chunk=chunk)
+                    yield chunk
+            for chunk in last_chunks(stream, plain, self.model_name):
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     def bind_tools(
         self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        tools: Sequence[Tool],
         *,
-        tool_choice: str | bool | None = None,
+        tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """The model with tools that it may call, told of them by its own chat template.
 
-        tool_choice: "auto"; "none"; a tool's name, so that it is told of no other; "any". Nothing
-        makes a model call a tool: with "any" or a name an answer may come all the same.
+        tool_choice: "auto"; "none"; a tool's name, or OpenAI's {"function": {"name": ...}}, so that
+        it is told of no other; "any". Nothing makes a model call a tool: with "any" or a name an
+        answer may come all the same.
 
         Raises `InvalidInputError` where the template has no words for tools, or no tool has the
         name.
@@ -115,6 +131,8 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
             )
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         names = [schema["function"]["name"] for schema in schemas]
+        if isinstance(tool_choice, dict):
+            tool_choice = str(tool_choice.get("function", tool_choice).get("name"))
         if tool_choice == "none":
             schemas = []
         elif isinstance(tool_choice, str) and tool_choice not in ("auto", "any", "required"):
@@ -125,61 +143,21 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
             schemas = [schemas[names.index(tool_choice)]]
         return self.bind(tools=schemas, **kwargs)
 
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of `text` by the model's own tokenizer."""
-        return len(self.engine.encode(text))
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of a text's tokens by the model's own tokenizer; `get_num_tokens` counts them."""
+        return self.engine.encode(text)
 
-    def _metadata(self, answer: Answer) -> dict[str, Any]:
-        return {"model_name": self.engine.model_name} | answer.report()
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
+    ) -> int:
+        """Tokens that the model reads of messages, its chat template's and tools' among them.
 
-
-def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """LangChain's messages as chat templates take them: system, user, assistant and tool, as text.
-
-    Raises `InvalidInputError` for other kinds of message, and for content other than text.
-    """
-    converted: list[Message] = []
-    for message in messages:
-        role = _ROLES.get(message.type.removesuffix("MessageChunk").lower())
-        if role is None:
-            raise InvalidInputError(
-                f"Messages of type {message.type!r} are not supported; give "
-                f"{', '.join(_ROLES)} messages."
-            )
-        blocks = message.content if isinstance(message.content, list) else []
-        if any(isinstance(block, dict) and block.get("type") != "text" for block in blocks):
-            raise InvalidInputError(f"A {message.type} message holds content other than text.")
-        worded: Message = {"role": role, "content": str(message.text)}
-        if isinstance(message, AIMessage) and message.tool_calls:
-            worded["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": call["id"],
-                    "function": {"name": call["name"], "arguments": call["args"]},
-                }
-                for call in message.tool_calls
-            ]
-        if isinstance(message, ToolMessage):
-            worded["tool_call_id"] = message.tool_call_id
-            worded["name"] = message.name or ""
-        converted.append(worded)
-    return converted
-
-
-def _with_calls(said: Said) -> ChatGenerationChunk:
-    """What was said and called, as one piece of a stream."""
-    calls = [
-        tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
-        for number, (call, args) in enumerate(said.with_arguments())
-    ]
-    return ChatGenerationChunk(message=AIMessageChunk(content=said.text, tool_call_chunks=calls))
-
-
-def _usage(answer: Answer) -> UsageMetadata:
-    usage = answer.usage
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.reused_tokens),
-    )
+        Messages that the template refuses, such as a part of a chat that begins with an answer,
+        count as their texts alone. Raises `InvalidInputError` for content other than text.
+        """
+        converted = to_messages(messages)
+        schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
+        try:
+            return self.engine.count_tokens(converted, schemas)
+        except InvalidInputError:
+            return sum(self.get_num_tokens(message["content"]) for message in converted)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
+from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.options import AnswerOptions
 
 
@@ -17,8 +19,12 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
 
     Chunks are found by their content, so any chain and prompt template will do. Each generation's
     `generation_info` tells how many tokens were reused, recomputed and computed afresh, and where
-    the time to first token went. Every setting can be given per call:
+    the time to first token went, in milliseconds. Every setting can be given per call:
     `llm.invoke(prompt, ratio=0.3)` or `llm.bind(selector="none", handles=[...])`.
+
+    Calls raise `InvalidInputError` for settings and prompts that can't be, `PromptTooLongError`
+    for what the context doesn't hold. A stream that is closed and a task that is cancelled end
+    after the token under way, or the prompt's computation, and let go of the KV that they used.
 
         llm = FusionRAGLLM(engine=engine)
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | llm
@@ -40,10 +46,17 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        answers = [self.engine.answer(prompt, settings) for prompt in prompts]
-        return LLMResult(
-            generations=[[Generation(text=a.text, generation_info=a.report())] for a in answers]
-        )
+        return self._result([self.engine.answer(prompt, settings) for prompt in prompts])
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        settings = self.settings(stop, kwargs)
+        return self._result([await self.engine.stream(p, settings).aread() for p in prompts])
 
     def _stream(
         self,
@@ -52,14 +65,42 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        stream = self.engine.stream(prompt, self.settings(stop, kwargs))
-        for piece in stream:
-            chunk = GenerationChunk(text=piece)
-            if run_manager:
-                run_manager.on_llm_new_token(piece, chunk=chunk)
-            yield chunk
-        yield GenerationChunk(text="", generation_info=stream.answer.report())
+        with closing(self.engine.stream(prompt, self.settings(stop, kwargs))) as stream:
+            for piece in stream:
+                chunk = GenerationChunk(text=piece)
+                if run_manager:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield GenerationChunk(text="", generation_info=stream.answer.report())
 
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of `text` by the model's own tokenizer."""
-        return len(self.engine.encode(text))
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        with closing(self.engine.stream(prompt, self.settings(stop, kwargs))) as stream:
+            async for piece in stream:
+                chunk = GenerationChunk(text=piece)
+                if run_manager:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield GenerationChunk(text="", generation_info=stream.answer.report())
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of a text's tokens by the model's own tokenizer; `get_num_tokens` counts them."""
+        return self.engine.encode(text)
+
+    def _result(self, answers: Sequence[Answer]) -> LLMResult:
+        prompt = sum(answer.usage.prompt_tokens for answer in answers)
+        completion = sum(answer.usage.completion_tokens for answer in answers)
+        counts = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+        return LLMResult(
+            generations=[[Generation(text=a.text, generation_info=a.report())] for a in answers],
+            llm_output={"model_name": self.model_name, "token_usage": counts},
+        )

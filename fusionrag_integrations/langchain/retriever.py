@@ -41,6 +41,9 @@ class FusionKVRetriever(BaseRetriever):
     With a `retriever` of your own, its documents come as they are and in its order; those whose
     text was ingested get their handle. What it searches by is its own then.
 
+    Raises `InvalidInputError` for an empty question and a filter that the index can't read. A call
+    may give another `k`: `retriever.invoke(question, k=3)`.
+
         FusionKVRetriever.from_documents(splits, engine=engine, k=5)
         FusionKVRetriever.from_chroma(vectorstore, engine=engine)
         FusionKVRetriever(engine=engine, retriever=any_retriever)

@@ -21,6 +21,8 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _LISTED = re.compile(r"\[TOOL_CALLS\]\s*(.*)\Z", re.DOTALL)
+_MARKS = ("<tool_call>", "[TOOL_CALLS]")
+_BARE_MARKS = ("<|python_tag|>", "{", "[")  # of a call that is all of the text
 _BARE = re.compile(r"\A\s*(?:<\|python_tag\|>)?\s*([\[{].*[\]}])\s*\Z", re.DOTALL)
 
 
@@ -40,6 +42,39 @@ class Said:
             yield broken, broken["args"] or ""
 
 
+class PlainText:
+    """Lets through the pieces of a text that are certainly no call of a tool.
+
+    told: how many characters that were. They are those that `read_tool_calls` has as text.
+    """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self.tools = tools
+        self.told = 0
+        self._text = ""
+
+    def push(self, piece: str) -> str:
+        """What is certain after this piece; all of it where there are no tools."""
+        self._text += piece
+        text = self._text[self.told : self._certain()]
+        self.told += len(text)
+        return text
+
+    def _certain(self) -> int:
+        """How many characters are: those before what may begin a call, without white space."""
+        text = self._text
+        if not self.tools:
+            return len(text)
+        start = text.lstrip()
+        if any(start.startswith(mark[: len(start)]) for mark in _BARE_MARKS):
+            return 0
+        found = [at for at in map(text.find, _MARKS) if at >= 0]
+        open_ends = [
+            len(text) - n for mark in _MARKS for n in range(1, len(mark)) if text.endswith(mark[:n])
+        ]
+        return len(text[: min([*found, *open_ends, len(text)])].rstrip())
+
+
 def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
     """Find the calls in a text. Without tools there are none, whatever it looks like."""
     if not tools:
@@ -48,7 +83,9 @@ def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
     for form in (_TAGGED, _LISTED):
         if written := form.findall(text):
             calls, invalid = _read(written, names)
-            return Said(form.sub("", text).strip(), calls, invalid)
+            before, *others = form.split(text)[:: form.groups + 1]
+            parts = [before.rstrip(), *map(str.strip, others)]
+            return Said(" ".join(filter(None, parts)), calls, invalid)
     if bare := _BARE.match(text):
         calls, invalid = _read([bare[1]], names)
         if calls and not invalid:  # else it is an answer that happens to be JSON

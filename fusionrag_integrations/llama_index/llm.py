@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -23,8 +23,9 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
-from fusionrag_integrations.engine import AnswerStream
+from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
 from fusionrag_integrations.options import AnswerOptions
 from fusionrag_integrations.types import Message, Prompt
@@ -36,16 +37,31 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-_Item = TypeVar("_Item")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_Response = TypeVar("_Response")
 
 
-class FusionRAGLLM(AnswerOptions, CustomLLM):
+def _completion(method: _Method) -> _Method:
+    """LlamaIndex's decorator, which forgets the method's types."""
+    return cast(_Method, llm_completion_callback()(method))
+
+
+def _chat(method: _Method) -> _Method:
+    """The same for chats."""
+    return cast(_Method, llm_chat_callback()(method))
+
+
+class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     """Answers prompts and chat messages from the KV of the chunks that stand in them.
 
     Chunks are found by their content, so any response mode and prompt template will do. A
     response's `raw` tells how many tokens were reused, recomputed and computed afresh, and where
-    the time to first token went. Every setting can be given per call:
-    `llm.complete(prompt, ratio=0.3)`.
+    the time to first token went, in milliseconds; `additional_kwargs` counts tokens under their
+    common names. Every setting can be given per call: `llm.complete(prompt, ratio=0.3)`.
+
+    Calls raise `InvalidInputError` for settings, prompts and messages that can't be, and
+    `PromptTooLongError` for what the context doesn't hold. A stream that is closed and a task that
+    is cancelled end after the token under way, or the prompt's computation, and let go of their KV.
 
         llm = FusionRAGLLM(engine=engine)
         RetrieverQueryEngine.from_args(retriever=retriever, llm=llm).query("Who ...?")
@@ -57,7 +73,7 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The model's real context window, and whether its tokenizer words chats."""
+        """The model's real context window in tokens, and whether its tokenizer words chats."""
         return LLMMetadata(
             context_window=self.engine.context_window,
             num_output=self.max_tokens,
@@ -79,66 +95,55 @@ class FusionRAGLLM(AnswerOptions, CustomLLM):
             prompt_tokens=self._prompt_tokens,
         )
 
-    @llm_completion_callback()
+    @_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return self._complete(self._worded(prompt, formatted), kwargs)
+        answer = self._stream(self._worded(prompt, formatted), kwargs).read()
+        return _completed(answer.text, None, answer)
 
-    @llm_completion_callback()
+    @_completion
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        return self._stream_complete(self._worded(prompt, formatted), kwargs)
+        return _streamed(self._stream(self._worded(prompt, formatted), kwargs), _completed)
 
-    @llm_chat_callback()
+    @_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._chat(self._prompt(messages), kwargs)
+        answer = self._stream(self._prompt(messages), kwargs).read()
+        return _said(answer.text, None, answer)
 
-    @llm_chat_callback()
+    @_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream_chat(self._prompt(messages), kwargs)
+        return _streamed(self._stream(self._prompt(messages), kwargs), _said)
 
     # The parent's asynchronous methods block the event loop while the model works, and call the
     # decorated ones above, so that one call counts as two.
 
-    @llm_completion_callback()
+    @_completion
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        return await asyncio.to_thread(self._complete, self._worded(prompt, formatted), kwargs)
+        answer = await self._stream(self._worded(prompt, formatted), kwargs).aread()
+        return _completed(answer.text, None, answer)
 
-    @llm_completion_callback()
+    @_completion
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        return _in_threads(self._stream_complete(self._worded(prompt, formatted), kwargs))
+        return _astreamed(self._stream(self._worded(prompt, formatted), kwargs), _completed)
 
-    @llm_chat_callback()
+    @_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await asyncio.to_thread(self._chat, self._prompt(messages), kwargs)
+        answer = await self._stream(self._prompt(messages), kwargs).aread()
+        return _said(answer.text, None, answer)
 
-    @llm_chat_callback()
+    @_chat
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return _in_threads(self._stream_chat(self._prompt(messages), kwargs))
+        return _astreamed(self._stream(self._prompt(messages), kwargs), _said)
 
-    def _complete(self, prompt: str, changes: Mapping[str, Any]) -> CompletionResponse:
-        answer = self.engine.answer(prompt, self.settings(None, changes))
-        return CompletionResponse(text=answer.text, raw=answer.report())
-
-    def _stream_complete(self, prompt: str, changes: Mapping[str, Any]) -> CompletionResponseGen:
-        stream = self.engine.stream(prompt, self.settings(None, changes))
-        for text, delta, raw in _so_far(stream):
-            yield CompletionResponse(text=text, delta=delta, raw=raw)
-
-    def _chat(self, prompt: Prompt, changes: Mapping[str, Any]) -> ChatResponse:
-        answer = self.engine.answer(prompt, self.settings(None, changes))
-        return ChatResponse(message=_assistant(answer.text), raw=answer.report())
-
-    def _stream_chat(self, prompt: Prompt, changes: Mapping[str, Any]) -> ChatResponseGen:
-        stream = self.engine.stream(prompt, self.settings(None, changes))
-        for text, delta, raw in _so_far(stream):
-            yield ChatResponse(message=_assistant(text), delta=delta, raw=raw)
+    def _stream(self, prompt: Prompt, changes: Mapping[str, Any]) -> AnswerStream:
+        return self.engine.stream(prompt, self.settings(None, changes))
 
     def _prompt_tokens(self, prompt: BasePromptTemplate) -> int:
         """Tokens that `predict` would put before the model, were each variable one letter."""
@@ -179,27 +184,53 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
             )
         if not all(isinstance(block, TextBlock) for block in message.blocks):
             raise InvalidInputError(
-                f"A {message.role.value} message holds content other than text."
+                f"A {message.role.value} message holds content other than text; give text alone."
             )
         converted.append({"role": _ROLES[message.role], "content": message.content or ""})
     return converted
 
 
-def _assistant(text: str) -> ChatMessage:
-    return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+def _completed(text: str, delta: str | None, answer: Answer | None) -> CompletionResponse:
+    return CompletionResponse(text=text, delta=delta, **_told(answer))
 
 
-def _so_far(stream: AnswerStream) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-    """The text so far, the newest piece, and at last the answer's report."""
+def _said(text: str, delta: str | None, answer: Answer | None) -> ChatResponse:
+    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+    return ChatResponse(message=message, delta=delta, **_told(answer))
+
+
+def _told(answer: Answer | None) -> dict[str, Any]:
+    """What a response tells beside its text, once the answer is there."""
+    if answer is None:
+        return {}
+    prompt, completion = answer.usage.prompt_tokens, answer.usage.completion_tokens
+    counts = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    return {"raw": answer.report(), "additional_kwargs": counts}
+
+
+def _streamed(
+    stream: AnswerStream, respond: Callable[[str, str, Answer | None], _Response]
+) -> Generator[_Response, None, None]:
+    """Responses with the text so far and the newest piece; the last one tells of the answer."""
     text = ""
-    for piece in stream:
-        text += piece
-        yield text, piece, None
-    yield text, "", stream.answer.report()
+    with closing(stream):
+        for piece in stream:
+            text += piece
+            yield respond(text, piece, None)
+        yield respond(text, "", stream.answer)
 
 
-async def _in_threads(items: Iterator[_Item]) -> AsyncGenerator[_Item, None]:
-    """An iterator whose every step runs in a thread."""
-    end = object()
-    while (item := await asyncio.to_thread(next, items, end)) is not end:
-        yield item  # type: ignore[misc]
+async def _astreamed(
+    stream: AnswerStream, respond: Callable[[str, str, Answer | None], _Response]
+) -> AsyncGenerator[_Response, None]:
+    """The same, whose every step runs in a thread."""
+    text = ""
+    with closing(stream):
+        async for piece in stream:
+            text += piece
+            yield respond(text, piece, None)
+        yield respond(text, "", stream.answer)

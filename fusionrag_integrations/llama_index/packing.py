@@ -43,6 +43,10 @@ class ModelPromptHelper(PromptHelper):
         super().__init__(context_window, num_output, tokenizer=remembering)
         self._prompt_tokens = prompt_tokens
 
+    @classmethod
+    def class_name(cls) -> str:
+        return "ModelPromptHelper"
+
     def repack(
         self,
         prompt: BasePromptTemplate,

@@ -30,6 +30,9 @@ class FusionKVRetriever(BaseRetriever):
     With a `retriever` of your own, its nodes come as they are and in its order; those whose text
     was ingested get their handle. `similarity_top_k` doesn't apply then, and `filters` are its own.
 
+    A node's score is cosine similarity, higher is nearer. Raises `InvalidInputError` for arguments
+    that can't be and for an empty question.
+
         FusionKVRetriever.from_nodes(nodes, engine=engine, similarity_top_k=5)
         FusionKVRetriever(engine=engine, retriever=index.as_retriever())
         FusionKVRetriever.from_store("my-store", similarity_top_k=5)     # loads no weights
@@ -54,6 +57,10 @@ class FusionKVRetriever(BaseRetriever):
         self.scopes = scopes
         self.filters = filters
         super().__init__(callback_manager=callback_manager)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "FusionKVRetriever"
 
     @classmethod
     def from_store(

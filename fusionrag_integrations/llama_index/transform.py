@@ -11,11 +11,11 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.nodes import mark, to_documents
 
 
-class FusionKVTransform(TransformComponent):
+class FusionKVTransform(EngineComponent, TransformComponent):
     """Ingests the nodes that come through a pipeline, and gives them their handles.
 
     Put it last, behind whatever changes a node's text or embeds it. A pipeline's cache skips it
@@ -24,6 +24,8 @@ class FusionKVTransform(TransformComponent):
     A source's nodes must come together, since they replace what was ingested of it before. A
     pipeline with a docstore sees to that for whole documents that it splits itself, but passes on
     only the new ones of nodes that were split already.
+
+    Raises `InvalidInputError` for nodes without text, and as `FusionEngine.ingest` does.
 
         IngestionPipeline(transformations=[SentenceSplitter(), FusionKVTransform(engine=engine)])
     """
@@ -42,12 +44,6 @@ class FusionKVTransform(TransformComponent):
         """A pipeline's cache asks by this whether nodes may skip it: not once the store changed."""
         state = {"opened": self._opened, "revision": self.engine.corpus.catalog.revision}
         return {**super().to_dict(**kwargs), **state}
-
-    def __getstate__(self) -> Any:
-        """A pipeline with several workers sends itself to other processes, but no engine can go."""
-        raise InvalidInputError(
-            "A FusionKVTransform can't leave its process; run the pipeline without num_workers."
-        )
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Ingest the nodes; raises as `FusionEngine.ingest` does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -38,9 +38,11 @@ class EncodedPrompt:
         return bisect_left(self.offsets, (character,))
 
 
-def encode(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
+def encode(
+    tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()
+) -> EncodedPrompt:
     """Tokens of a prompt. Raises as `word` does."""
-    return encode_worded(tokenizer, word(tokenizer, prompt))
+    return encode_worded(tokenizer, word(tokenizer, prompt, tools))
 
 
 def encode_worded(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig
 from pydantic import ValidationError
 
 from fusionrag_integrations import Corpus, FusionEngine, KVHandle
@@ -112,3 +115,52 @@ def test_k_below_one_is_refused(engine: FusionEngine) -> None:
 def test_an_empty_question_is_refused(engine: FusionEngine) -> None:
     with pytest.raises(InvalidInputError, match="question is empty"):
         FusionKVRetriever(engine=engine).invoke("  \n")
+
+
+class Listening(BaseCallbackHandler):
+    """Notes what it hears of retrievers."""
+
+    def __init__(self) -> None:
+        self.starts: list[tuple[str, list[str] | None]] = []
+        self.found: list[list[Document]] = []
+        self.errors: list[BaseException] = []
+
+    def on_retriever_start(
+        self, serialized: dict[str, Any], query: str, *, tags: list[str] | None = None, **_: Any
+    ) -> None:
+        self.starts.append((query, tags))
+
+    def on_retriever_end(self, documents: Sequence[Document], **_: Any) -> None:
+        self.found.append(list(documents))
+
+    def on_retriever_error(self, error: BaseException, **_: Any) -> None:
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.asyncio
+async def test_callbacks_hear_of_the_question_the_documents_and_errors(
+    engine: FusionEngine, way: str
+) -> None:
+    async def ask(question: str, retriever: FusionKVRetriever) -> list[Document]:
+        config = RunnableConfig(callbacks=[heard], tags=["mine"])
+        if way == "invoke":
+            return retriever.invoke(question, config)
+        return await retriever.ainvoke(question, config)
+
+    heard = Listening()
+    inner = FusionKVRetriever(engine=engine, k=2)
+    outer = FusionKVRetriever(engine=engine, retriever=inner)
+    found = await ask(QUESTION, outer)
+    assert [query for query, _ in heard.starts] == [QUESTION] * 2  # the inner one is a child
+    assert heard.starts[0][1] == ["mine"]
+    assert heard.found[-1] == found
+    assert heard.errors == []
+    for question, retriever in (
+        ("  ", inner),
+        (QUESTION, FusionKVRetriever(engine=engine, filter={"page": {"$near": 3}})),
+    ):
+        with pytest.raises(InvalidInputError):
+            await ask(question, retriever)
+    assert [type(error) for error in heard.errors] == [InvalidInputError] * 2
+    assert len(heard.found) == 2

@@ -17,18 +17,13 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.engine import AnswerStream
+from fusionrag_integrations.answer import AnswerStream
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import ChatFusionRAG
-from fusionrag_integrations.langchain.chat import to_messages
-from fusionrag_integrations.langchain.tool_calls import read_tool_calls
+from fusionrag_integrations.langchain.messages import to_messages
+from fusionrag_integrations.langchain.tool_calls import PlainText, read_tool_calls
+from tests.langchain.templates import WITH_TOOLS
 
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}<|system|>\nTools: {{ tools | tojson }}<|end|>\n{% endif %}"
-    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}"
-    "{% for c in m['tool_calls'] or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>"
-    "{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 QUESTION = "When does the ferry leave?"
 
 
@@ -54,7 +49,7 @@ class Ferry(BaseModel):
 @pytest.fixture(scope="module")
 def engine_with_tools(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
     engine = FusionEngine.from_pretrained(model_dir, store=tmp_path_factory.mktemp("tools"))
-    engine.model.tokenizer = AutoTokenizer.from_pretrained(model_dir, chat_template=TEMPLATE)
+    engine.model.tokenizer = AutoTokenizer.from_pretrained(model_dir, chat_template=WITH_TOOLS)
     return engine
 
 
@@ -79,7 +74,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
             own = stream(engine, prompt, settings)
             assert list(own)
             told = replace(own.answer, text=text)
-            return AnswerStream(iter([text[:half], text[half:], told]))
+            return AnswerStream(event for event in (text[:half], text[half:], told))
 
         monkeypatch.setattr(FusionEngine, "stream", streamed)
         return asked
@@ -111,6 +106,7 @@ class TestTheModelIsTold:
             ("any", ["timetable", "weather"]),
             (True, ["timetable", "weather"]),
             ("weather", ["weather"]),
+            ({"type": "function", "function": {"name": "weather"}}, ["weather"]),
             ("none", []),
         ],
     )
@@ -190,9 +186,43 @@ class TestWhatItSaysIsRead:
         schema = {"title": "Ferry", "description": "It.", **Ferry.model_json_schema()}
         told = chat.with_structured_output(schema).invoke(QUESTION)
         assert told == {"name": "Loch", "hour": 9}
-        raw = chat.with_structured_output(Ferry, include_raw=True).invoke(QUESTION)
-        assert isinstance(raw, dict)
-        assert raw["parsing_error"] is None
+
+    def test_with_the_message_that_it_was_read_from(self, chat: ChatFusionRAG, says: Says) -> None:
+        structured = chat.with_structured_output(Ferry, include_raw=True)
+        says(f"<tool_call>{call('Ferry', name='Loch', hour=9)}</tool_call>")
+        told: Any = structured.invoke(QUESTION)
+        assert told["parsed"] == Ferry(name="Loch", hour=9)
+        assert told["parsing_error"] is None
+        assert told["raw"].tool_calls[0]["args"] == {"name": "Loch", "hour": 9}
+        assert told["raw"].usage_metadata["total_tokens"] > 0
+        says(f"<tool_call>{call('Ferry', name='Loch', hour='noon')}</tool_call>")
+        told = structured.invoke(QUESTION)
+        assert told["parsed"] is None
+        assert "valid integer" in str(told["parsing_error"])
+        says("At nine.")
+        told = structured.invoke(QUESTION)
+        assert (told["parsed"], told["raw"].content) == (None, "At nine.")
+
+    def test_in_a_stream_whose_text_comes_as_it_is_said(
+        self, chat: ChatFusionRAG, says: Says
+    ) -> None:
+        says(f"Let me see, it will take a while.\n<tool_call>{call('weather')}</tool_call>")
+        first, *others = chat.bind_tools([weather]).stream(QUESTION)
+        assert isinstance(first, AIMessageChunk)
+        assert len(first.text) > 10
+        whole = reduce(add, others, first)
+        assert whole.content == "Let me see, it will take a while."
+        assert [c["name"] for c in whole.tool_calls] == ["weather"]
+
+    @pytest.mark.asyncio
+    async def test_in_an_asynchronous_stream(self, chat: ChatFusionRAG, says: Says) -> None:
+        says(f"So: <tool_call>{call('weather', place='Bute')}</tool_call>")
+        chunks = [chunk async for chunk in chat.bind_tools([weather]).astream(QUESTION)]
+        whole = reduce(add, chunks)
+        assert (whole.text, [c["args"] for c in whole.tool_calls]) == ("So:", [{"place": "Bute"}])
+        says("Good day.")
+        chunks = [chunk async for chunk in chat.bind_tools([weather]).astream(QUESTION)]
+        assert reduce(add, chunks).content == "Good day."
 
     def test_without_tools_it_is_text(self, chat: ChatFusionRAG, says: Says) -> None:
         text = f"<tool_call>{call('weather', place='Bute')}</tool_call>"
@@ -205,35 +235,35 @@ class TestWhatItSaysIsRead:
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "timetable")]
 
 
-@pytest.mark.parametrize(
-    ("text", "rest", "calls"),
-    [
-        ("No.", "No.", []),
-        (f"<tool_call>{call('weather', place='A')}</tool_call>", "", [("weather", {"place": "A"})]),
-        (f"<tool_call>{call('weather', place='A')}", "", [("weather", {"place": "A"})]),
-        (
-            f"<tool_call>{call('weather')}</tool_call> and <tool_call>{call('timetable', day=2)}"
-            "</tool_call>",
-            "and",
-            [("weather", {}), ("timetable", {"day": 2})],
-        ),
-        (
-            f"[TOOL_CALLS] [{call('weather', place='A')}, {call('timetable')}]",
-            "",
-            [("weather", {"place": "A"}), ("timetable", {})],
-        ),
-        ('{"name": "weather", "parameters": {"place": "A"}}', "", [("weather", {"place": "A"})]),
-        (f"<|python_tag|>{call('weather')}", "", [("weather", {})]),
-        (
-            json.dumps({"function": {"name": "weather", "arguments": '{"day": 1}'}}),
-            "",
-            [("weather", {"day": 1})],
-        ),
-        ('{"name": "Bute", "size": 3}', '{"name": "Bute", "size": 3}', []),
-        ("[1, 2]", "[1, 2]", []),
-        (f"It is {call('weather')} so.", f"It is {call('weather')} so.", []),
-    ],
-)
+FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
+    ("No.", "No.", []),
+    (f"<tool_call>{call('weather', place='A')}</tool_call>", "", [("weather", {"place": "A"})]),
+    (f"<tool_call>{call('weather', place='A')}", "", [("weather", {"place": "A"})]),
+    (
+        f"<tool_call>{call('weather')}</tool_call> and <tool_call>{call('timetable', day=2)}"
+        "</tool_call>",
+        "and",
+        [("weather", {}), ("timetable", {"day": 2})],
+    ),
+    (
+        f"[TOOL_CALLS] [{call('weather', place='A')}, {call('timetable')}]",
+        "",
+        [("weather", {"place": "A"}), ("timetable", {})],
+    ),
+    ('{"name": "weather", "parameters": {"place": "A"}}', "", [("weather", {"place": "A"})]),
+    (f"<|python_tag|>{call('weather')}", "", [("weather", {})]),
+    (
+        json.dumps({"function": {"name": "weather", "arguments": '{"day": 1}'}}),
+        "",
+        [("weather", {"day": 1})],
+    ),
+    ('{"name": "Bute", "size": 3}', '{"name": "Bute", "size": 3}', []),
+    ("[1, 2]", "[1, 2]", []),
+    (f"It is {call('weather')} so.", f"It is {call('weather')} so.", []),
+]
+
+
+@pytest.mark.parametrize(("text", "rest", "calls"), FORMS)
 def test_forms_of_calls(text: str, rest: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
     said = read_tool_calls(text, TOOLS)
     assert said.text == rest
@@ -257,3 +287,60 @@ def test_calls_that_cannot_be(written: str, error: str) -> None:
     assert said.calls == []
     [found] = said.invalid
     assert str(found["error"]).startswith(error)
+
+
+OTHERS = [
+    "  It is fair.\n",
+    "Is 3 < 5? <tool_calls> isn't one, [TOOL] neither.",
+    "See:  \n <tool_call>oh</tool_call>  and then some.",
+    " <tool_call>oh</tool_call>",
+    "{so it goes",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", [*(text for text, _, _ in FORMS), *OTHERS])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_what_is_told_early_is_what_the_text_begins_with(text: str, size: int) -> None:
+    plain, said = PlainText(TOOLS), read_tool_calls(text, TOOLS)
+    told = [plain.push(text[at : at + size]) for at in range(0, len(text), size)]
+    assert said.text.startswith("".join(told))
+    assert plain.told == len("".join(told))
+    assert all("<tool_call>" not in piece for piece in told)
+    assert "".join(PlainText([]).push(letter) for letter in text) == text
+
+
+def test_text_is_told_as_soon_as_it_is_certain() -> None:
+    plain = PlainText(TOOLS)
+    pieces = ["It ", "is <", " 5.\n", "\nSo <tool", "_call>{", "} no"]
+    assert [plain.push(p) for p in pieces] == ["It", " is", " < 5.", "\n\nSo", "", ""]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "tool_use", "id": "1", "name": "weather", "input": {"place": "Bute"}},
+        {"type": "tool_call", "id": "1", "name": "weather", "args": {"place": "Bute"}},
+        {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+        {"type": "reasoning", "reasoning": "Hm."},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_what_an_answer_holds_beside_its_text_is_passed_over(block: dict[str, Any]) -> None:
+    """Calls are in the message's `tool_calls`, from whichever model they are."""
+    made = {"name": "weather", "args": {"place": "Bute"}, "id": "1", "type": "tool_call"}
+    message = AIMessage([{"type": "text", "text": "So."}, block], tool_calls=[made])
+    [worded] = to_messages([message])
+    assert worded["content"] == "So."
+    assert len(worded["tool_calls"]) == 1
+    with pytest.raises(InvalidInputError, match="other than text"):
+        to_messages([HumanMessage([block])])
+
+
+def test_tools_count_among_the_tokens(chat: ChatFusionRAG) -> None:
+    messages = [HumanMessage(QUESTION)]
+    message = chat.bind_tools([weather]).invoke(messages)
+    assert message.usage_metadata is not None
+    count = chat.get_num_tokens_from_messages(messages, tools=[weather])
+    assert count == message.usage_metadata["input_tokens"]
+    assert count > chat.get_num_tokens_from_messages(messages)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from llama_index.core.instrumentation import get_dispatcher
 from transformers import AutoTokenizer
 
 from fusionrag_integrations import FusionEngine
 from tests.conftest import town
+from tests.llama_index.helpers import Noting
 from tests.llama_index.modes import ingest_kinds
 
 
@@ -60,3 +63,11 @@ def kinds_engine(
     engine = FusionEngine.from_pretrained(request.getfixturevalue(request.param), store=store)
     ingest_kinds(engine)
     return engine
+
+
+@pytest.fixture
+def noting() -> Iterator[Noting]:
+    handler, dispatcher = Noting(), get_dispatcher()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import (
     BaseNode,
     NodeRelationship,
@@ -19,11 +20,28 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from pydantic import PrivateAttr
 
 from fusionrag_integrations import Answer, FusionEngine
 
 QUESTION = "Where is house 15 of town number 2?"
 MAX_TOKENS = 8
+
+
+class Noting(BaseEventHandler):
+    """Keeps the events of LlamaIndex's instrumentation."""
+
+    _events: list[Any] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Noting"
+
+    def handle(self, event: Any, **kwargs: Any) -> None:
+        self._events.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self._events if isinstance(event, kind)]
 
 
 class FixedRetriever(BaseRetriever):

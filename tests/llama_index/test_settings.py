@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatInProgressEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
 from llama_index.core.query_engine import RetrieverQueryEngine
-from pydantic import PrivateAttr
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.llama_index import FusionKVRetriever, FusionRAGLLM
-from tests.llama_index.helpers import MAX_TOKENS, QUESTION
+from tests.llama_index.helpers import MAX_TOKENS, QUESTION, Noting
 
 METHODS = ("complete", "stream_complete", "chat", "stream_chat")
 CHANGES: dict[str, dict[str, Any]] = {
@@ -106,30 +102,6 @@ async def test_a_stop_string_ends_an_answer_inside_and_across_tokens(
         assert text_of(await last_response(llm, method, prompt, stop=[stop])) == cut
         stopping = FusionRAGLLM(engine=engine, max_tokens=16, stop=["never said", stop])
         assert text_of(await last_response(stopping, method, prompt)) == cut
-
-
-class Noting(BaseEventHandler):
-    """Keeps the events of LlamaIndex's instrumentation."""
-
-    _events: list[Any] = PrivateAttr(default_factory=list)
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "Noting"
-
-    def handle(self, event: Any, **kwargs: Any) -> None:
-        self._events.append(event)
-
-    def of(self, kind: type) -> list[Any]:
-        return [event for event in self._events if isinstance(event, kind)]
-
-
-@pytest.fixture
-def noting() -> Iterator[Noting]:
-    handler, dispatcher = Noting(), get_dispatcher()
-    dispatcher.add_event_handler(handler)
-    yield handler
-    dispatcher.event_handlers.remove(handler)
 
 
 def query_engine(engine: FusionEngine, **arguments: Any) -> RetrieverQueryEngine:

@@ -74,7 +74,7 @@ provoked.each(
         "A ... without text can't be ingested; give nodes of text.": lambda w: li.FusionKVTransform(
             engine=w.engine
         )([Node()]),
-        "A FusionKVTransform can't leave its process; run the pipeline without num_workers.": (
+        "A ... can't leave its process; run the pipeline without num_workers.": (
             lambda w: pickle.dumps(li.FusionKVTransform(engine=w.engine))
         ),
         "retriever is a ...; give a LlamaIndex retriever, ...": lambda w: retrieve(

@@ -1,0 +1,113 @@
+"""LangChain's messages as this package's, and answers as LangChain's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGenerationChunk
+
+from fusionrag_integrations.answer import Answer, AnswerStream
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.langchain.tool_calls import PlainText, read_tool_calls
+from fusionrag_integrations.types import AnswerSettings, Message
+
+_ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
+# What a model said beside its text: its calls are in `tool_calls`, and thoughts aren't said again.
+_BESIDE = {
+    *("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"),
+    *("reasoning", "thinking", "redacted_thinking"),
+}
+
+
+def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+    """LangChain's messages as chat templates take them: system, user, assistant and tool, as text.
+
+    Raises `InvalidInputError` for other kinds of message, and for content other than text.
+    """
+    converted: list[Message] = []
+    for message in messages:
+        role = _ROLES.get(message.type.removesuffix("MessageChunk").lower())
+        if role is None:
+            raise InvalidInputError(
+                f"Messages of type {message.type!r} are not supported; give "
+                f"{', '.join(_ROLES)} messages."
+            )
+        known = {"text"} | (_BESIDE if role == "assistant" else set())
+        blocks = message.content if isinstance(message.content, list) else []
+        if any(isinstance(block, dict) and block.get("type") not in known for block in blocks):
+            raise InvalidInputError(
+                f"A {message.type} message holds content other than text; give text alone."
+            )
+        worded: Message = {"role": role, "content": str(message.text)}
+        if isinstance(message, AIMessage) and message.tool_calls:
+            worded["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call["id"],
+                    "function": {"name": call["name"], "arguments": call["args"]},
+                }
+                for call in message.tool_calls
+            ]
+        if isinstance(message, ToolMessage):
+            worded["tool_call_id"] = message.tool_call_id
+            worded["name"] = message.name or ""
+        converted.append(worded)
+    return converted
+
+
+def to_message(answer: Answer, settings: AnswerSettings, model_name: str) -> AIMessage:
+    """An answer, with the calls of tools that it holds."""
+    said = read_tool_calls(answer.text, settings.tools)
+    return AIMessage(
+        content=said.text,
+        tool_calls=said.calls,
+        invalid_tool_calls=said.invalid,
+        usage_metadata=_usage(answer),
+        response_metadata=_metadata(answer, model_name),
+    )
+
+
+def to_chunk(text: str) -> ChatGenerationChunk:
+    """A piece of a stream."""
+    return ChatGenerationChunk(message=AIMessageChunk(content=text))
+
+
+def last_chunks(
+    stream: AnswerStream, plain: PlainText, model_name: str
+) -> Iterator[ChatGenerationChunk]:
+    """The end of a stream that was read: text that was held back, calls of tools, and usage."""
+    said = read_tool_calls(stream.answer.text, plain.tools)
+    calls = [
+        tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
+        for number, (call, args) in enumerate(said.with_arguments())
+    ]
+    rest = said.text[plain.told :]
+    if rest or calls:
+        message = AIMessageChunk(content=rest, tool_call_chunks=calls)
+        yield ChatGenerationChunk(message=message)
+    yield ChatGenerationChunk(
+        message=AIMessageChunk(
+            content="",
+            usage_metadata=_usage(stream.answer),
+            response_metadata=_metadata(stream.answer, model_name),
+            chunk_position="last",
+        )
+    )
+
+
+def _metadata(answer: Answer, model_name: str) -> dict[str, Any]:
+    return {"model_name": model_name} | answer.report()
+
+
+def _usage(answer: Answer) -> UsageMetadata:
+    usage = answer.usage
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        input_token_details=InputTokenDetails(cache_read=usage.reused_tokens),
+    )

@@ -1,0 +1,73 @@
+"""A model's steps, counted, and held up where a test wants to do something meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from fusionrag_integrations import FusionEngine, serve
+
+PATIENCE = 30  # seconds, after which a test fails
+
+
+class Steps:
+    """Every step of decode, in all engines: how many there were. Made to wait, they do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._hold_at: int | None = None
+        self._held, self._go = threading.Event(), threading.Event()
+        decode = serve.decode_tokens
+
+        def counted(logits: Any, step: Any, *arguments: Any) -> Iterator[Any]:
+            def one(token_id: int) -> Any:
+                self.count += 1
+                self._wait()
+                return step(token_id)
+
+            self._wait()
+            yield from decode(logits, one, *arguments)
+
+        monkeypatch.setattr(serve, "decode_tokens", counted)
+
+    def _wait(self) -> None:
+        if self.count == self._hold_at:
+            self._held.set()
+            assert self._go.wait(PATIENCE)
+
+    def hold_at(self, count: int) -> None:
+        """Let the step of this number wait; 0 is before the first token."""
+        self._hold_at = count
+
+    async def held(self) -> None:
+        """Wait until it does."""
+        assert await asyncio.to_thread(self._held.wait, PATIENCE)
+
+    def go_on(self) -> None:
+        self._go.set()
+
+
+def kv_in_use(engine: FusionEngine) -> int:
+    """Records that requests hold."""
+    return len(engine._kv._pinned)
+
+
+async def until_kv_is_free(engine: FusionEngine) -> None:
+    """Wait until no request holds any."""
+    for _ in range(100 * PATIENCE):
+        if not kv_in_use(engine):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{kv_in_use(engine)} records are still in use.")
+
+
+def steps_until(engine: FusionEngine, token_ids: Sequence[int], text: str) -> int:
+    """How many steps it takes until these tokens hold a text: the first needs none."""
+    for count in range(1, len(token_ids) + 1):
+        if text in engine.model.tokenizer.decode(list(token_ids[:count])):
+            return count - 1
+    raise AssertionError(f"{text!r} is not said.")
