@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,14 @@ class TestQuality:
             *((name, "fused", 0.15, "jsonl") for name in NAMED if name not in BASELINES),
         ]
         assert {lead["other"] for lead in named["leads"]} == set(NAMED[3:-1])
+
+    def test_a_missing_package_is_told_before_anything_is_done(
+        self, quality: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "rouge_score", None)
+        told = error_of(quality("--out", tmp_path / "run"))
+        assert "needs rouge-score: pip install 'fusionrag-integrations[bench]'" in told
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("name", ["prophetkv", "infoflow"])
     def test_each_other_name_is_accepted(self, quality: Run, name: str) -> None:

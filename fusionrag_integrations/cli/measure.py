@@ -205,12 +205,14 @@ def quality(
     fusionrag bench quality --model Qwen/Qwen2.5-7B-Instruct \\
         --dataset hotpotqa --data hotpot_dev_distractor_v1.json --limit 200 --out runs/hotpot
     """
+    from fusionrag_integrations.bench.extra import require_bench_extra
     from fusionrag_integrations.bench.files import run_result, write_run
     from fusionrag_integrations.bench.neighbours import make_policy
     from fusionrag_integrations.bench.quality import open_log, run_quality
     from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES, make_strategies
     from fusionrag_integrations.bench.summary import leads, summarise
 
+    require_bench_extra()
     names = DEFAULT_STRATEGIES if strategies is None else tuple(strategies.split(","))
     chosen = make_strategies(names, numbers("--ratios", ratios, high=1.0), _kinds(kv))
     suite = make_suite()

@@ -17,6 +17,7 @@ from tests.conftest import all_records, town
 
 pytestmark = NEEDS_BROWSER
 HOSTILE = "<img src=x onerror=\"document.title='broken out'\"> <script>alert(1)</script>"
+LONG = "w" * 300  # a word that no line has room for
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def answer(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1)])
     chunks = [record.chunk.text for record in all_records(engine.corpus.catalog)][:4]
-    prompt = "\n\n".join([*chunks, f"What is near the bank? {HOSTILE}"])
+    prompt = "\n\n".join([*chunks, f"What is near the bank? {HOSTILE} {LONG}"])
     return engine.answer(prompt, AnswerSettings(selector="random", ratio=0.5, max_tokens=4))
 
 
@@ -108,20 +109,29 @@ def test_so_are_the_tokens(page: Chrome, answer: Answer) -> None:
 
 def assert_bar(page: Chrome, section: str, amounts: dict[str, float] | dict[str, int]) -> None:
     """One line, filled from end to end, each part as wide as its share and of its own colour."""
-    bar = page.find_element(By.CSS_SELECTOR, f"{section} .bar").rect
-    parts = page.find_elements(By.CSS_SELECTOR, f"{section} .bar > div")
+    bar = page.find_element(By.CSS_SELECTOR, f"{section} .bar")
+    parts = bar.find_elements(By.TAG_NAME, "div")
     assert [str(part.get_attribute("class")).split()[0] for part in parts] == list(amounts)
-    left = bar["x"]
+    whole = box(page, bar)
+    left = whole["left"]
     for part, amount in zip(parts, amounts.values(), strict=True):
-        rect = part.rect
-        assert (rect["y"], rect["height"]) == (bar["y"], bar["height"])
-        assert rect["x"] == pytest.approx(left, abs=1)
-        share = amount / sum(amounts.values()) * bar["width"]
+        rect = box(page, part)
+        assert (rect["top"], rect["bottom"]) == (whole["top"], whole["bottom"])
+        assert rect["left"] == pytest.approx(left, abs=0.1)
+        share = amount / sum(amounts.values()) * whole["width"]
         # Parts too narrow to be seen are two pixels wide, and the others give way.
         assert rect["width"] == pytest.approx(max(share, 2), abs=2 * len(amounts))
-        left += rect["width"]
-    assert left == pytest.approx(bar["x"] + bar["width"], abs=1)
+        left = rect["right"]
+    assert left == pytest.approx(whole["right"], abs=0.5)
     assert len({colour(part) for part in parts} - {"rgba(0, 0, 0, 0)"}) == len(parts)
+
+
+def box(page: Chrome, element: WebElement) -> dict[str, float]:
+    """Where an element is, in fractions of pixels."""
+    found: dict[str, float] = page.execute_script(
+        "return arguments[0].getBoundingClientRect().toJSON()", element
+    )
+    return found
 
 
 def test_nothing_is_cut_off_on_a_phone(page: Chrome) -> None:

@@ -9,6 +9,7 @@ import tiktoken
 
 import fusionrag_integrations
 from fusionrag_integrations import FusionEngine, chunking
+from fusionrag_integrations.bench.extra import require_bench_extra
 from fusionrag_integrations.bench.metrics import rouge1
 from fusionrag_integrations.bench.plots import lines_plot
 from tests.provocations.world import Provoked, Seen, World
@@ -35,6 +36,12 @@ def no_matplotlib(world: World) -> None:
     world.patch.setitem(sys.modules, "matplotlib", None)
     series = {"F1": [(0.15, 0.9, 0.8, 1.0)]}
     lines_plot(world.tmp / "figure", series, {}, title="", x_label="", y_label="")
+
+
+@provoked.by("Measuring quality needs ...: pip install 'fusionrag-integrations[bench]'")
+def no_extra(world: World) -> None:
+    world.patch.setitem(sys.modules, "rouge_score", None)
+    require_bench_extra()
 
 
 @provoked.by("ROUGE needs rouge-score: pip install 'fusionrag-integrations[bench]'")
