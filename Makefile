@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DEVELOPER := test,lint
 
 .PHONY: demo test test-lowest lint docs notebooks clean
 
@@ -9,11 +10,11 @@ BIN := $(VENV)/bin
 define install
 $(PYTHON) -m venv $(1)
 $(1)/bin/pip install --quiet --no-compile --constraint $(2) torch uv
-$(1)/bin/uv pip install --quiet --system-certs --python $(1)/bin/python --constraint $(2) --editable $(3)
+$(1)/bin/uv pip install --quiet --system-certs --python $(1)/bin/python --constraint $(2) --editable '.[$(3)]'
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt,'.[test,lint]')
+	$(call install,$(VENV),constraints.txt,$(DEVELOPER))
 	touch $@
 
 demo: $(VENV)/.installed
@@ -24,7 +25,7 @@ test: $(VENV)/.installed
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:
-	$(call install,$(VENV)-lowest,constraints-lowest.txt,'.[test]')
+	$(call install,$(VENV)-lowest,constraints-lowest.txt,test)
 	$(VENV)-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
