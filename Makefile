@@ -7,10 +7,12 @@ DEVELOPER := test,lint
 .PHONY: demo test test-lowest lint docs notebooks clean
 
 # uv takes seconds where pip takes minutes; pip takes torch, whose builds it may have from elsewhere.
+# Files are copied: nltk, which LlamaIndex splits sentences with, refuses to read hard links.
 define install
 $(PYTHON) -m venv $(1)
 $(1)/bin/pip install --quiet --no-compile --constraint $(2) torch uv
-$(1)/bin/uv pip install --quiet --system-certs --python $(1)/bin/python --constraint $(2) --editable '.[$(3)]'
+$(1)/bin/uv pip install --quiet --system-certs --link-mode copy \
+    --python $(1)/bin/python --constraint $(2) --editable '.[$(3)]'
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
