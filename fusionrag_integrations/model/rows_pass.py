@@ -142,7 +142,12 @@ class _PassCache(Cache):  # type: ignore[misc]
         self._sizes = [len(part.kv.rows) for part in parts]
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         new = (torch.split(kv[0], self._sizes, dim=1) for kv in (key_states, value_states))
         for part, keys, values in zip(self._parts, *new, strict=True):
