@@ -63,7 +63,7 @@ class ChunkLoading:
                 kv, reason = self._load_chunk(span.record, variant, lease, complete)
                 loaded[name] = kv
                 if variant == "isolated" and settings.kv == "fused":
-                    reason = reason or _why_isolated(span.record)
+                    reason = reason or _why_isolated(span.record, _UNCERTAIN)
                 if reason:
                     reasons[span.record.chunk.id] = reason
         watch.lap("load")
@@ -100,7 +100,8 @@ class ChunkLoading:
 
         And why it isn't what is wanted; empty where it is.
         """
-        reason = _why_not_fused(record) if wanted == "fused" and not record.fused_key else ""
+        unfused = wanted == "fused" and not record.fused_key
+        reason = _why_isolated(record, _STALE) if unfused else ""
         for key in _keys(record, wanted):
             try:
                 kv = lease.get(key, complete)
@@ -116,13 +117,9 @@ class ChunkLoading:
         return None, reason
 
 
-def _why_not_fused(record: ChunkRecord) -> str:
-    return _NEW if record.captured else _STALE
-
-
-def _why_isolated(record: ChunkRecord) -> str:
-    """Where the prompt's matches ask for isolated KV."""
-    return _NEW if record.captured else _UNCERTAIN
+def _why_isolated(record: ChunkRecord, ingested: str) -> str:
+    """ingested: the reason if it is a chunk that was."""
+    return _NEW if record.captured else ingested
 
 
 def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:

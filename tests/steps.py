@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -49,6 +49,20 @@ class Steps:
 
     def go_on(self) -> None:
         self._go.set()
+
+    async def cancel_at(
+        self, count: int, call: Coroutine[Any, Any, Any], engine: FusionEngine
+    ) -> None:
+        """Cancel a call over three chunks while this step waits: it ends, and its work after it."""
+        self.hold_at(count)
+        task = asyncio.create_task(call)
+        await self.held()
+        assert kv_in_use(engine) == 3
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task  # at once, for the step is still held
+        self.go_on()
+        await until_kv_is_free(engine)
 
 
 def kv_in_use(engine: FusionEngine) -> int:

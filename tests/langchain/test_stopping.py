@@ -192,15 +192,7 @@ async def test_a_cancelled_task_ends_after_the_step_under_way(
         "astream": lambda: _read(llm.astream(prompt)),
         "astream_events": lambda: _read(llm.astream_events(prompt, version="v2")),
     }
-    steps.hold_at(held_at)
-    task = asyncio.create_task(calls[way]())
-    await steps.held()
-    assert kv_in_use(engine) == 3
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    steps.go_on()
-    await until_kv_is_free(engine)
+    await steps.cancel_at(held_at, calls[way](), engine)
     assert steps.count == held_at
 
 
@@ -231,12 +223,7 @@ async def test_callbacks_hear_of_a_cancelled_stream_as_of_an_error(
             heard.append(error)
 
     llm = ChatFusionRAG(engine=engine, max_tokens=MAX_TOKENS)
-    steps.hold_at(2)
-    task = asyncio.create_task(_read(llm.astream(prompt, config={"callbacks": [Listening()]})))
-    await steps.held()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    steps.go_on()
-    await until_kv_is_free(engine)
+    await steps.cancel_at(
+        2, _read(llm.astream(prompt, config={"callbacks": [Listening()]})), engine
+    )
     assert [type(error) for error in heard] == [asyncio.CancelledError]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -106,15 +105,7 @@ async def test_so_does_an_asynchronous_one(
 async def test_a_cancelled_task_ends_after_the_step_under_way(
     engine: FusionEngine, llm: FusionRAGLLM, prompt: str, steps: Steps, method: str, held_at: int
 ) -> None:
-    steps.hold_at(held_at)
-    task = asyncio.create_task(said(llm, f"a{method}", prompt))
-    await steps.held()
-    assert kv_in_use(engine) == 3
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    steps.go_on()
-    await until_kv_is_free(engine)
+    await steps.cancel_at(held_at, said(llm, f"a{method}", prompt), engine)
     assert steps.count == held_at
 
 
@@ -132,15 +123,7 @@ async def test_a_cancelled_query_does_too(
             async for _ in response.async_response_gen():
                 pass
 
-    steps.hold_at(3)
-    task = asyncio.create_task(query())
-    await steps.held()
-    assert kv_in_use(engine) == 3
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    steps.go_on()
-    await until_kv_is_free(engine)
+    await steps.cancel_at(3, query(), engine)
     assert steps.count == 3
     names = [event.class_name() for event in noting.of(object)]
     assert "LLMChatStartEvent" in names
@@ -153,14 +136,7 @@ async def test_a_cancelled_chat_does_too(
 ) -> None:
     retriever = FusionKVRetriever(engine=engine, similarity_top_k=3)
     chatting = ContextChatEngine.from_defaults(retriever=retriever, llm=llm)
-    steps.hold_at(3)
-    task = asyncio.create_task(chatting.achat(QUESTION))
-    await steps.held()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    steps.go_on()
-    await until_kv_is_free(engine)
+    await steps.cancel_at(3, chatting.achat(QUESTION), engine)
     assert steps.count == 3
     assert chatting.chat_history == []
 
