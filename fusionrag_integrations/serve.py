@@ -226,7 +226,7 @@ class Server:
         buffer = self._model.new_buffer(room)
         place_consecutively(self._model, buffer, [prefix])  # what isn't shared is overwritten
         watch.lap("place")
-        logits = self._model.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
+        (logits,) = self._model.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
         watch.lap("prefill")
         work = (len(ids) - shared) * self._model.num_layers
         return _Computed(
@@ -290,7 +290,7 @@ class Server:
         )
         step = self._model.appender(warm.kv, len(prompt))
         reuse = Reuse.of(loaded, selection)
-        return _Computed(warm.logits, step, usage, reuse.why_all(), reuse)
+        return _Computed(warm.logits[0], step, usage, reuse.why_all(), reuse)
 
     def _keep(self, loaded: LoadedPrompt) -> None:
         """Store what was captured, and see to what is hot, when there is time."""

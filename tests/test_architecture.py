@@ -25,7 +25,7 @@ LAYERS = (
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
     },
-    {"manifests", "loading"},
+    {"manifests", "loading", "fidelity"},
     {"corpus", "capture"},
     {"ingest", "serve", "repair"},
     {"engine"},
