@@ -27,7 +27,13 @@ from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
-from fusionrag_integrations.prompt import encode, ingest_prefix, words_tools
+from fusionrag_integrations.prompt import (
+    SEPARATOR,
+    encode,
+    ingest_prefix,
+    ingest_surroundings,
+    words_tools,
+)
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
@@ -136,7 +142,7 @@ class FusionEngine:
                 f"Unknown kv_format {kv_format!r}; choose {', '.join(get_args(KVFormat))}."
             )
         prefix = ingest_prefix(model.tokenizer)
-        signature = model.signature(prefix)
+        signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
@@ -228,6 +234,7 @@ class FusionEngine:
             self.corpus,
             self._kv,
             self._prefix_ids,
+            tuple(self.encode(SEPARATOR)),
             neighbours,
             progress or (lambda stage, done, total: None),
         )

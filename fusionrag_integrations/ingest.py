@@ -83,14 +83,17 @@ class Ingest:
         corpus: Corpus,
         store: TieredKV,
         prefix_ids: tuple[int, ...],
+        separator_ids: tuple[int, ...],
         neighbours: NeighbourPolicy,
         progress: Progress,
     ) -> None:
+        """prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours."""
         self._model = model
         self._corpus = corpus
         self._catalog = corpus.catalog
         self._store = store
         self._prefix = prefill_prefix(model, prefix_ids)
+        self._separator = separator_ids
         self._signature = corpus.catalog.info.record_signature
         self._policy = neighbours
         self._progress = progress
@@ -262,7 +265,7 @@ class Ingest:
             for key, fusing in missing.items()
         ]
         traces = {}
-        for fused, trace in fuse_chunks(self._model, self._prefix, fusions):
+        for fused, trace in fuse_chunks(self._model, self._prefix, fusions, self._separator):
             self._put(fused)
             traces[fused.key] = trace
         return traces
@@ -284,7 +287,9 @@ class Ingest:
 
     def _neighbours(self, record: ChunkRecord, similar: list[ChunkRecord]) -> list[ChunkRecord]:
         window = self._model.context_window
-        room = window - len(self._prefix.token_ids) - len(record.encoded.token_ids)
+        most = self._policy.similar + self._policy.predecessors
+        around = len(self._prefix.token_ids) + most * len(self._separator)
+        room = window - around - len(record.encoded.token_ids)
         return self._policy.choose(
             Candidates(
                 record,
@@ -303,7 +308,7 @@ class Ingest:
         fusing = _Fusing(record, tuple(neighbours))
         kvs = [self._store.get(r.isolated_key).dense() for r in (record, *neighbours)]
         fusion = Fusion(fusing.key, kvs[0], tuple(kvs[1:]))
-        ((fused, trace),) = fuse_chunks(self._model, self._prefix, [fusion])
+        ((fused, trace),) = fuse_chunks(self._model, self._prefix, [fusion], self._separator)
         if self._store.capture(fused):
             ids = [neighbour.chunk.id for neighbour in neighbours]
             self._catalog.set_fused(record.chunk.id, fused.key, ids, trace)

@@ -32,11 +32,14 @@ _UNCERTAIN = "Nothing says which chunk it is: several have this text, or the pro
 class ChunkLoading:
     """Takes chunks' KV from the tiers; that of new chunks, which have none yet, it computes."""
 
-    def __init__(self, model: CausalModel, kv: TieredKV, prefix: Callable[[], ChunkKV]) -> None:
+    def __init__(
+        self, model: CausalModel, kv: TieredKV, prefix: Callable[[], ChunkKV], prefix_tokens: int
+    ) -> None:
         """prefix: gives the KV of the ingest prefix, behind which new chunks are computed."""
         self._model = model
         self._kv = kv
         self._prefix = prefix
+        self._prefix_tokens = prefix_tokens
 
     def load(
         self,
@@ -47,8 +50,10 @@ class ChunkLoading:
         complete: bool = False,
     ) -> LoadedPrompt:
         """The prompt with its KV. complete: all of it, else layers may be on their way."""
+        at_start = self._at_start(prompt) if settings.corrected else set()
         variants: list[KVKind] = [
-            "isolated" if settings.kv == "isolated" else span.variant for span in prompt.spans
+            "isolated" if settings.kv == "isolated" or span.start in at_start else span.variant
+            for span in prompt.spans
         ]
         wanted = list(zip(prompt.spans, variants, strict=True))
         lease.begin(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
@@ -62,7 +67,7 @@ class ChunkLoading:
             if name not in loaded:
                 kv, reason = self._load_chunk(span.record, variant, lease, complete)
                 loaded[name] = kv
-                if variant == "isolated" and settings.kv == "fused":
+                if variant == "isolated" and settings.kv == "fused" and span.start not in at_start:
                     reason = reason or _why_isolated(span.record, _UNCERTAIN)
                 if reason:
                     reasons[span.record.chunk.id] = reason
@@ -83,6 +88,24 @@ class ChunkLoading:
                 kvs.append(kv)
         prompt = replace(prompt, spans=tuple(kept))
         return LoadedPrompt(prompt, tuple(kvs), tuple(missed), captured, reasons)
+
+    def _at_start(self, prompt: AssembledPrompt) -> set[int]:
+        """Where spans of a chunk start that stands first, as isolated KV was computed.
+
+        Nothing but a prefix stands before it: less than half of what its fused KV has seen.
+        """
+        if not prompt.spans:
+            return set()
+        first = prompt.spans[0]
+        trace = first.record.trace
+        chunk, at = first.record.chunk.id, first.start - first.source_start
+        if trace is None or at - self._prefix_tokens > trace.neighbour_tokens / 2:
+            return set()
+        return {
+            span.start
+            for span in prompt.spans
+            if span.record.chunk.id == chunk and span.start - span.source_start == at
+        }
 
     def _capture(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
         """Isolated KV of new chunks, by their ids."""

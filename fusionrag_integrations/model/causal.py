@@ -108,11 +108,11 @@ class CausalModel:
             )
         return cls(model.to(target), tokenizer, source)
 
-    def signature(self, ingest_prefix: str) -> str:
+    def signature(self, surroundings: str) -> str:
         """Identifies everything that stored KV depends on; another signature, another KV.
 
         Covers the weights' bytes (adapters and quantised weights included), their dtype, the
-        configuration that shapes attention, the tokenizer and the ingest prefix.
+        configuration that shapes attention, the tokenizer and the text around chunks at ingest.
         """
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.hf.state_dict().items()):
@@ -124,7 +124,7 @@ class CausalModel:
             config.pop(unrelated, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        digest.update(ingest_prefix.encode())
+        digest.update(surroundings.encode())
         return digest.hexdigest()
 
     def new_buffer(self, capacity: int) -> KVBuffer:
