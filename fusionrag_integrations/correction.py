@@ -89,44 +89,52 @@ def _added(stored: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     return corrected.to(stored.dtype)
 
 
-class CorrectionFit:
-    """Adds up how far placed KV is off, chunk by chunk, and gives the means."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Deviations:
+    """How far stored KV was off, added up by index in the chunk: of keys, then of values.
 
-    def __init__(self) -> None:
-        self.chunks = 0
-        self._count = torch.zeros(INDICES)
-        self._sums: list[torch.Tensor] = []  # of keys and of values, [L, Hkv, INDICES, D]
-        self._squares: list[torch.Tensor] = []  # of their squared lengths, [L, Hkv, INDICES]
+    count: float32 [INDICES]. sums: float32 [L, Hkv, INDICES, D] each. squares: of their squared
+    lengths, float32 [L, Hkv, INDICES] each.
+    """
 
-    def see(
-        self,
+    count: torch.Tensor
+    sums: tuple[torch.Tensor, torch.Tensor]
+    squares: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(
+        cls,
         stored: tuple[torch.Tensor, torch.Tensor],
         true: tuple[torch.Tensor, torch.Tensor],
         indices: torch.Tensor,
-    ) -> None:
-        """Count some of a chunk's tokens.
+    ) -> Deviations:
+        """Of some of a chunk's tokens.
 
         stored, true: keys in the canonical frame and values, [L, Hkv, T, D]. indices: int64 [T],
         where the tokens stand in their chunk.
         """
         at = indices.clamp(max=INDICES - 1)
-        if not self._sums:
-            layers, heads, _, size = stored[0].shape
-            self._sums = [torch.zeros(layers, heads, INDICES, size) for _ in range(2)]
-            self._squares = [torch.zeros(layers, heads, INDICES) for _ in range(2)]
-        self.chunks += 1
-        self._count.index_add_(0, at, torch.ones(len(at)))
-        for old, new, total, squares in zip(stored, true, self._sums, self._squares, strict=True):
+        count = torch.zeros(INDICES).index_add(0, at, torch.ones(len(at)))
+        sums, squares = [], []
+        for old, new in zip(stored, true, strict=True):
             off = (new.float() - old.float()).cpu()
-            total.index_add_(2, at, off)
-            squares.index_add_(2, at, off.square().sum(3))
+            layers, heads, _, size = off.shape
+            none = torch.zeros(layers, heads, INDICES, size)
+            sums.append(none.index_add(2, at, off))
+            squares.append(none[..., 0].index_add(2, at, off.square().sum(3)))
+        return cls(count, (sums[0], sums[1]), (squares[0], squares[1]))
 
-    def result(self) -> Correction:
+    def __add__(self, other: Deviations) -> Deviations:
+        keys, values = (a + b for a, b in zip(self.sums, other.sums, strict=True))
+        of_keys, of_values = (a + b for a, b in zip(self.squares, other.squares, strict=True))
+        return Deviations(self.count + other.count, (keys, values), (of_keys, of_values))
+
+    def mean(self) -> Correction:
         """The means, each drawn towards 0 as far as it may be chance (James and Stein, 1961)."""
-        count = self._count.clamp(min=1.0)
+        count = self.count.clamp(min=1.0)
         keys, values = (
             _shrunk(total / count[:, None], squares / count, count)
-            for total, squares in zip(self._sums, self._squares, strict=True)
+            for total, squares in zip(self.sums, self.squares, strict=True)
         )
         return Correction(keys, values)
 

@@ -17,6 +17,7 @@ from fusionrag_integrations.calibration import (
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -74,11 +75,13 @@ class FusionEngine:
         self._prefix = prefix
         self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
+        self._corrections = Corrections(corpus.path, corpus.catalog)
         self._server = Server(
             model,
             corpus.catalog,
             kv,
             self._prefix_ids,
+            self._corrections,
             calibration,
             break_even,
             on_hot=self._fuse_captured,
@@ -235,6 +238,7 @@ class FusionEngine:
             self._kv,
             self._prefix_ids,
             tuple(self.encode(SEPARATOR)),
+            self._corrections,
             neighbours,
             progress or (lambda stage, done, total: None),
         )

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from fusionrag_integrations.decode import decode_tokens
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
 from fusionrag_integrations.types import (
     AnswerSettings,
@@ -58,17 +58,21 @@ class Followed:
 
 def answer_fully(model: CausalModel, token_ids: Sequence[int], max_tokens: int) -> FullAnswer:
     """Answer by the model's own dense prefill, to the end or to `max_tokens`."""
-    seen: list[torch.Tensor] = []
-    logits, step = model.prefill_dense(token_ids)
-    seen.append(logits)
+    return answer_from(model, *model.prefill_dense(token_ids), max_tokens)
+
+
+def answer_from(
+    model: CausalModel, logits: torch.Tensor, step: StepFunction, max_tokens: int
+) -> FullAnswer:
+    """The same, of a prompt that is computed: its last logits [V], and what appends a token."""
+    seen = [logits]
 
     def watched(token_id: int) -> torch.Tensor:
         seen.append(step(token_id))
         return seen[-1]
 
-    tokens = decode_tokens(
-        logits, watched, token_ids, _greedy(max_tokens), model.hf.generation_config
-    )
+    settings = _greedy(max_tokens)
+    tokens = decode_tokens(logits, watched, (), settings, model.hf.generation_config)
     ids = tuple(token.token_id for token in tokens)
     return FullAnswer(ids, torch.stack(seen).float().log_softmax(-1))
 

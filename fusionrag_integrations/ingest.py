@@ -8,6 +8,7 @@ catalog    chunks are embedded; a changed document replaces its old chunks, and 
 embed      what an interrupted ingest left undone in the vector index
 isolated   KV of every chunk that has none
 fused      KV behind each chunk's neighbours, then the catalog entry that makes it count
+correct    what fused KV is off by in prompts, measured on a few of the store's own chunks
 collect    records that no chunk uses any more are deleted
 """
 
@@ -23,9 +24,11 @@ from hashlib import sha256
 from time import perf_counter
 from typing import Literal, Protocol, TypeVar
 
+from fusionrag_integrations import mixtures
 from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
+from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
 PASS_TOKENS = 512  # of chunks that are computed together; more rows are multiplied no faster
+OUTGROWN = 2  # a correction is measured anew once its scope has this many times its chunks
 NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
 
 Item = TypeVar("Item")
@@ -84,6 +88,7 @@ class Ingest:
         store: TieredKV,
         prefix_ids: tuple[int, ...],
         separator_ids: tuple[int, ...],
+        corrections: Corrections,
         neighbours: NeighbourPolicy,
         progress: Progress,
     ) -> None:
@@ -95,6 +100,7 @@ class Ingest:
         self._prefix = prefill_prefix(model, prefix_ids)
         self._separator = separator_ids
         self._signature = corpus.catalog.info.record_signature
+        self._corrections = corrections
         self._policy = neighbours
         self._progress = progress
         self._full = False  # whether the disk's budget has no room for more
@@ -118,6 +124,7 @@ class Ingest:
         self._corpus.embed_missing(self._progress)
         isolated = self._make_isolated()
         fused = self._make_fused()
+        self._measure_corrections()
         collect_garbage(self._corpus, self._store)
         if self._full:
             logger.warning("The disk's budget is full: some chunks' KV was not kept.")
@@ -299,6 +306,32 @@ class Ingest:
             )
         )
 
+    def _measure_corrections(self) -> None:
+        """Measure each scope's correction, if there is none, or the scope has grown much since."""
+        self._corrections.remove_stale()
+        for scope in self._catalog.scopes():
+            fused = self._catalog.fused_ids(scope)
+            known = self._corrections.read(scope)
+            wanted = mixtures.count_of(len(fused))
+            if not wanted or (known and len(fused) <= known.chunks * OUTGROWN):
+                continue
+            self._corrections.write(scope, self._measure_correction(fused, wanted))
+
+    def _measure_correction(self, fused: Sequence[str], count: int) -> ScopeCorrection:
+        asked = mixtures.seeds(fused, count)
+        near = self._corpus.similar(asked, mixtures.CHUNKS - 1)
+        prompts = []
+        for seed in asked:
+            records = self._catalog.records([seed, *near[seed]]).values()
+            prompts.append(mixtures.mixed([record for record in records if record.fused_key]))
+        correction, chunk_ids = mixtures.measure_correction(
+            self._model,
+            prompts,
+            lambda record: self._store.get(record.fused_key).dense(),
+            lambda done, total: self._progress("correct", done, total),
+        )
+        return ScopeCorrection(correction, chunk_ids, len(fused))
+
     def fuse_captured(self, record: ChunkRecord) -> None:
         """Fuse a chunk that came with a request behind the ingested ones most similar to it."""
         near = self._catalog.records(self._corpus.similar_to(record.chunk, self._policy.similar))
@@ -334,6 +367,7 @@ def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
         deleted = corpus.delete(ids)
+        Corrections(corpus.path, corpus.catalog).remove_stale()
         collect_garbage(corpus, store)
         return deleted
 
