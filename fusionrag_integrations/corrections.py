@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors.torch import load, save
 from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.correction import Correction
 from fusionrag_integrations.durable import read_file, remove_file, sweep, write_file
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -76,23 +77,27 @@ class Corrections:
         """A scope's file; None where there is none, and where it isn't true any more."""
         path = self._path(scope)
         try:
-            content = read_file(path, MAX_BYTES)
+            about, correction = _parsed(path)
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except (OSError, StoreError) as error:
             logger.warning("A correction isn't used: %s", error)
             return None
-        try:
-            about, correction = _parsed(content)
-            signature, of_scope = about["signature"], about["scope"]
-            found = ScopeCorrection(correction, tuple(about["chunk_ids"]), int(about["chunks"]))
-        except (ValueError, KeyError, TypeError, SafetensorError, InvalidInputError) as error:
-            logger.warning("The correction %s is damaged (%s), and isn't used.", path, error)
+        if (about["signature"], about["scope"]) != (self._signature, scope):
             return None
-        if (signature, of_scope) != (self._signature, scope):
+        chunk_ids = tuple(about["chunk_ids"])
+        there = self._catalog.records(chunk_ids)
+        if len(there) < len(set(chunk_ids)):
             return None
-        there = self._catalog.records(found.chunk_ids)
-        return found if len(there) == len(set(found.chunk_ids)) else None
+        return ScopeCorrection(correction, chunk_ids, about["chunks"])
+
+    def damaged(self) -> Iterator[tuple[Path, Exception]]:
+        """The files that can't be read, and why."""
+        for path in self._paths():
+            try:
+                _parsed(path)
+            except (OSError, StoreError) as error:
+                yield path, error
 
     def write(self, scope: str, measured: ScopeCorrection) -> None:
         """Put what was measured in the place of what was. Raises `OSError`."""
@@ -114,12 +119,16 @@ class Corrections:
 
     def remove_stale(self) -> None:
         """Remove the files that aren't true any more, so that nothing of deleted chunks stays."""
-        if not self._directory.is_dir():
-            return
+        paths = self._paths()
         live = {self._path(scope) for scope in self._catalog.scopes() if self.read(scope)}
-        for path in sorted(self._directory.iterdir()):
-            if path.is_file() and path not in live:
+        for path in paths:
+            if path not in live:
                 remove_file(path)
+
+    def _paths(self) -> list[Path]:
+        if not self._directory.is_dir():
+            return []
+        return sorted(path for path in self._directory.iterdir() if path != self._drafts)
 
     def _path(self, scope: str) -> Path:
         return self._directory / sha256(scope.encode(errors="surrogatepass")).hexdigest()[:32]
@@ -133,15 +142,21 @@ class Corrections:
         return status.st_mtime_ns, status.st_size
 
 
-def _parsed(content: bytes) -> tuple[dict[str, Any], Correction | None]:
-    """What a file says and holds. Raises `ValueError`, `KeyError` and what safetensors raises."""
+def _parsed(path: Path) -> tuple[dict[str, Any], Correction | None]:
+    """What a file says and holds. Raises `OSError`, and `StoreError` where it is damaged."""
+    content = read_file(path, MAX_BYTES)
     digest, rest = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if xxhash.xxh3_128(rest).digest() != digest:
-        raise ValueError("its checksum is another")
-    tensors = load(rest)
-    about = json.loads(bytes(tensors["about"].tolist()))
-    if not isinstance(about, dict):
-        raise ValueError("it says nothing of itself")
-    if "keys" not in tensors:
-        return about, None
-    return about, Correction(tensors["keys"].float(), tensors["values"].float())
+    try:
+        if xxhash.xxh3_128(rest).digest() != digest:
+            raise ValueError("its checksum is another")
+        tensors = load(rest)
+        about = json.loads(bytes(tensors["about"].tolist()))
+        about = {name: about[name] for name in ("signature", "scope", "chunk_ids", "chunks")}
+        if "keys" not in tensors:
+            return about, None
+        return about, Correction(tensors["keys"].float(), tensors["values"].float())
+    except (ValueError, KeyError, TypeError, SafetensorError, InvalidInputError) as error:
+        raise StoreError(
+            f"The correction {path} is damaged ({error}). It isn't used; `fusionrag repair` "
+            "removes it, and the next ingest measures it anew."
+        ) from error

@@ -17,6 +17,7 @@ from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.mixtures import CHUNKS, count_of, measure_correction, mixed, seeds
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.repair import find_damage, repair
 from fusionrag_integrations.types import ChunkKV, ChunkRecord
 from tests.conftest import all_records, town
 
@@ -204,6 +205,21 @@ class TestFiles:
                 assert "damaged" in caplog.text
         file.write_bytes(whole)
         assert corrections.read("") is not None
+
+    def test_verify_finds_damage_and_repair_removes_it(
+        self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...]
+    ) -> None:
+        corrections.write("", ScopeCorrection(correction(), ids, 3))
+        store = engine.corpus.path
+        assert not list(find_damage(store))
+        (file,) = (store / "corrections").glob("[0-9a-f]*")
+        file.write_bytes(file.read_bytes()[:-1])
+        (found,) = find_damage(store)
+        assert (found.area, found.path, found.mended) == ("corrections", file, False)
+        (mended,) = repair(store)
+        assert (mended.path, mended.mended) == (file, True)
+        assert not list(find_damage(store))
+        assert not file.exists()
 
     def test_links_are_not_followed(
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...], tmp_path: Path
