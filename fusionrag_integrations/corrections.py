@@ -1,7 +1,7 @@
 """The corrections of a store, one a scope, as files that are there whole or not at all.
 
 <store>/corrections/<hash of the scope>   16 bytes of xxh3 over the rest, then safetensors:
-    keys, values   float32 [L, Hkv, INDICES, D]; none where a correction was measured to be no use
+    keys, values   float32 [L, Hkv, INDICES, D]; none where a correction was measured to do harm
     about          uint8, JSON: the records' signature, the scope, its chunks then, and the ids of
                    the chunks that it is a mean over
 
@@ -41,7 +41,7 @@ _Stamp = tuple[int, int, int]
 class ScopeCorrection:
     """What was measured of a scope's fused KV.
 
-    correction: None where it brought answers no nearer to full attention's. chunk_ids: those that
+    correction: None where it led answers away from full attention's. chunk_ids: those that
     it is a mean over. chunks: how many the scope had then.
     """
 

@@ -3,8 +3,8 @@
 mixture    a chunk with those most similar to it, as a retriever would return them, in any order
 true KV    of the mixture, by a dense prefill
 off        true less stored, by index in the chunk: its mean is the correction
-kept       if, over mixtures that it is no mean over, the distributions of the model's answers come
-           nearer to full attention's with it than without
+kept       unless, over mixtures that it is no mean over, the distributions of the model's answers
+           go away from full attention's with it
 
 The chunk that stands first in a prompt is served isolated, so it is not counted.
 """
@@ -41,6 +41,7 @@ MAX_TOKENS = 2_048  # of a mixture's chunks
 FEWEST, MOST = 4, 16  # mixtures
 SHARE = 0.03  # of an ingest's tokens that may be spent on mixtures, where that is more than FEWEST
 ANSWER_TOKENS = 12
+TOLERANCE = 1.1  # divergence with it over that without: less says nothing, by so few answers
 
 LoadKV = Callable[[ChunkRecord], LayeredKV]
 
@@ -79,7 +80,7 @@ def measure_correction(
 ) -> tuple[Correction | None, tuple[str, ...]]:
     """The correction of fused KV, and the ids of the chunks that it is a mean over.
 
-    None where answers come no nearer to full attention's with it. load: gives a chunk's fused KV,
+    None where it leads answers away from full attention's. load: gives a chunk's fused KV,
     keys in the canonical frame.
     """
     seen = []
@@ -94,7 +95,7 @@ def measure_correction(
     progress(len(mixtures), len(mixtures))
     logger.info("Divergence over mixtures: %.3f nats, corrected %.3f.", without, with_it)
     ids = tuple(dict.fromkeys(chunk_id for mixture in seen for chunk_id in mixture.counted))
-    if with_it >= without:
+    if with_it > without * TOLERANCE:
         return None, ids
     return reduce(add, [mixture.deviations for mixture in seen]).mean(), ids
 
@@ -114,7 +115,7 @@ class _Mixture:
 
     @classmethod
     def of(cls, model: CausalModel, records: Sequence[ChunkRecord], load: LoadKV) -> _Mixture:
-        prompt = _assembled(model, records)
+        prompt = assembled(model, records)
         kvs = tuple(load(span.record) for span in prompt.spans)
         true = model.new_buffer(len(prompt) + ANSWER_TOKENS)
         (logits,) = model.forward_rows(prompt.token_ids, range(len(prompt)), true)
@@ -150,7 +151,7 @@ class _Mixture:
         return float(reused.follow(SelectNone()).divergence.sum())
 
 
-def _assembled(model: CausalModel, records: Sequence[ChunkRecord]) -> AssembledPrompt:
+def assembled(model: CausalModel, records: Sequence[ChunkRecord]) -> AssembledPrompt:
     """A question about one of the chunks over all of them, in the words of this package."""
     texts = [record.chunk.text for record in records]
     asked = records[len(records) // 2].chunk

@@ -15,9 +15,17 @@ from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.correction import INDICES, CorrectedKV, Correction, Deviations
 from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.mixtures import CHUNKS, count_of, measure_correction, mixed, seeds
+from fusionrag_integrations.mixtures import (
+    CHUNKS,
+    assembled,
+    count_of,
+    measure_correction,
+    mixed,
+    seeds,
+)
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import find_damage, repair
+from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import ChunkKV, ChunkRecord
 from tests.conftest import all_records, town
 
@@ -251,30 +259,31 @@ class TestMixtures:
         long = [replace_tokens(record, 900) for record in records]
         assert len(mixed(long)) == 2
 
-    @pytest.mark.parametrize("off", [True, False])
-    def test_what_is_off_by_the_same_everywhere_is_found(
-        self, engine: FusionEngine, off: bool
+    @pytest.mark.parametrize("same", [True, False])
+    def test_only_what_is_off_alike_everywhere_is_corrected(
+        self, engine: FusionEngine, same: bool
     ) -> None:
-        """Stored KV is the true KV of the very prompts, shifted; without a shift, none is kept."""
+        """Stored KV is the true KV of two prompts, shifted: alike, or each the other way, so that
+        what one says of the other makes it worse.
+        """
         engine.ingest([town(i) for i in range(TOWNS)])
         records = all_records(engine.corpus.catalog)
-        shift = Correction(*(torch.full(SHAPE, -0.7 * off) for _ in range(2)))
-        prompts = [mixed(records[start : start + CHUNKS]) for start in (0, 5, 9)]
-        stored = true_kv(engine, prompts)
-
-        def load(record: ChunkRecord) -> ChunkKV:
-            kv = stored[record.chunk.id]
-            keys, values = CorrectedKV(kv, shift).tensors(slice(None), CPU)
-            return replace(kv, keys=keys, values=values)
-
-        found, ids = measure_correction(engine.model, prompts[:1] * 2, load, lambda *_: None)
-        counted = [record.chunk.id for record in prompts[0][1:]]
-        assert sorted(ids) == sorted(counted)
-        if not off:
+        prompts = [mixed(records[start : start + CHUNKS]) for start in (0, CHUNKS)]
+        stored: dict[str, ChunkKV] = {}
+        for prompt, way in zip(prompts, (1.0, 1.0 if same else -1.0), strict=True):
+            shift = Correction(*(torch.full(SHAPE, -0.7 * way) for _ in range(2)))
+            for chunk_id, kv in true_kv(engine, prompt).items():
+                keys, values = CorrectedKV(kv, shift).tensors(slice(None), CPU)
+                stored[chunk_id] = replace(kv, keys=keys, values=values)
+        found, ids = measure_correction(
+            engine.model, prompts, lambda record: stored[record.chunk.id], lambda *_: None
+        )
+        assert sorted(ids) == sorted(r.chunk.id for prompt in prompts for r in prompt[1:])
+        if same:
+            assert found is not None
+            torch.testing.assert_close(found.keys[:, :, 1:], torch.full(SHAPE, 0.7)[:, :, 1:])
+        else:
             assert found is None
-            return
-        assert found is not None
-        torch.testing.assert_close(found.keys[:, :, 1:], -shift.keys[:, :, 1:], rtol=0, atol=0.05)
 
 
 def replace_tokens(record: ChunkRecord, count: int) -> ChunkRecord:
@@ -282,13 +291,10 @@ def replace_tokens(record: ChunkRecord, count: int) -> ChunkRecord:
     return replace(record, encoded=replace(record.encoded, token_ids=ids, offsets=offsets))
 
 
-def true_kv(engine: FusionEngine, prompts: Sequence[Sequence[ChunkRecord]]) -> dict[str, ChunkKV]:
-    """KV of the first prompt's chunks as a dense prefill of all of it computes it."""
-    from fusionrag_integrations.mixtures import _assembled
-    from fusionrag_integrations.rope import rotate
-
+def true_kv(engine: FusionEngine, records: Sequence[ChunkRecord]) -> dict[str, ChunkKV]:
+    """KV of a prompt's chunks as a dense prefill of all of it computes it."""
     model = engine.model
-    prompt = _assembled(model, prompts[0])
+    prompt = assembled(model, records)
     buffer = model.new_buffer(len(prompt))
     model.forward_rows(prompt.token_ids, range(len(prompt)), buffer)
     found: dict[str, ChunkKV] = {}
