@@ -223,9 +223,9 @@ class TestLikelihood:
         recomputed: list[tuple[int, ...]] = []
         recompute = PlacedPrompt.recompute
 
-        def watched(placed: PlacedPrompt, selection: Any) -> Warm:
+        def watched(placed: PlacedPrompt, selection: Any, answer: tuple[int, ...]) -> Warm:
             recomputed.append(selection.positions)
-            return recompute(placed, selection)
+            return recompute(placed, selection, answer)
 
         subject = _Subject(indexed, prompts[1], "isolated")
         monkeypatch.setattr(PlacedPrompt, "recompute", watched)
