@@ -316,7 +316,8 @@ class TestAskInScopes:
         where = ("--store", scoped, "--model", model_dir, "--max-tokens", 2, "-k", 6)
         result = said(run_command("ask", "Where is house 7?", *where, "--json", *options))
         assert {hit["document_id"] for hit in result["retrieved"]} == documents
-        assert result["chunks"]["fused"] == 3 * len(documents)
+        chunks = result["chunks"]
+        assert (chunks["fused"], chunks["isolated"]) == (3 * len(documents) - 1, 1)
 
     def test_a_scope_that_holds_nothing_is_named(self, scoped: Path, model_dir: Path) -> None:
         where = ("--store", scoped, "--model", model_dir, "--scope", "none")

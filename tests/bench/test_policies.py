@@ -215,7 +215,7 @@ class TestIngested:
         assert fused("default", "named") == usual
         turned = fused("reversed", "turned")
         assert turned == {chunk_id: found[::-1] for chunk_id, found in usual.items()}
-        assert all(len(found) == 10 for found in turned.values())
+        assert all(len(found) == 4 for found in turned.values())
 
     def test_none_at_all(self, fused: Any) -> None:
         assert set(fused("similar:0").values()) == {()}
