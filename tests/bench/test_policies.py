@@ -61,7 +61,8 @@ def chosen(name: str, similar: str, of: str = "a3", room: int = ROOM) -> str:
 
 class TestByHand:
     def test_default(self) -> None:
-        assert chosen("default", "b0 a2 c0 a0") == "a0 c0 b0 a1 a2"
+        assert chosen("default", "b0 a2 c0 a0") == "c0 b0 a1 a2"
+        assert chosen("default:5", "b0 a2 c0 a0") == "a0 c0 b0 a1 a2"
         assert chosen("default:3", "b0 a2 c0 a0") == "b0 a1 a2"
         assert chosen("default:1", "b0 a2 c0 a0") == "a2"
 
