@@ -1,0 +1,112 @@
+"""GGUF files of tiny models, written as llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from transformers import PreTrainedModel
+
+CONTROL = 3  # the type of tokens that are never made from text
+ARCHITECTURE_OF = {"gemma3_text": "gemma3", "mistral": "llama"}
+
+
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    quantised: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
+    """Write `model` with its byte-level tokenizer to `path`.
+
+    metadata: further entries of the architecture's own. tensors: further ones. quantised: how
+    matrices are kept.
+    """
+    config = model.config
+    architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("Tiny")
+    _describe(writer, config)
+    for key, value in (metadata or {}).items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        add[type(value)](f"{architecture}.{key}", value)
+    _add_tokenizer(writer, tokenizer)
+    for name, tensor in _tensors(model, architecture).items():
+        kind = quantised if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
+    for name, tensor in (tensors or {}).items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe(writer: gguf.GGUFWriter, config: Any) -> None:
+    rope = config.rope_parameters
+    head_size = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
+    writer.add_rope_dimension_count(head_size)
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+    state = tokenizer.backend_tokenizer
+    tokens = sorted(state.get_vocab(), key=state.get_vocab().__getitem__)
+    special = set(tokenizer.all_special_tokens)
+    merges = json.loads(state.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([CONTROL if token in special else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.ndarray]:
+    """The weights by llama.cpp's names, changed as it keeps them."""
+    config = model.config
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    found = {}
+    for name, parameter in model.named_parameters():  # a tied output isn't among them
+        stem, _, ending = name.rpartition(".")
+        array = parameter.detach().float().numpy()
+        if architecture == "llama" and stem.endswith("q_proj"):
+            array = _interleaved(array, config.num_attention_heads)
+        elif architecture == "llama" and stem.endswith("k_proj"):
+            array = _interleaved(array, config.num_key_value_heads)
+        elif architecture == "gemma3" and stem.endswith("norm"):
+            array = array + 1
+        found[f"{names.get_name(stem)}.{ending}"] = array
+    return found
+
+
+def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows in the order in which llama.cpp rotates them: pairs side by side."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
