@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
+import pytest
 from transformers import PreTrainedModel
+
+gguf: Any = pytest.importorskip("gguf", reason="The extra gguf isn't installed.")
 
 CONTROL = 3  # the type of tokens that are never made from text
 ARCHITECTURE_OF = {"gemma3_text": "gemma3", "mistral": "llama"}
@@ -21,27 +23,25 @@ def write_gguf(
     tokenizer: Any,
     metadata: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
-    quantised: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    quantised: str = "F32",
 ) -> Path:
     """Write `model` with its byte-level tokenizer to `path`.
 
-    metadata: further entries of the architecture's own. tensors: further ones. quantised: how
-    matrices are kept.
+    metadata: further entries of the architecture's own, or others in their places. tensors: the
+    same. quantised: how
+    matrices are kept, by ggml's name.
     """
     config = model.config
     architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("Tiny")
-    _describe(writer, config)
-    for key, value in (metadata or {}).items():
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+    add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+    for key, value in (_described(config) | dict(metadata or {})).items():
         add[type(value)](f"{architecture}.{key}", value)
     _add_tokenizer(writer, tokenizer)
-    for name, tensor in _tensors(model, architecture).items():
-        kind = quantised if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+    for name, tensor in (_tensors(model, architecture) | dict(tensors or {})).items():
+        kind = gguf.GGMLQuantizationType[quantised if tensor.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
-    for name, tensor in (tensors or {}).items():
-        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -49,28 +49,31 @@ def write_gguf(
     return path
 
 
-def _describe(writer: gguf.GGUFWriter, config: Any) -> None:
+def _described(config: Any) -> dict[str, Any]:
     rope = config.rope_parameters
-    head_size = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
+    head_size = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(head_size)
-    writer.add_value_length(head_size)
-    writer.add_rope_dimension_count(head_size)
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
+    entries = {
+        "context_length": config.max_position_embeddings,
+        "block_count": config.num_hidden_layers,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.key_length": head_size,
+        "attention.value_length": head_size,
+        "rope.dimension_count": head_size,
+        "rope.freq_base": rope.get("full_attention", rope)["rope_theta"],
+        "vocab_size": config.vocab_size,
+    }
     if config.model_type == "gemma3_text":
-        writer.add_sliding_window(config.sliding_window)
+        entries["attention.sliding_window"] = config.sliding_window
+    return entries
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
     state = tokenizer.backend_tokenizer
     tokens = sorted(state.get_vocab(), key=state.get_vocab().__getitem__)
     special = set(tokenizer.all_special_tokens)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.integrations.gguf import read_gguf_metadata
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
+from transformers.utils.versions import require_version
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 from fusionrag_integrations.model.supported import has_plain_rope, refuse_unsupported
 
+# Of the extra. Older transformers takes the wrong token for the one that ends an answer.
+REQUIREMENTS = ("accelerate>=1.10", "gguf>=0.17.1", "transformers>=5.18")
 # By llama.cpp's names: those that this package supports and that transformers reads right.
 ARCHITECTURES = ("gemma3", "llama", "phi3", "qwen2", "qwen3")
 # The tensors that hold the frequencies of scaled RoPE.
@@ -58,7 +65,7 @@ def load_gguf(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, An
     Raises `InvalidInputError` where the extra `gguf` isn't installed or the file isn't a whole
     GGUF file, and `UnsupportedModelError` where transformers wouldn't read it right.
     """
-    _require_extra()
+    require_gguf_extra()
     metadata, tensors = _read_header(path)
     # Loaded as if from an empty directory: transformers would take a tokenizer.json or an adapter
     # beside the file for the model's own, and weights of the same name in the working directory.
@@ -71,7 +78,12 @@ def load_gguf(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, An
             # What AutoTokenizer comes to, but it would read the whole file once more.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(empty, **given)
             model, loaded = AutoModelForCausalLM.from_pretrained(
-                empty, config=config, dtype=dtype, output_loading_info=True, **given
+                empty,
+                config=config,
+                dtype=dtype,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+                **given,
             )
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
             raise InvalidInputError(
@@ -81,11 +93,14 @@ def load_gguf(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, An
     # transformers passes over tensors that it has no place for, and makes up missing ones.
     if loaded["missing_keys"] or len(tensors) != sum(1 for _ in model.parameters()):
         raise _unread(path, "some tensors")
-    return _as_plain(model), tokenizer
+    # The title that the file gives itself is no part of the model.
+    vars(model.config).pop("_model_name_or_path", None)
+    return model, tokenizer
 
 
-def _require_extra() -> None:
-    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+def require_gguf_extra() -> None:
+    """Raises `InvalidInputError` where the extra `gguf` isn't installed as a whole."""
+    missing = [requirement for requirement in REQUIREMENTS if not _installed(requirement)]
     if missing:
         raise InvalidInputError(
             f"Loading a GGUF file needs {' and '.join(missing)}: "
@@ -93,8 +108,19 @@ def _require_extra() -> None:
         )
 
 
+def _installed(requirement: str) -> bool:
+    try:
+        require_version(requirement)
+    except ImportError:
+        return False
+    return True
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], Sequence[str]]:
     """Metadata and the names of tensors, of an architecture that is supported."""
+    # Young and no public name: nothing else may depend on it.
+    from transformers.integrations.gguf import read_gguf_metadata
+
     try:
         metadata, tensors = read_gguf_metadata(str(path))
     except (OSError, ValueError, IndexError, struct.error) as error:
@@ -147,13 +173,3 @@ def _unread(path: Path, what: str) -> UnsupportedModelError:
         f"transformers doesn't read {what} of the GGUF file {str(path)!r}, so the model would be "
         "another one. Load the directory or hub name that the file was converted from."
     )
-
-
-def _as_plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without what says that it came from a GGUF file.
-
-    Its weights are plain by now. The marks would keep it from being saved, and name the file.
-    """
-    model.hf_quantizer.remove_quantization_config(model)
-    vars(model.config).pop("_model_name_or_path", None)  # the title that the file gives itself
-    return model
