@@ -53,8 +53,8 @@ def find_gguf(name_or_path: str | Path, gguf_file: str | None = None) -> Path | 
         return None
     if not path.is_file():
         raise InvalidInputError(
-            f"There is no file {str(path)!r}. Give the path of a GGUF file, or a directory or hub "
-            "name with gguf_file=."
+            f"There is no file {str(path)!r}: give the path of a GGUF file, or the name of one, as "
+            "gguf_file=, in a directory or a hub repository."
         )
     return path.absolute()
 
