@@ -234,12 +234,12 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("what", "metadata", "tensors"),
         [
-            ("RoPE scaling", {"rope.scaling.type": "yarn"}, {}),
-            ("RoPE scaling", {"rope.scaling.factor": 8.0}, {}),
-            ("RoPE scaling", {"rope.scale_linear": 2.0}, {}),
-            ("RoPE scaling", {}, {"rope_freqs.weight": np.ones(8, np.float32)}),
-            ("partial rotation", {"rope.dimension_count": 8}, {}),
-            ("sliding window", {"attention.sliding_window": 64}, {}),
+            ("the RoPE scaling", {"rope.scaling.type": "yarn"}, {}),
+            ("the RoPE scaling", {"rope.scaling.factor": 8.0}, {}),
+            ("the RoPE scaling", {"rope.scale_linear": 2.0}, {}),
+            ("the RoPE scaling", {}, {"rope_freqs.weight": np.ones(8, np.float32)}),
+            ("the partial rotation", {"rope.dimension_count": 8}, {}),
+            ("the sliding window", {"attention.sliding_window": 64}, {}),
             ("some tensors", {}, {"blk.1.attn_q.bias": np.ones(64, np.float32)}),
         ],
     )
@@ -248,9 +248,12 @@ class TestRefused:
     ) -> None:
         file = tmp_path / "tiny.gguf"
         write_gguf(file, model_of("phi3"), tokenizer(), metadata, tensors)
-        self.refuse(
-            file, UnsupportedModelError, f"doesn't read the {what}".replace("the some", "some")
-        )
+        self.refuse(file, UnsupportedModelError, f"doesn't read {what} of")
+
+    def test_windows_that_a_family_has_no_place_for(self, tmp_path: Path) -> None:
+        metadata = {"attention.sliding_window": 64}
+        file = write_gguf(tmp_path / "tiny.gguf", model_of("mistral"), tokenizer(), metadata)
+        self.refuse(file, UnsupportedModelError, "sliding window")
 
     def test_another_pattern_of_windows(self, tmp_path: Path) -> None:
         metadata = {"attention.sliding_window_pattern": 2}
@@ -258,9 +261,16 @@ class TestRefused:
         self.refuse(file, UnsupportedModelError, "sliding window")
 
     def test_a_tensor_that_is_missing(self, tmp_path: Path) -> None:
-        fewer = {"block_count": 4}
-        file = write_gguf(tmp_path / "tiny.gguf", model_of("qwen2"), tokenizer(), fewer)
-        self.refuse(file, UnsupportedModelError, "some tensors")
+        for layers in (4, 1 << 30):
+            more = {"block_count": layers}
+            file = write_gguf(tmp_path / "tiny.gguf", model_of("qwen2"), tokenizer(), more)
+            self.refuse(file, UnsupportedModelError, "some tensors")
+
+    def test_a_damaged_vocabulary(self, file: Path) -> None:
+        content = file.read_bytes()
+        assert content.count(b"\xc4\xa0which") == 1
+        file.write_bytes(content.replace(b"\xc4\xa0which", b"\xc4\xa0whit ", 1))
+        self.refuse(file, InvalidInputError, "can't be loaded", str(file))
 
     def test_harmless_entries_are_not_refused(self, tmp_path: Path) -> None:
         metadata = {

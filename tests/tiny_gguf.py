@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-gguf: Any = pytest.importorskip("gguf", reason="The extra gguf isn't installed.")
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.model.gguf import require_gguf_extra
+
+try:
+    require_gguf_extra()
+except InvalidInputError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+gguf: Any = import_module("gguf")
 
 CONTROL = 3  # the type of tokens that are never made from text
 ARCHITECTURE_OF = {"gemma3_text": "gemma3", "mistral": "llama"}

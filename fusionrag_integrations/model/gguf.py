@@ -85,9 +85,11 @@ def load_gguf(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, An
                 output_loading_info=True,
                 **given,
             )
-        except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # of many kinds: `tokenizers` raises no other for a damaged file
             raise InvalidInputError(
-                f"The model in {str(path)!r} can't be loaded: {error} "
+                f"The model at {str(path)!r} can't be loaded: {error} "
                 "It may be cut short: download it again, whole."
             ) from error
     # transformers passes over tensors that it has no place for, and makes up missing ones.
@@ -123,7 +125,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], Sequence[str]]:
 
     try:
         metadata, tensors = read_gguf_metadata(str(path))
-    except (OSError, ValueError, IndexError, struct.error) as error:
+    except (OSError, ValueError, IndexError, OverflowError, struct.error) as error:
         raise InvalidInputError(
             f"{str(path)!r} is not a whole GGUF file: {error} Give a .gguf file as it was "
             "published, or a directory with config.json, weights and tokenizer."
@@ -135,6 +137,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], Sequence[str]]:
             f"{', '.join(ARCHITECTURES)}. Of a supported model type, load the directory or hub "
             "name that the file was converted from."
         )
+    if metadata.get(f"{architecture}.block_count", 0) > len(tensors):  # before layers are made
+        raise _unread(path, "some tensors")
     return metadata, tensors
 
 
@@ -159,7 +163,7 @@ def _refuse_unread(
         "the partial rotation": said("rope.dimension_count", head_size) != head_size,
         "the sliding window": window < config.max_position_embeddings
         and (
-            window != config.sliding_window
+            window != getattr(config, "sliding_window", None)
             or said("attention.sliding_window_pattern", _GEMMA3_PATTERN) != _GEMMA3_PATTERN
         ),
     }
