@@ -100,21 +100,24 @@ class FusionEngine:
         kv_format: KVFormat | None = None,
         salt: str = "",
         budgets: Budgets = DEFAULT_BUDGETS,
+        gguf_file: str | None = None,
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is made where there is none.
 
-        device: "auto" takes CUDA where there is one. dtype: "auto", "float32", "bfloat16" or
-        "float16". embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None
-        for the built-in lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed
-        when the store is made (default 256). kv_format: how KV is kept, fixed too: "float32",
-        "float16", "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of
-        this store's owner that every key depends on; the same one is needed each time. budgets:
-        bytes of KV on the device, in host memory and on disk.
+        model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" takes CUDA
+        where there is one. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a
+        LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical
+        one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is made
+        (default 256). kv_format: how KV is kept, fixed too: "float32", "float16", "bfloat16",
+        "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
+        every key depends on; the same one is needed each time. budgets: bytes of KV on the
+        device, in host memory and on disk. gguf_file: the name of a GGUF file in the directory
+        or hub repository.
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was made otherwise.
         """
-        model = CausalModel.load(model_name_or_path, device, dtype)
+        model = CausalModel.load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -162,7 +165,7 @@ class FusionEngine:
                 salt_id=salt_id(salt),
             )
             corpus = Corpus.create(path, info, embedding)
-        measured = [place / CALIBRATION_FILE for place in (path, Path(model.source))]
+        measured = [place / CALIBRATION_FILE for place in (path, model.directory)]
         calibration = _calibration(measured, model, signature)
         device = device_name(model.device)
         lengths = [read_break_even(file, signature, device) for file in measured]

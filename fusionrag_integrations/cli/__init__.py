@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -40,6 +41,8 @@ def main() -> None:
       fusionrag index docs/ --store my-store      chunk, embed and prefill your files
       fusionrag ask "..." --store my-store        retrieve and answer
     """
+    # Libraries' progress bars would be drawn over ours. Read when tqdm is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for command in (

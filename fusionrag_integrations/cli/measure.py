@@ -23,6 +23,7 @@ from fusionrag_integrations.cli.console import (
     out,
     print_json,
 )
+from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
 
 QUESTIONS_A_KIND = 100
 
-model_option = click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    help="A model directory or hub name; 'demo' is the small one that comes with the package.",
-)
+model_option = click.option("--model", help=f"{MODEL_HELP}  [default: demo]")
 dataset_option = click.option(
     "--dataset",
     default="demo",
@@ -95,7 +91,7 @@ def asks(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @json_option
 def calibrate(
     make_suite: Callable[[], Suite],
-    model: str,
+    model: str | None,
     seed: int,
     embedding: str | None,
     target: Path,
@@ -186,7 +182,7 @@ def bench() -> None:
 @json_option
 def quality(
     make_suite: Callable[[], Suite],
-    model: str,
+    model: str | None,
     seed: int,
     embedding: str | None,
     strategies: str | None,
@@ -322,18 +318,14 @@ def report(document: Path, results: Path) -> None:
 
 @contextmanager
 def _opened(
-    model: str, suite: Suite, embedding: str | None, directory: Path
+    model: str | None, suite: Suite, embedding: str | None, directory: Path
 ) -> Iterator[tuple[FusionEngine, Progress]]:
     """An engine over the store in a directory, and progress bars."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
 
-    disable_progress_bar()  # it would be drawn over ours
     with bars() as progress:
         engine = FusionEngine.from_pretrained(
-            MODEL_DIR if model == "demo" else model,
+            find_model(model),
             store=directory / "store",
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=suite.chunk_tokens,
