@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints", "durable"},
+    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
     {
@@ -28,6 +28,7 @@ LAYERS = (
     {"manifests", "loading", "fidelity"},
     {"corpus", "capture"},
     {"ingest", "serve", "repair"},
+    {"check"},
     {"engine"},
     {"options", "bench", "calibrate"},
     {"langchain", "llama_index", "demo"},
