@@ -42,12 +42,14 @@ class FullAnswer:
 class Followed:
     """What a way of reuse makes of full attention's answer.
 
-    divergence: Kullback-Leibler, of its distribution from full attention's at each token, in nats,
-    float32 [A]. greedy: the token that it finds likeliest at each place, [A]. log_likelihood: of
-    the answer's tokens, float32 [A]. selection: the tokens that were recomputed. token_layers: the
-    work before the first token, as in `Usage`.
+    log_probs: of what might have stood at each place, float32 [A, V]. divergence: Kullback-Leibler,
+    of its distribution from full attention's at each token, in nats, float32 [A]. greedy: the token
+    that it finds likeliest at each place, [A]. log_likelihood: of the answer's tokens, float32 [A].
+    selection: the tokens that were recomputed. token_layers: the work before the first token, as in
+    `Usage`.
     """
 
+    log_probs: torch.Tensor
     divergence: torch.Tensor
     greedy: tuple[int, ...]
     log_likelihood: torch.Tensor
@@ -104,6 +106,7 @@ class ReusedPrompt:
         full = self._full.log_probs
         ids = torch.tensor(self._full.token_ids, device=told.device)
         return Followed(
+            log_probs=told,
             divergence=(full.exp() * (full - told)).sum(-1).cpu(),
             greedy=tuple(told.argmax(-1).tolist()),
             log_likelihood=told.gather(1, ids[:, None])[:, 0].cpu(),

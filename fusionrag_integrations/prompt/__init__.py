@@ -23,6 +23,7 @@ from fusionrag_integrations.prompt.wording import (
     ingest_prefix,
     question_prompt,
     word,
+    worded_question,
     words_tools,
 )
 
@@ -40,5 +41,6 @@ __all__ = [
     "ingest_prefix",
     "question_prompt",
     "word",
+    "worded_question",
     "words_tools",
 ]
