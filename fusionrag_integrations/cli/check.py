@@ -12,7 +12,6 @@ from rich.table import Table
 from fusionrag_integrations.cli.console import (
     bars,
     embedding_option,
-    err,
     existing,
     json_option,
     model_option,
