@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap"},
+    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
     {

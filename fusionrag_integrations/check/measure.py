@@ -6,7 +6,6 @@ recomputed, and at last all of them are timed, in turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +14,8 @@ import torch
 from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.check.questions import StoreQuestion
 from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.decode import text_pieces
+from fusionrag_integrations.echo import counted_tokens
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.fidelity import Followed, FullAnswer, ReusedPrompt, answer_fully
 from fusionrag_integrations.model import CausalModel
@@ -59,8 +60,9 @@ class Checkable(Protocol):
 class Outcome:
     """What one way makes of full attention's answer.
 
-    agreed: how many of its tokens are the likeliest here, too. divergence: summed over the tokens
-    that count, in nats. speedup: full attention's time to first token over this way's.
+    agreed: how many of its tokens are the likeliest here, too. divergence: in nats, summed over the
+    tokens that do more than repeat the question. speedup: full attention's time to first token over
+    this way's.
     """
 
     tokens: int
@@ -94,7 +96,8 @@ def measure(
     followed = [reused.follow(way) for way in WAYS]
     speedups = _speedups(engine, question, turn)
     full = reused.full
-    counts = torch.tensor(counted(full.token_ids, reused.question_ids))
+    pieces = text_pieces(engine.model.tokenizer, full.token_ids)
+    counts = counted_tokens(pieces, question.question)
     return Measured(
         prompt_tokens=len(reused.prompt_ids),
         outcomes=tuple(
@@ -119,16 +122,6 @@ def warm_up(engine: Checkable, question: StoreQuestion) -> None:
     _speedups(engine, question, 0)
 
 
-def counted(answer: Sequence[int], question: Sequence[int]) -> list[bool]:
-    """Which tokens of an answer count: those that don't only repeat the question.
-
-    All of them where it says nothing else. The question is computed afresh in every way, so that
-    what is copied from it is right whatever became of the chunks.
-    """
-    own = [token not in set(question) for token in answer]
-    return own if any(own) else [True] * len(own)
-
-
 def deviation(log_probs: torch.Tensor, reference: torch.Tensor) -> float:
     """How far logits are from others, root mean square relative to their spread.
 
@@ -147,7 +140,6 @@ class _Reused:
         self._prompts: dict[AnswerSettings, ReusedPrompt] = {}
         loaded = self._load(PLAIN_REUSE)
         self.prompt_ids = loaded.prompt.token_ids
-        self.question_ids = self.prompt_ids[slice(*loaded.prompt.question)]
         self.full: FullAnswer = answer_fully(engine.model, self.prompt_ids, MAX_TOKENS)
 
     def follow(self, way: AnswerSettings) -> Followed:

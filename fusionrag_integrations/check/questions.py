@@ -23,6 +23,7 @@ CHUNKS = 5  # to a prompt, where as many fit
 class StoreQuestion:
     """A prompt over chunks that the store's own retriever finds for it, all of one scope."""
 
+    question: str
     prompt: Prompt
     handles: tuple[KVHandle, ...]
     scope: str
@@ -66,9 +67,8 @@ def _wordings(chunk: Chunk) -> Iterator[str]:
 def _opening(text: str) -> str:
     """How a text begins: so little of it that it isn't taken for the chunk itself."""
     sentence = first_sentence(text) or text
-    if len(sentence) < MIN_PREFIX:
-        return sentence
-    return sentence[: MIN_PREFIX - 1].rsplit(maxsplit=1)[0]
+    most = max(1, min(MIN_PREFIX - 1, len(text) // 2))
+    return sentence if len(sentence) <= most else sentence[:most].rsplit(maxsplit=1)[0]
 
 
 def _over_chunks(
@@ -80,7 +80,7 @@ def _over_chunks(
         found = document_order(hits)
         prompt = worded_question(model.tokenizer, [hit.chunk.text for hit in found], question)
         if len(encode(model.tokenizer, prompt).token_ids) + max_tokens <= model.context_window:
-            return StoreQuestion(prompt, tuple(hit.handle for hit in found), scope)
+            return StoreQuestion(question, prompt, tuple(hit.handle for hit in found), scope)
         hits.pop()
     raise InvalidInputError(
         f"The context of {model.name} holds {model.context_window} tokens: too few for "
