@@ -26,6 +26,12 @@ class CheckRow:
     agreement: float
     speedup: float
 
+    @property
+    def equal_in_words(self) -> str:
+        """As in "96% (90 to 100%)"."""
+        low, high = (100 * bound for bound in self.equal_interval)
+        return f"{self.equal:.0%} ({low:.0f} to {high:.0f}%)"
+
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:

@@ -38,7 +38,9 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
             f"comes {best.speedup:.1f} times as soon with ratio={best.ratio:g}. Set kv='none', or "
             "retrieve more chunks."
         )
-    equal = f"{_shares(default)} of answers equal full attention's, {plain.equal:.0%} with plain "
+    equal = (
+        f"{default.equal_in_words} of answers equal full attention's, {plain.equal:.0%} with plain "
+    )
     if default.equal < ENOUGH:
         return (
             f"Even at {DEFAULT:.0%} only {equal}reuse: set ratio=0.3, or kv='none' where every "
@@ -46,9 +48,9 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
         )
     if best is not default:
         return (
-            f"ratio={best.ratio:g} is as good here and quicker: {_shares(best)} of answers equal "
-            f"full attention's, and the first token comes {best.speedup:.1f} times sooner, not "
-            f"{default.speedup:.1f}. Set ratio={best.ratio:g}."
+            f"ratio={best.ratio:g} is as good here and quicker: {best.equal_in_words} of answers "
+            f"equal full attention's, and the first token comes {best.speedup:.1f} times sooner, "
+            f"not {default.speedup:.1f}. Set ratio={best.ratio:g}."
         )
     return (
         f"With ratio={DEFAULT:g}, {equal}reuse, and the first token comes {default.speedup:.1f} "
@@ -61,8 +63,3 @@ def _as_good(row: CheckRow, default: CheckRow) -> bool:
     behind = (default.recovered or 0.0) - (row.recovered or 0.0)
     quicker = row.speedup >= GAIN * default.speedup
     return quicker and row.equal >= default.equal and behind <= CLOSE
-
-
-def _shares(row: CheckRow) -> str:
-    low, high = row.equal_interval
-    return f"{row.equal:.0%} ({low:.0%} to {high:.0%})".replace("% to", " to")

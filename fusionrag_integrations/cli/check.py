@@ -153,26 +153,25 @@ def _show(report: CheckReport) -> None:
 
 
 def _table(report: CheckReport) -> Table:
-    table = Table("", "ratio", "equal answers", "recovered", "same token", "first token")
+    table = Table("", "ratio", "equal answers", "recovered", "same token", "speed-up", box=None)
     for row in report.rows:
-        low, high = row.equal_interval
         table.add_row(
             "fused KV" if row.kv == "fused" else "plain reuse",
             f"{row.ratio:.0%}",
-            f"{row.equal:.0%} ({low:.0%} to {high:.0%})",
+            row.equal_in_words,
             "-" if row.recovered is None else f"{row.recovered:.0%}",
             f"{row.agreement:.0%}",
-            f"{row.speedup:.1f}x sooner",
+            f"{row.speedup:.1f}x",
         )
     return table
 
 
 def _size(nbytes: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
+    for unit in ("KB", "MB"):
         nbytes /= 1000
-    return f"{nbytes:.3g} GB"
+        if nbytes < 1000:
+            return f"{nbytes:.1f} {unit}"
+    return f"{nbytes / 1000:,.1f} GB"
 
 
 def _duration(seconds: float) -> str:
