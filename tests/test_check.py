@@ -18,7 +18,7 @@ import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.check import CheckReport, CheckRow, estimate, estimate_ingest
+from fusionrag_integrations.check import CheckReport, CheckRow, estimate, estimate_ingest, run
 from fusionrag_integrations.check.measure import (
     FULL_ATTENTION,
     MAX_TOKENS,
@@ -260,16 +260,19 @@ class TestTheRows:
             return Answer("", (), "length", Usage(1, 0, 0, 1, 0, 0, 1), ttft)
 
         monkeypatch.setattr(FusionEngine, "answer", counted_answer)
+        monkeypatch.setattr(run, "TIMED", 2)
         found = demo.check(QUESTIONS)
         ways = (FULL_ATTENTION, *WAYS)
-        assert len(calls) == len(ways) * (QUESTIONS + 1)
+        assert len(calls) == len(ways) * (2 + 1)
         assert all(call.max_tokens == 1 and not call.break_even for call in calls)
+        asked_of = [questions_of(demo)[number].handles for number in (0, 0, 2)]
+        assert [call.handles for call in calls[:: len(ways)]] == asked_of
         names = [(way.kv, way.selector, way.ratio) for way in ways]
         ratios: dict[Any, list[float]] = {name: [] for name in names}
-        for number in range(QUESTIONS):
-            first = len(ways) * (number + 1)
+        for turn in range(2):
+            first = len(ways) * (turn + 1)
             round_ = [(c.kv, c.selector, c.ratio) for c in calls[first : first + len(ways)]]
-            assert round_ == names[number:] + names[:number]
+            assert round_ == names[turn:] + names[:turn]
             ms = {name: first + place + 1.0 for place, name in enumerate(round_)}
             for name in names:
                 ratios[name].append(ms[names[0]] / ms[name])

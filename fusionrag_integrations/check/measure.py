@@ -1,7 +1,7 @@
 """One question under every way of reuse, beside full attention.
 
 Full attention answers once, greedily. Each way then reads that answer behind what it has
-recomputed, and at last all of them are timed, in turns.
+recomputed. For times, the engine answers anew, in each way in turn: followed answers share work.
 """
 
 from __future__ import annotations
@@ -61,14 +61,12 @@ class Outcome:
     """What one way makes of full attention's answer.
 
     agreed: how many of its tokens are the likeliest here, too. divergence: in nats, summed over the
-    tokens that do more than repeat the question. speedup: full attention's time to first token over
-    this way's.
+    tokens that do more than repeat the question.
     """
 
     tokens: int
     agreed: int
     divergence: float
-    speedup: float
 
     @property
     def equal(self) -> bool:
@@ -85,16 +83,9 @@ class Measured:
     deviation: float | None
 
 
-def measure(
-    engine: Checkable, question: StoreQuestion, turn: int, recompute_everything: bool
-) -> Measured:
-    """Ask one question in every way. turn: its number, by which it changes who is timed first.
-
-    Raises `StoreError` where its chunks have no KV.
-    """
+def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bool) -> Measured:
+    """Ask one question in every way. Raises `StoreError` where its chunks have no KV."""
     reused = _Reused(engine, question)
-    followed = [reused.follow(way) for way in WAYS]
-    speedups = _speedups(engine, question, turn)
     full = reused.full
     pieces = text_pieces(engine.model.tokenizer, full.token_ids)
     counts = counted_tokens(pieces, question.question)
@@ -103,11 +94,10 @@ def measure(
         outcomes=tuple(
             Outcome(
                 tokens=len(full.token_ids),
-                agreed=sum(map(int.__eq__, one.greedy, full.token_ids)),
+                agreed=sum(a == b for a, b in zip(one.greedy, full.token_ids, strict=True)),
                 divergence=float(one.divergence[counts].sum()),
-                speedup=speedup,
             )
-            for one, speedup in zip(followed, speedups, strict=True)
+            for one in map(reused.follow, WAYS)
         ),
         deviation=(
             deviation(reused.follow(EVERYTHING).log_probs, full.log_probs)
@@ -117,9 +107,18 @@ def measure(
     )
 
 
-def warm_up(engine: Checkable, question: StoreQuestion) -> None:
-    """Ask in every way once: what is loaded or compiled with the first request isn't timed."""
-    _speedups(engine, question, 0)
+def speedups(engine: Checkable, question: StoreQuestion, turn: int) -> list[float]:
+    """Full attention's time to first token over each way's, by `WAYS`, one timed after the other.
+
+    turn: by which it changes who is first.
+    """
+    ways = (FULL_ATTENTION, *WAYS)
+    first = turn % len(ways)
+    ms: dict[AnswerSettings, float] = {}
+    for way in (*ways[first:], *ways[:first]):
+        settings = replace(of_question(way, question), max_tokens=1)
+        ms[way] = engine.answer(question.prompt, settings).ttft.total
+    return [ms[FULL_ATTENTION] / ms[way] for way in WAYS]
 
 
 def deviation(log_probs: torch.Tensor, reference: torch.Tensor) -> float:
@@ -168,14 +167,3 @@ class _Reused:
 def of_question(way: AnswerSettings, question: StoreQuestion) -> AnswerSettings:
     """A way's settings for a question: its chunks, and nothing of another scope."""
     return replace(way, handles=question.handles, scopes=(question.scope,))
-
-
-def _speedups(engine: Checkable, question: StoreQuestion, turn: int) -> list[float]:
-    """Full attention's time to first token over each way's, timed one behind the other."""
-    ways = (FULL_ATTENTION, *WAYS)
-    first = turn % len(ways)
-    ms: dict[AnswerSettings, float] = {}
-    for way in (*ways[first:], *ways[:first]):
-        settings = replace(of_question(way, question), max_tokens=1)
-        ms[way] = engine.answer(question.prompt, settings).ttft.total
-    return [ms[FULL_ATTENTION] / ms[way] for way in WAYS]

@@ -15,7 +15,7 @@ class CheckRow:
     over questions. recovered: how much of what plain reuse loses is won back, 1 - KL / plain
     reuse's KL, over full attention's answers; None where plain reuse loses nothing. agreement:
     share of the answers' tokens that are the likeliest here, too. speedup: full attention's time to
-    first token over this one's, median over questions.
+    first token over this one's, median over at most ten of the questions.
     """
 
     kv: KVSource
