@@ -15,6 +15,7 @@ from fusionrag_integrations.calibration import (
     read_calibration,
 )
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
+from fusionrag_integrations.check import CheckReport, check_store, estimate_ingest
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
 from fusionrag_integrations.corrections import Corrections
@@ -282,6 +283,28 @@ class FusionEngine:
     def metrics(self) -> StoreMetrics:
         """What the tiers of KV hold, and what they have done since the engine was opened."""
         return self._kv.metrics()
+
+    def check(
+        self,
+        questions: int = 20,
+        *,
+        estimate: Iterable[Document] | None = None,
+        progress: Progress | None = None,
+    ) -> CheckReport:
+        """Whether reuse is exact, close and quick with this model and store; needs no labels.
+
+        Asks questions made from the store's chunks, at most so many, and changes nothing. estimate:
+        documents of which to say what ingesting them into such a store would take. Raises
+        `InvalidInputError` for a store without chunks.
+        """
+        told = progress or (lambda stage, done, total: None)
+        estimated = None
+        if estimate is not None:
+            info = self.corpus.catalog.info
+            estimated = estimate_ingest(
+                self.model, estimate, info.chunk_tokens, info.kv_format, told
+            )
+        return check_store(self, questions, estimated, told)
 
     def _fuse_captured(self, record: ChunkRecord) -> None:
         """Fuse a chunk that came with requests, unless the store is being changed."""

@@ -42,12 +42,14 @@ class FullAnswer:
 class Followed:
     """What a way of reuse makes of full attention's answer.
 
-    divergence: Kullback-Leibler, of its distribution from full attention's at each token, in nats,
-    float32 [A]. greedy: the token that it finds likeliest at each place, [A]. log_likelihood: of
-    the answer's tokens, float32 [A]. selection: the tokens that were recomputed. token_layers: the
-    work before the first token, as in `Usage`.
+    log_probs: of what might have stood at each place, float32 [A, V]. divergence: Kullback-Leibler,
+    of its distribution from full attention's at each token, in nats, float32 [A]. greedy: the token
+    that it finds likeliest at each place, [A]. log_likelihood: of the answer's tokens, float32 [A].
+    selection: the tokens that were recomputed. token_layers: the work before the first token, as in
+    `Usage`.
     """
 
+    log_probs: torch.Tensor
     divergence: torch.Tensor
     greedy: tuple[int, ...]
     log_likelihood: torch.Tensor
@@ -104,12 +106,14 @@ class ReusedPrompt:
         probe = _SharedProbe(placed, lambda: self._seen)
         selection = selector.select(self._prompt, probe)
         warm = placed.recompute(selection, self._full.token_ids[:-1])
-        told = warm.logits.float().log_softmax(-1)
-        full = self._full.log_probs
+        logits = warm.logits.float()
+        told, full = logits.log_softmax(-1), self._full.log_probs
         ids = torch.tensor(self._full.token_ids, device=told.device)
+        divergence = (full.exp() * (full - told)).sum(-1)
         return Followed(
-            divergence=(full.exp() * (full - told)).sum(-1).cpu(),
-            greedy=tuple(told.argmax(-1).tolist()),
+            log_probs=told,
+            divergence=divergence.clamp(min=0.0).cpu(),  # rounding can leave it just below
+            greedy=tuple(logits.argmax(-1).tolist()),
             log_likelihood=told.gather(1, ids[:, None])[:, 0].cpu(),
             selection=selection,
             token_layers=placed.token_layers + probe.token_layers,

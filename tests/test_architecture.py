@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints", "durable"},
+    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
     {
@@ -29,6 +29,7 @@ LAYERS = (
     {"manifests", "corrections", "fidelity"},
     {"corpus", "capture", "loading", "mixtures"},
     {"ingest", "serve", "repair"},
+    {"check"},
     {"engine"},
     {"options", "bench", "calibrate"},
     {"langchain", "llama_index", "demo"},

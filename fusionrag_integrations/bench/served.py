@@ -21,7 +21,7 @@ from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
+from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, worded_question
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV, format_of
@@ -32,7 +32,6 @@ from fusionrag_integrations.types import (
     ChunkRecord,
     Document,
     KVFormat,
-    Message,
     Prompt,
 )
 
@@ -108,10 +107,7 @@ def served_prompt(
 
 
 def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:
-    messages: list[Message] = question_prompt(chunks, QUESTION)
-    if model.tokenizer.chat_template is None:
-        return "\n\n".join(message["content"] for message in messages)
-    return messages
+    return worded_question(model.tokenizer, chunks, QUESTION)
 
 
 def _records(model: CausalModel, context: int) -> list[ChunkRecord]:

@@ -9,13 +9,9 @@ from statistics import mean, median
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.metrics import normalised
 from fusionrag_integrations.bench.quality import Measurement
-from fusionrag_integrations.bench.statistics import (
-    Difference,
-    interval,
-    normalised_interval,
-    paired_difference,
-)
+from fusionrag_integrations.bench.statistics import normalised_interval
 from fusionrag_integrations.bench.strategies import Strategy
+from fusionrag_integrations.bootstrap import Difference, interval, paired_difference
 
 FULL = Strategy("full_attention", "none", 1.0)
 REUSE = Strategy("full_reuse", "isolated", 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fusionrag_integrations.cli import formats, measure, speed, store
+from fusionrag_integrations.cli import check, formats, measure, speed, store
 from fusionrag_integrations.cli.console import err
 from fusionrag_integrations.errors import FusionRAGError
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 for command in (
     *(store.index, store.ask, store.delete, store.demo, store.inspect, store.verify, store.repair),
-    *(measure.calibrate, measure.bench),
+    *(check.check, measure.calibrate, measure.bench),
 ):
     main.add_command(command)
 for command in (

@@ -79,6 +79,14 @@ def open_engine(
         )
 
 
+def existing(store: Path) -> Path:
+    """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+
+    Catalog.open(store / CATALOG_FILE).close()
+    return store
+
+
 def imported(name: str) -> object:
     """The embedding that MODULE:NAME names, called first where it is a class or a function."""
     found = find("--embedding", name)

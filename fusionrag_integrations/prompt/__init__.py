@@ -25,6 +25,7 @@ from fusionrag_integrations.prompt.wording import (
     ingest_surroundings,
     question_prompt,
     word,
+    worded_question,
     words_tools,
 )
 
@@ -44,5 +45,6 @@ __all__ = [
     "ingest_surroundings",
     "question_prompt",
     "word",
+    "worded_question",
     "words_tools",
 ]

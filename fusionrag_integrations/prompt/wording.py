@@ -40,6 +40,14 @@ def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
     ]
 
 
+def worded_question(tokenizer: Any, chunks: Sequence[str], question: str) -> Prompt:
+    """Like `question_prompt`, as one string where the tokenizer has no template for messages."""
+    messages = question_prompt(chunks, question)
+    if tokenizer.chat_template is None:
+        return "\n\n".join(message["content"] for message in messages)
+    return messages
+
+
 def ingest_prefix(tokenizer: Any) -> str:
     """The text before every chunk at ingest: what `question_prompt` puts before the first one.
 

@@ -8,7 +8,7 @@ import pytest
 
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.quality import Measurement
-from fusionrag_integrations.bench.statistics import interval, normalised_interval
+from fusionrag_integrations.bench.statistics import normalised_interval
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.summary import (
     FULL,
@@ -18,6 +18,7 @@ from fusionrag_integrations.bench.summary import (
     of_kind,
     summarise,
 )
+from fusionrag_integrations.bootstrap import interval
 
 OURS = Strategy("fusionrag", "fused", 0.15)
 PREFIX = Strategy("prefix_cache", "prefix", 1.0)
