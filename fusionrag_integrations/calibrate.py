@@ -70,7 +70,7 @@ def calibrate(
     ranked = sorted(single, key=lambda trial: -mean(trial.scores))
     best = [trial.calibration.layers[0] for trial in ranked[:MOST_LAYERS]]
     sets = [tuple(sorted(best[:count])) for count in range(1, len(best) + 1)]
-    sets.append(middle_layers(engine.model))
+    sets += [middle_layers(engine.model), tuple(layers)]
     options = product(dict.fromkeys(sets), (False, True), EXPONENTS)
     together = measure(len(prompts), [Calibration(*option) for option in options])
     progress(total, total)

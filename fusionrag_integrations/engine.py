@@ -17,6 +17,7 @@ from fusionrag_integrations.calibration import (
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -27,7 +28,13 @@ from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
-from fusionrag_integrations.prompt import encode, ingest_prefix, words_tools
+from fusionrag_integrations.prompt import (
+    SEPARATOR,
+    encode,
+    ingest_prefix,
+    ingest_surroundings,
+    words_tools,
+)
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
@@ -68,11 +75,13 @@ class FusionEngine:
         self._prefix = prefix
         self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
+        self._corrections = Corrections(corpus.path, corpus.catalog)
         self._server = Server(
             model,
             corpus.catalog,
             kv,
             self._prefix_ids,
+            self._corrections,
             calibration,
             break_even,
             on_hot=self._fuse_captured,
@@ -139,7 +148,7 @@ class FusionEngine:
                 f"Unknown kv_format {kv_format!r}; choose {', '.join(get_args(KVFormat))}."
             )
         prefix = ingest_prefix(model.tokenizer)
-        signature = model.signature(prefix)
+        signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
@@ -231,6 +240,8 @@ class FusionEngine:
             self.corpus,
             self._kv,
             self._prefix_ids,
+            tuple(self.encode(SEPARATOR)),
+            self._corrections,
             neighbours,
             progress or (lambda stage, done, total: None),
         )

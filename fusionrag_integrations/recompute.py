@@ -189,7 +189,10 @@ class ChunksInPlace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Warm:
-    """A prompt that is computed: the logits [V] of the answer's first token, and all KV."""
+    """A prompt that is computed: its last logits, and all KV.
+
+    logits: [1 + A, V], behind the prompt and behind each of A tokens that were read after it.
+    """
 
     logits: torch.Tensor
     kv: SequenceKV
@@ -252,23 +255,32 @@ class PlacedPrompt:
             moved = [t[:, positions] - old for t, old in zip(kv, placed, strict=True)]
             return torch.stack([difference.square().sum((0, 2)) for difference in moved]).sum(0)
 
-    def recompute(self, selection: TokenSelection) -> Warm:
+    def recompute(self, selection: TokenSelection, answer: Sequence[int] = ()) -> Warm:
         """Compute the selected and the fresh tokens at their true positions.
 
         Each row attends to every position up to its own; its keys and values stand for what was
         there. Layers that ran over the whole prompt already are not run again.
+
+        answer: tokens that are read behind the prompt in the same pass, to see what the model makes
+        of them. They count as no work.
         """
+        end = len(self._prompt)
         rows = sorted({*self._prompt.fresh_positions, *selection.positions})
-        kv = self._kv.owning([*rows, *range(len(self._prompt), self._kv.capacity)])
+        kv = self._kv.owning([*rows, *range(end, self._kv.capacity)])
         layers = self._model.num_layers
+        read = range(end, end + len(answer))
+        last = 1 + len(answer)
         if self._early is None:
             self.token_layers += len(rows) * layers
-            ids = [self._prompt.token_ids[p] for p in rows]
-            return Warm(self._model.forward_rows(ids, rows, kv), kv)
-        self.token_layers += len(rows) * (layers - self._early_layers)
+            ids = [*(self._prompt.token_ids[p] for p in rows), *answer]
+            return Warm(self._model.forward_rows(ids, [*rows, *read], kv, last), kv)
+        early = self._early_layers
+        self.token_layers += len(rows) * (layers - early)
         hidden = self._early[rows]
-        logits = self._model.forward_upper(hidden, rows, kv, self._early_layers)
-        return Warm(logits, kv)
+        if answer:
+            behind = self._model.forward_lower(answer, read, kv, early)
+            hidden = torch.cat([hidden, behind])
+        return Warm(self._model.forward_upper(hidden, [*rows, *read], kv, early, last), kv)
 
     @contextmanager
     def _probing(self, token_layers: int) -> Iterator[None]:

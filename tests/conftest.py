@@ -88,8 +88,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
     taken: list[LayeredKV] = []
     take = TieredKV.take
 
-    def watched(kv: TieredKV, key: str) -> LayeredKV:
-        taken.append(take(kv, key))
+    def watched(kv: TieredKV, key: str, stored: bool = False) -> LayeredKV:
+        taken.append(take(kv, key, stored))
         return taken[-1]
 
     monkeypatch.setattr(TieredKV, "take", watched)

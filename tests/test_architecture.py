@@ -24,9 +24,10 @@ LAYERS = (
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
+        "correction",
     },
-    {"manifests", "loading"},
-    {"corpus", "capture"},
+    {"manifests", "corrections", "fidelity"},
+    {"corpus", "capture", "loading", "mixtures"},
     {"ingest", "serve", "repair"},
     {"engine"},
     {"options", "bench", "calibrate"},
@@ -154,7 +155,7 @@ from fusionrag_integrations import Corpus, Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog, StoreInfo
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import ingest_prefix
+from fusionrag_integrations.prompt import ingest_prefix, ingest_surroundings
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
@@ -174,7 +175,7 @@ class NearestByOrder:
 model = CausalModel.load(sys.argv[1])
 prefix = ingest_prefix(model.tokenizer)
 path = Path(sys.argv[2])
-signature = model.signature(prefix)
+signature = model.signature(ingest_surroundings(model.tokenizer))
 info = StoreInfo(FORMAT_VERSION, signature, model.source, LexicalEmbedder.name, 48, "float32")
 catalog = Catalog.create(path / "catalog.sqlite", info)
 corpus = Corpus(path, catalog, LexicalEmbedder(), NearestByOrder())

@@ -108,7 +108,8 @@ class TestTheSearch:
             ((layer,), False, 0.0) for layer in range(LAYERS)
         ]
         best = [t["layers"][0] for t in sorted(single, key=lambda t: -t["log_likelihood"])]
-        sets = {tuple(sorted(best[:n])) for n in (1, 2, 3)} | {middle_layers(indexed.model)}
+        sets = {tuple(sorted(best[:n])) for n in (1, 2, 3)}
+        sets |= {middle_layers(indexed.model), tuple(range(indexed.model.num_layers))}
         assert len(together) == len(sets) * 2 * len(EXPONENTS)
         assert {(t["layers"], t["whole_sentences"], t["sensitivity"]) for t in together} == {
             (layers, whole, exponent)

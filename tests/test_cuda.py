@@ -102,7 +102,7 @@ def test_kv_that_moves_while_layers_compute(family: str) -> None:
             )
             for given in (pinned, kvs)
         )
-        assert distance(found.logits, expected.logits) < 1e-5
+        assert distance(found.logits[0], expected.logits[0]) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -119,7 +119,7 @@ def test_chunks_where_they_lie(family: str, dtype: torch.dtype) -> None:
     for kv in (laid, place(model, prompt, kvs, capacity)):
         warm = PlacedPrompt(model, prompt, kv).recompute(selection)
         step = model.appender(warm.kv, len(prompt))
-        both.append([warm.logits.clone(), *(step(token).clone() for token in ANSWER)])
+        both.append([warm.logits[0].clone(), *(step(token).clone() for token in ANSWER)])
     for found, expected in zip(*both, strict=True):
         assert distance(found, expected) < (1e-4 if dtype == torch.float32 else 5e-2)
 
@@ -135,7 +135,7 @@ def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture
     graphed = model.appender(warm[0], len(prompt))
     for number, token in enumerate(ANSWER):
         at = [len(prompt) + number]
-        expected = model.forward_rows([token], at, warm[1])
+        (expected,) = model.forward_rows([token], at, warm[1])
         assert distance(graphed(token), expected) < 1e-4
     assert isinstance(graphed, GraphedSteps)
     assert graphed.is_graph

@@ -77,7 +77,7 @@ def warm(
     model: CausalModel, prompt: AssembledPrompt, kvs: list[ChunkKV], selected: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     buffer = place(model, prompt, kvs, len(prompt) + 3)
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
     return logits, buffer.keys[:, :, : len(prompt)], buffer.values[:, :, : len(prompt)]
 
 
@@ -203,7 +203,7 @@ def test_gate_5_rows_in_any_order_beside_any_content(family: str) -> None:
     shuffled = rows[:-1]
     random.Random(0).shuffle(shuffled)
     shuffled.append(rows[-1])
-    again = model.forward_rows([prompt.token_ids[p] for p in shuffled], shuffled, buffer)
+    (again,) = model.forward_rows([prompt.token_ids[p] for p in shuffled], shuffled, buffer)
     torch.testing.assert_close(again, logits, **TOLERANCE)
     torch.testing.assert_close(buffer.keys[:, :, : len(prompt)], keys, **TOLERANCE)
     torch.testing.assert_close(buffer.values[:, :, : len(prompt)], values, **TOLERANCE)
@@ -220,7 +220,7 @@ def test_gate_5_the_probe_changes_nothing(family: str) -> None:
     placed = PlacedPrompt(model, prompt, buffer)
     (view,) = placed.suffix([model.num_layers - 1])
     assert view.queries.shape[1:] == (len(SUFFIX), model.head_dim)
-    probed = placed.recompute(TokenSelection(selected)).logits
+    probed = placed.recompute(TokenSelection(selected)).logits[0]
     torch.testing.assert_close(probed, logits, **TOLERANCE)
     torch.testing.assert_close(buffer.keys, keys, **TOLERANCE)
     torch.testing.assert_close(buffer.values, values, **TOLERANCE)

@@ -65,7 +65,7 @@ def selections(prompt: AssembledPrompt) -> Iterator[TokenSelection]:
 
 def answered(model: CausalModel, warm: Warm, prompt: AssembledPrompt) -> list[torch.Tensor]:
     step = model.appender(warm.kv, len(prompt))
-    return [warm.logits, *map(step, ANSWER)]
+    return [warm.logits[0], *map(step, ANSWER)]
 
 
 @every_family
@@ -109,7 +109,7 @@ def test_everything_of_its_own_is_dense_prefill(family: str) -> None:
     laid = lay(model, prompt, residents(model), len(prompt))
     warm = PlacedPrompt(model, prompt, laid).recompute(TokenSelection(prompt.chunk_positions))
     expected, _ = reference_of(family).dense(prompt.token_ids)
-    torch.testing.assert_close(warm.logits, expected[-1], **TOLERANCE)
+    torch.testing.assert_close(warm.logits[0], expected[-1], **TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["llama_gqa2", "gemma3", "phi3_partial", "glm4"])
@@ -139,7 +139,7 @@ def test_early_layers_over_the_whole_prompt(family: str) -> None:
         deviations.append(probe.early_deviation())
         warm = probe.recompute(selection)
         assert isinstance(warm.kv, KVBuffer)
-        logits.append(warm.logits)
+        logits.append(warm.logits[0])
     torch.testing.assert_close(*deviations, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(*logits, **TOLERANCE)
 
@@ -159,7 +159,7 @@ def test_requests_share_what_they_never_change(family: str) -> None:
 
     warmed = [warm(prompt, lay) for prompt in prompts]
     steps = [model.appender(w.kv, len(p)) for w, p in zip(warmed, prompts, strict=True)]
-    found = [[w.logits] for w in warmed]
+    found = [[w.logits[0]] for w in warmed]
     for token in ANSWER:
         for logits, step in zip(found, steps, strict=True):
             logits.append(step(token))

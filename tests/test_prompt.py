@@ -142,13 +142,13 @@ class TestEncode:
 
 
 class TestIngestPrefix:
-    def test_is_what_stands_before_the_user_in_a_real_prompt(self) -> None:
+    def test_is_what_stands_before_the_first_chunk_in_a_real_prompt(self) -> None:
         prefix = ingest_prefix(CHAT)
-        assert prefix == f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\n"
-        assert encode(CHAT, question_prompt([FOX], "Who?")).text.startswith(prefix)
+        assert prefix == f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\nContext:\n"
+        assert encode(CHAT, question_prompt([FOX], "Who?")).text.startswith(prefix + FOX)
 
     def test_without_a_template_it_is_the_bare_instruction(self) -> None:
-        assert ingest_prefix(PLAIN) == f"<s>{NEUTRAL}\n\n"
+        assert ingest_prefix(PLAIN) == f"<s>{NEUTRAL}\n\nContext:\n"
 
     @pytest.mark.parametrize(
         "condition",
@@ -160,7 +160,7 @@ class TestIngestPrefix:
     )
     def test_a_template_without_system_messages_gets_one_user_message(self, condition: str) -> None:
         prefix = ingest_prefix(with_template(condition + CHAT_TEMPLATE))
-        assert prefix == f"<s><|user|>\n{NEUTRAL}\n\n"
+        assert prefix == f"<s><|user|>\n{NEUTRAL}\n\nContext:\n"
 
 
 class TestEncodeChunk:

@@ -102,12 +102,12 @@ def test_lower_then_upper_layers_are_the_model(family: str) -> None:
     ids = (*PREFIX, *CHUNKS[1], *SUFFIX)
     every = range(len(ids))
     whole, parts = model.new_buffer(len(ids)), model.new_buffer(len(ids))
-    expected = model.forward_rows(ids, every, whole)
+    (expected,) = model.forward_rows(ids, every, whole)
     for depth in range(model.num_layers + 1):
         parts.keys[:, :, :5] = whole.keys[:, :, :5]  # these go no higher than `depth`
         parts.values[:, :, :5] = whole.values[:, :, :5]
         hidden = model.forward_lower(ids, every, parts, depth)
-        logits = model.forward_upper(hidden[5:], every[5:], parts, depth)
+        (logits,) = model.forward_upper(hidden[5:], every[5:], parts, depth)
         torch.testing.assert_close(logits, expected, **TOLERANCE)
         for layer in range(depth):
             torch.testing.assert_close(parts.keys[layer], whole.keys[layer], **TOLERANCE)
@@ -125,14 +125,14 @@ def test_recomputation_goes_on_behind_the_early_layers(family: str) -> None:
     by_hand = KVBuffer(buffer.keys.clone(), buffer.values.clone())
     early = PlacedPrompt(model, prompt, buffer)
     early.early_deviation()
-    logits = early.recompute(selection).logits
+    logits = early.recompute(selection).logits[0]
     rows = sorted({*prompt.fresh_positions, *selection.positions})
     assert early.token_layers == 2 * len(prompt) + (model.num_layers - 2) * len(rows)
 
     dense = model.new_buffer(len(prompt))
     model.forward_rows(prompt.token_ids, range(len(prompt)), dense)
     by_hand.keys[:2], by_hand.values[:2] = dense.keys[:2], dense.values[:2]
-    expected = model.forward_rows([prompt.token_ids[p] for p in rows], rows, by_hand)
+    (expected,) = model.forward_rows([prompt.token_ids[p] for p in rows], rows, by_hand)
     torch.testing.assert_close(logits, expected, **TOLERANCE)
     torch.testing.assert_close(buffer.keys, by_hand.keys, **TOLERANCE)
 
@@ -159,6 +159,6 @@ def test_a_prompt_without_chunks_is_computed_whole() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
     prompt = AssembledPrompt(PROMPT_IDS, (), (0, len(PROMPT_IDS)))
     buffer = place(model, prompt, [], len(prompt))
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(())).logits
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(())).logits[0]
     expected, _ = Reference(build("llama_gqa2")).dense(PROMPT_IDS)
     torch.testing.assert_close(logits, expected[-1], **TOLERANCE)

@@ -22,7 +22,7 @@ def prefilled(family: str) -> tuple[KVBuffer, torch.Tensor]:
     buffer = model.new_buffer(len(PROMPT) + len(ANSWER) + 3)
     buffer.keys.fill_(7.0)
     buffer.values.fill_(7.0)
-    return buffer, model.forward_rows(PROMPT, range(len(PROMPT)), buffer)
+    return buffer, model.forward_rows(PROMPT, range(len(PROMPT)), buffer)[0]
 
 
 @every_family

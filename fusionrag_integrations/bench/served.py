@@ -17,6 +17,7 @@ import torch
 
 from fusionrag_integrations.bench.invented import texts
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.model import CausalModel
@@ -49,6 +50,7 @@ class InventedStore:
     """As many chunks as make a prompt. files: their KV, under `keys`, in the prompt's order."""
 
     model: CausalModel
+    path: Path
     catalog: Catalog
     files: FileKVStore
     keys: tuple[str, ...]
@@ -70,7 +72,8 @@ class InventedStore:
         """A server of these chunks from `kv`."""
         prefix = ingest_prefix(self.model.tokenizer)
         prefix_ids = tuple(self.model.tokenizer(prefix, add_special_tokens=False).input_ids)
-        return Server(self.model, self.catalog, kv, prefix_ids, calibration)
+        corrections = Corrections(self.path, self.catalog)
+        return Server(self.model, self.catalog, kv, prefix_ids, corrections, calibration)
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def invented_store(
                 files.put(_random_kv(model, record))
             keys = tuple(record.isolated_key for record in records)
             prompt = _prompt(model, [record.chunk.text for record in records])
-            yield InventedStore(model, catalog, files, keys, prompt)
+            yield InventedStore(model, path, catalog, files, keys, prompt)
 
 
 @contextmanager

@@ -278,10 +278,10 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
     from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.demo.suites import demo_suite
     from fusionrag_integrations.model import CausalModel
-    from fusionrag_integrations.prompt import ingest_prefix
+    from fusionrag_integrations.prompt import ingest_surroundings
 
     demo = CausalModel.load(MODEL_DIR)
-    signature = demo.signature(ingest_prefix(demo.tokenizer))
+    signature = demo.signature(ingest_surroundings(demo.tokenizer))
     names = STRATEGY_NAMES if strategies is None else tuple(strategies.split(","))
     with bars() as progress:
         rows = count_work(

@@ -308,10 +308,10 @@ def store(
 def _calibration(model: CausalModel) -> Calibration | None:
     """What was measured of the model for its selector, where that lies beside it."""
     from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
-    from fusionrag_integrations.prompt import ingest_prefix
+    from fusionrag_integrations.prompt import ingest_surroundings
 
     path = model.directory / CALIBRATION_FILE
-    signature = model.signature(ingest_prefix(model.tokenizer)) if path.exists() else ""
+    signature = model.signature(ingest_surroundings(model.tokenizer)) if path.exists() else ""
     return read_calibration(path, signature)
 
 

@@ -121,11 +121,11 @@ class CausalModel:
             )
         return cls(model.to(target), tokenizer, source)
 
-    def signature(self, ingest_prefix: str) -> str:
+    def signature(self, surroundings: str) -> str:
         """Identifies everything that stored KV depends on; another signature, another KV.
 
         Covers the weights' bytes (adapters and quantised weights included), their dtype, the
-        configuration that shapes attention, the tokenizer and the ingest prefix.
+        configuration that shapes attention, the tokenizer and the text around chunks at ingest.
         """
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.hf.state_dict().items()):
@@ -137,7 +137,7 @@ class CausalModel:
             config.pop(unrelated, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        digest.update(ingest_prefix.encode())
+        digest.update(surroundings.encode())
         return digest.hexdigest()
 
     def new_buffer(self, capacity: int) -> KVBuffer:
@@ -172,20 +172,20 @@ class CausalModel:
 
     @torch.inference_mode()
     def forward_rows(
-        self, token_ids: Sequence[int], positions: Sequence[int], kv: SequenceKV
+        self, token_ids: Sequence[int], positions: Sequence[int], kv: SequenceKV, last: int = 1
     ) -> torch.Tensor:
-        """Run the model over rows at `positions`; returns the last row's logits [V].
+        """Run the model over rows at `positions`; returns the `last` rows' logits, [last, V].
 
         At every layer the rows' keys and values replace what `kv` holds there, and each row
         attends to all positions up to its own, as far as the layer's window reaches. Changes `kv`
         at `positions` only. Rows may come in any order; ascending is quickest.
         """
         rows, ids = Rows.at(positions, self.device), self._ids(token_ids)
-        if len(rows) == 1:  # as in decode: nothing to save in the last layer
+        if len(rows) == last:  # as in decode: nothing to save in the last layer
             return self._logits(self.hf, Part(kv.over(rows)), token_ids=ids)
-        last = self.num_layers - 1
-        hidden = self._hidden(self._between(0, last), [Part(kv.over(rows))], token_ids=ids)
-        return self._finish(hidden, rows, kv, last)
+        depth = self.num_layers - 1
+        hidden = self._hidden(self._between(0, depth), [Part(kv.over(rows))], token_ids=ids)
+        return self._finish(hidden, rows, kv, depth, last)
 
     @torch.inference_mode()
     def compute_kv(self, runs: Sequence[Run]) -> None:
@@ -219,27 +219,34 @@ class CausalModel:
 
     @torch.inference_mode()
     def forward_upper(
-        self, hidden: torch.Tensor, positions: Sequence[int], kv: SequenceKV, depth: int
+        self,
+        hidden: torch.Tensor,
+        positions: Sequence[int],
+        kv: SequenceKV,
+        depth: int,
+        last: int = 1,
     ) -> torch.Tensor:
-        """What is left of `forward_rows` behind the first `depth` layers; returns logits [V].
+        """What is left of `forward_rows` behind the first `depth` layers; logits [last, V].
 
         hidden: the rows' states there, [R, hidden].
         """
-        rows, last = Rows.at(positions, self.device), self.num_layers - 1
-        if depth < last:
+        rows, deepest = Rows.at(positions, self.device), self.num_layers - 1
+        if depth < deepest:
             part = Part(kv.over(rows))
-            hidden = self._hidden(self._between(depth, last), [part], hidden=hidden)
-        return self._finish(hidden, rows, kv, max(depth, last))
+            hidden = self._hidden(self._between(depth, deepest), [part], hidden=hidden)
+        return self._finish(hidden, rows, kv, max(depth, deepest), last)
 
-    def _finish(self, hidden: torch.Tensor, rows: Rows, kv: SequenceKV, depth: int) -> torch.Tensor:
-        """What only the last row needs whole: the last layer, where `depth` leaves it, and logits.
+    def _finish(
+        self, hidden: torch.Tensor, rows: Rows, kv: SequenceKV, depth: int, last: int
+    ) -> torch.Tensor:
+        """What only the last rows need whole: the last layer, where `depth` leaves it, and logits.
 
         hidden: behind the layers before `depth`, [R, hidden].
         """
-        if depth < self.num_layers and len(rows) > 1:
-            self._last_kv(hidden[:-1], [Part(kv.over(rows.part(slice(-1))))])
-        own = Part(kv.over(rows.part(slice(-1, None))))
-        return self._logits(self._upper(depth), own, hidden=hidden[-1:])
+        if depth < self.num_layers and len(rows) > last:
+            self._last_kv(hidden[:-last], [Part(kv.over(rows.part(slice(-last))))])
+        own = Part(kv.over(rows.part(slice(-last, None))))
+        return self._logits(self._upper(depth), own, hidden=hidden[-last:])
 
     def _last_kv(self, hidden: torch.Tensor, parts: Sequence[Part]) -> None:
         """Write the rows' keys and values in the last layer, which is all that others need there.
@@ -255,9 +262,8 @@ class CausalModel:
         return hidden
 
     def _logits(self, model: Any, part: Part, **inputs: Any) -> torch.Tensor:
-        """The last row's, [V]."""
-        output = model(**pass_inputs([part], **inputs), logits_to_keep=1)
-        logits: torch.Tensor = output.logits[0, -1]
+        """All rows', [R, V]."""
+        logits: torch.Tensor = model(**pass_inputs([part], **inputs)).logits[0]
         return logits
 
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -315,13 +321,13 @@ class CausalModel:
         if self.device.type == "cuda":
             return GraphedSteps(self.static_step(kv, position), self.device, self._one_graph)
         positions = count(position)
-        return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)
+        return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)[0]
 
     def static_step(self, kv: SequenceKV, position: int) -> StaticStep:
         """The same as one step over tensors that stay where they are."""
 
         def forward(token_id: torch.Tensor, row: Rows) -> torch.Tensor:
-            return self._logits(self.hf, Part(kv.over(row)), token_ids=token_id)
+            return self._logits(self.hf, Part(kv.over(row)), token_ids=token_id)[0]
 
         return StaticStep(forward, position, kv.capacity, self.device)
 

@@ -19,8 +19,10 @@ from fusionrag_integrations.prompt.tokens import (
 )
 from fusionrag_integrations.prompt.wording import (
     NEUTRAL,
+    SEPARATOR,
     WordedPrompt,
     ingest_prefix,
+    ingest_surroundings,
     question_prompt,
     word,
     words_tools,
@@ -30,6 +32,7 @@ __all__ = [
     "MIN_QUESTION",
     "MIN_TOKENS",
     "NEUTRAL",
+    "SEPARATOR",
     "EncodedPrompt",
     "WordedPrompt",
     "assemble",
@@ -38,6 +41,7 @@ __all__ = [
     "encode_worded",
     "equal_at_start",
     "ingest_prefix",
+    "ingest_surroundings",
     "question_prompt",
     "word",
     "words_tools",

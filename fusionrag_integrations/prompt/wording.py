@@ -12,6 +12,9 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
+CONTEXT = "Context:\n"
+SEPARATOR = "\n\n"
+"""What chains put between chunks, and ingest between a chunk and its neighbours."""
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
@@ -30,26 +33,26 @@ class WordedPrompt:
 
 def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
     """The messages that ask a question over chunks, where no framework words the prompt."""
-    context = "\n\n".join(chunks)
+    context = SEPARATOR.join(chunks)
     return [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": f"Context:\n{context}\n\nQuestion: {question}\nAnswer:"},
+        {"role": "user", "content": f"{CONTEXT}{context}\n\nQuestion: {question}\nAnswer:"},
     ]
 
 
 def ingest_prefix(tokenizer: Any) -> str:
-    """The text before every chunk at ingest: a neutral prompt in the model's own template.
+    """The text before every chunk at ingest: what `question_prompt` puts before the first one.
 
     Chunks prefilled without it collapse, because a prompt's first tokens draw attention that
     has nowhere else to go.
     """
     if tokenizer.chat_template is None:
-        return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n"
+        return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n{CONTEXT}"
     system: list[Message] = [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": _MARK},
+        {"role": "user", "content": f"{CONTEXT}{_MARK}"},
     ]
-    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{_MARK}"}]
+    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{CONTEXT}{_MARK}"}]
     try:
         text = _apply(tokenizer, system)
     except TemplateError:  # some templates refuse a system message
@@ -57,6 +60,11 @@ def ingest_prefix(tokenizer: Any) -> str:
     if NEUTRAL not in text:  # and some drop it
         text = _apply(tokenizer, plain)
     return text[: text.index(_MARK)]
+
+
+def ingest_surroundings(tokenizer: Any) -> str:
+    """All text that stands around a chunk at ingest, which its KV depends on."""
+    return ingest_prefix(tokenizer) + SEPARATOR
 
 
 def words_tools(tokenizer: Any) -> bool:

@@ -1,0 +1,172 @@
+"""How close what a model makes of reused KV comes to what it answers under full attention.
+
+Full attention answers greedily, once. Each way of reuse is then shown that same answer, token by
+token, in the pass that recomputes its tokens: what it finds likely at each place can be compared as
+a distribution, and where it would have said something else its own answer begins to differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from fusionrag_integrations.decode import decode_tokens
+from fusionrag_integrations.model import CausalModel, StepFunction
+from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
+from fusionrag_integrations.types import (
+    AnswerSettings,
+    AssembledPrompt,
+    LayeredKV,
+    LayerView,
+    Selector,
+    TokenSelection,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FullAnswer:
+    """What the model answers greedily under full attention, without a repetition penalty.
+
+    token_ids: [A], the token that ended it among them. log_probs: float32 [A, V], of what might
+    have stood at each place.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """What a way of reuse makes of full attention's answer.
+
+    divergence: Kullback-Leibler, of its distribution from full attention's at each token, in nats,
+    float32 [A]. greedy: the token that it finds likeliest at each place, [A]. log_likelihood: of
+    the answer's tokens, float32 [A]. selection: the tokens that were recomputed. token_layers: the
+    work before the first token, as in `Usage`.
+    """
+
+    divergence: torch.Tensor
+    greedy: tuple[int, ...]
+    log_likelihood: torch.Tensor
+    selection: TokenSelection
+    token_layers: int
+    _warm: Warm
+
+
+def answer_fully(model: CausalModel, token_ids: Sequence[int], max_tokens: int) -> FullAnswer:
+    """Answer by the model's own dense prefill, to the end or to `max_tokens`."""
+    return answer_from(model, *model.prefill_dense(token_ids), max_tokens)
+
+
+def answer_from(
+    model: CausalModel, logits: torch.Tensor, step: StepFunction, max_tokens: int
+) -> FullAnswer:
+    """The same, of a prompt that is computed: its last logits [V], and what appends a token."""
+    seen = [logits]
+
+    def watched(token_id: int) -> torch.Tensor:
+        seen.append(step(token_id))
+        return seen[-1]
+
+    settings = _greedy(max_tokens)
+    tokens = decode_tokens(logits, watched, (), settings, model.hf.generation_config)
+    ids = tuple(token.token_id for token in tokens)
+    return FullAnswer(ids, torch.stack(seen).float().log_softmax(-1))
+
+
+class ReusedPrompt:
+    """One prompt over its stored KV, placed once and probed once, recomputed in several ways."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        prompt: AssembledPrompt,
+        kvs: Sequence[LayeredKV],
+        full: FullAnswer,
+        max_tokens: int,
+    ) -> None:
+        """kvs: one for each of the prompt's spans, in order. full: the answer that is followed.
+
+        max_tokens: the longest answer of its own.
+        """
+        self._model = model
+        self._prompt = prompt
+        self._full = full
+        self._max_tokens = max_tokens
+        self._placed = place(model, prompt, kvs, len(prompt) + max_tokens)
+
+    def follow(self, selector: Selector) -> Followed:
+        """Recompute what the selector chooses, and read the answer behind it."""
+        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+        probe = _SharedProbe(placed, lambda: self._seen)
+        selection = selector.select(self._prompt, probe)
+        warm = placed.recompute(selection, self._full.token_ids[:-1])
+        told = warm.logits.float().log_softmax(-1)
+        full = self._full.log_probs
+        ids = torch.tensor(self._full.token_ids, device=told.device)
+        return Followed(
+            divergence=(full.exp() * (full - told)).sum(-1).cpu(),
+            greedy=tuple(told.argmax(-1).tolist()),
+            log_likelihood=told.gather(1, ids[:, None])[:, 0].cpu(),
+            selection=selection,
+            token_layers=placed.token_layers + probe.token_layers,
+            _warm=warm,
+        )
+
+    def own_answer(self, followed: Followed) -> tuple[int, ...]:
+        """What this way of reuse answers by itself, greedily: the same up to where it differs."""
+        ids = self._full.token_ids
+        same = next((i for i, t in enumerate(followed.greedy) if t != ids[i]), len(ids))
+        if same == len(ids):
+            return ids
+        step = self._model.appender(followed._warm.kv, len(self._prompt) + same)
+        rest = decode_tokens(
+            followed._warm.logits[same],
+            step,
+            (),
+            _greedy(self._max_tokens - same),
+            self._model.hf.generation_config,
+        )
+        return (*ids[:same], *(token.token_id for token in rest))
+
+    @cached_property
+    def _seen(self) -> _Seen:
+        """What every layer shows, over the KV as it was placed."""
+        layers = range(self._model.num_layers)
+        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+        views = placed.suffix(layers)
+        return _Seen(tuple(views), placed.token_layers // len(layers))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """All layers' views, and how many rows ran to see them."""
+
+    views: tuple[LayerView, ...]
+    rows: int
+
+
+class _SharedProbe:
+    """A probe whose layers were seen before; it counts what looking would have cost by itself."""
+
+    def __init__(self, placed: PlacedPrompt, seen: Callable[[], _Seen]) -> None:
+        self.num_layers = placed.num_layers
+        self.global_layers = placed.global_layers
+        self.token_layers = 0
+        self._placed = placed
+        self._seen = seen
+
+    def suffix(self, layers: Sequence[int]) -> list[LayerView]:
+        seen = self._seen()
+        self.token_layers += seen.rows * (max(layers) + 1)
+        return [seen.views[layer] for layer in layers]
+
+    def early_deviation(self) -> torch.Tensor:
+        return self._placed.early_deviation()
+
+
+def _greedy(max_tokens: int) -> AnswerSettings:
+    return AnswerSettings(max_tokens=max_tokens, repetition_penalty=1.0)
