@@ -6,7 +6,7 @@ characters through the tokenizers library's streaming decoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,14 @@ class TextStream:
         """What was held back, once no more tokens come."""
         text, self._held = self._held, ""
         return text
+
+
+def text_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
+    """What each token adds to the text: nothing where it is special, or where it and the next ones
+    make a character together.
+    """
+    stream = TextStream(tokenizer, stop=())
+    return [stream.push(token_id) for token_id in token_ids]
 
 
 def _overlap(text: str, stop: str) -> int:

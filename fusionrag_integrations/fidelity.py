@@ -100,12 +100,13 @@ class ReusedPrompt:
         probe = _SharedProbe(placed, lambda: self._seen)
         selection = selector.select(self._prompt, probe)
         warm = placed.recompute(selection, self._full.token_ids[:-1])
-        told = warm.logits.float().log_softmax(-1)
-        full = self._full.log_probs
+        logits = warm.logits.float()
+        told, full = logits.log_softmax(-1), self._full.log_probs
         ids = torch.tensor(self._full.token_ids, device=told.device)
+        divergence = (full.exp() * (full - told)).sum(-1)
         return Followed(
-            divergence=(full.exp() * (full - told)).sum(-1).cpu(),
-            greedy=tuple(told.argmax(-1).tolist()),
+            divergence=divergence.clamp(min=0.0).cpu(),  # rounding can leave it just below
+            greedy=tuple(logits.argmax(-1).tolist()),
             log_likelihood=told.gather(1, ids[:, None])[:, 0].cpu(),
             selection=selection,
             token_layers=placed.token_layers + probe.token_layers,

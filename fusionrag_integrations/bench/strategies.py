@@ -22,9 +22,20 @@ SELECTING = (
 )
 STRATEGY_NAMES = (*BASELINES, *SELECTING)
 DEFAULT_STRATEGIES = (
-    *BASELINES,
+    *("full_attention", "full_reuse"),
     *("random", "cacheblend", "cache_craft", "epic", "fusionrag_paper", "fusionrag"),
 )
+PUBLISHED_KV: dict[str, KVKind] = {
+    "cacheblend": "isolated",
+    "cache_craft": "fused",  # a chunk's KV as it was made behind the chunks that stood before it
+    "epic": "isolated",
+    "fusionrag_paper": "fused",
+    "prophetkv": "isolated",
+    "infoflow": "isolated",
+}
+"""The KV that a method's authors place; over the other kind it is their selector only."""
+
+_PUBLISHED = ":published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,11 @@ class Strategy:
         """Which KV of chunks it uses: isolated, fused or none."""
         return "none" if self.name in ("full_attention", "prefix_cache") else self.kv
 
+    @property
+    def as_published(self) -> bool:
+        """Whether it is a method of others over the KV that they place."""
+        return PUBLISHED_KV.get(self.name) == self.kv
+
     def settings(self, max_tokens: int) -> AnswerSettings:
         """How the engine is asked to answer so; at ratios 0 and 1 no selector decides anything."""
         selector = self.name
@@ -53,30 +69,41 @@ class Strategy:
             ratio=self.ratio,
             break_even=False,  # what is asked for is what is measured
             max_tokens=max_tokens,
+            repetition_penalty=1.0,  # else answers depend on more than the model's distributions
         )
+
+
+FULL = Strategy("full_attention", "none", 1.0)
+"""What every other strategy is compared with."""
+
+REUSE = Strategy("full_reuse", "isolated", 0.0)
+"""What `recovered` and normalised F1 are measured from: isolated KV as it is stored, moved to its
+place and nothing else, as TurboRAG does. It stays so whatever is done to the KV of others, or
+results of different versions couldn't be compared."""
 
 
 def make_strategies(
     names: Sequence[str], ratios: Sequence[float], kinds: Sequence[KVKind]
 ) -> list[Strategy]:
-    """Every combination. The reference points of normalised F1 come first, asked for or not.
+    """Every combination. What all are compared with comes first, asked for or not.
 
-    Raises `InvalidInputError` for a name that isn't known.
+    names: of strategies over each of `kinds`; NAME:published is a method of others over the KV
+    that its authors place. Raises `InvalidInputError` for a name that isn't known.
     """
-    if unknown := [name for name in names if name not in STRATEGY_NAMES]:
+    known = {*STRATEGY_NAMES, *(name + _PUBLISHED for name in PUBLISHED_KV)}
+    if unknown := [name for name in names if name not in known]:
         raise InvalidInputError(
-            f"Unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGY_NAMES)}."
+            f"Unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGY_NAMES)}, and "
+            f"with {_PUBLISHED} behind the name {', '.join(PUBLISHED_KV)}."
         )
-    found = [Strategy("full_attention", "none", 1.0), Strategy("full_reuse", "isolated", 0.0)]
+    found = [FULL, REUSE]
     if "prefix_cache" in names:
         found.append(Strategy("prefix_cache", "prefix", 1.0))
     if "full_reuse" in names:
         found += [Strategy("full_reuse", kind, 0.0) for kind in kinds]
-    found += [
-        Strategy(name, kind, ratio)
-        for name in names
-        if name in SELECTING
-        for kind in kinds
-        for ratio in ratios
-    ]
+    for listed in names:
+        name = listed.removesuffix(_PUBLISHED)
+        placed = kinds if name == listed else [PUBLISHED_KV[name]]
+        if name in SELECTING:
+            found += [Strategy(name, kind, ratio) for kind in placed for ratio in ratios]
     return list(dict.fromkeys(found))

@@ -22,6 +22,7 @@ from fusionrag_integrations.prompt.wording import (
     WordedPrompt,
     ingest_prefix,
     question_prompt,
+    short_answer_prompt,
     word,
     words_tools,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "equal_at_start",
     "ingest_prefix",
     "question_prompt",
+    "short_answer_prompt",
     "word",
     "words_tools",
 ]

@@ -12,6 +12,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
+SHORT = "Answer in as few words as possible."
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
@@ -30,10 +31,22 @@ class WordedPrompt:
 
 def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
     """The messages that ask a question over chunks, where no framework words the prompt."""
+    return _over(chunks, f"Question: {question}\nAnswer:")
+
+
+def short_answer_prompt(
+    chunks: Sequence[str], question: str, *, chat: bool = True
+) -> list[Message] | str:
+    """The same for an answer of a few words; without `chat`, as one text for a base model."""
+    messages = _over(chunks, f"{SHORT}\nQuestion: {question}\nAnswer:")
+    return messages if chat else "\n\n".join(message["content"] for message in messages)
+
+
+def _over(chunks: Sequence[str], asked: str) -> list[Message]:
     context = "\n\n".join(chunks)
     return [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": f"Context:\n{context}\n\nQuestion: {question}\nAnswer:"},
+        {"role": "user", "content": f"Context:\n{context}\n\n{asked}"},
     ]
 
 
