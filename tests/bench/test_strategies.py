@@ -10,6 +10,7 @@ import pytest
 from fusionrag_integrations.bench.strategies import (
     BASELINES,
     DEFAULT_STRATEGIES,
+    PUBLISHED_KV,
     SELECTING,
     STRATEGY_NAMES,
     Strategy,
@@ -80,13 +81,52 @@ def test_unknown_names_are_all_listed_with_the_known() -> None:
 def test_every_selecting_strategy_is_a_selector_and_the_defaults_are_known() -> None:
     assert set(SELECTING) == set(selector_names()) - {"none", "all"}
     assert set(DEFAULT_STRATEGIES) <= set(STRATEGY_NAMES)
-    assert set(DEFAULT_STRATEGIES) >= {"prefix_cache", "fusionrag", "fusionrag_paper", "cacheblend"}
+    assert set(DEFAULT_STRATEGIES) >= {"full_reuse", "fusionrag", "fusionrag_paper", "cacheblend"}
+    assert "prefix_cache" not in DEFAULT_STRATEGIES  # it answers as full attention does
+
+
+def test_a_method_as_published_is_over_its_own_kv_alone() -> None:
+    names = ("epic:published", "fusionrag", "cache_craft:published", "fusionrag_paper:published")
+    assert made(names, (0.1, 0.2), ("fused",)) == [
+        *(FULL, REUSE),
+        *(("epic", "isolated", 0.1), ("epic", "isolated", 0.2)),
+        *(("fusionrag", "fused", 0.1), ("fusionrag", "fused", 0.2)),
+        *(("cache_craft", "fused", 0.1), ("cache_craft", "fused", 0.2)),
+        *(("fusionrag_paper", "fused", 0.1), ("fusionrag_paper", "fused", 0.2)),
+    ]
+
+
+def test_a_method_as_published_may_stand_beside_its_selector_over_our_kv() -> None:
+    assert made(("epic:published", "epic"), (0.1,), ("fused",))[2:] == [
+        ("epic", "isolated", 0.1),
+        ("epic", "fused", 0.1),
+    ]
+    assert made(("epic", "epic:published"), (0.1,), BOTH) == made(("epic",), (0.1,), BOTH)
+
+
+def test_which_are_as_published() -> None:
+    """The others' methods, each over one kind of KV; never ours, nor chance."""
+    found = {s for s in make_strategies(SELECTING, (0.1,), BOTH) if s.as_published}
+    assert {s.name for s in found} == set(PUBLISHED_KV) == set(SELECTING) - {"random", "fusionrag"}
+    assert len(found) == len(PUBLISHED_KV)
+    assert {s.name for s in found if s.kv == "fused"} == {"fusionrag_paper", "cache_craft"}
+    assert not Strategy("full_reuse", "isolated", 0.0).as_published
+
+
+@pytest.mark.parametrize(
+    "name", ["random:published", "fusionrag:published", "full_reuse:published", "epic:isolated"]
+)
+def test_what_nobody_has_published(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name}; known .*behind the name cacheblend"):
+        made((name,))
 
 
 @pytest.mark.parametrize("kv", BOTH)
 @pytest.mark.parametrize("name", SELECTING)
 def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
-    measured = AnswerSettings(kv=kv, break_even=False, max_tokens=7)  # as asked, if short too
+    measured = AnswerSettings(  # as asked, if short too
+        kv=kv, break_even=False, max_tokens=7, repetition_penalty=1.0
+    )
     nothing = replace(measured, selector="none", ratio=0.0)
     everything = replace(measured, selector="all", ratio=1.0)
     assert (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusionrag_integrations.bench.quality import open_log
+from fusionrag_integrations.bench.log import open_log
 from fusionrag_integrations.calibrate import calibrate
 from tests.provocations.world import Provoked, World
 
@@ -52,6 +52,9 @@ provoked.each(
         "Unknown kinds ...; known are ...": lambda w: w.run("bench", "quality", "--kinds", "puns"),
         "Unknown strategies ...; known are ...": lambda w: w.run(
             "bench", "quality", "--strategies", "best"
+        ),
+        "A prefix cache computes every chunk and answers as full attention does; ...": lambda w: (
+            w.run("bench", "quality", "--strategies", "prefix_cache")
         ),
         "Unknown neighbours ...; known are ...": lambda w: w.run(
             "bench", "quality", "--limit", 1, "--neighbours", "nice"
