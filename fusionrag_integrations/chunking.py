@@ -143,6 +143,13 @@ class Chunker:
         return len(_encoding().encode_ordinary(text)) <= self.chunk_tokens
 
 
+def first_sentence(text: str) -> str:
+    """The text up to the end of its first line or sentence, without the mark that ends it."""
+    found = [pattern.search(text) for pattern in (_LINE_END, _SENTENCE_END)]
+    stop = min((match.start() for match in found if match), default=len(text))
+    return text[:stop].rstrip(" .!?。！？")
+
+
 def _check_unicode(document_id: str, text: str) -> None:
     try:
         text.encode()

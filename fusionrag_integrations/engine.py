@@ -15,8 +15,10 @@ from fusionrag_integrations.calibration import (
     read_calibration,
 )
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
+from fusionrag_integrations.check import CheckReport, check_store, estimate_ingest
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -27,7 +29,13 @@ from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
-from fusionrag_integrations.prompt import encode, ingest_prefix, words_tools
+from fusionrag_integrations.prompt import (
+    SEPARATOR,
+    encode,
+    ingest_prefix,
+    ingest_surroundings,
+    words_tools,
+)
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
@@ -68,11 +76,13 @@ class FusionEngine:
         self._prefix = prefix
         self._break_even = break_even
         self._prefix_ids = tuple(self.encode(prefix))
+        self._corrections = Corrections(corpus.path, corpus.catalog)
         self._server = Server(
             model,
             corpus.catalog,
             kv,
             self._prefix_ids,
+            self._corrections,
             calibration,
             break_even,
             on_hot=self._fuse_captured,
@@ -91,21 +101,24 @@ class FusionEngine:
         kv_format: KVFormat | None = None,
         salt: str = "",
         budgets: Budgets = DEFAULT_BUDGETS,
+        gguf_file: str | None = None,
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is made where there is none.
 
-        device: "auto" takes CUDA where there is one. dtype: "auto", "float32", "bfloat16" or
-        "float16". embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None
-        for the built-in lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed
-        when the store is made (default 256). kv_format: how KV is kept, fixed too: "float32",
-        "float16", "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of
-        this store's owner that every key depends on; the same one is needed each time. budgets:
-        bytes of KV on the device, in host memory and on disk.
+        model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" takes CUDA
+        where there is one. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a
+        LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical
+        one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is made
+        (default 256). kv_format: how KV is kept, fixed too: "float32", "float16", "bfloat16",
+        "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
+        every key depends on; the same one is needed each time. budgets: bytes of KV on the
+        device, in host memory and on disk. gguf_file: the name of a GGUF file in the directory
+        or hub repository.
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was made otherwise.
         """
-        model = CausalModel.load(model_name_or_path, device, dtype)
+        model = CausalModel.load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -136,7 +149,7 @@ class FusionEngine:
                 f"Unknown kv_format {kv_format!r}; choose {', '.join(get_args(KVFormat))}."
             )
         prefix = ingest_prefix(model.tokenizer)
-        signature = model.signature(prefix)
+        signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
@@ -153,7 +166,7 @@ class FusionEngine:
                 salt_id=salt_id(salt),
             )
             corpus = Corpus.create(path, info, embedding)
-        measured = [place / CALIBRATION_FILE for place in (path, Path(model.source))]
+        measured = [place / CALIBRATION_FILE for place in (path, model.directory)]
         calibration = _calibration(measured, model, signature)
         device = device_name(model.device)
         lengths = [read_break_even(file, signature, device) for file in measured]
@@ -228,6 +241,8 @@ class FusionEngine:
             self.corpus,
             self._kv,
             self._prefix_ids,
+            tuple(self.encode(SEPARATOR)),
+            self._corrections,
             neighbours,
             progress or (lambda stage, done, total: None),
         )
@@ -268,6 +283,28 @@ class FusionEngine:
     def metrics(self) -> StoreMetrics:
         """What the tiers of KV hold, and what they have done since the engine was opened."""
         return self._kv.metrics()
+
+    def check(
+        self,
+        questions: int = 20,
+        *,
+        estimate: Iterable[Document] | None = None,
+        progress: Progress | None = None,
+    ) -> CheckReport:
+        """Whether reuse is exact, close and quick with this model and store; needs no labels.
+
+        Asks questions made from the store's chunks, at most so many, and changes nothing. estimate:
+        documents of which to say what ingesting them into such a store would take. Raises
+        `InvalidInputError` for a store without chunks.
+        """
+        told = progress or (lambda stage, done, total: None)
+        estimated = None
+        if estimate is not None:
+            info = self.corpus.catalog.info
+            estimated = estimate_ingest(
+                self.model, estimate, info.chunk_tokens, info.kv_format, told
+            )
+        return check_store(self, questions, estimated, told)
 
     def _fuse_captured(self, record: ChunkRecord) -> None:
         """Fuse a chunk that came with requests, unless the store is being changed."""

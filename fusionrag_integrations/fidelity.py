@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from fusionrag_integrations.decode import decode_tokens
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
 from fusionrag_integrations.types import (
     AnswerSettings,
@@ -42,12 +42,14 @@ class FullAnswer:
 class Followed:
     """What a way of reuse makes of full attention's answer.
 
-    divergence: Kullback-Leibler, of its distribution from full attention's at each token, in nats,
-    float32 [A]. greedy: the token that it finds likeliest at each place, [A]. log_likelihood: of
-    the answer's tokens, float32 [A]. selection: the tokens that were recomputed. token_layers: the
-    work before the first token, as in `Usage`.
+    log_probs: of what might have stood at each place, float32 [A, V]. divergence: Kullback-Leibler,
+    of its distribution from full attention's at each token, in nats, float32 [A]. greedy: the token
+    that it finds likeliest at each place, [A]. log_likelihood: of the answer's tokens, float32 [A].
+    selection: the tokens that were recomputed. token_layers: the work before the first token, as in
+    `Usage`.
     """
 
+    log_probs: torch.Tensor
     divergence: torch.Tensor
     greedy: tuple[int, ...]
     log_likelihood: torch.Tensor
@@ -58,17 +60,21 @@ class Followed:
 
 def answer_fully(model: CausalModel, token_ids: Sequence[int], max_tokens: int) -> FullAnswer:
     """Answer by the model's own dense prefill, to the end or to `max_tokens`."""
-    seen: list[torch.Tensor] = []
-    logits, step = model.prefill_dense(token_ids)
-    seen.append(logits)
+    return answer_from(model, *model.prefill_dense(token_ids), max_tokens)
+
+
+def answer_from(
+    model: CausalModel, logits: torch.Tensor, step: StepFunction, max_tokens: int
+) -> FullAnswer:
+    """The same, of a prompt that is computed: its last logits [V], and what appends a token."""
+    seen = [logits]
 
     def watched(token_id: int) -> torch.Tensor:
         seen.append(step(token_id))
         return seen[-1]
 
-    tokens = decode_tokens(
-        logits, watched, token_ids, _greedy(max_tokens), model.hf.generation_config
-    )
+    settings = _greedy(max_tokens)
+    tokens = decode_tokens(logits, watched, (), settings, model.hf.generation_config)
     ids = tuple(token.token_id for token in tokens)
     return FullAnswer(ids, torch.stack(seen).float().log_softmax(-1))
 
@@ -105,6 +111,7 @@ class ReusedPrompt:
         ids = torch.tensor(self._full.token_ids, device=told.device)
         divergence = (full.exp() * (full - told)).sum(-1)
         return Followed(
+            log_probs=told,
             divergence=divergence.clamp(min=0.0).cpu(),  # rounding can leave it just below
             greedy=tuple(logits.argmax(-1).tolist()),
             log_likelihood=told.gather(1, ids[:, None])[:, 0].cpu(),

@@ -8,6 +8,7 @@ catalog    chunks are embedded; a changed document replaces its old chunks, and 
 embed      what an interrupted ingest left undone in the vector index
 isolated   KV of every chunk that has none
 fused      KV behind each chunk's neighbours, then the catalog entry that makes it count
+correct    what fused KV is off by in prompts, measured on a few of the store's own chunks
 collect    records that no chunk uses any more are deleted
 """
 
@@ -23,9 +24,11 @@ from hashlib import sha256
 from time import perf_counter
 from typing import Literal, Protocol, TypeVar
 
+from fusionrag_integrations import mixtures
 from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
+from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 FUSE_BATCH = 256  # chunks whose neighbours are looked up in one query of the index
 PASS_TOKENS = 512  # of chunks that are computed together; more rows are multiplied no faster
+OUTGROWN = 2  # a correction is measured anew once its scope has this many times its chunks
 NEIGHBOURS_IN_MEMORY = 128  # isolated KV kept while fusing: similar chunks share neighbours
 
 Item = TypeVar("Item")
@@ -83,15 +87,20 @@ class Ingest:
         corpus: Corpus,
         store: TieredKV,
         prefix_ids: tuple[int, ...],
+        separator_ids: tuple[int, ...],
+        corrections: Corrections,
         neighbours: NeighbourPolicy,
         progress: Progress,
     ) -> None:
+        """prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours."""
         self._model = model
         self._corpus = corpus
         self._catalog = corpus.catalog
         self._store = store
         self._prefix = prefill_prefix(model, prefix_ids)
+        self._separator = separator_ids
         self._signature = corpus.catalog.info.record_signature
+        self._corrections = corrections
         self._policy = neighbours
         self._progress = progress
         self._full = False  # whether the disk's budget has no room for more
@@ -115,6 +124,7 @@ class Ingest:
         self._corpus.embed_missing(self._progress)
         isolated = self._make_isolated()
         fused = self._make_fused()
+        self._measure_corrections()
         collect_garbage(self._corpus, self._store)
         if self._full:
             logger.warning("The disk's budget is full: some chunks' KV was not kept.")
@@ -262,7 +272,7 @@ class Ingest:
             for key, fusing in missing.items()
         ]
         traces = {}
-        for fused, trace in fuse_chunks(self._model, self._prefix, fusions):
+        for fused, trace in fuse_chunks(self._model, self._prefix, fusions, self._separator):
             self._put(fused)
             traces[fused.key] = trace
         return traces
@@ -284,7 +294,9 @@ class Ingest:
 
     def _neighbours(self, record: ChunkRecord, similar: list[ChunkRecord]) -> list[ChunkRecord]:
         window = self._model.context_window
-        room = window - len(self._prefix.token_ids) - len(record.encoded.token_ids)
+        most = self._policy.similar + self._policy.predecessors
+        around = len(self._prefix.token_ids) + most * len(self._separator)
+        room = window - around - len(record.encoded.token_ids)
         return self._policy.choose(
             Candidates(
                 record,
@@ -293,6 +305,32 @@ class Ingest:
                 max_tokens=min(MAX_NEIGHBOUR_TOKENS, window // 2, room),
             )
         )
+
+    def _measure_corrections(self) -> None:
+        """Measure each scope's correction, if there is none, or the scope has grown much since."""
+        self._corrections.remove_stale()
+        for scope in self._catalog.scopes():
+            fused = self._catalog.fused_ids(scope)
+            known = self._corrections.read(scope)
+            wanted = mixtures.count_of(len(fused))
+            if not wanted or (known and len(fused) <= known.chunks * OUTGROWN):
+                continue
+            self._corrections.write(scope, self._measure_correction(fused, wanted))
+
+    def _measure_correction(self, fused: Sequence[str], count: int) -> ScopeCorrection:
+        asked = mixtures.seeds(fused, count)
+        near = self._corpus.similar(asked, mixtures.CHUNKS - 1)
+        prompts = []
+        for seed in asked:
+            records = self._catalog.records([seed, *near[seed]]).values()
+            prompts.append(mixtures.mixed([record for record in records if record.fused_key]))
+        correction, chunk_ids = mixtures.measure_correction(
+            self._model,
+            prompts,
+            lambda record: self._store.get(record.fused_key).dense(),
+            lambda done, total: self._progress("correct", done, total),
+        )
+        return ScopeCorrection(correction, chunk_ids, len(fused))
 
     def fuse_captured(self, record: ChunkRecord) -> None:
         """Fuse a chunk that came with a request behind the ingested ones most similar to it."""
@@ -303,7 +341,7 @@ class Ingest:
         fusing = _Fusing(record, tuple(neighbours))
         kvs = [self._store.get(r.isolated_key).dense() for r in (record, *neighbours)]
         fusion = Fusion(fusing.key, kvs[0], tuple(kvs[1:]))
-        ((fused, trace),) = fuse_chunks(self._model, self._prefix, [fusion])
+        ((fused, trace),) = fuse_chunks(self._model, self._prefix, [fusion], self._separator)
         if self._store.capture(fused):
             ids = [neighbour.chunk.id for neighbour in neighbours]
             self._catalog.set_fused(record.chunk.id, fused.key, ids, trace)
@@ -329,6 +367,7 @@ def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
         deleted = corpus.delete(ids)
+        Corrections(corpus.path, corpus.catalog).remove_stale()
         collect_garbage(corpus, store)
         return deleted
 

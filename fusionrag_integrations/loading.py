@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fusionrag_integrations.chunk_kv import prefill_chunks
+from fusionrag_integrations.correction import CorrectedKV, Correction
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.errors import KVForeignError, KVMissingError, KVRecordError
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.store import Lease, TieredKV
@@ -32,11 +34,20 @@ _UNCERTAIN = "Nothing says which chunk it is: several have this text, or the pro
 class ChunkLoading:
     """Takes chunks' KV from the tiers; that of new chunks, which have none yet, it computes."""
 
-    def __init__(self, model: CausalModel, kv: TieredKV, prefix: Callable[[], ChunkKV]) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        kv: TieredKV,
+        corrections: Corrections,
+        prefix: Callable[[], ChunkKV],
+        prefix_tokens: int,
+    ) -> None:
         """prefix: gives the KV of the ingest prefix, behind which new chunks are computed."""
         self._model = model
         self._kv = kv
+        self._corrections = corrections
         self._prefix = prefix
+        self._prefix_tokens = prefix_tokens
 
     def load(
         self,
@@ -47,8 +58,10 @@ class ChunkLoading:
         complete: bool = False,
     ) -> LoadedPrompt:
         """The prompt with its KV. complete: all of it, else layers may be on their way."""
+        at_start = self._at_start(prompt) if settings.corrected else set()
         variants: list[KVKind] = [
-            "isolated" if settings.kv == "isolated" else span.variant for span in prompt.spans
+            "isolated" if settings.kv == "isolated" or span.start in at_start else span.variant
+            for span in prompt.spans
         ]
         wanted = list(zip(prompt.spans, variants, strict=True))
         lease.begin(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
@@ -60,9 +73,12 @@ class ChunkLoading:
         for span, variant in wanted:
             name = (span.record.chunk.id, variant)
             if name not in loaded:
-                kv, reason = self._load_chunk(span.record, variant, lease, complete)
+                correction = self._correction(span.record, settings)
+                kv, reason = self._load_chunk(span.record, variant, correction, lease, complete)
+                if kv is None and span.start in at_start:
+                    kv, _ = self._load_chunk(span.record, "fused", correction, lease, complete)
                 loaded[name] = kv
-                if variant == "isolated" and settings.kv == "fused":
+                if variant == "isolated" and settings.kv == "fused" and span.start not in at_start:
                     reason = reason or _why_isolated(span.record, _UNCERTAIN)
                 if reason:
                     reasons[span.record.chunk.id] = reason
@@ -84,6 +100,24 @@ class ChunkLoading:
         prompt = replace(prompt, spans=tuple(kept))
         return LoadedPrompt(prompt, tuple(kvs), tuple(missed), captured, reasons)
 
+    def _at_start(self, prompt: AssembledPrompt) -> set[int]:
+        """Where spans of a chunk start that stands first, as isolated KV was computed.
+
+        Nothing but a prefix stands before it: less than half of what its fused KV has seen.
+        """
+        if not prompt.spans:
+            return set()
+        first = prompt.spans[0]
+        trace = first.record.trace
+        chunk, at = first.record.chunk.id, first.start - first.source_start
+        if trace is None or at - self._prefix_tokens > trace.neighbour_tokens / 2:
+            return set()
+        return {
+            span.start
+            for span in prompt.spans
+            if span.record.chunk.id == chunk and span.start - span.source_start == at
+        }
+
     def _capture(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
         """Isolated KV of new chunks, by their ids."""
         new = {record.isolated_key: record for record in records}
@@ -93,21 +127,35 @@ class ChunkLoading:
         kvs = prefill_chunks(self._model, self._prefix(), tokens)
         return {new[kv.key].chunk.id: kv for kv in kvs}
 
+    def _correction(self, record: ChunkRecord, settings: AnswerSettings) -> Correction | None:
+        """What is added to the chunk's fused KV."""
+        if not settings.corrected or not record.fused_key:
+            return None
+        return self._corrections.of(record.chunk.scope)
+
     def _load_chunk(
-        self, record: ChunkRecord, wanted: KVKind, lease: Lease, complete: bool
+        self,
+        record: ChunkRecord,
+        wanted: KVKind,
+        correction: Correction | None,
+        lease: Lease,
+        complete: bool,
     ) -> tuple[LayeredKV | None, str]:
         """The chunk's KV: fused if wanted and true, else isolated; None if neither is usable.
 
-        And why it isn't what is wanted; empty where it is.
+        And why it isn't what is wanted; empty where it is. Fused KV comes corrected.
         """
         unfused = wanted == "fused" and not record.fused_key
         reason = _why_isolated(record, _STALE) if unfused else ""
         for key in _keys(record, wanted):
             try:
-                kv = lease.get(key, complete)
+                corrected = correction is not None and key == record.fused_key
+                kv = lease.get(key, complete, stored=corrected)
                 if kv.token_ids != record.encoded.token_ids:
                     self._kv.foreign(key)
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
+                if correction is not None and kv.kind == "fused":
+                    return CorrectedKV(kv, correction), reason
                 return kv, reason
             except KVRecordError as error:
                 if record.captured and isinstance(error, KVMissingError):

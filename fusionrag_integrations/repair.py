@@ -4,6 +4,7 @@ catalog     damaged or missing: rebuilt from the documents' manifests
 documents   a manifest that is damaged, missing or of nothing: written from the catalog, or removed
 index       damaged as a whole: put aside; the next ingest embeds all chunks anew
 kv          damaged or foreign records: removed; the next ingest computes what is missing
+corrections damaged ones: removed; the next ingest measures them anew
 
 What is damaged and was the only copy of something is put aside under the name *.damaged.
 """
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import INDEX_DIRECTORY, KV_DIRECTORY, LOCK_FILE, manifest_of
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.durable import remove_file
 from fusionrag_integrations.errors import (
     KVCorruptError,
@@ -34,7 +36,7 @@ from fusionrag_integrations.manifests import INFO_FILE, Manifest, Manifests
 from fusionrag_integrations.records import RecordFiles, verify
 from fusionrag_integrations.types import ChunkRecord, Document
 
-Area = Literal["catalog", "documents", "index", "kv"]
+Area = Literal["catalog", "documents", "index", "kv", "corrections"]
 Told = Callable[[int, int], object]
 """Called with records done and records in all."""
 
@@ -66,6 +68,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
         yield from _document_problems(manifests, catalog)
         yield from _index_problems(store)
         yield from _record_problems(store, catalog, told)
+        yield from _correction_problems(store, catalog)
 
 
 def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Problem]:
@@ -99,6 +102,9 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
             for problem in _record_problems(store, catalog, told):
                 yield replace(problem, mended=_mend_record(records, problem))
             records.sweep()
+            for problem in list(_correction_problems(store, catalog)):
+                remove_file(problem.path)
+                yield replace(problem, mended=True)
 
 
 def _manifests(store: Path) -> Manifests:
@@ -165,6 +171,11 @@ def _record_problems(store: Path, catalog: Catalog, told: Told) -> Iterator[Prob
     for key in sorted(catalog.live_keys() - set(catalog.captured_keys()) - keys):
         path = records.path_of(key)
         yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
+
+
+def _correction_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
+    for path, error in Corrections(store, catalog).damaged():
+        yield _problem("corrections", path, error)
 
 
 def _problem(area: Area, path: Path, error: Exception, mended: bool = False) -> Problem:

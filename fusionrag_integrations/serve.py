@@ -19,7 +19,8 @@ import torch
 from fusionrag_integrations.answer import Answer, PromptTrace, Reuse
 from fusionrag_integrations.capture import Captures
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.chunk_kv import place_consecutively, prefill_prefix
+from fusionrag_integrations.chunk_kv import place_at, prefill_prefix
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVRecordError, PromptTooLongError
 from fusionrag_integrations.loading import ChunkLoading
@@ -79,6 +80,7 @@ class Server:
         catalog: Catalog,
         kv: TieredKV,
         prefix_ids: tuple[int, ...],
+        corrections: Corrections,
         calibration: Calibration | None,
         break_even: int = 0,
         on_hot: Callable[[ChunkRecord], None] = lambda record: None,
@@ -94,7 +96,7 @@ class Server:
         self._break_even = break_even
         self._kv = kv
         self._on_hot = on_hot
-        self._loading = ChunkLoading(model, kv, lambda: self._prefix)
+        self._loading = ChunkLoading(model, kv, corrections, lambda: self._prefix, len(prefix_ids))
         self._captures = Captures(catalog, kv, partial(encode_chunk, model.tokenizer))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="fusionrag-keep")
         self._known: tuple[int, ChunkMatcher] | None = None
@@ -224,7 +226,7 @@ class Server:
         watch.lap("load")
         room = max(len(ids) + settings.max_tokens, len(self._prefix_ids))
         buffer = self._model.new_buffer(room)
-        place_consecutively(self._model, buffer, [prefix])  # what isn't shared is overwritten
+        place_at(self._model, buffer, prefix, 0)  # what isn't shared is overwritten
         watch.lap("place")
         (logits,) = self._model.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
         watch.lap("prefill")

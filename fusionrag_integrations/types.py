@@ -380,12 +380,14 @@ class AnswerSettings:
 
     kv: "fused" (isolated where no fused KV is true), "isolated", "prefix" (a prefix cache: only
     the KV of the ingest prefix, where the prompt begins with it), or "none", which is full
-    attention by the model's own dense prefill. selector, ratio: which of the chunk tokens are
-    recomputed, and how many. handles: of chunks that the prompt is known to hold; None among them,
-    of documents without a handle, is passed over. scopes: whose KV may be used, None for every
-    scope's; text of other scopes is computed like any unknown text. break_even: whether a prompt
-    too short for reuse to pay is computed in full, where it was measured how long it must be
-    (`fusionrag calibrate`).
+    attention by the model's own dense prefill. corrected: whether KV is fitted to where it stands
+    in the prompt: a chunk that nothing stands before is taken isolated, and others have added what
+    ingest measured them to be off by; False places it as it is stored. selector, ratio: which of
+    the chunk tokens are recomputed, and how many. handles: of chunks that the prompt is known to
+    hold; None among them, of documents without a handle, is passed over. scopes: whose KV may be
+    used, None for every scope's; text of other scopes is computed like any unknown text.
+    break_even: whether a prompt too short for reuse to pay is computed in full, where it was
+    measured how long it must be (`fusionrag calibrate`).
 
     max_tokens: the longest answer. stop: strings that end it. temperature: 0 is greedy; top_p,
     top_k (0 is no limit) and seed are for sampling above that. repetition_penalty: of tokens that
@@ -395,6 +397,7 @@ class AnswerSettings:
     """
 
     kv: KVSource = "fused"
+    corrected: bool = True
     selector: str = "fusionrag"
     ratio: float = 0.15
     handles: tuple[KVHandle, ...] = ()

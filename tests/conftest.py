@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # as the command does, before tqdm is imported
 if not torch.cuda.is_available():  # Triton asks once, when transformers imports it
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -19,6 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog
+from fusionrag_integrations.demo import smollm2
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.model.gguf import require_gguf_extra
 from fusionrag_integrations.store import TieredKV
 from fusionrag_integrations.types import ChunkRecord, LayeredKV
 from tests.tiny_models import COMMON, heads
@@ -51,6 +56,17 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def pretrained() -> CausalModel:
+    """SmolLM2-135M-Instruct, in float32; loading it takes a quarter of a minute."""
+    try:
+        require_gguf_extra()
+        file = smollm2()
+    except InvalidInputError as error:
+        pytest.skip(str(error))
+    return CausalModel.load(file)
+
+
 def town(number: int, paragraphs: int = 3) -> Document:
     """A document whose paragraphs become one chunk each at 48 tokens a chunk."""
     text = "\n\n".join(
@@ -72,8 +88,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
     taken: list[LayeredKV] = []
     take = TieredKV.take
 
-    def watched(kv: TieredKV, key: str) -> LayeredKV:
-        taken.append(take(kv, key))
+    def watched(kv: TieredKV, key: str, stored: bool = False) -> LayeredKV:
+        taken.append(take(kv, key, stored))
         return taken[-1]
 
     monkeypatch.setattr(TieredKV, "take", watched)

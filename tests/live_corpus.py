@@ -23,7 +23,7 @@ from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import KVMissingError, StoreError
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import ingest_prefix
+from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
@@ -64,7 +64,7 @@ def prefix() -> str:
 def store_info() -> StoreInfo:
     return StoreInfo(
         format_version=FORMAT_VERSION,
-        signature=model().signature(prefix()),
+        signature=model().signature(ingest_surroundings(model().tokenizer)),
         model_source=model().source,
         embedding=LexicalEmbedder.name,
         chunk_tokens=CHUNK_TOKENS,
@@ -101,7 +101,8 @@ def computed(number: int, neighbours: tuple[int, ...] = ()) -> ChunkKV:
     if not neighbours:
         return prefill_chunks(model(), start, {"": tokens(TEXTS[number])})[0]
     before = tuple(computed(neighbour) for neighbour in neighbours)
-    ((fused, _),) = fuse_chunks(model(), start, [Fusion("", computed(number), before)])
+    fusion = Fusion("", computed(number), before)
+    ((fused, _),) = fuse_chunks(model(), start, [fusion], tokens(SEPARATOR))
     return fused
 
 

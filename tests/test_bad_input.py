@@ -451,7 +451,7 @@ class TestAReadOnlyStore:
         for search in RETRIEVERS.values():
             assert len(search(QUESTION, engine=engine)) == 5
         answer = engine.answer(f"{town(0).text}\n\n{QUESTION}")
-        assert (answer.fused_chunks, answer.missed_chunks) == (3, 0)
+        assert (answer.fused_chunks, answer.isolated_chunks, answer.missed_chunks) == (2, 1, 0)
         assert lc.FusionKVRetriever.from_store(read_only).invoke(QUESTION)
 
     @every_ingest

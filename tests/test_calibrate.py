@@ -89,7 +89,7 @@ def prompt_of(engine: FusionEngine, *chunks: int) -> list[Message]:
 
 @pytest.fixture(scope="module")
 def prompts(indexed: FusionEngine) -> list[list[Message]]:
-    return [prompt_of(indexed, *chunks) for chunks in ((0, 4), (5, 1), (2, 3))]
+    return [prompt_of(indexed, *chunks) for chunks in ((0, 4), (5, 2), (1, 3))]
 
 
 class TestTheSearch:
@@ -108,7 +108,8 @@ class TestTheSearch:
             ((layer,), False, 0.0) for layer in range(LAYERS)
         ]
         best = [t["layers"][0] for t in sorted(single, key=lambda t: -t["log_likelihood"])]
-        sets = {tuple(sorted(best[:n])) for n in (1, 2, 3)} | {middle_layers(indexed.model)}
+        sets = {tuple(sorted(best[:n])) for n in (1, 2, 3)}
+        sets |= {middle_layers(indexed.model), tuple(range(indexed.model.num_layers))}
         assert len(together) == len(sets) * 2 * len(EXPONENTS)
         assert {(t["layers"], t["whole_sentences"], t["sensitivity"]) for t in together} == {
             (layers, whole, exponent)
@@ -222,9 +223,9 @@ class TestLikelihood:
         recomputed: list[tuple[int, ...]] = []
         recompute = PlacedPrompt.recompute
 
-        def watched(placed: PlacedPrompt, selection: Any) -> Warm:
+        def watched(placed: PlacedPrompt, selection: Any, answer: tuple[int, ...]) -> Warm:
             recomputed.append(selection.positions)
-            return recompute(placed, selection)
+            return recompute(placed, selection, answer)
 
         subject = _Subject(indexed, prompts[1], "isolated")
         monkeypatch.setattr(PlacedPrompt, "recompute", watched)

@@ -19,7 +19,7 @@ from fusionrag_integrations.calibration import (
 )
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import ingest_prefix
+from fusionrag_integrations.prompt import ingest_surroundings
 from fusionrag_integrations.types import Calibration
 
 ONE = Calibration(layers=(1, 4), whole_sentences=True, sensitivity=0.5)
@@ -202,7 +202,7 @@ class TestEngine:
         return FusionEngine.open(model, store)
 
     def signature(self, model: CausalModel) -> str:
-        return model.signature(ingest_prefix(model.tokenizer))
+        return model.signature(ingest_surroundings(model.tokenizer))
 
     def test_there_is_none(self, model: CausalModel, tmp_path: Path) -> None:
         assert self.opened(model, tmp_path).calibration is None

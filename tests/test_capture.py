@@ -47,7 +47,7 @@ def settle(engine: FusionEngine) -> None:
 def ask(engine: FusionEngine, *texts: str, **settings: Any) -> Answer:
     known = [record.chunk.text for record in records(engine)[:2]]
     prompt = question_prompt([*known, *texts], QUESTION)
-    answer = engine.answer(prompt, AnswerSettings(max_tokens=6, **settings))
+    answer = engine.answer(prompt, AnswerSettings(max_tokens=6, corrected=False, **settings))
     settle(engine)
     return answer
 

@@ -12,6 +12,7 @@ import torch
 from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import ChunkKV, ContextTrace
 from tests.reference import KV, Reference
 from tests.test_gates import CHUNKS, PREFIX, TOLERANCE, isolated, model_of, reference_of, tokens
@@ -168,6 +169,32 @@ def test_a_token_that_sees_nothing_of_the_neighbours_does_not_move() -> None:
     assert trace.inside[23:] == pytest.approx([1.0] * 37)
     assert min(trace.sensitivity[:40]) > 1e-7
     assert max(trace.sensitivity[46:]) < 1e-9
+
+
+@families
+def test_separators_stand_behind_each_neighbour(family: str) -> None:
+    """Where they see what is before them, and are seen, but belong to no neighbour."""
+    model, gap = model_of(family), (7, 11)
+    neighbours = CHUNKS[:2]
+    before = [isolated(model, ids, key) for ids, key in zip(neighbours, NAMES, strict=True)]
+    fusion = Fusion("cc", isolated(model, CHUNK), tuple(before))
+    ((fused, trace),) = fuse_chunks(model, prefill_prefix(model, PREFIX), [fusion], gap)
+    reference = Reference(build(family))
+    cache, at = reference.new_cache(), len(PREFIX)
+    reference.feed(cache, PREFIX, 0)
+    for ids in neighbours:
+        reference.append(cache, reference_of(family).isolated(PREFIX, ids, at))
+        reference.feed(cache, gap, at + len(ids))
+        at += len(ids) + len(gap)
+    reference.feed(cache, CHUNK, at)
+    keys, values = reference.kv(cache)
+    at_home = rotate(fused.keys, model.rotation(range(at, at + len(CHUNK))))
+    torch.testing.assert_close(at_home, keys[:, :, at:], **TOLERANCE)
+    torch.testing.assert_close(fused.values, values[:, :, at:], **TOLERANCE)
+    assert len(trace.by_neighbour) == 2
+    assert sum(trace.by_neighbour) == pytest.approx(sum(trace.outside) / len(CHUNK), abs=1e-5)
+    assert trace.neighbour_tokens == sum(map(len, neighbours))
+    assert max(o + i for o, i in zip(trace.outside, trace.inside, strict=True)) < 1.0
 
 
 @families

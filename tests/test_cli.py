@@ -205,7 +205,7 @@ class TestAsk:
     def test_json_says_how_the_answer_came_about(self, made: Path, model_dir: Path) -> None:
         result = said(self.ask(made, model_dir, "--json", "-k", 3))
         assert result["question"] == self.QUESTION
-        assert result["chunks"] == {"fused": 3, "isolated": 0, "missed": 0, "captured": 0}
+        assert result["chunks"] == {"fused": 2, "isolated": 1, "missed": 0, "captured": 0}
         assert result["usage"]["completion_tokens"] <= 4
         assert result["ttft_ms"]["total"] > 0
         assert len(result["retrieved"]) == 3
@@ -230,7 +230,7 @@ class TestAsk:
         result = self.ask(made, model_dir)
         answer = said(self.ask(made, model_dir, "--json"))["answer"]
         assert result.stdout == f"{answer}\n"
-        assert "5 chunks, 5 fused" in result.stderr
+        assert "5 chunks, 4 fused and 1 isolated;" in result.stderr
 
     def test_a_page_explains_it(self, made: Path, model_dir: Path, tmp_path: Path) -> None:
         page = tmp_path / "why.html"
@@ -316,7 +316,8 @@ class TestAskInScopes:
         where = ("--store", scoped, "--model", model_dir, "--max-tokens", 2, "-k", 6)
         result = said(run_command("ask", "Where is house 7?", *where, "--json", *options))
         assert {hit["document_id"] for hit in result["retrieved"]} == documents
-        assert result["chunks"]["fused"] == 3 * len(documents)
+        chunks = result["chunks"]
+        assert (chunks["fused"], chunks["isolated"]) == (3 * len(documents) - 1, 1)
 
     def test_a_scope_that_holds_nothing_is_named(self, scoped: Path, model_dir: Path) -> None:
         where = ("--store", scoped, "--model", model_dir, "--scope", "none")

@@ -161,22 +161,20 @@ class TestQuality:
             *((name, "fused", 0.15, "jsonl") for name in NAMED if name not in BASELINES),
         ]
         assert {lead["other"] for lead in named["leads"]} == set(NAMED[2:-1])
-        assert {(lead["other"], lead["kv"]) for lead in named["leads_published"]} == {
-            *(("cache_craft", "fused"), ("fusionrag_paper", "fused"))
-        }
+        assert named["leads_published"] == []
 
     def test_others_as_published_beside_the_same_selectors(self, quality: Run) -> None:
-        names = "epic:published,epic,prophetkv:published,fusionrag"
+        names = "epic:published,epic,cache_craft:published,fusionrag"
         found = said(quality("--strategies", names, "--kv", "fused", "--limit", 1))
         assert points(found)[2:] == [
             ("epic", "isolated", 0.15, "jsonl"),
             ("epic", "fused", 0.15, "jsonl"),
-            ("prophetkv", "isolated", 0.15, "jsonl"),
+            ("cache_craft", "fused_as_stored", 0.15, "jsonl"),
             ("fusionrag", "fused", 0.15, "jsonl"),
         ]
         assert [(lead["other"], lead["kv"]) for lead in found["leads_published"]] == [
             ("epic", "isolated"),
-            ("prophetkv", "isolated"),
+            ("cache_craft", "fused_as_stored"),
         ]
         assert [(lead["other"], lead["kv"]) for lead in found["leads"]] == [("epic", "fused")]
 

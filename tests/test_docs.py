@@ -88,6 +88,7 @@ def test_make_knows_what_pages_ask_of_it() -> None:
         "index",
         "delete",
         "ask",
+        "check",
         "demo",
         "inspect",
         "verify",

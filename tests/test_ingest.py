@@ -39,7 +39,8 @@ def kv_in(engine: FusionEngine, key: str) -> ChunkKV:
 
 def answer(engine: FusionEngine, *document_ids: str) -> Answer:
     texts = [record.chunk.text for record in records(engine, *document_ids)]
-    return engine.answer(question_prompt(texts, "Which house?"), AnswerSettings(max_tokens=4))
+    settings = AnswerSettings(max_tokens=4, corrected=False)
+    return engine.answer(question_prompt(texts, "Which house?"), settings)
 
 
 def stop_at(stage: str, step: int) -> Callable[[str, int, int], None]:

@@ -246,6 +246,7 @@ class LiveCorpus(RuleBasedStateMachine):
         earlier=st.lists(st.integers(0, 30), max_size=4),
         scopes=scope_lists,
         selector=st.sampled_from(["none", "fusionrag"]),
+        corrected=st.booleans(),
         role=st.sampled_from(["writer", "reader"]),
     )
     def ask_over_texts(
@@ -255,12 +256,13 @@ class LiveCorpus(RuleBasedStateMachine):
         earlier: list[int],
         scopes: list[str] | None,
         selector: str,
+        corrected: bool,
         role: str,
     ) -> None:
         """Over a whole document, texts that may be gone, and handles from any time."""
         asked = [*(() if which is None else self.pages[self.name(which)].texts), *others]
         handles = [self.handles[-1 - i % len(self.handles)] for i in earlier]
-        self.ask(getattr(self, role), asked, handles, scopes, selector)
+        self.ask(getattr(self, role), asked, handles, scopes, selector, corrected)
 
     @precondition(lambda self: self.pages)
     @rule(number=numbers, scopes=scope_lists, k=st.integers(1, 4))
@@ -425,6 +427,7 @@ class LiveCorpus(RuleBasedStateMachine):
         handles: Sequence[KVHandle],
         scopes: list[str] | None = None,
         selector: str = "none",
+        corrected: bool = False,
     ) -> None:
         """Ask over these texts; the KV that stands in for one is that of a present chunk."""
         asked_of.served.clear()
@@ -437,6 +440,7 @@ class LiveCorpus(RuleBasedStateMachine):
                 max_tokens=1,
                 handles=tuple(handles),
                 scopes=None if scopes is None else tuple(scopes),
+                corrected=corrected,
             ),
         )
         known = self.known(asked, handles, scopes)
@@ -457,7 +461,8 @@ class LiveCorpus(RuleBasedStateMachine):
         assert answer.missed_chunks or placed == len(known)
         assert answer.fused_chunks <= sum(any(map(self.can_fuse, choice)) for choice in known)
         if self.all_fused:  # then isolated KV serves only where it isn't known whose text it is
-            sure = sum(len(choice) == 1 and self.can_fuse(choice[0]) for choice in known)
+            behind = known[1:] if corrected else known  # or where nothing stands before it
+            sure = sum(len(choice) == 1 and self.can_fuse(choice[0]) for choice in behind)
             assert answer.fused_chunks >= sure, "a fused chunk was served isolated"
 
         usage = answer.usage

@@ -32,11 +32,12 @@ def chosen(
 
 
 def test_the_nearest_stands_closest_and_predecessors_last() -> None:
-    assert chosen("pq", "abc") == "cbapq"
+    assert chosen("pq", "ab") == "bapq"
 
 
-def test_no_more_than_the_papers_number_in_all() -> None:
-    assert chosen("pq", "abcdefghijkl") == "hgfedcbapq"
+def test_four_in_all_unless_others_are_wanted() -> None:
+    assert chosen("pq", "abcdefghijkl") == "bapq"
+    assert chosen("pq", "abcdefghijkl", policy=Neighbours(10, 2)) == "hgfedcbapq"
 
 
 def test_a_text_counts_once_and_the_chunks_own_not_at_all() -> None:
@@ -67,7 +68,7 @@ def test_fewer_where_fewer_are_wanted() -> None:
 
 
 def test_no_more_candidates_are_looked_up_than_can_count() -> None:
-    assert (Neighbours().similar, Neighbours().predecessors) == (12, 2)
+    assert (Neighbours().similar, Neighbours().predecessors) == (6, 2)
     assert Neighbours(2, 2).similar == 0
 
 

@@ -89,8 +89,22 @@ def test_the_named_libraries_are_core_and_all_else_is_extra(wheel: zipfile.ZipFi
     required = [line for line in told.get_all("Requires-Dist", []) if "extra ==" not in line]
     names = {re.split(r"[ <>=!~\[]", line, maxsplit=1)[0] for line in required}
     assert names >= NAMED
-    assert not names & {"matplotlib", "mkdocs-material", "nbclient", "pytest", "triton"}
-    assert set(told.get_all("Provides-Extra", [])) >= {"bench", "docs", "notebooks", "triton"}
+    assert not names & {
+        "accelerate",
+        "gguf",
+        "matplotlib",
+        "mkdocs-material",
+        "nbclient",
+        "pytest",
+        "triton",
+    }
+    assert set(told.get_all("Provides-Extra", [])) >= {
+        "bench",
+        "docs",
+        "gguf",
+        "notebooks",
+        "triton",
+    }
 
 
 def test_the_version_is_semantic_and_in_the_changelog(wheel: zipfile.ZipFile) -> None:

@@ -18,8 +18,8 @@ from tests.tiny_tokenizers import byte_level_tokenizer
 
 LAYERS = 3
 TEXT = town(1).text
-CHAT_PREFIX = f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\n"
-PLAIN_PREFIX = f"<s>{NEUTRAL}\n\n"
+CHAT_PREFIX = f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\nContext:\n"
+PLAIN_PREFIX = f"<s>{NEUTRAL}\n\nContext:\n"
 
 
 @pytest.fixture(scope="module")

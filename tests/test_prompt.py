@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.prompt import (
+    BRIEFLY,
     MIN_QUESTION,
     MIN_TOKENS,
     NEUTRAL,
@@ -26,7 +27,7 @@ from fusionrag_integrations.prompt import (
     encode_chunk,
     ingest_prefix,
     question_prompt,
-    short_answer_prompt,
+    worded_question,
 )
 from fusionrag_integrations.types import (
     AssembledPrompt,
@@ -143,13 +144,13 @@ class TestEncode:
 
 
 class TestIngestPrefix:
-    def test_is_what_stands_before_the_user_in_a_real_prompt(self) -> None:
+    def test_is_what_stands_before_the_first_chunk_in_a_real_prompt(self) -> None:
         prefix = ingest_prefix(CHAT)
-        assert prefix == f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\n"
-        assert encode(CHAT, question_prompt([FOX], "Who?")).text.startswith(prefix)
+        assert prefix == f"<s><|system|>\n{NEUTRAL}<|end|>\n<|user|>\nContext:\n"
+        assert encode(CHAT, question_prompt([FOX], "Who?")).text.startswith(prefix + FOX)
 
     def test_without_a_template_it_is_the_bare_instruction(self) -> None:
-        assert ingest_prefix(PLAIN) == f"<s>{NEUTRAL}\n\n"
+        assert ingest_prefix(PLAIN) == f"<s>{NEUTRAL}\n\nContext:\n"
 
     @pytest.mark.parametrize(
         "condition",
@@ -161,7 +162,7 @@ class TestIngestPrefix:
     )
     def test_a_template_without_system_messages_gets_one_user_message(self, condition: str) -> None:
         prefix = ingest_prefix(with_template(condition + CHAT_TEMPLATE))
-        assert prefix == f"<s><|user|>\n{NEUTRAL}\n\n"
+        assert prefix == f"<s><|user|>\n{NEUTRAL}\n\nContext:\n"
 
 
 class TestEncodeChunk:
@@ -284,15 +285,16 @@ CHAT_SHORT = (
 
 
 def test_a_short_answer_is_asked_for_in_exactly_these_words() -> None:
-    assert short_answer_prompt([FOX, SEA], "Who?") == [
+    assert worded_question(CHAT, [FOX, SEA], "Who?", BRIEFLY) == [
         {"role": "system", "content": "Answer the question from the context."},
         {"role": "user", "content": CHAT_SHORT},
     ]
 
 
 def test_a_base_model_is_asked_by_the_same_words_as_one_text() -> None:
-    prompt = short_answer_prompt([FOX, SEA], "Who?", chat=False)
+    prompt = worded_question(PLAIN, [FOX, SEA], "Who?", BRIEFLY)
     assert prompt == f"Answer the question from the context.\n\n{CHAT_SHORT}"
+    assert isinstance(prompt, str)
     assert prompt.startswith(ingest_prefix(PLAIN).removeprefix("<s>"))  # as chunks are prefilled
     encoded = encode(PLAIN, prompt)
     match = TextMatch(record(FOX), prompt.index(FOX), prompt.index(FOX) + len(FOX))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fusionrag_integrations import Corpus, FusionEngine
+from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import StoreError, StoreNotFoundError
@@ -101,7 +101,8 @@ def test_the_rebuilt_store_answers_from_fused_kv(store: Path, model_dir: Path) -
         0,
     )
     texts = [hit.chunk.text for hit in engine.corpus.search("town", 3)]
-    assert engine.answer("\n\n".join(texts) + "\n\nWhich?").fused_chunks == 3
+    as_stored = AnswerSettings(corrected=False)
+    assert engine.answer("\n\n".join(texts) + "\n\nWhich?", as_stored).fused_chunks == 3
 
 
 def test_an_old_journal_is_not_played_into_the_new_catalog(store: Path) -> None:

@@ -26,7 +26,7 @@ def made(model_dir: Path, path: Path, salt: str) -> FusionEngine:
 def fused_chunks(engine: FusionEngine) -> int:
     catalog = engine.corpus.catalog
     texts = [r.chunk.text for r in catalog.records(catalog.chunk_ids()).values()]
-    settings = AnswerSettings(max_tokens=2)
+    settings = AnswerSettings(max_tokens=2, corrected=False)
     return engine.answer(question_prompt(texts, "Which house?"), settings).fused_chunks
 
 

@@ -38,7 +38,7 @@ def ask(
     engine: FusionEngine, document_id: str, scopes: tuple[str, ...] | None, **settings: Any
 ) -> Answer:
     texts = [record.chunk.text for record in records(engine, document_id)]
-    given = AnswerSettings(scopes=scopes, max_tokens=2, **settings)
+    given = AnswerSettings(scopes=scopes, max_tokens=2, corrected=False, **settings)
     return engine.answer(question_prompt(texts, QUESTION), given)
 
 
@@ -112,7 +112,7 @@ class TestServing:
         lc.FusionKVRetriever.from_documents(
             [lc_document(joined, "joined")], engine=engine, scope="south"
         )
-        settings = AnswerSettings(scopes=("north",), max_tokens=2)
+        settings = AnswerSettings(scopes=("north",), max_tokens=2, corrected=False)
         answer = engine.answer(question_prompt([joined], QUESTION), settings)
         assert answer.fused_chunks == 2
 
@@ -150,7 +150,7 @@ def test_models_of_both_frameworks_keep_to_their_scopes(
     prompt = f"{town(1).text}\n\n{QUESTION}"
     inside = model(engine, prompt, scopes=["north"], max_tokens=2)
     outside = model(engine, prompt, scopes=["south"], max_tokens=2)
-    assert inside["chunks"]["fused"] == 3
+    assert (inside["chunks"]["fused"], inside["chunks"]["isolated"]) == (2, 1)
     assert outside["usage"]["reused_tokens"] == 0
 
 

@@ -31,7 +31,7 @@ def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
 
 
 def ask(engine: FusionEngine, texts: list[str], *handles: KVHandle) -> Answer:
-    settings = AnswerSettings(selector="none", max_tokens=12, handles=handles)
+    settings = AnswerSettings(selector="none", max_tokens=12, handles=handles, corrected=False)
     return engine.answer(question_prompt(texts, "Where was he born?"), settings)
 
 

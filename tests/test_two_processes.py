@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionrag_integrations import FusionEngine
+from fusionrag_integrations import AnswerSettings, FusionEngine
 from tests.conftest import town
 
 WRITER = """
@@ -77,7 +77,8 @@ def test_each_finds_what_the_other_wrote(engine: FusionEngine, other: Writer) ->
         engine.ingest([town(0)])
         assert other("search") == ["town-0", "town-1"]
     text = town(1).text
-    assert engine.answer(f"{text}\n\nWhere is the fox?").fused_chunks == 3
+    as_stored = AnswerSettings(corrected=False)
+    assert engine.answer(f"{text}\n\nWhere is the fox?", as_stored).fused_chunks == 3
 
 
 def test_writers_that_take_turns_lose_nothing(

@@ -7,7 +7,6 @@ looked at by themselves.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,7 @@ from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.metrics import find_answer
 from fusionrag_integrations.bench.shared_pass import Outcome
 from fusionrag_integrations.decode import text_pieces
-
-_WORD = re.compile(r"\w+")
+from fusionrag_integrations.echo import counted_tokens, overlap, token_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +44,10 @@ class FullText:
     def __init__(self, tokenizer: Any, token_ids: Sequence[int], question: Question) -> None:
         self._token_ids = tuple(token_ids)
         pieces = text_pieces(tokenizer, token_ids)
-        text, bounds = "".join(pieces), token_bounds(pieces)
-        every = range(len(bounds))
-        self._counted = beyond(bounds, text, question.question) or every
-        found = find_answer(text, question.answers)
-        self._answered = [i for i in every if found and _overlap(bounds[i], found)]
+        self._counted = counted_tokens(pieces, question.question)
+        found = find_answer("".join(pieces), question.answers)
+        bounds = enumerate(token_bounds(pieces))
+        self._answered = [i for i, own in bounds if found and overlap(own, found)]
 
     def closeness(self, outcome: Outcome) -> Closeness:
         """How close an outcome on the same question comes to it."""
@@ -64,31 +61,6 @@ class FullText:
             answer_tokens=len(self._answered),
             kl_answer=_sum_at(outcome.divergence, self._answered),
         )
-
-
-def token_bounds(pieces: Sequence[str]) -> list[tuple[int, int]]:
-    """Each token's characters [start, stop). One that adds none belongs to the next character."""
-    bounds: list[tuple[int, int]] = []
-    start = 0
-    for piece in pieces:
-        bounds.append((start, start + max(1, len(piece))))
-        start += len(piece)
-    return bounds
-
-
-def beyond(bounds: Sequence[tuple[int, int]], text: str, question: str) -> list[int]:
-    """The tokens of a text that do more than repeat a question's words, by their numbers.
-
-    A token repeats the question where it belongs to words, and all of them stand there.
-    """
-    asked = {word.casefold() for word in _WORD.findall(question)}
-    words = [(word.span(), word[0].casefold() in asked) for word in _WORD.finditer(text)]
-    repeated = [[known for span, known in words if _overlap(span, own)] for own in bounds]
-    return [i for i, known in enumerate(repeated) if not known or not all(known)]
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
 
 
 def _sum_at(values: Sequence[float], places: Iterable[int]) -> float:

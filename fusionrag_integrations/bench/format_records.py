@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Literal
 
 from fusionrag_integrations.bench.shapes import SHAPES
-from fusionrag_integrations.chunk_kv import deviation, place_consecutively
+from fusionrag_integrations.chunk_kv import deviation, place_at
 from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress
 from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.neighbours import Neighbours
@@ -157,6 +157,6 @@ def _load(
     started = perf_counter()
     stored = records.files.get(records.served[chunk])
     loaded = perf_counter()
-    place_consecutively(model, buffer, [stored.dense()])
+    place_at(model, buffer, stored.dense(), 0)
     settle(model.device)
     return 1e3 * (loaded - started), 1e3 * (perf_counter() - started)

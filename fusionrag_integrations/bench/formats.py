@@ -19,10 +19,10 @@ from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.format_records import REFERENCE, Records, measure_records
 from fusionrag_integrations.bench.machine import described, where_and_when
 from fusionrag_integrations.bench.metrics import exact_match, f1
-from fusionrag_integrations.bench.statistics import paired_difference
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.suites import Suite
 from fusionrag_integrations.bench.summary import ALL_KINDS
+from fusionrag_integrations.bootstrap import paired_difference
 from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.corpus import Progress
 from fusionrag_integrations.engine import FusionEngine

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionrag_integrations.bench.measurement import Measurement
-from fusionrag_integrations.bench.statistics import Difference, paired_difference, ratio_interval
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
 from fusionrag_integrations.bench.summary import (
     by_strategy,
@@ -15,6 +14,7 @@ from fusionrag_integrations.bench.summary import (
     kinds_of,
     of_kind,
 )
+from fusionrag_integrations.bootstrap import Difference, paired_difference, ratio_interval
 
 OURS = "fusionrag"
 
@@ -64,7 +64,7 @@ def leads(measurements: Sequence[Measurement]) -> list[Lead]:
             found.append(
                 Lead(
                     kind=kind,
-                    kv=mine.stored,
+                    kv=mine.placed,
                     ratio=mine.ratio,
                     other=other.name,
                     mean=f1.mean,
@@ -83,7 +83,7 @@ def published_leads(measurements: Sequence[Measurement]) -> list[PublishedLead]:
     return [
         PublishedLead(
             kind=kind,
-            kv=other.stored,
+            kv=other.placed,
             ratio=mine.ratio,
             other=other.name,
             recovered=_recovered(groups, mine, other),

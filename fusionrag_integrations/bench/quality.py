@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fusionrag_integrations.bench.closeness import FullText
 from fusionrag_integrations.bench.comparison import Question, take_turns
@@ -13,10 +13,10 @@ from fusionrag_integrations.bench.inspection import Inspection, Truth
 from fusionrag_integrations.bench.log import append, open_log
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import exact_match, f1, find_answer, rouge1
-from fusionrag_integrations.bench.shared_pass import Outcome, answer_all
+from fusionrag_integrations.bench.shared_pass import Outcome, alike_placed, answer_all
 from fusionrag_integrations.bench.strategies import FULL, Strategy
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.types import AnswerSettings, KVKind
+from fusionrag_integrations.types import AnswerSettings
 
 Judge = Callable[[Question, str], float]
 """Gives a score in [0, 1] to an answer, e.g. for faithfulness by a language model of your own."""
@@ -108,11 +108,9 @@ def _inspect(
 ) -> dict[AnswerSettings, Inspection]:
     """What each strategy that reuses chunks does to their KV."""
     looks: dict[AnswerSettings, Inspection] = {}
-    for kv in get_args(KVKind):
-        own = [run for run in runs if run.kv == kv]
-        if own:
-            truth = Truth(engine, question.prompt, own[0])
-            looks |= {run: truth.inspect(run) for run in own if truth.has_chunks}
+    for alike in alike_placed(runs):
+        truth = Truth(engine, question.prompt, alike[0])
+        looks |= {run: truth.inspect(run) for run in alike if truth.has_chunks}
     return looks
 
 

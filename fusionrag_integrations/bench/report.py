@@ -209,8 +209,8 @@ def _published(mark: _Mark) -> str:
 
 
 def _fused_behind(kv: str, result: Result) -> str:
-    usual = kv != "fused" or result["neighbours"] == "default"
-    return kv if usual else f"fused ({result['neighbours']})"
+    usual = not kv.startswith("fused") or result["neighbours"] == "default"
+    return kv if usual else f"{kv} ({result['neighbours']})"
 
 
 def _gap(gap: Mapping[str, Any] | None) -> str:

@@ -17,10 +17,11 @@ import torch
 
 from fusionrag_integrations.bench.invented import texts
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_prompt
+from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, worded_question
 from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV, format_of
@@ -31,7 +32,6 @@ from fusionrag_integrations.types import (
     ChunkRecord,
     Document,
     KVFormat,
-    Message,
     Prompt,
 )
 
@@ -49,6 +49,7 @@ class InventedStore:
     """As many chunks as make a prompt. files: their KV, under `keys`, in the prompt's order."""
 
     model: CausalModel
+    path: Path
     catalog: Catalog
     files: FileKVStore
     keys: tuple[str, ...]
@@ -70,7 +71,8 @@ class InventedStore:
         """A server of these chunks from `kv`."""
         prefix = ingest_prefix(self.model.tokenizer)
         prefix_ids = tuple(self.model.tokenizer(prefix, add_special_tokens=False).input_ids)
-        return Server(self.model, self.catalog, kv, prefix_ids, calibration)
+        corrections = Corrections(self.path, self.catalog)
+        return Server(self.model, self.catalog, kv, prefix_ids, corrections, calibration)
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def invented_store(
                 files.put(_random_kv(model, record))
             keys = tuple(record.isolated_key for record in records)
             prompt = _prompt(model, [record.chunk.text for record in records])
-            yield InventedStore(model, catalog, files, keys, prompt)
+            yield InventedStore(model, path, catalog, files, keys, prompt)
 
 
 @contextmanager
@@ -105,10 +107,7 @@ def served_prompt(
 
 
 def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:
-    messages: list[Message] = question_prompt(chunks, QUESTION)
-    if model.tokenizer.chat_template is None:
-        return "\n\n".join(message["content"] for message in messages)
-    return messages
+    return worded_question(model.tokenizer, chunks, QUESTION)
 
 
 def _records(model: CausalModel, context: int) -> list[ChunkRecord]:

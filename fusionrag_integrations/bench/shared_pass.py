@@ -51,14 +51,21 @@ def answer_all(
             f"{engine.model_name} holds {engine.context_window}. Ask over fewer or shorter chunks."
         )
     full = answer_fully(engine.model, ids, max_tokens)
-    by_kv: dict[str, list[AnswerSettings]] = {}
-    for run in runs:
-        by_kv.setdefault(run.kv, []).append(run)
-    outcomes = dict.fromkeys(by_kv.get("none", ()), _full_outcome(engine, full.token_ids))
-    for kv in get_args(KVKind):
-        if kv in by_kv:
-            outcomes |= _answer_reusing(engine, prompt, by_kv[kv], full, max_tokens)
+    runs = list(runs)
+    fully = [run for run in runs if run.kv == "none"]
+    outcomes = dict.fromkeys(fully, _full_outcome(engine, full.token_ids))
+    for alike in alike_placed(runs):
+        outcomes |= _answer_reusing(engine, prompt, alike, full, max_tokens)
     return outcomes
+
+
+def alike_placed(runs: Iterable[AnswerSettings]) -> list[list[AnswerSettings]]:
+    """Settings that reuse chunks' KV, in groups that place the same."""
+    groups: dict[tuple[str, bool], list[AnswerSettings]] = {}
+    for run in runs:
+        if run.kv in get_args(KVKind):
+            groups.setdefault((run.kv, run.corrected), []).append(run)
+    return list(groups.values())
 
 
 def _full_outcome(engine: FusionEngine, token_ids: tuple[int, ...]) -> Outcome:

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import AnswerSettings, KVKind, KVSource
+from fusionrag_integrations.types import AnswerSettings
+
+PlacedKV = Literal["isolated", "fused", "fused_as_stored"]
+"""What is placed of a chunk: `fused` is our default, fitted to where the chunk stands; the others
+are what the store holds, moved to its place and nothing else."""
 
 BASELINES = ("full_attention", "prefix_cache", "full_reuse")
 SELECTING = (
@@ -25,15 +30,15 @@ DEFAULT_STRATEGIES = (
     *("full_attention", "full_reuse"),
     *("random", "cacheblend", "cache_craft", "epic", "fusionrag_paper", "fusionrag"),
 )
-PUBLISHED_KV: dict[str, KVKind] = {
+PUBLISHED_KV: dict[str, PlacedKV] = {
     "cacheblend": "isolated",
-    "cache_craft": "fused",  # a chunk's KV as it was made behind the chunks that stood before it
+    "cache_craft": "fused_as_stored",  # made behind the chunks that a chunk stood behind before
     "epic": "isolated",
-    "fusionrag_paper": "fused",
+    "fusionrag_paper": "fused_as_stored",
     "prophetkv": "isolated",
     "infoflow": "isolated",
 }
-"""The KV that a method's authors place; over the other kind it is their selector only."""
+"""The KV that a method's authors place; over another it is their selector only."""
 
 _PUBLISHED = ":published"
 
@@ -43,13 +48,13 @@ class Strategy:
     """One way to answer. ratio: the share of chunk tokens that it may recompute."""
 
     name: str
-    kv: KVSource
+    kv: PlacedKV | Literal["prefix", "none"]
     ratio: float
 
     @property
-    def stored(self) -> str:
-        """Which KV of chunks it uses: isolated, fused or none."""
-        return "none" if self.name in ("full_attention", "prefix_cache") else self.kv
+    def placed(self) -> str:
+        """Which KV of chunks it places, or none."""
+        return self.kv if self.kv in get_args(PlacedKV) else "none"
 
     @property
     def as_published(self) -> bool:
@@ -64,7 +69,8 @@ class Strategy:
         elif self.ratio == 1.0:
             selector = "all"
         return AnswerSettings(
-            kv=self.kv,
+            kv="fused" if self.kv == "fused_as_stored" else self.kv,
+            corrected=self.kv == "fused",
             selector=selector,
             ratio=self.ratio,
             break_even=False,  # what is asked for is what is measured
@@ -77,13 +83,12 @@ FULL = Strategy("full_attention", "none", 1.0)
 """What every other strategy is compared with."""
 
 REUSE = Strategy("full_reuse", "isolated", 0.0)
-"""What `recovered` and normalised F1 are measured from: isolated KV as it is stored, moved to its
-place and nothing else, as TurboRAG does. It stays so whatever is done to the KV of others, or
-results of different versions couldn't be compared."""
+"""What `recovered` and normalised F1 are measured from, as TurboRAG does it: isolated KV as it is
+stored. It stays so whatever is done to the KV of others; else results couldn't be compared."""
 
 
 def make_strategies(
-    names: Sequence[str], ratios: Sequence[float], kinds: Sequence[KVKind]
+    names: Sequence[str], ratios: Sequence[float], kinds: Sequence[PlacedKV]
 ) -> list[Strategy]:
     """Every combination. What all are compared with comes first, asked for or not.
 

@@ -12,7 +12,7 @@ from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import QADataset
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.prompt import question_prompt, short_answer_prompt
+from fusionrag_integrations.prompt import BRIEFLY, question_prompt, worded_question
 from fusionrag_integrations.types import Document, Prompt
 
 MAX_TOKENS = 32  # published answers are a few words
@@ -47,7 +47,7 @@ def published_suite(dataset: QADataset) -> Suite:
     """
     return Suite(
         name=dataset.name,
-        content=content_hash(dataset, short_answer_prompt((), "")),
+        content=content_hash(dataset, question_prompt((), "", BRIEFLY)),
         documents=dataset.documents,
         chunk_tokens=DEFAULT_CHUNK_TOKENS,
         max_tokens=MAX_TOKENS,
@@ -92,7 +92,7 @@ def context_question(
 
 def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Question]:
     catalog = engine.corpus.catalog
-    make_prompt = partial(short_answer_prompt, chat=engine.has_chat_template)
+    make_prompt = partial(worded_question, engine.model.tokenizer, instruction=BRIEFLY)
     return [
         context_question(
             engine,

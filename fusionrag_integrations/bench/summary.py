@@ -10,8 +10,9 @@ from statistics import mean, median
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import normalised
-from fusionrag_integrations.bench.statistics import interval, normalised_interval, ratio_interval
+from fusionrag_integrations.bench.statistics import normalised_interval
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
+from fusionrag_integrations.bootstrap import interval, ratio_interval
 
 ALL_KINDS = "all"
 WORST = 0.1  # the share of questions that `kl_worst_tenth` is of
@@ -139,7 +140,7 @@ def _row(
     taken = [r - own for r, own in zip(divergences(reuse), kl, strict=True)]
     return QualityRow(
         strategy=strategy.name,
-        kv=strategy.stored,
+        kv=strategy.placed,
         ratio=strategy.ratio,
         kind=kind,
         n=len(group),

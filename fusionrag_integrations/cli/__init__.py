@@ -5,11 +5,12 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
-from fusionrag_integrations.cli import formats, measure, speed, store
+from fusionrag_integrations.cli import check, formats, measure, speed, store
 from fusionrag_integrations.cli.console import err
 from fusionrag_integrations.errors import FusionRAGError
 
@@ -40,11 +41,13 @@ def main() -> None:
       fusionrag index docs/ --store my-store      chunk, embed and prefill your files
       fusionrag ask "..." --store my-store        retrieve and answer
     """
+    # Libraries' progress bars would be drawn over ours. Read when tqdm is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for command in (
     *(store.index, store.ask, store.delete, store.demo, store.inspect, store.verify, store.repair),
-    *(measure.calibrate, measure.bench),
+    *(check.check, measure.calibrate, measure.bench),
 ):
     main.add_command(command)
 for command in (

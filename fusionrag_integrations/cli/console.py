@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ store_option = click.option(
 )
 model_option = click.option(
     "--model",
-    help="A model directory or hub name.  [default: the store's own; for a new store 'demo', the "
-    "small one that comes with the package]",
+    help=f"{MODEL_HELP}  [default: the store's own; for a new store 'demo']",
 )
 embedding_option = click.option(
     "--embedding",
@@ -59,26 +59,32 @@ def open_engine(
     chunk_tokens: int | None = None,
     kv_format: Any = None,
 ) -> FusionEngine:
-    from transformers.utils.logging import disable_progress_bar
-
     from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
 
     catalog_path = store / CATALOG_FILE
     if model is None and catalog_path.exists():
         with Catalog.open(catalog_path) as catalog:
-            model = catalog.info.model_source
-    disable_progress_bar()  # it would be drawn over ours
+            found: str | Path = catalog.info.model_source
+    else:
+        found = find_model(model)
     with err.status("Loading the model"):
         return FusionEngine.from_pretrained(
-            MODEL_DIR if model in (None, "demo") else model,
+            found,
             store=store,
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=chunk_tokens,
             kv_format=kv_format,
             salt=salt,
         )
+
+
+def existing(store: Path) -> Path:
+    """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
+    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+
+    Catalog.open(store / CATALOG_FILE).close()
+    return store
 
 
 def imported(name: str) -> object:

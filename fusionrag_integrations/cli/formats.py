@@ -18,6 +18,7 @@ from fusionrag_integrations.cli.console import (
     print_json,
 )
 from fusionrag_integrations.cli.measure import asks
+from fusionrag_integrations.cli.models import find_model
 
 if TYPE_CHECKING:
     from fusionrag_integrations.bench.suites import Suite
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @json_option
 def formats(
     make_suite: Callable[[], Suite],
-    model: str,
+    model: str | None,
     seed: int,
     embedding: str | None,
     listed: str,
@@ -50,18 +51,14 @@ def formats(
     \b
     fusionrag bench formats --limit 20                 a first look, in minutes
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from fusionrag_integrations.bench.formats import check_formats, measure_formats
     from fusionrag_integrations.bench.tables import format_scores_markdown, formats_markdown
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.model import CausalModel
 
     shares = numbers("--ratios", ratios, high=1.0)
     chosen = check_formats(listed.split(","))
     suite = make_suite()
-    disable_progress_bar()  # it would be drawn over ours
-    loaded = CausalModel.load(MODEL_DIR if model == "demo" else model)
+    loaded = CausalModel.load(find_model(model))
     found = None if embedding is None else imported(embedding)
     with TemporaryDirectory(prefix="fusionrag-bench-") as directory, bars() as progress:
         result = measure_formats(loaded, suite, chosen, shares, Path(directory), found, progress)

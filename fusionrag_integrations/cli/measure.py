@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -23,6 +23,7 @@ from fusionrag_integrations.cli.console import (
     out,
     print_json,
 )
+from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ if TYPE_CHECKING:
 
 QUESTIONS_A_KIND = 100
 
-model_option = click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    help="A model directory or hub name; 'demo' is the small one that comes with the package.",
-)
+model_option = click.option("--model", help=f"{MODEL_HELP}  [default: demo]")
 dataset_option = click.option(
     "--dataset",
     default="demo",
@@ -95,7 +91,7 @@ def asks(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @json_option
 def calibrate(
     make_suite: Callable[[], Suite],
-    model: str,
+    model: str | None,
     seed: int,
     embedding: str | None,
     target: Path,
@@ -161,7 +157,12 @@ def bench() -> None:
     "[default: the paper's baselines and ours]",
 )
 @click.option("--ratios", default="0,0.05,0.15", show_default=True, help="Shares to recompute.")
-@click.option("--kv", default="isolated,fused", show_default=True, help="Which stored KV.")
+@click.option(
+    "--kv",
+    default="isolated,fused",
+    show_default=True,
+    help="What is placed: isolated, fused (as by default), fused_as_stored.",
+)
 @click.option(
     "--neighbours",
     default="default",
@@ -190,7 +191,7 @@ def bench() -> None:
 @json_option
 def quality(
     make_suite: Callable[[], Suite],
-    model: str,
+    model: str | None,
     seed: int,
     embedding: str | None,
     strategies: str | None,
@@ -295,10 +296,10 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
     from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.demo.suites import demo_suite
     from fusionrag_integrations.model import CausalModel
-    from fusionrag_integrations.prompt import ingest_prefix
+    from fusionrag_integrations.prompt import ingest_surroundings
 
     demo = CausalModel.load(MODEL_DIR)
-    signature = demo.signature(ingest_prefix(demo.tokenizer))
+    signature = demo.signature(ingest_surroundings(demo.tokenizer))
     names = STRATEGY_NAMES if strategies is None else tuple(strategies.split(","))
     with bars() as progress:
         rows = count_work(
@@ -335,18 +336,14 @@ def report(document: Path, results: Path) -> None:
 
 @contextmanager
 def _opened(
-    model: str, suite: Suite, embedding: str | None, directory: Path
+    model: str | None, suite: Suite, embedding: str | None, directory: Path
 ) -> Iterator[tuple[FusionEngine, Progress]]:
     """An engine over the store in a directory, and progress bars."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import FusionEngine
 
-    disable_progress_bar()  # it would be drawn over ours
     with bars() as progress:
         engine = FusionEngine.from_pretrained(
-            MODEL_DIR if model == "demo" else model,
+            find_model(model),
             store=directory / "store",
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=suite.chunk_tokens,
@@ -388,7 +385,9 @@ def _suite(
 
 
 def _kinds(listed: str) -> list[Any]:
-    kinds = listed.split(",")
-    if unknown := set(kinds) - {"isolated", "fused"}:
-        raise InvalidInputError(f"--kv {', '.join(sorted(unknown))}: choose isolated, fused.")
+    from fusionrag_integrations.bench.strategies import PlacedKV
+
+    kinds, known = listed.split(","), get_args(PlacedKV)
+    if unknown := set(kinds) - set(known):
+        raise InvalidInputError(f"--kv {', '.join(sorted(unknown))}: choose {', '.join(known)}.")
     return kinds

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fusionrag_integrations.cli.console import bars, err, json_option, numbers, out, print_json
+from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import KVFormat
 
@@ -21,9 +21,7 @@ shape_option = click.option(
     help="Random weights of a known shape: qwen2.5-0.5b, qwen2.5-7b, qwen2.5-14b, mistral-7b, "
     "llama-3.1-8b; or demo.  [default: demo]",
 )
-model_option = click.option(
-    "--model", help="A model directory or hub name, in the place of --config."
-)
+model_option = click.option("--model", help=f"In the place of --config. {MODEL_HELP}")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cuda where there is one; or cpu."
 )
@@ -310,10 +308,10 @@ def store(
 def _calibration(model: CausalModel) -> Calibration | None:
     """What was measured of the model for its selector, where that lies beside it."""
     from fusionrag_integrations.calibration import CALIBRATION_FILE, read_calibration
-    from fusionrag_integrations.prompt import ingest_prefix
+    from fusionrag_integrations.prompt import ingest_surroundings
 
-    path = Path(model.source) / CALIBRATION_FILE
-    signature = model.signature(ingest_prefix(model.tokenizer)) if path.exists() else ""
+    path = model.directory / CALIBRATION_FILE
+    signature = model.signature(ingest_surroundings(model.tokenizer)) if path.exists() else ""
     return read_calibration(path, signature)
 
 
@@ -349,16 +347,12 @@ def traffic(questions: int, chunks: int, known: int, shared: int, seed: int, as_
 
 def _loaded(shape: str | None, model: str | None, device: str, dtype: str) -> CausalModel:
     """A model of a shape, or one by name; the demo's where neither is given."""
-    from transformers.utils.logging import disable_progress_bar
-
     from fusionrag_integrations.bench.shapes import model_of_shape
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.model import CausalModel
 
     if shape is not None and model is not None:
         raise InvalidInputError("Give --config or --model, not both.")
-    disable_progress_bar()  # it would be drawn over ours
     with err.status("Loading the model"):
         if shape is not None and shape != "demo":
             return model_of_shape(shape, device, dtype)
-        return CausalModel.load(model or MODEL_DIR, device, dtype)
+        return CausalModel.load(find_model(model), device, dtype)

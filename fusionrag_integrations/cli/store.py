@@ -14,6 +14,7 @@ from fusionrag_integrations.cli.console import (
     bars,
     embedding_option,
     err,
+    existing,
     imported,
     json_option,
     model_option,
@@ -171,7 +172,7 @@ def ask(
 
     if explain is not None:
         page_path(explain)  # before the work, not behind it
-    engine = open_engine(model, _existing(store), embedding, salt)
+    engine = open_engine(model, existing(store), embedding, salt)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:
         raise InvalidInputError(
@@ -350,11 +351,3 @@ def _opened(store: Path) -> tuple[Catalog, RecordFiles]:
 
     catalog = Catalog.open(store / CATALOG_FILE)
     return catalog, RecordFiles(store / KV_DIRECTORY, catalog.info.record_signature)
-
-
-def _existing(store: Path) -> Path:
-    """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-
-    Catalog.open(store / CATALOG_FILE).close()
-    return store

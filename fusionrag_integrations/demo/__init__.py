@@ -1,6 +1,7 @@
 """A small model, a corpus and questions, to see the package work without downloading anything.
 
 run.py          the `fusionrag demo` command: four strategies, side by side
+pretrained.py   SmolLM2, a small pretrained model, where it is installed
 tasks.py        the bundled questions, and the prompts that ask them
 suites.py       the same kinds of question with fresh seeds, and a harder suite, to be measured on
 hard.py, hard_worlds.py             the harder suite's contexts, and its documents
@@ -16,6 +17,10 @@ induction.py, supervision.py, train.py, evaluate.py    the model
 from __future__ import annotations
 
 from pathlib import Path
+
+from fusionrag_integrations.demo.pretrained import smollm2
+
+__all__ = ["CHUNK_TOKENS", "CORPUS_PATH", "MODEL_DIR", "QUESTIONS_PATH", "smollm2"]
 
 MODEL_DIR = Path(__file__).parent / "fusionrag-demo-2m"
 CORPUS_PATH = Path(__file__).parent / "corpus.jsonl"

@@ -8,6 +8,7 @@ steps.py      one token after the other, on CUDA as a graph
 buffer.py     the KV that rows write and read, in one place
 in_place.py   the same over chunks where they lie
 supported.py  which models can be used
+gguf.py       models from GGUF files
 devices.py    devices and dtypes by name
 """
 

@@ -21,6 +21,7 @@ from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelErr
 from fusionrag_integrations.kernels import Rows
 from fusionrag_integrations.model.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.model.devices import torch_device, torch_dtype
+from fusionrag_integrations.model.gguf import find_gguf, load_gguf
 from fusionrag_integrations.model.rows_pass import ATTENTION, Capture, Part, pass_inputs, register
 from fusionrag_integrations.model.steps import GraphedSteps, StaticStep, StepFunction
 from fusionrag_integrations.model.supported import context_window, refuse_unsupported
@@ -46,8 +47,10 @@ class CausalModel:
         model.set_attn_implementation(ATTENTION)
         self.hf = model.eval()
         self.tokenizer = tokenizer
-        self.source = source  # the directory or hub name that it was loaded from
-        self.name = Path(source).name
+        self.source = source  # the directory, GGUF file or hub name that it was loaded from
+        path = Path(source)
+        self.name = path.stem if path.is_file() else path.name
+        self.directory = path.parent if path.is_file() else path  # with files that belong to it
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.context_window = context_window(model.config)
@@ -71,24 +74,34 @@ class CausalModel:
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path, device: str = "auto", dtype: str = "auto"
+        cls,
+        name_or_path: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        gguf_file: str | None = None,
     ) -> CausalModel:
-        """Load a model and its tokenizer by name or from a directory.
+        """Load a model and its tokenizer by name, from a directory or from a GGUF file.
 
         device: "auto" takes CUDA where there is one. dtype: "auto" takes the checkpoint's, but
-        float32 on a CPU, whose half-precision arithmetic is slow. Raises `InvalidInputError`
-        where there is no loadable model, and `UnsupportedModelError` where it isn't supported.
+        float32 on a CPU, whose half-precision arithmetic is slow, and of a GGUF file. gguf_file:
+        the name of one in the directory or hub repository. Raises `InvalidInputError` where there
+        is no loadable model, and `UnsupportedModelError` where it isn't supported.
         """
-        path = Path(name_or_path)
-        source = str(path.resolve() if path.is_dir() else name_or_path)
         target = torch_device(device)
         weights_dtype = torch_dtype(dtype, target)
+        file = find_gguf(name_or_path, gguf_file)
+        if file is not None:
+            model, tokenizer = load_gguf(file, weights_dtype)
+            return cls(model.to(target), tokenizer, str(file))
+        path = Path(name_or_path)
+        source = str(path.resolve() if path.is_dir() else name_or_path)
         try:
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InvalidInputError(
                 f"{str(name_or_path)!r} is not a model that transformers can load: {error} "
-                "Give a directory with config.json, weights and tokenizer, or a hub name."
+                "Give a directory with config.json, weights and tokenizer, a .gguf file, or a hub "
+                "name."
             ) from error
         refuse_unsupported(config)
         try:
@@ -108,11 +121,11 @@ class CausalModel:
             )
         return cls(model.to(target), tokenizer, source)
 
-    def signature(self, ingest_prefix: str) -> str:
+    def signature(self, surroundings: str) -> str:
         """Identifies everything that stored KV depends on; another signature, another KV.
 
         Covers the weights' bytes (adapters and quantised weights included), their dtype, the
-        configuration that shapes attention, the tokenizer and the ingest prefix.
+        configuration that shapes attention, the tokenizer and the text around chunks at ingest.
         """
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.hf.state_dict().items()):
@@ -124,7 +137,7 @@ class CausalModel:
             config.pop(unrelated, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        digest.update(ingest_prefix.encode())
+        digest.update(surroundings.encode())
         return digest.hexdigest()
 
     def new_buffer(self, capacity: int) -> KVBuffer:

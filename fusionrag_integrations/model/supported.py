@@ -66,6 +66,11 @@ def _rope_types(config: Any) -> set[str]:
     return {p["rope_type"] for p in _rope_parameters(config)}
 
 
+def has_plain_rope(config: Any) -> bool:
+    """Whether positions are rotated by RoPE that isn't scaled."""
+    return _rope_types(config) == {"default"}
+
+
 def context_window(config: Any) -> int:
     """Tokens that a prompt and its answer may have together."""
     limit = int(config.max_position_embeddings)

@@ -18,19 +18,24 @@ from fusionrag_integrations.prompt.tokens import (
     encode_worded,
 )
 from fusionrag_integrations.prompt.wording import (
+    BRIEFLY,
     NEUTRAL,
+    SEPARATOR,
     WordedPrompt,
     ingest_prefix,
+    ingest_surroundings,
     question_prompt,
-    short_answer_prompt,
     word,
+    worded_question,
     words_tools,
 )
 
 __all__ = [
+    "BRIEFLY",
     "MIN_QUESTION",
     "MIN_TOKENS",
     "NEUTRAL",
+    "SEPARATOR",
     "EncodedPrompt",
     "WordedPrompt",
     "assemble",
@@ -39,8 +44,9 @@ __all__ = [
     "encode_worded",
     "equal_at_start",
     "ingest_prefix",
+    "ingest_surroundings",
     "question_prompt",
-    "short_answer_prompt",
     "word",
+    "worded_question",
     "words_tools",
 ]

@@ -12,7 +12,10 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
-SHORT = "Answer in as few words as possible."
+BRIEFLY = "Answer in as few words as possible."
+CONTEXT = "Context:\n"
+SEPARATOR = "\n\n"
+"""What chains put between chunks, and ingest between a chunk and its neighbours."""
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
@@ -29,40 +32,44 @@ class WordedPrompt:
     plain: bool
 
 
-def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
-    """The messages that ask a question over chunks, where no framework words the prompt."""
-    return _over(chunks, f"Question: {question}\nAnswer:")
+def question_prompt(chunks: Sequence[str], question: str, instruction: str = "") -> list[Message]:
+    """The messages that ask a question over chunks, where no framework words the prompt.
 
-
-def short_answer_prompt(
-    chunks: Sequence[str], question: str, *, chat: bool = True
-) -> list[Message] | str:
-    """The same for an answer of a few words; without `chat`, as one text for a base model."""
-    messages = _over(chunks, f"{SHORT}\nQuestion: {question}\nAnswer:")
-    return messages if chat else "\n\n".join(message["content"] for message in messages)
-
-
-def _over(chunks: Sequence[str], asked: str) -> list[Message]:
-    context = "\n\n".join(chunks)
+    instruction: how to answer, on a line before the question.
+    """
+    context = SEPARATOR.join(chunks)
+    asked = f"Question: {question}\nAnswer:"
+    if instruction:
+        asked = f"{instruction}\n{asked}"
     return [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": f"Context:\n{context}\n\n{asked}"},
+        {"role": "user", "content": f"{CONTEXT}{context}\n\n{asked}"},
     ]
 
 
+def worded_question(
+    tokenizer: Any, chunks: Sequence[str], question: str, instruction: str = ""
+) -> Prompt:
+    """Like `question_prompt`, as one string where the tokenizer has no template for messages."""
+    messages = question_prompt(chunks, question, instruction)
+    if tokenizer.chat_template is None:
+        return "\n\n".join(message["content"] for message in messages)
+    return messages
+
+
 def ingest_prefix(tokenizer: Any) -> str:
-    """The text before every chunk at ingest: a neutral prompt in the model's own template.
+    """The text before every chunk at ingest: what `question_prompt` puts before the first one.
 
     Chunks prefilled without it collapse, because a prompt's first tokens draw attention that
     has nowhere else to go.
     """
     if tokenizer.chat_template is None:
-        return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n"
+        return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n{CONTEXT}"
     system: list[Message] = [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": _MARK},
+        {"role": "user", "content": f"{CONTEXT}{_MARK}"},
     ]
-    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{_MARK}"}]
+    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{CONTEXT}{_MARK}"}]
     try:
         text = _apply(tokenizer, system)
     except TemplateError:  # some templates refuse a system message
@@ -70,6 +77,11 @@ def ingest_prefix(tokenizer: Any) -> str:
     if NEUTRAL not in text:  # and some drop it
         text = _apply(tokenizer, plain)
     return text[: text.index(_MARK)]
+
+
+def ingest_surroundings(tokenizer: Any) -> str:
+    """All text that stands around a chunk at ingest, which its KV depends on."""
+    return ingest_prefix(tokenizer) + SEPARATOR
 
 
 def words_tools(tokenizer: Any) -> bool:

@@ -9,8 +9,9 @@ from fusionrag_integrations.selectors.all import SelectAll
 from fusionrag_integrations.selectors.cache_craft import CacheCraft
 from fusionrag_integrations.selectors.cacheblend import cacheblend
 from fusionrag_integrations.selectors.epic import epic
-from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer, middle_layers
+from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
 from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
+from fusionrag_integrations.selectors.infoflow import infoflow, middle_layers
 from fusionrag_integrations.selectors.none import SelectNone
 from fusionrag_integrations.selectors.prophetkv import prophetkv
 from fusionrag_integrations.selectors.random import random
@@ -30,7 +31,7 @@ _FACTORIES: dict[str, SelectorFactory] = {
     "epic": lambda ratio, calibration: TopScores(ratio, epic),
     "fusionrag_paper": lambda ratio, calibration: TopScores(ratio, fusionrag_paper),
     "prophetkv": lambda ratio, calibration: TopScores(ratio, prophetkv),
-    "infoflow": lambda ratio, calibration: TopScores(ratio, FusionRAGScorer()),
+    "infoflow": lambda ratio, calibration: TopScores(ratio, infoflow),
     "fusionrag": lambda ratio, calibration: TopScores(ratio, FusionRAGScorer(calibration)),
 }
 

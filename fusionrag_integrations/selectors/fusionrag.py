@@ -1,13 +1,14 @@
-"""Our own selection: what the question needs, weighed by what its context would change.
+"""Our own selection: what the question needs, as all layers see it.
 
-The whole suffix runs over the placed KV at its true positions, up to the last of a few middle
-layers. A token's relevance is the attention that it gets there: softmax over the whole prompt, mean
-over heads, L2 norm over the suffix's tokens (InfoFlow KV, arXiv 2603.05353), mean over layers.
+The whole suffix runs over the placed KV at its true positions. A token's relevance is the attention
+that it gets: softmax over the whole prompt, mean over heads, L2 norm over the suffix's tokens, as
+in InfoFlow KV (arXiv 2603.05353), but mean over all layers, as in ProphetKV (arXiv 2602.02579).
 
-A model that was calibrated also knows two more things:
+A model that was calibrated by questions of its own knows more:
+- fewer layers may tell as much;
 - relevance may count for the whole sentence, since the question seldom looks at the token where a
   reference is resolved, but mostly at another of its sentence;
-- relevance is weighed by sensitivity, which ingest has measured for each token: how far its KV
+- relevance may be weighed by sensitivity, which ingest has measured for each token: how far its KV
   moved when it was fused. A token that no context changes need not be recomputed.
 """
 
@@ -19,41 +20,24 @@ import torch
 
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.selectors.sentences import sentence_numbers
-from fusionrag_integrations.types import AssembledPrompt, Calibration, Layered, Probe
-
-DEPTHS = (0.45, 0.75)  # where the literature finds that attention says what an answer needs
-LAYERS = 4
+from fusionrag_integrations.types import AssembledPrompt, Calibration, Probe
 
 
 @dataclass(frozen=True, slots=True)
 class FusionRAGScorer:
-    """Scores tokens as `calibration` says; without one, by relevance alone."""
+    """Scores tokens as `calibration` says; without one, by their relevance in all layers."""
 
     calibration: Calibration | None = None
 
     def __call__(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
         """Scores [C], float32."""
-        calibration = self.calibration or Calibration(layers=middle_layers(probe))
+        calibration = self.calibration or Calibration(layers=tuple(range(probe.num_layers)))
         scores = relevance(prompt, probe, calibration.layers)
         if calibration.whole_sentences:
             scores = spread(scores, sentence_numbers(prompt).to(scores.device))
         if calibration.sensitivity:
             scores = scores * sensitivity(prompt).to(scores.device) ** calibration.sensitivity
         return scores
-
-
-def middle_layers(model: Layered) -> tuple[int, ...]:
-    """At most `LAYERS` layers between `DEPTHS`, evenly spread; of those that see the whole prompt
-    where there are some.
-    """
-    low, high = (depth * model.num_layers for depth in DEPTHS)
-    for layers in (model.global_layers, range(model.num_layers)):
-        middle = [layer for layer in layers if low <= layer <= high]
-        if middle:
-            steps = min(LAYERS, len(middle))
-            spacing = (len(middle) - 1) / max(1, steps - 1)
-            return tuple(middle[round(i * spacing)] for i in range(steps))
-    return (model.num_layers - 1,)
 
 
 def relevance(prompt: AssembledPrompt, probe: Probe, layers: tuple[int, ...]) -> torch.Tensor:

@@ -88,15 +88,17 @@ class TieredKV:
             if key not in self._device and self._in_memory(key) is None:
                 self._load(key)
 
-    def take(self, key: str) -> LayeredKV:
+    def take(self, key: str, stored: bool = False) -> LayeredKV:
         """A record, which stays in its tier until `give_back`, even if this raises.
 
+        stored: not in the device's form.
         Its layers may still be on their way. Raises as `FileKVStore.get` does.
         """
         with self._lock:
             self._pinned[key] += 1
             self._heat.touch(key)
-            if (resident := self._device.get(key)) is not None:
+            resident = None if stored else self._device.get(key)
+            if resident is not None:
                 self._counts["device hits"] += 1
                 return resident
             if (record := self._in_memory(key)) is not None:
@@ -298,13 +300,14 @@ class Lease:
             self._taken.append(key)
             self._tiers.begin(key)
 
-    def get(self, key: str, complete: bool = False) -> LayeredKV:
+    def get(self, key: str, complete: bool = False, stored: bool = False) -> LayeredKV:
         """A record; its layers may be on their way, unless it is to be complete.
 
+        stored: in its file's form, with keys in the canonical frame, though the device may have it.
         Raises as `FileKVStore.get` does; without `complete`, damage may show only in a layer.
         """
         self._taken.append(key)
-        record = self._tiers.take(key)
+        record = self._tiers.take(key, stored)
         if complete:
             record.wait()
         return record

@@ -28,7 +28,7 @@ def measured(strategy: Strategy, *, looked_at: bool = True) -> Measurement:
     return Measurement(
         *(0, "riddle", strategy, "an answer", True, 0.0, 0.5, 0.2, close, 12, 0.5),
         ttft_ms=10.0 if looked_at else None,
-        inspection=look if looked_at and strategy.stored != "none" else None,
+        inspection=look if looked_at and strategy.placed != "none" else None,
     )
 
 

@@ -38,7 +38,7 @@ IDENTITY = {"model": "tiny", "signature": "ab12", "dataset": "demo", "seed": 3}
 
 def log_of(*kinds: str) -> list[Measurement]:
     def measurement(number: int, kind: str, place: int, strategy: Strategy) -> Measurement:
-        reuses = strategy.stored != "none"
+        reuses = strategy.placed != "none"
         counts = tuple(4 if i == place % 10 else 0 for i in range(10))
         look = Inspection((0.0, 0.5), 0.2, 0.3, counts if strategy.ratio else (0,) * 10)
         close = Closeness(False, 5, 4, 4, 0.5 + place, 2, 0.25)

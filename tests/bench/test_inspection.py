@@ -83,7 +83,7 @@ class Case:
         """Each chunk's KV behind the ingest prefix alone, at its place in the prompt."""
         keys, values = (t.clone() for t in self.true)
         prefix = self.engine.encode("<s><|system|>\nAnswer the question from the context.<|end|>\n")
-        prefix += self.engine.encode("<|user|>\n")
+        prefix += self.engine.encode("<|user|>\nContext:\n")
         for span in self.loaded.prompt.spans:
             ids = span.record.encoded.token_ids
             begin = span.start - span.source_start

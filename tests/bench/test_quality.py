@@ -30,8 +30,9 @@ from tests.reference import Reference
 pytest.importorskip("rouge_score")
 
 NAMES = ("full_reuse", "random", "epic")
-STRATEGIES = make_strategies(NAMES, (0.0, 0.3, 1.0), ("isolated", "fused"))
-RUNS = 1 + 2 * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
+KV = ("isolated", "fused", "fused_as_stored")
+STRATEGIES = make_strategies(NAMES, (0.0, 0.3, 1.0), KV)
+RUNS = 1 + 3 * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
 KINDS = ("single", "single", "bridge", "single", "bridge")
 MAX_TOKENS = 6
 
@@ -185,7 +186,7 @@ class TestMeasurements:
         prompt = engine.load(question.prompt, REUSE.settings(MAX_TOKENS)).prompt
         answer = engine.answer(question.prompt, FULL.settings(MAX_TOKENS)).token_ids
         prefix = engine.encode("<s><|system|>\nAnswer the question from the context.<|end|>\n")
-        prefix += engine.encode("<|user|>\n")
+        prefix += engine.encode("<|user|>\nContext:\n")
         cache, at = reference.new_cache(), 0
         for span in prompt.spans:
             reference.feed(cache, prompt.token_ids[at : span.start], at)
@@ -211,7 +212,7 @@ class TestMeasurements:
         self, finished: tuple[Path, list[Measurement]]
     ) -> None:
         found = {(m.question, m.strategy): m for m in finished[1]}
-        for kv in ("isolated", "fused"):
+        for kv in KV:
             reuse = Strategy("full_reuse", kv, 0.0)
             for number in range(len(KINDS)):
                 for name in ("random", "epic"):
@@ -250,7 +251,7 @@ class TestTheFirstOfEachKind:
         for m in found:
             assert (m.ttft_ms is not None) == (m.question in numbers)
             assert m.ttft_ms is None or m.ttft_ms > 0.0
-            reuses = m.strategy.stored != "none"
+            reuses = m.strategy.placed != "none"
             assert (m.inspection is not None) == (m.question in numbers and reuses)
 
     def test_each_setting_is_timed_once_to_its_first_token(
@@ -407,7 +408,7 @@ class TestGoingOn:
             {"identity": {"model": "tiny", "seed": 1}},
             {"identity": {"model": "tiny", "seed": 0, "neighbours": "wrong"}},
             {"strategies": STRATEGIES[:-1]},
-            {"strategies": make_strategies(NAMES, (0.0, 0.4, 1.0), ("isolated", "fused"))},
+            {"strategies": make_strategies(NAMES, (0.0, 0.4, 1.0), KV)},
         ],
     )
     def test_a_log_of_another_run_is_refused_and_kept(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
@@ -10,6 +12,7 @@ from fusionrag_integrations.bench.shared_pass import answer_all
 from fusionrag_integrations.bench.strategies import (
     REUSE,
     STRATEGY_NAMES,
+    PlacedKV,
     Strategy,
     make_strategies,
 )
@@ -20,7 +23,7 @@ from fusionrag_integrations.prompt import encode
 from tests.small_demo import few_documents, few_questions
 
 NAMES = [name for name in STRATEGY_NAMES if name != "prefix_cache"]
-STRATEGIES = make_strategies(NAMES, (0.0, 0.15, 1.0), ("isolated", "fused"))
+STRATEGIES = make_strategies(NAMES, (0.0, 0.15, 1.0), get_args(PlacedKV))
 RUNS = list(dict.fromkeys(s.settings(tasks.MAX_TOKENS) for s in STRATEGIES))
 
 

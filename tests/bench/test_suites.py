@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.ingest import Ingest
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import short_answer_prompt
+from fusionrag_integrations.prompt import BRIEFLY, worded_question
 
 RIVER = "The Tolen is a river. " * 4 + "It passes Lonvale.\n\n" + "Boats are seen on it. " * 5
 TOWN = "Lonvale is a town of bell makers. " * 3
@@ -121,11 +122,13 @@ class TestPublished:
         engine = FusionEngine.from_pretrained(base, store=tmp_path / "base-store", chunk_tokens=48)
         engine.ingest(suite.documents)
         for question, row in zip(suite.questions(engine), ROWS, strict=True):
-            assert question.prompt == short_answer_prompt(
-                question.context, str(row["question"]), chat=False
+            assert question.prompt == worded_question(
+                engine.model.tokenizer, question.context, str(row["question"]), BRIEFLY
             )
+            assert isinstance(question.prompt, str)
             answer = engine.answer(question.prompt, AnswerSettings(max_tokens=2, break_even=False))
-            assert answer.fused_chunks == len(question.context)
+            assert answer.fused_chunks + answer.isolated_chunks == len(question.context)
+            assert answer.fallbacks == ()
 
     @pytest.mark.parametrize("kept", [1, 2, 3, 4])
     @pytest.mark.parametrize("spare", [0, 1])
@@ -176,9 +179,8 @@ class TestPublished:
         size = self.tokens(filled, texts, "Which?")
         monkeypatch.setattr(filled.model, "context_window", size + 20)
         asked = (filled, "kind", "Which?", ("x",), ids)
-        kept = [
-            len(context_question(*asked, room, short_answer_prompt).context) for room in (1, 20, 21)
-        ]
+        briefly = partial(worded_question, filled.model.tokenizer, instruction=BRIEFLY)
+        kept = [len(context_question(*asked, room, briefly).context) for room in (1, 20, 21)]
         assert kept == [4, 4, 3]
 
 

@@ -85,7 +85,7 @@ def test_response_metadata_reports_how_the_answer_came_about(
 ) -> None:
     metadata = chat.invoke(messages).response_metadata
     assert metadata["usage"] == expected.report()["usage"]
-    assert metadata["chunks"] == {"fused": 3, "isolated": 0, "missed": 0, "captured": 0}
+    assert metadata["chunks"] == {"fused": 2, "isolated": 1, "missed": 0, "captured": 0}
     assert metadata["finish_reason"] == expected.finish_reason
     assert metadata["model_name"] == chat.engine.model_name
     assert metadata["ttft_ms"]["total"] > 0.0

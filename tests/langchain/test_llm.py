@@ -55,7 +55,8 @@ def test_several_prompts_are_answered_in_order(llm: FusionRAGLLM, prompt: str) -
     other = "Where is the bridge?"
     generations = llm.generate([prompt, other]).generations
     assert [g[0].text for g in generations] == [llm.invoke(prompt), llm.invoke(other)]
-    assert [g[0].generation_info["chunks"]["fused"] for g in generations] == [3, 0]
+    assert [g[0].generation_info["chunks"]["fused"] for g in generations] == [2, 0]
+    assert [g[0].generation_info["chunks"]["isolated"] for g in generations] == [1, 0]
 
 
 def test_generation_info_tells_where_the_time_went(llm: FusionRAGLLM, prompt: str) -> None:

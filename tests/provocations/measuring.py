@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusionrag_integrations.bench.log import open_log
 from fusionrag_integrations.calibrate import calibrate
-from tests.provocations.world import Provoked, World
+from fusionrag_integrations.recompute import PlacedPrompt, Warm
+from fusionrag_integrations.types import TokenSelection
+from tests.provocations.world import Provoked, Seen, World, records
 
 provoked = Provoked()
 
@@ -23,8 +27,44 @@ def unknown_chunks(world: World) -> None:
     calibrate(world.engine, ["Who wrote this?", "Who are you?"], quiet)
 
 
+@provoked.by("No KV of the store at ... could be used for a question over its chunks. ...")
+def check_without_kv(world: World) -> None:
+    store = world.copy()
+    for record in records(store):
+        record.unlink()
+    world.open(store).check(1)
+
+
+@provoked.by("The context of ... holds ... tokens: too few for one chunk and the question ....")
+def short_context(world: World) -> None:
+    world.patch.setattr(world.engine.model, "context_window", 40)
+    world.engine.check(1)
+
+
+@provoked.by(
+    "Not exact: with everything recomputed, the model doesn't say what it says by itself. ..."
+)
+def not_exact(world: World) -> list[Seen]:
+    def nothing(
+        placed: PlacedPrompt, selection: TokenSelection, answer: Sequence[int] = ()
+    ) -> Warm:
+        return recompute(placed, TokenSelection(()), answer)
+
+    recompute = PlacedPrompt.recompute
+    world.patch.setattr(PlacedPrompt, "recompute", nothing)
+    return world.run("check", "--store", world.store, "--model", world.model_dir, "--questions", 1)
+
+
 provoked.each(
     {
+        "questions is ...; give at least 1.": lambda w: w.engine.check(0),
+        "An estimate is of this package's Documents, in a list; got ....": lambda w: w.engine.check(
+            estimate=["notes.txt"]  # type: ignore[list-item]
+        ),
+        "The documents hold no text: there is nothing to estimate.": lambda w: w.run(
+            *("check", "--store", w.tmp / "none", "--model", w.model_dir),
+            *("--estimate", w.file("empty.txt")),
+        ),
         "Calibrating needs 2 questions at least; got ...": lambda w: calibrate(
             w.engine, ["Where?"], quiet
         ),
@@ -63,7 +103,9 @@ provoked.each(
             "bench", "quality", "--ratios", "half"
         ),
         "--... ...: they must lie in [...].": lambda w: w.run("bench", "quality", "--ratios", "15"),
-        "--kv ...: choose isolated, fused.": lambda w: w.run("bench", "quality", "--kv", "none"),
+        "--kv ...: choose isolated, fused, fused_as_stored.": lambda w: w.run(
+            "bench", "quality", "--kv", "none"
+        ),
         "Unknown formats ...; known are ...": lambda w: w.run(
             "bench", "formats", "--formats", "int2"
         ),

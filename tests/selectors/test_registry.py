@@ -86,7 +86,7 @@ def test_only_our_own_selector_is_calibrated() -> None:
         make_selector(name, 0.3).select(PROMPT, plain)
         make_selector(name, 0.3, calibration).select(PROMPT, calibrated)
         asked[name] = plain.asked, calibrated.asked
-    assert asked.pop("fusionrag") == ([(3, 4)], [(0, 5)])
+    assert asked.pop("fusionrag") == ([(0, 1, 2, 3, 4, 5)], [(0, 5)])
     assert all(plain == calibrated for plain, calibrated in asked.values())
 
 

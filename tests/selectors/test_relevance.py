@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer, middle_layers
+from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
 from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
+from fusionrag_integrations.selectors.infoflow import infoflow, middle_layers
 from fusionrag_integrations.selectors.prophetkv import prophetkv
 from fusionrag_integrations.types import AssembledPrompt, Calibration
 from tests.selectors.made import FakeProbe, best, known, prompt_with, traced
@@ -82,10 +83,18 @@ def l2_over_rows(probe: FakeProbe, layers: tuple[int, ...]) -> dict[int, float]:
 def test_infoflow_is_the_norm_over_rows_in_the_middle_layers(windows: dict, layers: tuple) -> None:
     probe = FakeProbe(PROMPT, **windows)
     expected = l2_over_rows(probe, layers)
-    assert by_position(FusionRAGScorer()(PROMPT, probe)) == pytest.approx(expected, rel=1e-4)
+    assert by_position(infoflow(PROMPT, probe)) == pytest.approx(expected, rel=1e-4)
     assert probe.asked == [layers]
-    for name in ("infoflow", "fusionrag"):  # ours without calibration is the same
-        assert make_selector(name, 0.3).select(PROMPT, probe).positions == best(expected, 5)
+    assert make_selector("infoflow", 0.3).select(PROMPT, probe).positions == best(expected, 5)
+
+
+@pytest.mark.parametrize("windows", [{}, SOME_WINDOWS])
+def test_fusionrag_without_a_calibration_asks_all_layers(windows: dict) -> None:
+    probe = FakeProbe(PROMPT, **windows)
+    expected = l2_over_rows(probe, tuple(range(6)))
+    assert by_position(FusionRAGScorer()(PROMPT, probe)) == pytest.approx(expected, rel=1e-4)
+    assert probe.asked == [(0, 1, 2, 3, 4, 5)]
+    assert make_selector("fusionrag", 0.3).select(PROMPT, probe).positions == best(expected, 5)
 
 
 @pytest.mark.parametrize("windows", [{}, SOME_WINDOWS])

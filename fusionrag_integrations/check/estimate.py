@@ -1,0 +1,106 @@
+"""Documents -> what ingesting them would take, without a store.
+
+Bytes are those of the files that an ingest would write, by the length of each chunk. Time is what
+some chunks take here to prefill and to fuse, by token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from fusionrag_integrations.check.pace import KEY, Sample, measure_pace, neighbour_tokens
+from fusionrag_integrations.check.report import Estimate
+from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.corpus import Progress
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.keys import isolated_key
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS
+from fusionrag_integrations.prompt import encode_chunk
+from fusionrag_integrations.records import RecordHeader
+from fusionrag_integrations.types import ChunkRecord, Document, KVFormat, KVKind
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What is kept of each chunk: a corpus may have millions."""
+
+    scope: str
+    key: str
+    tokens: int
+
+
+def estimate_ingest(
+    model: CausalModel,
+    documents: Iterable[Document],
+    chunk_tokens: int,
+    kv_format: KVFormat,
+    progress: Progress,
+) -> Estimate:
+    """What ingesting the documents into a new store would take; nothing is written.
+
+    Raises `InvalidInputError` for what are no documents, and where they hold no text.
+    """
+    chunker = Chunker(chunk_tokens)
+    total = len(documents) if isinstance(documents, Sized) else None
+    sizes: list[_Size] = []
+    sample = Sample()
+    count = 0
+    for count, document in enumerate(documents, start=1):
+        if not isinstance(document, Document):
+            raise InvalidInputError(
+                f"An estimate is of this package's Documents, in a list; got {document!r:.80}."
+            )
+        for chunk in chunker.split(document):
+            encoded = encode_chunk(model.tokenizer, chunk)
+            key = isolated_key(encoded.token_ids, "", chunk.scope)
+            sizes.append(_Size(chunk.scope, key, len(encoded.token_ids)))
+            sample.offer(ChunkRecord(encoded, key))
+        progress("read", count, total or count)
+    if not sizes:
+        raise InvalidInputError("The documents hold no text: there is nothing to estimate.")
+    isolated = list({size.key: size for size in sizes}.values())  # equal texts share a record
+    fused = list(_fused(model, sizes, isolated))
+    pace = measure_pace(model, sample.records, progress)
+    file_bytes = _file_bytes(model, kv_format)
+    return Estimate(
+        documents=count,
+        chunks=len(sizes),
+        tokens=sum(size.tokens for size in sizes),
+        kv_format=kv_format,
+        bytes=sum(file_bytes("isolated", size.tokens, 0) for size in isolated)
+        + sum(file_bytes("fused", size.tokens, neighbours) for size, neighbours in fused),
+        seconds=pace.isolated * sum(size.tokens for size in isolated)
+        + pace.fused * sum(size.tokens for size, _ in fused),
+    )
+
+
+def _fused(
+    model: CausalModel, sizes: Sequence[_Size], isolated: Sequence[_Size]
+) -> Iterator[tuple[_Size, int]]:
+    """The chunks that will have neighbours, and about how many."""
+    texts = Counter(size.scope for size in isolated)
+    tokens: Counter[str] = Counter()
+    for size in isolated:
+        tokens[size.scope] += size.tokens
+    for size in sizes:
+        fitting = neighbour_tokens(model) * texts[size.scope] // tokens[size.scope]
+        if neighbours := min(DEFAULT_NEIGHBOURS.count, texts[size.scope] - 1, fitting):
+            yield size, neighbours
+
+
+def _file_bytes(model: CausalModel, kv_format: KVFormat) -> Callable[[KVKind, int, int], int]:
+    """How many bytes the file of a chunk of so many tokens has, behind so many neighbours."""
+    half = "BF16" if model.dtype == torch.bfloat16 else "F16"
+
+    @cache  # chunks are of few lengths
+    def file_bytes(kind: KVKind, tokens: int, neighbours: int) -> int:
+        shape = (model.num_layers, model.num_kv_heads, tokens, model.head_dim)
+        return RecordHeader(KEY, kind, (KEY,) * neighbours, KEY, kv_format, shape, half).file_bytes
+
+    return file_bytes

@@ -1,0 +1,171 @@
+"""One question under every way of reuse, beside full attention.
+
+Full attention answers once, greedily. Each way then reads that answer behind what it has
+recomputed. For times, the engine answers anew, in each way in turn: followed answers share work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.check.questions import StoreQuestion
+from fusionrag_integrations.corpus import Corpus
+from fusionrag_integrations.decode import text_pieces
+from fusionrag_integrations.echo import counted_tokens
+from fusionrag_integrations.errors import StoreError
+from fusionrag_integrations.fidelity import Followed, FullAnswer, ReusedPrompt, answer_fully
+from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.selectors import make_selector
+from fusionrag_integrations.types import (
+    AnswerSettings,
+    Calibration,
+    LoadedPrompt,
+    Prompt,
+)
+
+MAX_TOKENS = 32
+
+# The ways that are compared, one a row of the report. All is said here that tells them apart.
+FULL_ATTENTION = AnswerSettings(kv="none", break_even=False)
+PLAIN_REUSE = AnswerSettings(
+    kv="isolated", corrected=False, selector="none", ratio=0.0, break_even=False
+)
+WAYS = (
+    PLAIN_REUSE,
+    *(AnswerSettings(kv="fused", ratio=ratio, break_even=False) for ratio in (0.0, 0.05, 0.15)),
+)
+EVERYTHING = AnswerSettings(kv="fused", selector="all", ratio=1.0, break_even=False)
+
+
+class Checkable(Protocol):
+    """What a check uses of an engine."""
+
+    @property
+    def model(self) -> CausalModel: ...
+
+    @property
+    def corpus(self) -> Corpus: ...
+
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+    def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt: ...
+
+    def answer(self, prompt: Prompt, settings: AnswerSettings) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one way makes of full attention's answer.
+
+    agreed: how many of its tokens are the likeliest here, too. divergence: in nats, summed over the
+    tokens that do more than repeat the question.
+    """
+
+    tokens: int
+    agreed: int
+    divergence: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether this way's own greedy answer would be the same."""
+        return self.agreed == self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One question. outcomes: by `WAYS`. deviation: of everything recomputed; None if not asked."""
+
+    prompt_tokens: int
+    outcomes: tuple[Outcome, ...]
+    deviation: float | None
+
+
+def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bool) -> Measured:
+    """Ask one question in every way. Raises `StoreError` where its chunks have no KV."""
+    reused = _Reused(engine, question)
+    full = reused.full
+    pieces = text_pieces(engine.model.tokenizer, full.token_ids)
+    counts = counted_tokens(pieces, question.question)
+    return Measured(
+        prompt_tokens=len(reused.prompt_ids),
+        outcomes=tuple(
+            Outcome(
+                tokens=len(full.token_ids),
+                agreed=sum(a == b for a, b in zip(one.greedy, full.token_ids, strict=True)),
+                divergence=float(one.divergence[counts].sum()),
+            )
+            for one in map(reused.follow, WAYS)
+        ),
+        deviation=(
+            deviation(reused.follow(EVERYTHING).log_probs, full.log_probs)
+            if recompute_everything
+            else None
+        ),
+    )
+
+
+def speedups(engine: Checkable, question: StoreQuestion, turn: int) -> list[float]:
+    """Full attention's time to first token over each way's, by `WAYS`, one timed after the other.
+
+    turn: by which it changes who is first.
+    """
+    ways = (FULL_ATTENTION, *WAYS)
+    first = turn % len(ways)
+    ms: dict[AnswerSettings, float] = {}
+    for way in (*ways[first:], *ways[:first]):
+        settings = replace(of_question(way, question), max_tokens=1)
+        ms[way] = engine.answer(question.prompt, settings).ttft.total
+    return [ms[FULL_ATTENTION] / ms[way] for way in WAYS]
+
+
+def deviation(log_probs: torch.Tensor, reference: torch.Tensor) -> float:
+    """How far logits are from others, root mean square relative to their spread.
+
+    Both: [A, V], up to a constant a row, which says nothing. Of the row that is furthest off.
+    """
+    difference = log_probs - reference
+    return float((difference.std(-1) / reference.std(-1)).max())
+
+
+class _Reused:
+    """A question's prompt over each kind of stored KV, with full attention's answer."""
+
+    def __init__(self, engine: Checkable, question: StoreQuestion) -> None:
+        self._engine = engine
+        self._question = question
+        self._prompts: dict[AnswerSettings, ReusedPrompt] = {}
+        loaded = self._load(PLAIN_REUSE)
+        self.prompt_ids = loaded.prompt.token_ids
+        self.full: FullAnswer = answer_fully(engine.model, self.prompt_ids, MAX_TOKENS)
+
+    def follow(self, way: AnswerSettings) -> Followed:
+        """What a way makes of full attention's answer."""
+        # Ways over the same KV share a prompt: it is placed once.
+        placed = replace(way, selector=PLAIN_REUSE.selector, ratio=PLAIN_REUSE.ratio)
+        if placed not in self._prompts:
+            loaded = self._load(placed)
+            self._prompts[placed] = ReusedPrompt(
+                self._engine.model, loaded.prompt, loaded.kvs, self.full, MAX_TOKENS
+            )
+        selector = make_selector(way.selector, way.ratio, self._engine.calibration)
+        return self._prompts[placed].follow(selector)
+
+    def _load(self, way: AnswerSettings) -> LoadedPrompt:
+        loaded = self._engine.load(self._question.prompt, of_question(way, self._question))
+        if not loaded.prompt.spans:
+            raise StoreError(
+                f"No KV of the store at {self._engine.corpus.path} could be used for a question "
+                "over its chunks. `fusionrag verify` says what is damaged; ingest again to compute "
+                "what is missing."
+            )
+        return loaded
+
+
+def of_question(way: AnswerSettings, question: StoreQuestion) -> AnswerSettings:
+    """A way's settings for a question: its chunks, and nothing of another scope."""
+    return replace(way, handles=question.handles, scopes=(question.scope,))

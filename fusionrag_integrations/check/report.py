@@ -1,0 +1,96 @@
+"""What a check finds, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusionrag_integrations.types import KVFormat, KVSource
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """How close one way of reuse comes to full attention.
+
+    equal: share of whole answers that are full attention's, token by token, with a 95% interval
+    over questions. recovered: how much of what plain reuse loses is won back, 1 - KL / plain
+    reuse's KL, over full attention's answers; None where plain reuse loses nothing. agreement:
+    share of the answers' tokens that are the likeliest here, too. speedup: full attention's time to
+    first token over this one's, median over at most ten of the questions.
+    """
+
+    kv: KVSource
+    ratio: float
+    equal: float
+    equal_interval: tuple[float, float]
+    recovered: float | None
+    agreement: float
+    speedup: float
+
+    @property
+    def equal_in_words(self) -> str:
+        """As in "96% (90 to 100%)"."""
+        low, high = (100 * bound for bound in self.equal_interval)
+        return f"{self.equal:.0%} ({low:.0f} to {high:.0f}%)"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """What the KV of a store's chunks takes on disk: of each chunk isolated and fused."""
+
+    bytes: int
+    chunks: int
+    tokens: int
+    bytes_per_chunk: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What ingesting documents into a new store would take.
+
+    tokens: of all chunks, in the model's tokens. bytes: of KV in files. seconds: to compute that
+    KV on this machine; reading, embedding and writing come on top.
+    """
+
+    documents: int
+    chunks: int
+    tokens: int
+    kv_format: KVFormat
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `FusionEngine.check` finds.
+
+    exact: whether recomputing everything gives the model's own logits; None where nothing was
+    asked. deviation: by how much they differ, relative to their spread. rows: plain reuse (isolated
+    KV as it is stored) first, then fused KV by ratio. questions: how many were asked, over prompts
+    of `prompt_tokens`, the median. verdict: what to set, in words.
+    """
+
+    model: str
+    exact: bool | None
+    deviation: float | None
+    rows: tuple[CheckRow, ...]
+    verdict: str
+    disk: DiskUse | None
+    estimate: Estimate | None
+    questions: int
+    prompt_tokens: int
+
+    @classmethod
+    def of_estimate(cls, model: str, estimate: Estimate) -> CheckReport:
+        """Where there is no store yet, so that nothing can be asked."""
+        return cls(
+            model=model,
+            exact=None,
+            deviation=None,
+            rows=(),
+            verdict="There is no store yet: index documents, then check how close answers come.",
+            disk=None,
+            estimate=estimate,
+            questions=0,
+            prompt_tokens=0,
+        )
