@@ -51,6 +51,22 @@ def paired_difference(
     return Difference(float(np.mean(a) - np.mean(b)), low, high)
 
 
+def ratio_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Bounds of sum(numerators) / sum(denominators): both sums are drawn anew, from one draw.
+
+    None where the lower sum isn't positive in some resample: such a ratio has no bounds.
+    """
+    above, below = resampled_means([numerators, denominators], seed, resamples)
+    return percentiles(above / below, level) if below.min() > 0 else None
+
+
 def resampled_means(rows: Sequence[Sequence[float]], seed: int, resamples: int) -> Floats:
     """Scores of K strategies on n questions -> [K, resamples], column by column from one draw."""
     lengths = {len(row) for row in rows}

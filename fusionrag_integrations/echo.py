@@ -38,9 +38,10 @@ def beyond(bounds: Sequence[tuple[int, int]], text: str, question: str) -> list[
     """
     asked = {word.casefold() for word in _WORD.findall(question)}
     words = [(word.span(), word[0].casefold() in asked) for word in _WORD.finditer(text)]
-    repeated = [[known for span, known in words if _overlap(span, own)] for own in bounds]
+    repeated = [[known for span, known in words if overlap(span, own)] for own in bounds]
     return [i for i, known in enumerate(repeated) if not known or not all(known)]
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two stretches [start, stop) share a character."""
     return one[0] < other[1] and other[0] < one[1]

@@ -8,7 +8,12 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from fusionrag_integrations.bootstrap import Difference, interval, paired_difference
+from fusionrag_integrations.bootstrap import (
+    Difference,
+    interval,
+    paired_difference,
+    ratio_interval,
+)
 from fusionrag_integrations.errors import InvalidInputError
 
 
@@ -48,6 +53,33 @@ def test_difference_is_that_of_a_loop() -> None:
     assert (found.low, found.high) == pytest.approx(
         (percentile(means, 0.025), percentile(means, 0.975))
     )
+
+
+def test_a_ratio_of_sums_is_that_of_a_loop() -> None:
+    above, below = scores(1), scores(2, shift=0.1)
+    ratios = [
+        sum(above[i] for i in drawn) / sum(below[i] for i in drawn) for drawn in draws(len(above))
+    ]
+    expected = (percentile(ratios, 0.025), percentile(ratios, 0.975))
+    assert ratio_interval(above, below) == pytest.approx(expected)
+
+
+def test_both_sums_of_a_ratio_are_drawn_together() -> None:
+    """A question that weighs much weighs in both: drawn apart, the ratio would vary by far."""
+    below = [1.0] * 30 + [100.0] * 3
+    assert ratio_interval([0.25 * b for b in below], below) == pytest.approx((0.25, 0.25))
+
+
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
+    low, high = ratio_interval([0.0, 90.0] * 40, [10.0, 90.0] * 40) or (0.0, 0.0)
+    assert low < 0.9 < high  # 90 / 100; the mean of 0 and 1 is 0.5
+    assert low > 0.5
+
+
+def test_no_bounds_for_a_ratio_over_nothing() -> None:
+    assert ratio_interval([1.0, 1.0], [0.0, 0.0]) is None
+    assert ratio_interval([1.0] * 4, [1.0, 0.0, 0.0, 0.0]) is None  # nothing in some resample
+    assert ratio_interval([0.0] * 4, [1.0] * 4) == (0.0, 0.0)
 
 
 def test_a_95_percent_interval_holds_the_true_mean_in_95_percent() -> None:

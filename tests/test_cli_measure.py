@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionrag_integrations import FusionEngine, calibrate, ingest
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench import break_even, files
+from fusionrag_integrations.bench import quality as bench_quality
 from fusionrag_integrations.bench.comparison import Question
+from fusionrag_integrations.bench.shared_pass import answer_all
 from fusionrag_integrations.bench.strategies import DEFAULT_STRATEGIES
 from fusionrag_integrations.calibration import CALIBRATION_FILE, read_break_even
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
@@ -29,13 +30,13 @@ pytest.importorskip("rouge_score")
 
 REQUIRED = {
     *("strategy", "kv", "ratio", "kind", "n", "em", "f1"),
-    *("normalized_f1", "ci", "ttft_ms"),
+    *("normalized_f1", "ci", "ttft_ms", "kept", "equal", "recovered", "agreement", "kl"),
 }
 NAMED = (
-    *("full_attention", "prefix_cache", "full_reuse", "random", "cacheblend", "cache_craft"),
+    *("full_attention", "full_reuse", "random", "cacheblend", "cache_craft"),
     *("epic", "fusionrag_paper", "fusionrag"),
 )
-BASELINES = NAMED[:3]
+BASELINES = NAMED[:2]
 Run = Callable[..., Result]
 
 
@@ -116,16 +117,15 @@ def quality(model_dir: Path, data: Path) -> Run:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswerSettings]:
-    """The settings of every answer that an engine was asked for."""
-    seen: list[AnswerSettings] = []
-    answer = FusionEngine.answer
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[AnswerSettings]]:
+    """The settings under which each question was answered."""
+    seen: list[list[AnswerSettings]] = []
 
-    def watched(engine: FusionEngine, prompt: Prompt, settings: AnswerSettings) -> Answer:
-        seen.append(settings)
-        return answer(engine, prompt, settings)
+    def watched(engine: FusionEngine, prompt: Prompt, runs: Any, *rest: Any) -> Any:
+        seen.append(list(runs))
+        return answer_all(engine, prompt, runs, *rest)
 
-    monkeypatch.setattr(FusionEngine, "answer", watched)
+    monkeypatch.setattr(bench_quality, "answer_all", watched)
     return seen
 
 
@@ -142,6 +142,9 @@ class TestQuality:
             assert row["n"] == (3 if row["kind"] == "all" else 1)
             assert 0.0 <= row["ci"][0] <= row["f1"] <= row["ci"][1] <= 1.0
             assert row["ttft_ms"] > 0.0
+            assert row["timed"] == row["n"]  # the first of each kind
+            assert 0.0 <= row["equal"] <= row["agreement"] <= 1.0
+            assert row["kl"] >= 0.0
             assert len(row["deviation"]) == (0 if row["kv"] == "none" else 8)
         full = next(r for r in result["rows"] if r["kind"] == "all")
         assert (full["strategy"], full["kv"], full["ratio"]) == ("full_attention", "none", 1.0)
@@ -154,11 +157,32 @@ class TestQuality:
         assert points(named) == [
             ("full_attention", "none", 1.0, "jsonl"),
             ("full_reuse", "isolated", 0.0, "jsonl"),
-            ("prefix_cache", "none", 1.0, "jsonl"),
             ("full_reuse", "fused", 0.0, "jsonl"),
             *((name, "fused", 0.15, "jsonl") for name in NAMED if name not in BASELINES),
         ]
-        assert {lead["other"] for lead in named["leads"]} == set(NAMED[3:-1])
+        assert {lead["other"] for lead in named["leads"]} == set(NAMED[2:-1])
+        assert named["leads_published"] == []
+
+    def test_others_as_published_beside_the_same_selectors(self, quality: Run) -> None:
+        names = "epic:published,epic,cache_craft:published,fusionrag"
+        found = said(quality("--strategies", names, "--kv", "fused", "--limit", 1))
+        assert points(found)[2:] == [
+            ("epic", "isolated", 0.15, "jsonl"),
+            ("epic", "fused", 0.15, "jsonl"),
+            ("cache_craft", "fused_as_stored", 0.15, "jsonl"),
+            ("fusionrag", "fused", 0.15, "jsonl"),
+        ]
+        assert [(lead["other"], lead["kv"]) for lead in found["leads_published"]] == [
+            ("epic", "isolated"),
+            ("cache_craft", "fused_as_stored"),
+        ]
+        assert [(lead["other"], lead["kv"]) for lead in found["leads"]] == [("epic", "fused")]
+
+    def test_an_answer_is_short_and_nothing_is_timed_unless_asked_for(self, quality: Run) -> None:
+        result = said(quality("--limit", 1))
+        assert {(row["ttft_ms"], row["speedup"], row["timed"]) for row in result["rows"]} == {
+            (None, None, 0)
+        }
 
     def test_a_missing_package_is_told_before_anything_is_done(
         self, quality: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,47 +202,51 @@ class TestQuality:
         found = said(run_command("bench", "quality", *where, "--kv", "isolated", "--json"))
         assert {point[0] for point in points(found)} == set(NAMED)
         assert {r for _, _, r, _ in points(found)} == {0.0, 0.05, 0.15, 1.0}  # full attention is 1
-        assert len(points(found)) == 2 + 1 + 6 * 3
+        assert len(points(found)) == 2 + 6 * 3
 
     def test_a_table_is_printed_without_json(self, model_dir: Path, data: Path) -> None:
         where = ("--model", model_dir, "--dataset", "jsonl", "--data", data, "--limit", 1)
         result = run_command("bench", "quality", *where, "--strategies", "epic", "--ratios", "0.1")
         assert result.exit_code == 0
         lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
-        assert len(lines) == 2 + 2 + 2
-        assert [line.split("|")[2].strip() for line in lines[-2:]] == ["epic", "epic"]
+        close, scores = lines[: 2 + 2 + 2], lines[2 + 2 + 2 :]
+        assert len(close) == len(scores)
+        for table in (close, scores):
+            names = [line.split("|")[2].strip() for line in table[2:]]
+            assert names == ["full_attention", "full_reuse", "epic", "epic"]
 
     def test_out_twice_goes_on(
-        self, quality: Run, tmp_path: Path, asked: list[AnswerSettings]
+        self, quality: Run, tmp_path: Path, asked: list[list[AnswerSettings]]
     ) -> None:
         once = said(quality("--out", tmp_path / "run"))
-        assert len(asked) == 1 + 2 * 4  # two questions; full, reuse, and random over both KV
+        # Two questions; full, reuse, and random over both KV.
+        assert [len(runs) for runs in asked] == [4, 4]
         asked.clear()
         kept = {path.name for path in (tmp_path / "run").iterdir()}
         assert kept == {"store", "log.jsonl", "run.json", "table.md"}
         twice = said(quality("--out", tmp_path / "run"))
-        assert len(asked) == 1  # to warm up
+        assert asked == []
         assert twice["rows"] == once["rows"]
         assert json.loads((tmp_path / "run" / "run.json").read_text())["rows"] == once["rows"]
 
     def test_an_interrupt_says_so_and_goes_on(
-        self, quality: Run, tmp_path: Path, asked: list[AnswerSettings], monkeypatch: Any
+        self, quality: Run, tmp_path: Path, asked: list[list[AnswerSettings]], monkeypatch: Any
     ) -> None:
-        watched = FusionEngine.answer
+        watched = bench_quality.answer_all
 
-        def interrupted(*args: Any) -> Answer:
-            if len(asked) == 6:
+        def interrupted(*args: Any) -> Any:
+            if len(asked) == 1:
                 raise KeyboardInterrupt
             return watched(*args)
 
-        monkeypatch.setattr(FusionEngine, "answer", interrupted)
+        monkeypatch.setattr(bench_quality, "answer_all", interrupted)
         result = quality("--out", tmp_path / "run")
         assert result.exit_code == 130
         assert "run the command again" in result.stderr
-        monkeypatch.setattr(FusionEngine, "answer", watched)
+        monkeypatch.setattr(bench_quality, "answer_all", watched)
         asked.clear()
         assert said(quality("--out", tmp_path / "run"))["rows"][0]["n"] == 2
-        assert len(asked) == 1 + 4  # the second question
+        assert len(asked) == 1  # the second question
 
     def test_a_judge_is_found_and_asked(self, quality: Run) -> None:
         result = said(quality("--judge", f"{__name__}:judged"))
@@ -238,6 +266,8 @@ def neighbour_counts(run: Path) -> list[int]:
 BAD = [
     (("--dataset", "squad"), ("squad", "hotpotqa", "jsonl", "hard")),
     (("--strategies", "random,turbo"), ("turbo", "fusionrag_paper", "prefix_cache")),
+    (("--strategies", "random:published"), ("random:published", ":published", "infoflow")),
+    (("--strategies", "prefix_cache"), ("full attention", "bench ttft")),
     (("--strategies", ""), ("Unknown strategies", "full_attention")),
     (("--ratios", "0.1;0.2"), ("--ratios", "0.1;0.2")),
     (("--ratios", "0.1,1.1"), ("--ratios", "[0, 1]")),
@@ -302,10 +332,10 @@ class TestAnotherRunsDirectory:
         return shutil.copytree(made, tmp_path / "run")
 
     def test_the_same_run_is_let_in(
-        self, quality: Run, run: Path, asked: list[AnswerSettings]
+        self, quality: Run, run: Path, asked: list[list[AnswerSettings]]
     ) -> None:
         said(quality("--out", run))
-        assert len(asked) == 1
+        assert asked == []
 
     @pytest.mark.parametrize(
         "options",
@@ -441,6 +471,12 @@ class TestTTFT:
         lines = [line.split("|") for line in result.stdout.splitlines() if line.startswith("|")]
         assert [line[2].strip() for line in lines[2:]] == ["full_attention", "epic", "random"]
         assert len({len(line) for line in lines}) == 1
+
+    def test_a_prefix_cache_is_timed(self, model_dir: Path) -> None:
+        given = ("--model", model_dir, "--strategies", "prefix_cache,epic:published", "--json")
+        result = said(self.run(*given, "--ratios", "0.1"))
+        names = [row["strategy"] for row in result["rows"]]
+        assert names == ["full_attention", "prefix_cache", "epic"]
 
     @pytest.mark.parametrize(
         ("options", "what"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fusionrag_integrations.bench.metrics import (
     MIN_GAP,
     exact_match,
     f1,
+    find_answer,
     normalise,
     normalised,
     rouge1,
@@ -71,3 +74,50 @@ def test_normalised_needs_a_gap() -> None:
     assert normalised(0.1, reuse=0.0, full=MIN_GAP) == pytest.approx(0.5)
     assert normalised(0.1, reuse=0.0, full=MIN_GAP - 1e-9) is None
     assert normalised(0.5, reuse=0.6, full=0.2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "found"),
+    [
+        ("It is Lonvale.", ["lonvale"], "Lonvale"),
+        ("It is Lonvale.", ["The Lonvale!"], "Lonvale"),
+        ("in the Brask  Works, they say", ["Brask Works"], "Brask  Works"),
+        ("the Old the Mill", ["old mill"], "Old the Mill"),  # articles count for nothing
+        ("(U.S.)", ["us"], "U.S"),
+        ('He said "no".', ["No"], "no"),
+        ("Arctic and Antarctic", ["antarctic"], "Antarctic"),
+        ("Antarctic", ["arctic"], None),  # only whole words
+        ("Works of Brask", ["Brask Works"], None),
+        ("Brask", ["Brask Works"], None),
+        ("2010", ["10"], None),
+        ("10 of 2010", ["10"], "10"),
+        ("Tolen, or Mira Tolen", ["Mira Tolen", "Tolen"], "Mira Tolen"),  # the first accepted one
+        ("Tolen then Tolen", ["Tolen"], "Tolen"),
+        ("", ["Tolen"], None),
+        ("Tolen", [], None),
+        ("a the", ["The", "A!"], None),  # an answer without words is nowhere
+    ],
+)
+def test_where_an_accepted_answer_stands(text: str, accepted: list[str], found: str | None) -> None:
+    place = find_answer(text, accepted)
+    assert (None if place is None else text[slice(*place)]) == found
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        ["the", "a", "An", "Old", "old", "mill", "U.S.", "-", "co-op", "İ", "ΟΔΟΣ", "x"]
+    )
+)
+
+
+@given(WORDS, WORDS, st.sampled_from([" ", "  ", ", ", "\n", "—"]))
+def test_it_is_found_where_the_normalised_text_holds_it(
+    text: list[str], answer: list[str], between: str
+) -> None:
+    """By the other way round: search in the normalised text, between its spaces."""
+    written, wanted = between.join(text), " ".join(answer)
+    held = bool(normalise(wanted)) and f" {normalise(wanted)} " in f" {normalise(written)} "
+    place = find_answer(written, [wanted])
+    assert (place is not None) == held
+    if place is not None:
+        assert normalise(written[slice(*place)]) == normalise(wanted)

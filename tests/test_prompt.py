@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.prompt import (
+    BRIEFLY,
     MIN_QUESTION,
     MIN_TOKENS,
     NEUTRAL,
@@ -26,6 +27,7 @@ from fusionrag_integrations.prompt import (
     encode_chunk,
     ingest_prefix,
     question_prompt,
+    worded_question,
 )
 from fusionrag_integrations.types import (
     AssembledPrompt,
@@ -275,6 +277,28 @@ def test_a_question_prompt_holds_the_chunks_byte_for_byte_and_the_question() -> 
     assert (system["role"], user["role"]) == ("system", "user")
     assert f"{FOX}\n\n{SEA}" in user["content"]
     assert user["content"].endswith("Question: Who?\nAnswer:")
+
+
+CHAT_SHORT = (
+    f"Context:\n{FOX}\n\n{SEA}\n\nAnswer in as few words as possible.\nQuestion: Who?\nAnswer:"
+)
+
+
+def test_a_short_answer_is_asked_for_in_exactly_these_words() -> None:
+    assert worded_question(CHAT, [FOX, SEA], "Who?", BRIEFLY) == [
+        {"role": "system", "content": "Answer the question from the context."},
+        {"role": "user", "content": CHAT_SHORT},
+    ]
+
+
+def test_a_base_model_is_asked_by_the_same_words_as_one_text() -> None:
+    prompt = worded_question(PLAIN, [FOX, SEA], "Who?", BRIEFLY)
+    assert prompt == f"Answer the question from the context.\n\n{CHAT_SHORT}"
+    assert isinstance(prompt, str)
+    assert prompt.startswith(ingest_prefix(PLAIN).removeprefix("<s>"))  # as chunks are prefilled
+    encoded = encode(PLAIN, prompt)
+    match = TextMatch(record(FOX), prompt.index(FOX), prompt.index(FOX) + len(FOX))
+    assert [span.record for span in assemble(encoded, [match]).spans] == [record(FOX)]
 
 
 def simple_runs(encoded: EncodedPrompt, match: TextMatch) -> list[Span]:

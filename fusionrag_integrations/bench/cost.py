@@ -66,7 +66,7 @@ def count_work(
                 engine.answer(question.prompt, strategy.settings(1)).usage for question in questions
             ]
             work = mean(u.token_layers / (u.prompt_tokens * layers) for u in usages)
-            rows.append(CostRow(strategy.name, strategy.stored, strategy.ratio, layers, work))
+            rows.append(CostRow(strategy.name, strategy.placed, strategy.ratio, layers, work))
         engine.corpus.close()
     return rows
 

@@ -37,22 +37,46 @@ def draw_figure(stem: Path, name: str, rows: Sequence[ResultRow], kind: str, kv:
 
 
 def _f1_by_ratio(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
+    _by_ratio(stem, [(row, (row["f1"], *row["ci"])) for row in rows], subject, "F1", "F1")
+
+
+def _recovered_by_ratio(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
+    known = [row for row in rows if row.get("recovered_ci")]
+    _by_ratio(
+        stem,
+        [(row, (row["recovered"], *row["recovered_ci"])) for row in known],
+        subject,
+        "Divergence recovered",
+        "share of full reuse's KL",
+    )
+
+
+def _by_ratio(
+    stem: Path,
+    values: Sequence[tuple[ResultRow, Level]],
+    subject: str,
+    measure: str,
+    y_label: str,
+) -> None:
+    """values: rows, each with what is shown of it."""
     series: dict[str, list[Point]] = {}
-    for row in _selecting(rows):
-        series.setdefault(row["strategy"], []).append((row["ratio"], row["f1"], *row["ci"]))
+    for row, value in values:
+        if row["strategy"] not in BASELINES:
+            series.setdefault(row["strategy"], []).append((row["ratio"], *value))
     if series:
-        title = f"F1 by share of recomputed tokens\n{subject}"
-        lines_plot(
-            stem, series, _levels(rows), title=title, x_label="recompute ratio", y_label="F1"
-        )
+        levels = {row["strategy"]: value for row, value in values if row["strategy"] in LEVELS}
+        title = f"{measure} by share of recomputed tokens\n{subject}"
+        lines_plot(stem, series, levels, title=title, x_label="recompute ratio", y_label=y_label)
 
 
 def _f1_by_ttft(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
     series: dict[str, list[Point]] = {}
     for row in rows:
-        series.setdefault(row["strategy"], []).append((row["ttft_ms"], row["f1"], *row["ci"]))
-    title = f"F1 by time to first token\n{subject}"
-    lines_plot(stem, series, {}, title=title, x_label="TTFT in ms", y_label="F1")
+        if row["ttft_ms"] is not None:
+            series.setdefault(row["strategy"], []).append((row["ttft_ms"], row["f1"], *row["ci"]))
+    if series:
+        title = f"F1 by time to first token\n{subject}"
+        lines_plot(stem, series, {}, title=title, x_label="TTFT in ms", y_label="F1")
 
 
 def _deviation(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
@@ -84,6 +108,7 @@ def _places(stem: Path, rows: Sequence[ResultRow], subject: str) -> None:
 
 FIGURES: Mapping[str, Draw] = {
     "f1-by-ratio": _f1_by_ratio,
+    "recovered-by-ratio": _recovered_by_ratio,
     "f1-by-ttft": _f1_by_ttft,
     "deviation": _deviation,
     "places": _places,
@@ -110,10 +135,6 @@ def f1_by_neighbours(
 def _selecting(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Those of strategies whose ratio is a choice."""
     return [row for row in rows if row["strategy"] not in BASELINES]
-
-
-def _levels(rows: Sequence[ResultRow]) -> dict[str, Level]:
-    return {row["strategy"]: (row["f1"], *row["ci"]) for row in rows if row["strategy"] in LEVELS}
 
 
 def _at_middle_ratio(rows: Sequence[ResultRow]) -> tuple[list[ResultRow], float]:

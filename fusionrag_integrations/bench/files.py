@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.bench.figures import draw_all
+from fusionrag_integrations.bench.leads import Lead, PublishedLead
 from fusionrag_integrations.bench.machine import where_and_when
-from fusionrag_integrations.bench.summary import Lead, QualityRow
+from fusionrag_integrations.bench.summary import QualityRow
 from fusionrag_integrations.bench.tables import quality_markdown
 
 
 def run_result(
-    identity: Mapping[str, Any], rows: Sequence[QualityRow], gaps: Sequence[Lead]
+    identity: Mapping[str, Any],
+    rows: Sequence[QualityRow],
+    leads: Sequence[Lead],
+    published: Sequence[PublishedLead],
 ) -> dict[str, Any]:
     """What a run measured, where and with what, as plain values."""
     return (
@@ -23,7 +27,8 @@ def run_result(
         | where_and_when()
         | {
             "rows": [asdict(row) for row in rows],
-            "leads": [asdict(gap) for gap in gaps],
+            "leads": [asdict(lead) for lead in leads],
+            "leads_published": [asdict(lead) for lead in published],
         }
     )
 

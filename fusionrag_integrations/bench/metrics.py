@@ -34,6 +34,24 @@ def f1(answer: str, accepted: Sequence[str]) -> float:
     return _best(lambda truth: _f1(normalise(answer).split(), normalise(truth).split()), accepted)
 
 
+def find_answer(text: str, accepted: Sequence[str]) -> tuple[int, int] | None:
+    """The characters [start, stop) of `text` where the first accepted answer that it holds stands.
+
+    Both are normalised, and only whole words match. Punctuation around the answer isn't part of it.
+    """
+    words = [
+        (word, written)
+        for written in re.finditer(r"\S+", text)
+        for word in normalise(written[0]).split()
+    ]
+    for wanted in (normalise(answer).split() for answer in accepted):
+        for first in range(len(words) - len(wanted) + 1) if wanted else ():
+            found = words[first : first + len(wanted)]
+            if [word for word, _ in found] == wanted:
+                return _stripped(text, found[0][1].start(), found[-1][1].end())
+    return None
+
+
 def rouge1(answer: str, accepted: Sequence[str]) -> float:
     """The best ROUGE-1 F-measure over the accepted answers: unigrams, articles included, unstemmed.
 
@@ -57,6 +75,12 @@ def normalised(f1: float, reuse: float, full: float) -> float | None:
     outside both. None where the lead `full - reuse` is below MIN_GAP.
     """
     return (f1 - reuse) / (full - reuse) if full - reuse >= MIN_GAP else None
+
+
+def _stripped(text: str, start: int, stop: int) -> tuple[int, int]:
+    """The same bounds without the punctuation at either end."""
+    inside = text[start:stop].lstrip(string.punctuation)
+    return stop - len(inside), stop - len(inside) + len(inside.rstrip(string.punctuation))
 
 
 def _best(score: Callable[[str], float], accepted: Sequence[str]) -> float:

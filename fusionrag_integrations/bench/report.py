@@ -7,10 +7,14 @@ there.
 
 NAME is that of a result file without its ending; a * in it stands for several. What there is:
 
+closeness NAME kind=K             how close each strategy and ratio comes to full attention;
+                                  ratio=R, kv=V: at that ratio, over that KV only
 f1 NAME kind=K                    F1 of each strategy by ratio, with 95% intervals
 normalised NAME kind=K            normalised F1 by ratio
 kinds NAME ... ratio=R kv=V       F1 by kind of question at one ratio
-leads NAME ... ratio=R            how far our selector is ahead of each other, by kind of question
+leads NAME ... ratio=R            how far our selector is ahead of each other, by kind of question;
+                                  of=recovered: in what is recovered, not in F1
+published NAME ... ratio=R        how far ours over fused KV is ahead of others as published
 overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
 neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which policy
 cost NAME                         work in a deeper shape
@@ -44,6 +48,7 @@ from fusionrag_integrations.bench.tables import (
     markdown,
     store_markdown,
     ttft_markdown,
+    with_interval,
 )
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -116,27 +121,30 @@ def _load(path: Path) -> Result:
     return result
 
 
+def _closeness(mark: _Mark) -> str:
+    ratio, kv = (mark.options.get(name) for name in ("ratio", "kv"))
+    lines = [
+        [row["strategy"], row["kv"], f"{row['ratio']:.0%}"]
+        + [with_interval(row[n], row[f"{n}_ci"]) for n in ("kept", "equal", "recovered")]
+        + [with_interval(row[n], row[f"{n}_ci"], ".3f") for n in ("agreement", "kl")]
+        for row in mark.rows
+        if row["strategy"] in LEVELS
+        or (kv in (None, row["kv"]) and (ratio is None or row["ratio"] == float(ratio)))
+    ]
+    figures = ("kept", "equal", "recovered", "agreement", "KL")
+    return markdown(["strategy", "KV", "ratio", *figures], lines)
+
+
 def _f1(mark: _Mark) -> str:
     return _by_ratio(mark, _f1_cell)
 
 
 def _f1_cell(row: Mapping[str, Any]) -> str:
-    return _with_interval(row["f1"], row["ci"])
-
-
-def _with_interval(value: float, bounds: Sequence[float]) -> str:
-    return f"{value:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+    return with_interval(row["f1"], row["ci"])
 
 
 def _normalised(mark: _Mark) -> str:
-    def cell(row: Mapping[str, Any]) -> str:
-        if row["normalized_f1"] is None:
-            return ""
-        if row["normalized_ci"] is None:
-            return f"{row['normalized_f1']:.2f}"
-        return _with_interval(row["normalized_f1"], row["normalized_ci"])
-
-    return _by_ratio(mark, cell)
+    return _by_ratio(mark, lambda row: with_interval(row["normalized_f1"], row["normalized_ci"]))
 
 
 def _by_ratio(mark: _Mark, cell: Callable[[Mapping[str, Any]], str]) -> str:
@@ -175,23 +183,40 @@ def _kinds(mark: _Mark) -> str:
 
 
 def _leads(mark: _Mark) -> str:
+    measure = mark.options.get("of", "f1")
     gaps = [
         gap | {"kv": _fused_behind(gap["kv"], result)}
         for result in mark.loaded.values()
         for gap in result["leads"]
         if gap["ratio"] == float(mark.options["ratio"])
     ]
-    cells = {(gap["kind"], gap["kv"], gap["other"]): _gap(gap) for gap in gaps}
+    cells = {
+        (gap["kind"], gap["kv"], gap["other"]): _gap(gap if measure == "f1" else gap[measure])
+        for gap in gaps
+    }
     return _pivot(["questions", "KV"], cells, {gap["other"]: gap["other"] for gap in gaps})
 
 
+def _published(mark: _Mark) -> str:
+    lines = [
+        [gap["kind"], gap["other"], _fused_behind(gap["kv"], result)]
+        + [_gap(gap[name]) for name in ("recovered", "kept")]
+        for result in mark.loaded.values()
+        for gap in result["leads_published"]
+        if gap["ratio"] == float(mark.options["ratio"])
+    ]
+    return markdown(["questions", "over", "on KV", "recovered", "kept"], lines)
+
+
 def _fused_behind(kv: str, result: Result) -> str:
-    usual = kv != "fused" or result["neighbours"] == "default"
-    return kv if usual else f"fused ({result['neighbours']})"
+    usual = not kv.startswith("fused") or result["neighbours"] == "default"
+    return kv if usual else f"{kv} ({result['neighbours']})"
 
 
-def _gap(gap: Mapping[str, Any]) -> str:
-    """Bold where the interval leaves no doubt about who is ahead."""
+def _gap(gap: Mapping[str, Any] | None) -> str:
+    """Bold where the interval leaves no doubt about who is ahead; nothing where there is none."""
+    if gap is None:
+        return ""
     text = f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})"
     return f"**{text}**" if gap["low"] > 0 or gap["high"] < 0 else text
 
@@ -302,10 +327,12 @@ def _draw(mark: _Mark, directory: Path) -> None:
 
 
 _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
+    "closeness": _closeness,
     "f1": _f1,
     "normalised": _normalised,
     "kinds": _kinds,
     "leads": _leads,
+    "published": _published,
     "overlap": _overlap,
     "neighbours": _neighbours,
     "cost": _cost,

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import AnswerSettings, KVKind, KVSource
+from fusionrag_integrations.types import AnswerSettings
+
+PlacedKV = Literal["isolated", "fused", "fused_as_stored"]
+"""What is placed of a chunk: `fused` is our default, fitted to where the chunk stands; the others
+are what the store holds, moved to its place and nothing else."""
 
 BASELINES = ("full_attention", "prefix_cache", "full_reuse")
 SELECTING = (
@@ -22,9 +27,20 @@ SELECTING = (
 )
 STRATEGY_NAMES = (*BASELINES, *SELECTING)
 DEFAULT_STRATEGIES = (
-    *BASELINES,
+    *("full_attention", "full_reuse"),
     *("random", "cacheblend", "cache_craft", "epic", "fusionrag_paper", "fusionrag"),
 )
+PUBLISHED_KV: dict[str, PlacedKV] = {
+    "cacheblend": "isolated",
+    "cache_craft": "fused_as_stored",  # made behind the chunks that a chunk stood behind before
+    "epic": "isolated",
+    "fusionrag_paper": "fused_as_stored",
+    "prophetkv": "isolated",
+    "infoflow": "isolated",
+}
+"""The KV that a method's authors place; over another it is their selector only."""
+
+_PUBLISHED = ":published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +48,18 @@ class Strategy:
     """One way to answer. ratio: the share of chunk tokens that it may recompute."""
 
     name: str
-    kv: KVSource
+    kv: PlacedKV | Literal["prefix", "none"]
     ratio: float
 
     @property
-    def stored(self) -> str:
-        """Which KV of chunks it uses: isolated, fused or none."""
-        return "none" if self.name in ("full_attention", "prefix_cache") else self.kv
+    def placed(self) -> str:
+        """Which KV of chunks it places, or none."""
+        return self.kv if self.kv in get_args(PlacedKV) else "none"
+
+    @property
+    def as_published(self) -> bool:
+        """Whether it is a method of others over the KV that they place."""
+        return PUBLISHED_KV.get(self.name) == self.kv
 
     def settings(self, max_tokens: int) -> AnswerSettings:
         """How the engine is asked to answer so; at ratios 0 and 1 no selector decides anything."""
@@ -48,35 +69,46 @@ class Strategy:
         elif self.ratio == 1.0:
             selector = "all"
         return AnswerSettings(
-            kv=self.kv,
+            kv="fused" if self.kv == "fused_as_stored" else self.kv,
+            corrected=self.kv == "fused",
             selector=selector,
             ratio=self.ratio,
             break_even=False,  # what is asked for is what is measured
             max_tokens=max_tokens,
+            repetition_penalty=1.0,  # else answers depend on more than the model's distributions
         )
+
+
+FULL = Strategy("full_attention", "none", 1.0)
+"""What every other strategy is compared with."""
+
+REUSE = Strategy("full_reuse", "isolated", 0.0)
+"""What `recovered` and normalised F1 are measured from, as TurboRAG does it: isolated KV as it is
+stored. It stays so whatever is done to the KV of others; else results couldn't be compared."""
 
 
 def make_strategies(
-    names: Sequence[str], ratios: Sequence[float], kinds: Sequence[KVKind]
+    names: Sequence[str], ratios: Sequence[float], kinds: Sequence[PlacedKV]
 ) -> list[Strategy]:
-    """Every combination. The reference points of normalised F1 come first, asked for or not.
+    """Every combination. What all are compared with comes first, asked for or not.
 
-    Raises `InvalidInputError` for a name that isn't known.
+    names: of strategies over each of `kinds`; NAME:published is a method of others over the KV
+    that its authors place. Raises `InvalidInputError` for a name that isn't known.
     """
-    if unknown := [name for name in names if name not in STRATEGY_NAMES]:
+    known = {*STRATEGY_NAMES, *(name + _PUBLISHED for name in PUBLISHED_KV)}
+    if unknown := [name for name in names if name not in known]:
         raise InvalidInputError(
-            f"Unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGY_NAMES)}."
+            f"Unknown strategies {', '.join(unknown)}; known are {', '.join(STRATEGY_NAMES)}, and "
+            f"with {_PUBLISHED} behind the name {', '.join(PUBLISHED_KV)}."
         )
-    found = [Strategy("full_attention", "none", 1.0), Strategy("full_reuse", "isolated", 0.0)]
+    found = [FULL, REUSE]
     if "prefix_cache" in names:
         found.append(Strategy("prefix_cache", "prefix", 1.0))
     if "full_reuse" in names:
         found += [Strategy("full_reuse", kind, 0.0) for kind in kinds]
-    found += [
-        Strategy(name, kind, ratio)
-        for name in names
-        if name in SELECTING
-        for kind in kinds
-        for ratio in ratios
-    ]
+    for listed in names:
+        name = listed.removesuffix(_PUBLISHED)
+        placed = kinds if name == listed else [PUBLISHED_KV[name]]
+        if name in SELECTING:
+            found += [Strategy(name, kind, ratio) for kind in placed for ratio in ratios]
     return list(dict.fromkeys(found))

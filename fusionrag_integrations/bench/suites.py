@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import QADataset
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import Document
+from fusionrag_integrations.prompt import BRIEFLY, question_prompt, worded_question
+from fusionrag_integrations.types import Document, Prompt
 
 MAX_TOKENS = 32  # published answers are a few words
+
+MakePrompt = Callable[[Sequence[str], str], Prompt]
+"""Asks a question over the texts of chunks."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +40,14 @@ class Suite:
 
 
 def published_suite(dataset: QADataset) -> Suite:
-    """A published data set: each question over all chunks of its own documents, in their order."""
+    """A published data set: each question over all chunks of its own documents, in their order.
+
+    Their answers are short, and the prompt asks for no more: what a model says beyond them is
+    hardly about the chunks.
+    """
     return Suite(
         name=dataset.name,
-        content=content_hash(dataset),
+        content=content_hash(dataset, question_prompt((), "", BRIEFLY)),
         documents=dataset.documents,
         chunk_tokens=DEFAULT_CHUNK_TOKENS,
         max_tokens=MAX_TOKENS,
@@ -59,6 +67,7 @@ def context_question(
     answers: tuple[str, ...],
     chunk_ids: list[str],
     max_tokens: int,
+    make_prompt: MakePrompt = question_prompt,
 ) -> Question:
     """A question over chunks, in this order; the last ones are left out where they don't fit.
 
@@ -67,10 +76,10 @@ def context_question(
     records = engine.corpus.catalog.records(chunk_ids)
     texts = [records[chunk_id].chunk.text for chunk_id in chunk_ids]
     asked = len(texts)
-    prompt = question_prompt(texts, question)
+    prompt = make_prompt(texts, question)
     while texts and engine.count_tokens(prompt) + max_tokens > engine.context_window:
         texts.pop()
-        prompt = question_prompt(texts, question)
+        prompt = make_prompt(texts, question)
     if not texts:
         raise InvalidInputError(
             f"The context of {engine.model_name} holds {engine.context_window} tokens: too few for "
@@ -83,6 +92,7 @@ def context_question(
 
 def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Question]:
     catalog = engine.corpus.catalog
+    make_prompt = partial(worded_question, engine.model.tokenizer, instruction=BRIEFLY)
     return [
         context_question(
             engine,
@@ -91,6 +101,7 @@ def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Quest
             item.answers,
             [i for document in item.context for i in catalog.chunk_ids([document])],
             MAX_TOKENS,
+            make_prompt,
         )
         for item in dataset.items
     ]

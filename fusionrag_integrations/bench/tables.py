@@ -65,15 +65,23 @@ def answers_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-QUALITY_HEADINGS = (
-    *("questions", "strategy", "kv", "ratio", "n", "EM", "F1", "95%"),
-    *("normalised", "ROUGE-1", "work", "TTFT", "speed-up"),
+_STRATEGY = ("questions", "strategy", "kv", "ratio", "n")
+CLOSENESS_HEADINGS = (
+    *(*_STRATEGY, "kept", "equal", "recovered", "agreement", "KL"),
+    *("KL, median", "KL, worst tenth", "KL, answer"),
+)
+SCORES_HEADINGS = (
+    *(*_STRATEGY, "EM", "F1", "95%", "normalised", "ROUGE-1"),
+    *("work", "TTFT", "speed-up"),
 )
 
 
 def quality_markdown(rows: Sequence[QualityRow]) -> str:
-    """One line a strategy, KV, ratio and kind of question."""
-    return markdown(QUALITY_HEADINGS, [quality_cells(row) for row in rows])
+    """How close each strategy comes to full attention, and how right its answers are: two tables
+    of a line a strategy, KV, ratio and kind of question.
+    """
+    close = markdown(CLOSENESS_HEADINGS, [closeness_cells(row) for row in rows])
+    return f"{close}\n\n{markdown(SCORES_HEADINGS, [score_cells(row) for row in rows])}"
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -82,15 +90,41 @@ def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def quality_cells(row: QualityRow) -> tuple[str, ...]:
-    """A row's figures as text, in the order of `QUALITY_HEADINGS`."""
+def closeness_cells(row: QualityRow) -> tuple[str, ...]:
+    """A row's figures as text, in the order of `CLOSENESS_HEADINGS`."""
     return (
-        *(row.kind, row.strategy, row.kv, f"{row.ratio:.0%}", str(row.n)),
+        *_strategy_cells(row),
+        with_interval(row.kept, row.kept_ci),
+        with_interval(row.equal, row.equal_ci),
+        with_interval(row.recovered, row.recovered_ci),
+        with_interval(row.agreement, row.agreement_ci),
+        with_interval(row.kl, row.kl_ci, ".4f"),
+        *(f"{row.kl_median:.4f}", f"{row.kl_worst_tenth:.4f}"),
+        "" if row.kl_answer is None else f"{row.kl_answer:.4f}",
+    )
+
+
+def score_cells(row: QualityRow) -> tuple[str, ...]:
+    """A row's figures as text, in the order of `SCORES_HEADINGS`."""
+    return (
+        *_strategy_cells(row),
         *(f"{row.em:.2f}", f"{row.f1:.2f}", f"{row.ci[0]:.2f}-{row.ci[1]:.2f}"),
         "" if row.normalized_f1 is None else f"{row.normalized_f1:.2f}",
-        *(f"{row.rouge1:.2f}", f"{row.work:.0%}", f"{row.ttft_ms:.0f} ms"),
-        f"{row.speedup:.1f}x",
+        *(f"{row.rouge1:.2f}", f"{row.work:.0%}"),
+        "" if row.ttft_ms is None else f"{row.ttft_ms:.0f} ms",
+        "" if row.speedup is None else f"{row.speedup:.1f}x",
     )
+
+
+def _strategy_cells(row: QualityRow) -> tuple[str, ...]:
+    return (row.kind, row.strategy, row.kv, f"{row.ratio:.0%}", str(row.n))
+
+
+def with_interval(value: float | None, bounds: Sequence[float] | None, form: str = ".2f") -> str:
+    """A figure with its interval in brackets, where it has one; nothing where there is none."""
+    if value is None or bounds is None:
+        return "" if value is None else f"{value:{form}}"
+    return f"{value:{form}} ({bounds[0]:{form}} to {bounds[1]:{form}})"
 
 
 TTFT_PARTS = ("load", "place", "probe", "select", "prefill", "first_token")

@@ -68,20 +68,20 @@ def ttft(
     \b
     fusionrag bench ttft --config qwen2.5-0.5b --context 1000,4000 --dtype bfloat16
     """
-    from fusionrag_integrations.bench.strategies import Strategy, make_strategies
+    from fusionrag_integrations.bench.strategies import FULL, REUSE, make_strategies
     from fusionrag_integrations.bench.tables import ttft_markdown
     from fusionrag_integrations.bench.ttft import measure_ttft
 
     contexts = [int(tokens) for tokens in numbers("--context", context, low=1.0)]
     names = strategies.split(",")
     made = make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"])
-    asked = [strategy for strategy in made if strategy.name in names]
+    asked = [s for s in made if s.name in names or s not in (FULL, REUSE)]
     loaded = _loaded(shape, model, device, dtype)
     with bars() as progress:
         result = measure_ttft(
             loaded,
             contexts,
-            list(dict.fromkeys([Strategy("full_attention", "none", 1.0), *asked])),
+            list(dict.fromkeys([FULL, *asked])),
             tier,
             repeat,
             _calibration(loaded),

@@ -18,6 +18,7 @@ from fusionrag_integrations.prompt.tokens import (
     encode_worded,
 )
 from fusionrag_integrations.prompt.wording import (
+    BRIEFLY,
     NEUTRAL,
     SEPARATOR,
     WordedPrompt,
@@ -30,6 +31,7 @@ from fusionrag_integrations.prompt.wording import (
 )
 
 __all__ = [
+    "BRIEFLY",
     "MIN_QUESTION",
     "MIN_TOKENS",
     "NEUTRAL",

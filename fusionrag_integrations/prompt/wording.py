@@ -12,6 +12,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
+BRIEFLY = "Answer in as few words as possible."
 CONTEXT = "Context:\n"
 SEPARATOR = "\n\n"
 """What chains put between chunks, and ingest between a chunk and its neighbours."""
@@ -31,18 +32,26 @@ class WordedPrompt:
     plain: bool
 
 
-def question_prompt(chunks: Sequence[str], question: str) -> list[Message]:
-    """The messages that ask a question over chunks, where no framework words the prompt."""
+def question_prompt(chunks: Sequence[str], question: str, instruction: str = "") -> list[Message]:
+    """The messages that ask a question over chunks, where no framework words the prompt.
+
+    instruction: how to answer, on a line before the question.
+    """
     context = SEPARATOR.join(chunks)
+    asked = f"Question: {question}\nAnswer:"
+    if instruction:
+        asked = f"{instruction}\n{asked}"
     return [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": f"{CONTEXT}{context}\n\nQuestion: {question}\nAnswer:"},
+        {"role": "user", "content": f"{CONTEXT}{context}\n\n{asked}"},
     ]
 
 
-def worded_question(tokenizer: Any, chunks: Sequence[str], question: str) -> Prompt:
+def worded_question(
+    tokenizer: Any, chunks: Sequence[str], question: str, instruction: str = ""
+) -> Prompt:
     """Like `question_prompt`, as one string where the tokenizer has no template for messages."""
-    messages = question_prompt(chunks, question)
+    messages = question_prompt(chunks, question, instruction)
     if tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in messages)
     return messages

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from fusionrag_integrations.bench.closeness import Closeness
 from fusionrag_integrations.bench.figures import draw_all, draw_figure, f1_by_neighbours
 from fusionrag_integrations.bench.inspection import Inspection
-from fusionrag_integrations.bench.quality import Measurement
+from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy, make_strategies
 from fusionrag_integrations.bench.summary import summarise
 
@@ -23,9 +24,11 @@ STRATEGIES = make_strategies(NAMES, (0.0, 0.1, 0.15, 0.2), ("isolated", "fused")
 def measured(strategy: Strategy, *, looked_at: bool = True) -> Measurement:
     counts = (4,) + (0,) * 9 if 0.0 < strategy.ratio < 1.0 else (0,) * 10
     look = Inspection((0.0, 0.5, 0.25), 0.2, 0.3, counts)
+    close = Closeness(False, 5, 4, 4, 1.0 - strategy.ratio, 1, 0.0)
     return Measurement(
-        *(0, "riddle", strategy, "an answer", 0.0, 0.5, 0.2, 10.0, 12, 0.5),
-        inspection=look if looked_at and strategy.stored != "none" else None,
+        *(0, "riddle", strategy, "an answer", True, 0.0, 0.5, 0.2, close, 12, 0.5),
+        ttft_ms=10.0 if looked_at else None,
+        inspection=look if looked_at and strategy.placed != "none" else None,
     )
 
 
@@ -44,6 +47,7 @@ def drawn(tmp_path: Path, name: str, kv: str) -> tuple[set[str], str]:
     ("name", "strategies", "said"),
     [
         ("f1-by-ratio", {*NAMES} - {"prefix_cache"}, "F1 by share of recomputed tokens"),
+        ("recovered-by-ratio", {*NAMES} - {"prefix_cache"}, "share of full reuse"),
         ("f1-by-ttft", {*NAMES}, "TTFT in ms"),
         ("deviation", {"full_reuse", "random", "fusionrag"}, "15% recomputed"),
         ("places", {"random", "fusionrag"}, "selected tokens lie, at 15%"),
@@ -62,7 +66,19 @@ def test_each_shows_the_strategies_on_one_kv(
 def test_what_was_not_looked_at_is_not_drawn(tmp_path: Path) -> None:
     rows = summarise([measured(s, looked_at=False) for s in STRATEGIES[:3]])
     draw_all(tmp_path, [asdict(row) for row in rows])
-    assert {path.name for path in tmp_path.glob("*.png")} == {"f1-by-ttft-riddle-isolated.png"}
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_results_of_before_it_was_measured_have_no_figure_of_what_is_recovered(
+    tmp_path: Path,
+) -> None:
+    older = [
+        {name: value for name, value in row.items() if not name.startswith("recovered")}
+        for row in ROWS
+    ]
+    for name in ("f1-by-ratio", "recovered-by-ratio"):
+        draw_figure(tmp_path / name, name, older, "riddle", "fused")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"f1-by-ratio.png"}
 
 
 def test_a_line_a_neighbour_policy(tmp_path: Path) -> None:

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fusionrag_integrations.bench.closeness import Closeness
 from fusionrag_integrations.bench.figures import FIGURES
 from fusionrag_integrations.bench.files import run_result, write_run
 from fusionrag_integrations.bench.inspection import Inspection
-from fusionrag_integrations.bench.quality import Measurement
+from fusionrag_integrations.bench.leads import leads, published_leads
+from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy, make_strategies
-from fusionrag_integrations.bench.summary import leads, summarise
+from fusionrag_integrations.bench.summary import summarise
+from fusionrag_integrations.bench.tables import quality_markdown
 
 REQUIRED = {
     *("strategy", "kv", "ratio", "kind", "n", "em", "f1"),
     *("normalized_f1", "ci", "ttft_ms"),
 }
-NAMES = ("full_attention", "prefix_cache", "full_reuse", "random", "fusionrag")
+CLOSENESS = {
+    *(
+        f"{name}{more}"
+        for name in ("kept", "equal", "recovered", "agreement", "kl")
+        for more in ("", "_ci")
+    ),
+    *("kl_median", "kl_worst_tenth", "kl_answer"),
+}
+NAMES = ("full_attention", "full_reuse", "random", "epic", "fusionrag")
 STRATEGIES = make_strategies(NAMES, (0.1, 0.15, 0.2), ("isolated", "fused"))
 IDENTITY = {"model": "tiny", "signature": "ab12", "dataset": "demo", "seed": 3}
 
 
 def log_of(*kinds: str) -> list[Measurement]:
     def measurement(number: int, kind: str, place: int, strategy: Strategy) -> Measurement:
-        reuses = strategy.stored != "none"
+        reuses = strategy.placed != "none"
         counts = tuple(4 if i == place % 10 else 0 for i in range(10))
         look = Inspection((0.0, 0.5), 0.2, 0.3, counts if strategy.ratio else (0,) * 10)
+        close = Closeness(False, 5, 4, 4, 0.5 + place, 2, 0.25)
         return Measurement(
-            *(number, kind, strategy, "an answer", 0.0, 0.1 * place, 0.2),
-            *(10.0 + place, 12, 0.5),
+            *(number, kind, strategy, "an answer", True, 0.0, 0.1 * place, 0.2, close, 12, 0.5),
+            ttft_ms=10.0 + place,
             inspection=look if reuses else None,
         )
 
@@ -44,11 +57,11 @@ def log_of(*kinds: str) -> list[Measurement]:
 
 LOG = log_of("single", "bridge")
 ROWS = summarise(LOG)
-LEADS = leads(LOG, "fusionrag")
+LEADS, PUBLISHED = leads(LOG), published_leads(LOG)
 
 
 class TestResult:
-    result = run_result(IDENTITY, ROWS, LEADS)
+    result = run_result(IDENTITY, ROWS, LEADS, PUBLISHED)
 
     def test_it_survives_json(self) -> None:
         again = json.loads(json.dumps(self.result, allow_nan=False))
@@ -58,14 +71,21 @@ class TestResult:
     def test_each_row_has_what_readers_need(self) -> None:
         assert len(self.result["rows"]) == len(STRATEGIES) * 3  # two kinds, and all
         for row, summary in zip(self.result["rows"], ROWS, strict=True):
-            assert row.keys() >= REQUIRED
+            assert row.keys() >= REQUIRED | CLOSENESS
             assert all(row[name] == getattr(summary, name) for name in REQUIRED)
 
     def test_it_holds_by_how_much_ours_leads(self) -> None:
         found = self.result["leads"]
-        assert len(found) == 2 * 3 * 3  # two KV, three ratios, two kinds and all
-        assert {lead["other"] for lead in found} == {"random"}
+        assert len(found) == 2 * 2 * 3 * 3  # two others, two KV, three ratios, two kinds and all
+        assert {lead["other"] for lead in found} == {"random", "epic"}
         assert {"kind", "kv", "ratio", "mean", "low", "high"} <= found[0].keys()
+        assert found[0]["recovered"].keys() == {"mean", "low", "high"}
+
+    def test_it_holds_by_how_much_ours_leads_others_as_published(self) -> None:
+        found = self.result["leads_published"]
+        assert len(found) == 3 * 3
+        assert {(lead["other"], lead["kv"]) for lead in found} == {("epic", "isolated")}
+        assert found[0]["recovered"].keys() == found[0]["kept"].keys() == {"mean", "low", "high"}
 
     def test_it_says_what_was_measured_and_where(self) -> None:
         assert self.result.items() >= IDENTITY.items()
@@ -81,7 +101,7 @@ class TestResult:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("matplotlib")
     path = tmp_path_factory.mktemp("run")
-    write_run(path, run_result(IDENTITY, ROWS, LEADS), ROWS)
+    write_run(path, run_result(IDENTITY, ROWS, LEADS, PUBLISHED), ROWS)
     return path
 
 
@@ -94,13 +114,30 @@ class TestFiles:
         assert {path.name for path in written.iterdir()} == {"run.json", "table.md", *figures}
 
     def test_run_json_is_the_result(self, written: Path) -> None:
-        result = run_result(IDENTITY, ROWS, LEADS)
+        result = run_result(IDENTITY, ROWS, LEADS, PUBLISHED)
         assert json.loads((written / "run.json").read_text()) == json.loads(json.dumps(result))
 
-    def test_the_table_has_a_line_a_row(self, written: Path) -> None:
-        heading, rule, *lines = (written / "table.md").read_text().splitlines()
-        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        assert heading.count("|") == rule.count("|") == lines[0].count("|")
-        assert [tuple(c[:3]) for c in cells] == [(r.kind, r.strategy, r.kv) for r in ROWS]
-        assert [c[4] for c in cells] == [str(r.n) for r in ROWS]
-        assert [float(c[6]) for c in cells] == pytest.approx([r.f1 for r in ROWS], abs=0.0051)
+    def test_both_tables_have_a_line_a_row(self, written: Path) -> None:
+        close, scores = (written / "table.md").read_text().strip().split("\n\n")
+        for table, values in (
+            (close, {"kept": "kept", "recovered": "recovered", "KL": "kl"}),
+            (scores, {"F1": "f1", "ROUGE-1": "rouge1"}),
+        ):
+            heading, rule, *lines = (
+                [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+            )
+            assert len(heading) == len(rule)
+            assert [tuple(c[:3]) for c in lines] == [(r.kind, r.strategy, r.kv) for r in ROWS]
+            assert [c[4] for c in lines] == [str(r.n) for r in ROWS]
+            for name, attribute in values.items():
+                shown = [float(c[heading.index(name)].split(" (")[0]) for c in lines]
+                expected = [getattr(r, attribute) for r in ROWS]
+                assert shown == pytest.approx(expected, abs=0.0051)
+            assert {len(c) for c in lines} == {len(heading)}
+
+    def test_a_figure_that_is_not_there_is_an_empty_cell(self) -> None:
+        row = replace(ROWS[0], kept=None, kept_ci=None, kl_answer=None, ttft_ms=None, speedup=None)
+        close, scores = quality_markdown([row]).split("\n\n")
+        assert close.splitlines()[-1].split("|")[6].strip() == ""
+        assert close.splitlines()[-1].endswith("|  |")
+        assert scores.splitlines()[-1].endswith("|  |  |")

@@ -3,83 +3,84 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
-from fusionrag_integrations import FusionEngine
+from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.bench import quality
 from fusionrag_integrations.bench.comparison import Question
-from fusionrag_integrations.bench.quality import Measurement, run_quality
-from fusionrag_integrations.bench.strategies import Strategy, make_strategies
+from fusionrag_integrations.bench.measurement import Measurement
+from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
+from fusionrag_integrations.bench.quality import run_quality
+from fusionrag_integrations.bench.shared_pass import Outcome, answer_all
+from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy, make_strategies
+from fusionrag_integrations.bench.summary import summarise
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import AnswerSettings, TTFTBreakdown, Usage
+from fusionrag_integrations.types import Prompt
 from tests.conftest import all_records, town
+from tests.reference import Reference
 
 pytest.importorskip("rouge_score")
 
-LAYERS = 4
 NAMES = ("full_reuse", "random", "epic")
-STRATEGIES = make_strategies(NAMES, (0.0, 0.5, 1.0), ("isolated", "fused"))
-RUNS = 1 + 2 * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
+KV = ("isolated", "fused", "fused_as_stored")
+STRATEGIES = make_strategies(NAMES, (0.0, 0.3, 1.0), KV)
+RUNS = 1 + 3 * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
 KINDS = ("single", "single", "bridge", "single", "bridge")
+MAX_TOKENS = 6
 
 
 def nothing(done: int, total: int) -> None:
     pass
 
 
-def questions(kinds: tuple[str, ...] = KINDS) -> list[Question]:
-    """Their prompts are their numbers."""
+@pytest.fixture(scope="module")
+def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
+    """Random weights, so that answers differ a lot from strategy to strategy."""
+    path = tmp_path_factory.mktemp("quality") / "store"
+    engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
+    engine.ingest([town(0), town(1)])
+    return engine
+
+
+@pytest.fixture(scope="module")
+def questions(engine: FusionEngine) -> list[Question]:
+    texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
     return [
-        Question(kind, f"Which river is number {i}?", ("Tolen", "the old Tolen"), ("text",), str(i))
-        for i, kind in enumerate(kinds)
+        Question(kind, asked, ("the river",), tuple(context), question_prompt(context, asked))
+        for number, kind in enumerate(KINDS)
+        for asked, context in [(f"Which house is number {number}?", [texts[number], texts[3]])]
     ]
 
 
-@dataclass
-class FakeEngine:
-    """Answers by number and settings, and notes what it was asked."""
-
-    asked: list[tuple[str, AnswerSettings]] = field(default_factory=list)
-    text: Callable[[str, AnswerSettings], str] = lambda prompt, settings: (
-        f" {prompt} {settings.kv} {settings.selector}\n"
-    )
-    model = SimpleNamespace(num_layers=LAYERS)
-
-    def answer(self, prompt: str, settings: AnswerSettings) -> Answer:
-        self.asked.append((prompt, settings))
-        work = 40 if settings.kv == "none" else 7 + int(prompt)
-        usage = Usage(10, 3, 2 if settings.selector != "none" else 0, 5, 0, 4, work)
-        ttft = TTFTBreakdown(match=1.0, prefill=float(len(self.asked)))
-        return Answer(self.text(prompt, settings), (5,), "stop", usage, ttft)
+Run = Callable[..., list[Measurement]]
 
 
-def run(engine: Any, log: Path, **changes: Any) -> list[Measurement]:
-    plain = {
-        "questions": questions(),
-        "strategies": STRATEGIES,
-        "identity": {"model": "fake", "seed": 0},
-        "max_tokens": 6,
-        "inspected": 0,
-        "judge": None,
-        "progress": nothing,
-    } | changes
-    return run_quality(engine, plain.pop("questions"), plain.pop("strategies"), log, **plain)
+@pytest.fixture
+def run(engine: FusionEngine, questions: list[Question], tmp_path: Path) -> Run:
+    def run(log: str = "log.jsonl", **changes: Any) -> list[Measurement]:
+        plain: dict[str, Any] = {
+            "questions": questions,
+            "strategies": STRATEGIES,
+            "identity": {"model": "tiny", "seed": 0},
+            "max_tokens": MAX_TOKENS,
+            "inspected": 0,
+            "judge": None,
+            "progress": nothing,
+        }
+        given = plain | changes
+        return run_quality(
+            engine, given.pop("questions"), given.pop("strategies"), tmp_path / log, **given
+        )
 
-
-def untimed(measurements: list[Measurement]) -> list[Measurement]:
-    return [replace(m, ttft_ms=0.0) for m in measurements]
-
-
-def behind_warm_up(engine: FakeEngine) -> list[tuple[str, AnswerSettings]]:
-    return engine.asked[1:]
+    return run
 
 
 @pytest.fixture
@@ -87,174 +88,303 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log.jsonl"
 
 
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+    """The prompts that were answered in shared passes."""
+    seen: list[Prompt] = []
+
+    def watched(engine: FusionEngine, prompt: Prompt, *rest: Any) -> dict[AnswerSettings, Outcome]:
+        seen.append(prompt)
+        return answer_all(engine, prompt, *rest)
+
+    monkeypatch.setattr(quality, "answer_all", watched)
+    return seen
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Prompt, AnswerSettings]]:
+    """What the engine was asked by itself."""
+    seen: list[tuple[Prompt, AnswerSettings]] = []
+    answer = FusionEngine.answer
+
+    def watched(engine: FusionEngine, prompt: Prompt, settings: AnswerSettings) -> Answer:
+        seen.append((prompt, settings))
+        return answer(engine, prompt, settings)
+
+    monkeypatch.setattr(FusionEngine, "answer", watched)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def finished(
+    engine: FusionEngine, questions: list[Question], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Measurement]]:
+    """The log of a whole run, and what was measured in it."""
+    path = tmp_path_factory.mktemp("finished") / "log.jsonl"
+    return (
+        path,
+        run_quality(
+            *(engine, questions, STRATEGIES, path),
+            identity={"model": "tiny", "seed": 0},
+            max_tokens=MAX_TOKENS,
+            inspected=1,
+            judge=None,
+            progress=nothing,
+        ),
+    )
+
+
 class TestMeasurements:
-    def test_all_strategies_of_a_question_then_the_next(self, log: Path) -> None:
-        found = run(FakeEngine(), log)
+    def test_all_strategies_of_a_question_then_the_next(
+        self, finished: tuple[Path, list[Measurement]]
+    ) -> None:
+        found = finished[1]
         assert [(m.question, m.strategy) for m in found] == [
             (number, strategy) for number in range(len(KINDS)) for strategy in STRATEGIES
         ]
         assert [m.kind for m in found[:: len(STRATEGIES)]] == list(KINDS)
 
-    def test_what_is_measured(self, log: Path) -> None:
-        def text(prompt: str, settings: AnswerSettings) -> str:
-            return {"none": " The Tolen.\n", "isolated": "old river"}.get(settings.kv, "none such")
+    def test_answers_and_scores_are_those_of_the_engines_answers(
+        self, run: Run, engine: FusionEngine, questions: list[Question]
+    ) -> None:
+        """With accepted answers that some strategies give, and others don't."""
+        few = [questions[0], questions[2]]
+        settings = [s.settings(MAX_TOKENS) for s in STRATEGIES]
+        answers = [[engine.answer(q.prompt, s) for s in settings] for q in few]
+        accepted = [a[0].text.split()[0] for a in answers]
+        few = [replace(q, answers=(a,)) for q, a in zip(few, accepted, strict=True)]
+        found = run(questions=few)
+        expected = [(q, a) for q, of_q in zip(few, answers, strict=True) for a in of_q]
+        for m, (question, answer) in zip(found, expected, strict=True):
+            assert m.answer == answer.text.strip()
+            assert m.em == exact_match(answer.text, question.answers)
+            assert m.f1 == f1(answer.text, question.answers)
+            assert m.rouge1 == rouge1(answer.text, question.answers)
+            assert m.recomputed == answer.usage.recomputed_tokens
+            whole = answer.usage.prompt_tokens * engine.model.num_layers
+            assert m.work == pytest.approx(answer.usage.token_layers / whole)
+        assert {m.right for m in found} == {True, False}
+        assert all(m.right for m in found if m.strategy == FULL)
 
-        engine = FakeEngine(text=text)
-        found = {(m.question, m.strategy): m for m in run(engine, log)}
-        full = found[2, Strategy("full_attention", "none", 1.0)]
-        assert (full.answer, full.em, full.f1) == ("The Tolen.", 1.0, 1.0)
-        assert full.rouge1 == pytest.approx(0.8)  # articles count: "the tolen", "the old tolen"
-        assert (full.recomputed, full.work) == (0, 1.0)
-        reuse = found[2, Strategy("full_reuse", "isolated", 0.0)]
-        assert (reuse.answer, reuse.em, reuse.f1) == ("old river", 0.0, 0.5)
-        assert reuse.work == pytest.approx((7 + 2) / (10 * LAYERS))
-        some = found[2, Strategy("epic", "fused", 0.5)]
-        assert (some.f1, some.rouge1, some.recomputed) == (0.0, 0.0, 2)
-        assert (some.judged, some.inspection) == (None, None)
+    def test_closeness_is_to_full_attentions_answer(
+        self, run: Run, engine: FusionEngine, questions: list[Question]
+    ) -> None:
+        """The divergence by transformers alone where all is recomputed or nothing is reused."""
+        found = {m.strategy: m.closeness for m in run(questions=questions[:1])}
+        full, new = found[FULL], found[Strategy("epic", "isolated", 1.0)]
+        assert (full.equal, full.agreed, full.kl) == (True, full.tokens, 0.0)
+        assert (new.equal, new.agreed) == (True, new.tokens)
+        assert new.kl == pytest.approx(0.0, abs=1e-5)
+        reuse = found[REUSE]
+        assert not reuse.equal
+        assert reuse.kl == pytest.approx(self.by_hand(engine, questions[0]), rel=1e-3)
 
-    def test_the_time_is_the_calls_own(self, log: Path) -> None:
-        engine = FakeEngine()
-        found = run(engine, log)
-        when = dict(zip(engine.asked, range(1, 1 + len(engine.asked)), strict=True))
-        for m in found:
-            assert m.ttft_ms == 1.0 + when[str(m.question), m.strategy.settings(6)]
+    @staticmethod
+    def by_hand(engine: FusionEngine, question: Question) -> float:
+        """Full reuse's divergence, over KV that transformers has made chunk by chunk."""
+        reference = Reference(AutoModelForCausalLM.from_pretrained(engine.model.source))
+        prompt = engine.load(question.prompt, REUSE.settings(MAX_TOKENS)).prompt
+        answer = engine.answer(question.prompt, FULL.settings(MAX_TOKENS)).token_ids
+        prefix = engine.encode("<s><|system|>\nAnswer the question from the context.<|end|>\n")
+        prefix += engine.encode("<|user|>\nContext:\n")
+        cache, at = reference.new_cache(), 0
+        for span in prompt.spans:
+            reference.feed(cache, prompt.token_ids[at : span.start], at)
+            begin = span.start - span.source_start
+            keys, values = reference.isolated(prefix, span.record.encoded.token_ids, begin)
+            own = slice(span.source_start, span.source_start + span.length)
+            reference.append(cache, (keys[:, :, own], values[:, :, own]))
+            at = span.stop
+        rest = [*prompt.token_ids[at:], *answer[:-1]]
+        own = reference.feed(cache, rest, at)[-len(answer) :].double().log_softmax(-1)
+        true, _ = reference.dense([*prompt.token_ids, *answer[:-1]])
+        true = true[-len(answer) :].double().log_softmax(-1)
+        return float((true.exp() * (true - own)).sum(-1).sum())
 
-    def test_the_answers_have_the_length_asked_for(self, log: Path) -> None:
-        engine = FakeEngine()
-        run(engine, log, max_tokens=9)
-        assert {settings.max_tokens for _, settings in engine.asked} == {9}
+    @pytest.mark.parametrize("length", [2, 9])
+    def test_the_answers_have_the_length_asked_for(
+        self, run: Run, questions: list[Question], length: int
+    ) -> None:
+        found = run(questions=questions[:1], max_tokens=length)
+        assert {m.closeness.tokens for m in found} == {length}
 
+    def test_equal_settings_share_what_is_measured(
+        self, finished: tuple[Path, list[Measurement]]
+    ) -> None:
+        found = {(m.question, m.strategy): m for m in finished[1]}
+        for kv in KV:
+            reuse = Strategy("full_reuse", kv, 0.0)
+            for number in range(len(KINDS)):
+                for name in ("random", "epic"):
+                    same = found[number, Strategy(name, kv, 0.0)]
+                    assert replace(same, strategy=reuse) == found[number, reuse]  # the time too
 
-class TestWhoIsAsked:
-    def test_equal_settings_are_answered_once_and_shared(self, log: Path) -> None:
-        engine = FakeEngine()
-        found = run(engine, log)
-        counts = Counter(behind_warm_up(engine))
-        assert set(counts.values()) == {1}
-        assert len(counts) == RUNS * len(KINDS) < len(found)
-        of = {(m.question, m.strategy): m for m in found}
-        for kv in ("isolated", "fused"):
-            for same in (
-                [
-                    Strategy("full_reuse", kv, 0.0),
-                    Strategy("random", kv, 0.0),
-                    Strategy("epic", kv, 0.0),
-                ],
-                [Strategy("random", kv, 1.0), Strategy("epic", kv, 1.0)],
-            ):
-                shared = [replace(of[1, s], strategy=same[0]) for s in same]
-                assert shared == [shared[0]] * len(same)  # the time too
-
-    def test_the_first_call_warms_up(self, log: Path) -> None:
-        engine = FakeEngine()
-        run(engine, log)
-        assert engine.asked[0] == ("0", STRATEGIES[0].settings(6))
-
-    def test_strategies_take_turns(self, log: Path) -> None:
-        engine = FakeEngine()
-        kinds = ("single",) * (2 * RUNS)
-        run(engine, log, questions=questions(kinds))
-        rounds: dict[str, list[AnswerSettings]] = {}
-        for prompt, settings in behind_warm_up(engine):
-            rounds.setdefault(prompt, []).append(settings)
-        assert list(rounds) == [str(i) for i in range(2 * RUNS)]
-        for place in range(RUNS):  # each strategy is at each place equally often
-            assert set(Counter(r[place] for r in rounds.values()).values()) == {2}
-        first = rounds["0"]
-        for order in rounds.values():  # and always behind the same one
-            start = first.index(order[0])
-            assert order == first[start:] + first[:start]
-
-    def test_progress_goes_to_the_end(self, log: Path) -> None:
+    def test_progress_goes_to_the_end(self, run: Run, questions: list[Question]) -> None:
         seen: list[tuple[int, int]] = []
-        run(FakeEngine(), log, progress=lambda *at: seen.append(at))
-        assert seen == [(i, 5) for i in range(6)]
+        run(questions=questions[:2], progress=lambda *at: seen.append(at))
+        assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_the_judge_gets_the_question_and_the_stripped_answer(log: Path) -> None:
-    judged: list[tuple[Question, str]] = []
+def test_the_judge_gets_the_question_and_the_stripped_answer(
+    run: Run, questions: list[Question]
+) -> None:
+    judged: list[tuple[str, str]] = []
 
     def judge(question: Question, answer: str) -> float:
-        judged.append((question, answer))
+        judged.append((question.question, answer))
         return len(answer) / 100
 
-    found = run(FakeEngine(), log, judge=judge)
-    assert {(question.prompt, answer) for question, answer in judged} == {
-        (str(m.question), f"{m.question} {s.kv} {s.selector}")
-        for m in found
-        for s in [m.strategy.settings(6)]
-    }
+    found = run(questions=questions[:2], judge=judge)
+    assert judged == [(f"Which house is number {m.question}?", m.answer) for m in found]
+    assert all(m.answer == m.answer.strip() for m in found)
     assert [m.judged for m in found] == [len(m.answer) / 100 for m in found]
-    assert run(FakeEngine(), log, judge=None) == found  # the log keeps them
+    assert run(questions=questions[:2], judge=None) == found  # the log keeps them
 
 
-class Interrupt:
-    """Raises where a question begins, or where the engine is asked for the nth time."""
+class TestTheFirstOfEachKind:
+    """So many are asked of the engine by itself, for their time, and have their KV looked at."""
 
-    def __init__(self, question: int | None = None, call: int | None = None) -> None:
-        self.question, self.call = question, call
+    @pytest.mark.parametrize(("count", "numbers"), [(0, set()), (1, {0, 2}), (2, {0, 1, 2, 4})])
+    def test_are_timed_and_looked_at(self, run: Run, count: int, numbers: set[int]) -> None:
+        found = run(inspected=count)
+        assert {m.question for m in found if m.ttft_ms is not None} == numbers
+        for m in found:
+            assert (m.ttft_ms is not None) == (m.question in numbers)
+            assert m.ttft_ms is None or m.ttft_ms > 0.0
+            reuses = m.strategy.placed != "none"
+            assert (m.inspection is not None) == (m.question in numbers and reuses)
 
-    def progress(self, done: int, total: int) -> None:
-        if done == self.question:
+    def test_each_setting_is_timed_once_to_its_first_token(
+        self, run: Run, questions: list[Question], timed: list[tuple[Prompt, AnswerSettings]]
+    ) -> None:
+        run(inspected=1)
+        warm_up, *rest = timed
+        assert warm_up == (questions[0].prompt, FULL.settings(MAX_TOKENS))
+        assert len(rest) == 2 * RUNS
+        for number, part in ((0, rest[:RUNS]), (2, rest[RUNS:])):
+            assert [prompt for prompt, _ in part] == [questions[number].prompt] * RUNS
+            assert len({settings for _, settings in part}) == RUNS
+            assert {settings for _, settings in part} == {
+                replace(s.settings(MAX_TOKENS), max_tokens=1) for s in STRATEGIES
+            }
+        assert rest[0][1] != rest[RUNS][1]  # another goes first
+
+    def test_where_none_is_timed_the_engine_is_not_asked(
+        self, run: Run, timed: list[tuple[Prompt, AnswerSettings]]
+    ) -> None:
+        run()
+        assert timed == []
+
+    def test_the_time_is_that_of_the_first_token(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answer = FusionEngine.answer
+        taken: dict[tuple[str, AnswerSettings], float] = {}
+
+        def watched(engine: FusionEngine, prompt: Prompt, settings: AnswerSettings) -> Answer:
+            found = answer(engine, prompt, settings)
+            taken[str(prompt), replace(settings, max_tokens=MAX_TOKENS)] = found.ttft.total
+            return found
+
+        monkeypatch.setattr(FusionEngine, "answer", watched)
+        found = [m for m in run(inspected=1) if m.ttft_ms is not None]
+        assert len(found) == 2 * len(STRATEGIES)
+        for m in found:
+            (time,) = (
+                ms
+                for (prompt, settings), ms in taken.items()
+                if f"number {m.question}?" in prompt and settings == m.strategy.settings(MAX_TOKENS)
+            )
+            assert m.ttft_ms == time
+
+
+def stop_at(question: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == question:
             raise KeyboardInterrupt
 
-    def engine(self) -> FakeEngine:
-        engine = FakeEngine()
+    return progress
 
-        def text(prompt: str, settings: AnswerSettings) -> str:
-            if len(engine.asked) == self.call:
-                raise KeyboardInterrupt
-            return f" {prompt} {settings.kv} {settings.selector}\n"
 
-        engine.text = text
-        return engine
+def untimed(measurements: list[Measurement]) -> list[Measurement]:
+    return [replace(m, ttft_ms=None) for m in measurements]
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("question", range(len(KINDS) + 1))
-    def test_no_question_is_asked_twice(self, log: Path, tmp_path: Path, question: int) -> None:
-        whole = run(FakeEngine(), tmp_path / "whole.jsonl")
-        stop, first, second = Interrupt(question), FakeEngine(), FakeEngine()
+    @pytest.mark.parametrize("question", [0, 3, len(KINDS)])
+    def test_no_question_is_asked_twice(
+        self,
+        run: Run,
+        questions: list[Question],
+        finished: tuple[Path, list[Measurement]],
+        followed: list[Prompt],
+        question: int,
+    ) -> None:
         with pytest.raises(KeyboardInterrupt):
-            run(first, log, progress=stop.progress)
-        found = run(second, log)
-        assert untimed(found) == untimed(whole)
-        asked = Counter([*behind_warm_up(first), *behind_warm_up(second)])
-        assert set(asked.values()) == {1}
-        assert len(asked) == RUNS * len(KINDS)
-        assert len(behind_warm_up(first)) == RUNS * min(question, len(KINDS))
+            run(progress=stop_at(question), inspected=1)
+        assert followed == [q.prompt for q in questions[:question]]
+        found = run(inspected=1)
+        assert followed == [q.prompt for q in questions]
+        assert untimed(found) == untimed(finished[1])
 
-    def test_a_question_that_was_cut_short_is_asked_anew(self, log: Path, tmp_path: Path) -> None:
-        whole = run(FakeEngine(), tmp_path / "whole.jsonl")
+    def test_a_question_that_was_cut_short_is_asked_anew(
+        self,
+        run: Run,
+        questions: list[Question],
+        finished: tuple[Path, list[Measurement]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def interrupted(engine: FusionEngine, prompt: Prompt, *rest: Any) -> Any:
+            found = answer_all(engine, prompt, *rest)
+            if prompt == questions[1].prompt:
+                raise KeyboardInterrupt
+            return found
+
+        monkeypatch.setattr(quality, "answer_all", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(Interrupt(call=1 + RUNS + 4).engine(), log)  # in the second question
-        second = FakeEngine()
-        assert untimed(run(second, log)) == untimed(whole)
-        assert {prompt for prompt, _ in behind_warm_up(second)} == {"1", "2", "3", "4"}
+            run(inspected=1)
+        monkeypatch.undo()
+        assert untimed(run(inspected=1)) == untimed(finished[1])
 
-    def test_times_are_those_of_the_first_run(self, log: Path) -> None:
-        found = run(FakeEngine(), log)
-        again = FakeEngine()
-        assert run(again, log) == found
-        assert behind_warm_up(again) == []
+    def test_what_is_read_from_the_log_is_the_same_to_the_last_bit(
+        self,
+        run: Run,
+        log: Path,
+        finished: tuple[Path, list[Measurement]],
+        followed: list[Prompt],
+        timed: list[tuple[Prompt, AnswerSettings]],
+    ) -> None:
+        path, measured = finished
+        log.write_text(path.read_text())
+        found = run(inspected=1)
+        assert [asdict(m) for m in found] == [asdict(m) for m in measured]
+        assert summarise(found) == summarise(measured)
+        assert (followed, timed) == ([], [])  # not to warm up either
 
     @pytest.mark.parametrize(
         ("cut", "lost"),
         [
             (1, set()),  # the last line feed
-            (2, {"4"}),
-            (60, {"4"}),
-            ("line", {"4"}),
-            ("two lines and a half", {"4"}),
-            ("question", {"4"}),
-            ("question and a half line", {"3", "4"}),
+            (2, {4}),
+            (60, {4}),
+            ("line", {4}),
+            ("two lines and a half", {4}),
+            ("question", {4}),
+            ("question and a half line", {3, 4}),
         ],
     )
     def test_what_was_cut_goes_with_its_question(
-        self, log: Path, cut: int | str, lost: set[str]
+        self,
+        run: Run,
+        log: Path,
+        questions: list[Question],
+        finished: tuple[Path, list[Measurement]],
+        followed: list[Prompt],
+        cut: int | str,
+        lost: set[int],
     ) -> None:
-        found = run(FakeEngine(), log)
-        text = log.read_text()
+        path, measured = finished
+        text = path.read_text()
         lines = text.splitlines(keepends=True)
         kept = {
             "line": "".join(lines[:-1]),
@@ -263,87 +393,45 @@ class TestGoingOn:
             "question and a half line": "".join(lines[: -len(STRATEGIES)])[:-40],
         }
         log.write_text(text[:-cut] if isinstance(cut, int) else kept[cut])
-        again = FakeEngine()
-        assert untimed(run(again, log)) == untimed(found)
-        assert {prompt for prompt, _ in behind_warm_up(again)} == lost
+        assert untimed(run(inspected=1)) == untimed(measured)
+        assert followed == [questions[number].prompt for number in sorted(lost)]
         head, *rows = map(json.loads, log.read_text().splitlines())
-        assert (head["model"], len(rows)) == ("fake", len(STRATEGIES) * len(KINDS))
+        assert (head["model"], len(rows)) == ("tiny", len(STRATEGIES) * len(KINDS))
 
-    def test_an_empty_log_is_begun(self, log: Path) -> None:
+    def test_an_empty_log_is_begun(self, run: Run, log: Path) -> None:
         log.touch()
-        assert len(run(FakeEngine(), log)) == len(STRATEGIES) * len(KINDS)
+        assert len(run()) == len(STRATEGIES) * len(KINDS)
 
     @pytest.mark.parametrize(
         "changes",
         [
-            {"identity": {"model": "fake", "seed": 1}},
-            {"identity": {"model": "fake", "seed": 0, "neighbours": "wrong"}},
+            {"identity": {"model": "tiny", "seed": 1}},
+            {"identity": {"model": "tiny", "seed": 0, "neighbours": "wrong"}},
             {"strategies": STRATEGIES[:-1]},
-            {"strategies": make_strategies(NAMES, (0.0, 0.4, 1.0), ("isolated", "fused"))},
+            {"strategies": make_strategies(NAMES, (0.0, 0.4, 1.0), KV)},
         ],
     )
     def test_a_log_of_another_run_is_refused_and_kept(
-        self, log: Path, changes: dict[str, Any]
+        self,
+        run: Run,
+        log: Path,
+        finished: tuple[Path, list[Measurement]],
+        followed: list[Prompt],
+        changes: dict[str, Any],
     ) -> None:
-        run(FakeEngine(), log)
-        before, engine = log.read_text(), FakeEngine()
+        log.write_text(finished[0].read_text())
+        before = log.read_text()
         with pytest.raises(InvalidInputError) as refused:
-            run(engine, log, **changes)
+            run(**changes)
         assert str(log) in str(refused.value)
-        assert engine.asked == []
+        assert followed == []
         assert log.read_text() == before
 
-
-@pytest.fixture(scope="module")
-def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
-    path = tmp_path_factory.mktemp("quality") / "store"
-    engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
-    engine.ingest([town(0), town(1)])
-    return engine
-
-
-class TestWithAModel:
-    strategies = make_strategies(
-        ("prefix_cache", "random", "fusionrag"), (0.2,), ("isolated", "fused")
-    )
-
-    def ask(self, engine: FusionEngine, log: Path, **changes: Any) -> list[Measurement]:
-        texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
-        asked = [
-            Question(kind, q, ("the river",), tuple(context), question_prompt(context, q))
-            for kind, q, context in (
-                ("house", "Which house stands there?", texts[:3]),
-                ("river", "What is told of the river?", texts[2:5]),
-                ("river", "And of the bridge?", texts[1:4]),
-            )
-        ]
-        settings = {"questions": asked, "strategies": self.strategies, "inspected": 1}
-        return run(engine, log, **(settings | changes))
-
-    def test_goes_on_as_if_nothing_had_happened(
-        self, indexed: FusionEngine, tmp_path: Path
+    def test_a_log_in_an_older_format_is_of_another_run(
+        self, run: Run, log: Path, finished: tuple[Path, list[Measurement]]
     ) -> None:
-        whole = self.ask(indexed, tmp_path / "whole")
-        with pytest.raises(KeyboardInterrupt):
-            self.ask(indexed, tmp_path / "log", progress=Interrupt(2).progress)
-        assert untimed(self.ask(indexed, tmp_path / "log")) == untimed(whole)
-        # What came from the log is the same to the last bit, inspections included.
-        again = self.ask(indexed, tmp_path / "whole")
-        assert [asdict(m) for m in again] == [asdict(m) for m in whole]
-
-    def test_the_first_of_each_kind_is_looked_at_where_chunks_are_reused(
-        self, indexed: FusionEngine, tmp_path: Path
-    ) -> None:
-        seen = {
-            (m.question, m.strategy.name)
-            for m in self.ask(indexed, tmp_path / "log")
-            if m.inspection is not None
-        }
-        names = ("full_reuse", "random", "fusionrag")
-        assert seen == {(number, name) for number in (0, 1) for name in names}
-
-    def test_none_is_looked_at_if_none_is_asked_for(
-        self, indexed: FusionEngine, tmp_path: Path
-    ) -> None:
-        found = self.ask(indexed, tmp_path / "log", inspected=0)
-        assert {m.inspection for m in found} == {None}
+        head, *rows = finished[0].read_text().splitlines()
+        older = {name: value for name, value in json.loads(head).items() if name != "format"}
+        log.write_text("\n".join([json.dumps(older, sort_keys=True), *rows]) + "\n")
+        with pytest.raises(InvalidInputError, match="is of another run"):
+            run()

@@ -18,9 +18,23 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def row(strategy: str, kv: str, ratio: float, f1: float, **more: Any) -> dict[str, Any]:
-    base = {"kind": "bridge", "ci": [f1 - 0.1, f1 + 0.1], "normalized_f1": None}
+    base = {"kind": "bridge", "ci": [f1 - 0.1, f1 + 0.1]}
+    base |= {"normalized_f1": None, "normalized_ci": None}
     base |= {"strategy": strategy, "kv": kv, "ratio": ratio, "f1": f1}
     return base | {"overlap_deviation": None} | more
+
+
+def close(
+    strategy: str, kv: str, ratio: float, kept: float | None, recovered: float | None
+) -> dict[str, Any]:
+    """A row with what is measured beside full attention."""
+    figures = {"kept": kept, "equal": 0.5, "recovered": recovered, "agreement": 0.9, "kl": 0.1234}
+    around = {f"{n}_ci": None if v is None else [v - 0.25, v] for n, v in figures.items()}
+    return row(strategy, kv, ratio, 0.5) | figures | around
+
+
+def difference(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high}
 
 
 def gap(values: Sequence[str | float]) -> dict[str, Any]:
@@ -47,6 +61,32 @@ RUN = {
         for values in (
             ("bridge", "fused", 0.15, "epic", 0.2, 0.1, 0.3),
             ("bridge", "fused", 0.15, "random", 0.01, -0.1, 0.1),
+        )
+    ],
+}
+CLOSE = {
+    "neighbours": "similar:10",
+    "rows": [
+        close("full_attention", "none", 1.0, 1.0, 1.0),
+        close("full_reuse", "isolated", 0.0, None, 0.0),
+        close("epic", "isolated", 0.15, 0.75, 0.5),
+        close("fusionrag", "fused", 0.05, 0.75, 0.625),
+        close("fusionrag", "fused", 0.15, 0.875, None),
+    ],
+    "leads": [
+        gap(("bridge", "fused", 0.15, "epic", 0.2, 0.1, 0.3))
+        | {"recovered": difference(0.25, -0.125, 0.5)},
+        gap(("bridge", "fused", 0.15, "random", 0.2, 0.1, 0.3)) | {"recovered": None},
+    ],
+    "leads_published": [
+        {
+            **{"kind": "bridge", "kv": kv, "ratio": ratio, "other": other},
+            **{"recovered": difference(0.25, 0.125, 0.5), "kept": kept},
+        }
+        for other, kv, ratio, kept in (
+            ("epic", "isolated", 0.15, difference(0.0, -0.125, 0.125)),
+            ("fusionrag_paper", "fused_as_stored", 0.15, None),
+            ("epic", "isolated", 0.3, None),
         )
     ],
 }
@@ -117,6 +157,7 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "close.json").write_text(json.dumps(CLOSE))
     (tmp_path / "cost.json").write_text(json.dumps(COST))
     wrong = ("bridge", "fused", 0.15, "epic", -0.2, -0.3, -0.1)
     (tmp_path / "run-wrong.json").write_text(
@@ -152,6 +193,55 @@ def table(mark: str, results: Path) -> list[str]:
                 "| full_attention | none |  |  | 0.90 (0.80 to 1.00) |",
                 "| full_reuse | isolated | 0.30 (0.20 to 0.40) |  |  |",
                 "| fusionrag | fused | 0.50 (0.40 to 0.60) | 0.80 (0.70 to 0.90) |  |",
+            ],
+        ),
+        (
+            "closeness close kind=bridge",
+            [
+                "| strategy | KV | ratio | kept | equal | recovered | agreement | KL |",
+                f"|{' --- |' * 8}",
+                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 0.50 (0.25 to 0.50) "
+                "| 1.00 (0.75 to 1.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| full_reuse | isolated | 0% |  | 0.50 (0.25 to 0.50) "
+                "| 0.00 (-0.25 to 0.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| epic | isolated | 15% | 0.75 (0.50 to 0.75) | 0.50 (0.25 to 0.50) "
+                "| 0.50 (0.25 to 0.50) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| fusionrag | fused | 5% | 0.75 (0.50 to 0.75) | 0.50 (0.25 to 0.50) "
+                "| 0.62 (0.38 to 0.62) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 0.50 (0.25 to 0.50) "
+                "|  | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+            ],
+        ),
+        (
+            "closeness close kind=bridge ratio=0.15 kv=fused",
+            [
+                "| strategy | KV | ratio | kept | equal | recovered | agreement | KL |",
+                f"|{' --- |' * 8}",
+                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 0.50 (0.25 to 0.50) "
+                "| 1.00 (0.75 to 1.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| full_reuse | isolated | 0% |  | 0.50 (0.25 to 0.50) "
+                "| 0.00 (-0.25 to 0.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 0.50 (0.25 to 0.50) "
+                "|  | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
+            ],
+        ),
+        (
+            "leads close ratio=0.15 of=recovered",
+            [
+                "| questions | KV | epic | random |",
+                "| --- | --- | --- | --- |",
+                "| bridge | fused (similar:10) | +0.25 (-0.12 to +0.50) |  |",
+            ],
+        ),
+        (
+            "published close ratio=0.15",
+            [
+                "| questions | over | on KV | recovered | kept |",
+                "| --- | --- | --- | --- | --- |",
+                "| bridge | epic | isolated | **+0.25 (+0.12 to +0.50)** "
+                "| +0.00 (-0.12 to +0.12) |",
+                "| bridge | fusionrag_paper | fused_as_stored (similar:10) "
+                "| **+0.25 (+0.12 to +0.50)** |  |",
             ],
         ),
         (
@@ -271,10 +361,11 @@ def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("pie run", "Unknown view 'pie'; known are f1, normalised"),
+        ("pie run", "Unknown view 'pie'; known are closeness, f1, normalised"),
         ("f1 walk kind=bridge", "no result .*walk.json"),
         ("f1 none/* kind=bridge", "no result .*none"),
         ("f1 run", "lacks 'kind'"),
+        ("closeness run kind=bridge", "lacks 'kept'"),  # a result of before it was measured
     ],
 )
 def test_marks_that_cannot_be_filled(mark: str, said: str, results: Path) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from fusionrag_integrations.bench import strategies
 from fusionrag_integrations.bench.strategies import (
     BASELINES,
     DEFAULT_STRATEGIES,
+    PUBLISHED_KV,
     SELECTING,
     STRATEGY_NAMES,
+    PlacedKV,
     Strategy,
     make_strategies,
 )
@@ -80,13 +84,59 @@ def test_unknown_names_are_all_listed_with_the_known() -> None:
 def test_every_selecting_strategy_is_a_selector_and_the_defaults_are_known() -> None:
     assert set(SELECTING) == set(selector_names()) - {"none", "all"}
     assert set(DEFAULT_STRATEGIES) <= set(STRATEGY_NAMES)
-    assert set(DEFAULT_STRATEGIES) >= {"prefix_cache", "fusionrag", "fusionrag_paper", "cacheblend"}
+    assert set(DEFAULT_STRATEGIES) >= {"full_reuse", "fusionrag", "fusionrag_paper", "cacheblend"}
+    assert "prefix_cache" not in DEFAULT_STRATEGIES  # it answers as full attention does
+
+
+def test_a_method_as_published_is_over_its_own_kv_alone() -> None:
+    names = ("epic:published", "fusionrag", "cache_craft:published", "fusionrag_paper:published")
+    assert made(names, (0.1, 0.2), ("fused",)) == [
+        *(FULL, REUSE),
+        *(("epic", "isolated", 0.1), ("epic", "isolated", 0.2)),
+        *(("fusionrag", "fused", 0.1), ("fusionrag", "fused", 0.2)),
+        *(("cache_craft", "fused_as_stored", 0.1), ("cache_craft", "fused_as_stored", 0.2)),
+        *(("fusionrag_paper", "fused_as_stored", r) for r in (0.1, 0.2)),
+    ]
+
+
+def test_a_method_as_published_may_stand_beside_its_selector_over_our_kv() -> None:
+    assert made(("epic:published", "epic"), (0.1,), ("fused",))[2:] == [
+        ("epic", "isolated", 0.1),
+        ("epic", "fused", 0.1),
+    ]
+    assert made(("epic", "epic:published"), (0.1,), BOTH) == made(("epic",), (0.1,), BOTH)
+
+
+def test_which_are_as_published() -> None:
+    """The others' methods, each over one kind of KV; never ours, nor chance."""
+    kinds = (*BOTH, "fused_as_stored")
+    found = {s for s in make_strategies(SELECTING, (0.1,), kinds) if s.as_published}
+    assert {s.name for s in found} == set(PUBLISHED_KV) == set(SELECTING) - {"random", "fusionrag"}
+    assert len(found) == len(PUBLISHED_KV)
+    as_stored = {s.name for s in found if s.kv == "fused_as_stored"}
+    assert as_stored == {"fusionrag_paper", "cache_craft"}
+    assert {s.kv for s in found if s.name not in as_stored} == {"isolated"}
+    assert not Strategy("full_reuse", "isolated", 0.0).as_published
+
+
+@pytest.mark.parametrize(
+    "name", ["random:published", "fusionrag:published", "full_reuse:published", "epic:isolated"]
+)
+def test_what_nobody_has_published(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name}; known .*behind the name cacheblend"):
+        made((name,))
 
 
 @pytest.mark.parametrize("kv", BOTH)
 @pytest.mark.parametrize("name", SELECTING)
 def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
-    measured = AnswerSettings(kv=kv, break_even=False, max_tokens=7)  # as asked, if short too
+    measured = AnswerSettings(  # as asked, if short too
+        kv=kv,
+        corrected=kv == "fused",
+        break_even=False,
+        max_tokens=7,
+        repetition_penalty=1.0,
+    )
     nothing = replace(measured, selector="none", ratio=0.0)
     everything = replace(measured, selector="all", ratio=1.0)
     assert (
@@ -97,11 +147,32 @@ def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
     assert (between.kv, between.selector, between.ratio, between.max_tokens) == (kv, name, 0.3, 7)
 
 
-def test_the_stored_kv_is_named_where_it_is_used() -> None:
-    stored = {s.name: s.stored for s in make_strategies(STRATEGY_NAMES, (0.1,), ("fused",))}
+def test_only_our_default_fits_kv_to_where_it_stands() -> None:
+    """What all are measured from, and others as published, place what is stored."""
+    settings = {kv: Strategy("epic", kv, 0.1).settings(3) for kv in get_args(PlacedKV)}
+    assert {kv: (s.kv, s.corrected) for kv, s in settings.items()} == {
+        "isolated": ("isolated", False),
+        "fused": ("fused", True),
+        "fused_as_stored": ("fused", False),
+    }
+    assert Strategy("full_reuse", "isolated", 0.0) == strategies.REUSE
+    reuse = strategies.REUSE.settings(3)
+    assert (reuse.kv, reuse.corrected, reuse.selector, reuse.ratio) == (
+        *("isolated", False, "none", 0.0),
+    )
+    ours, default = Strategy("fusionrag", "fused", 0.15).settings(3), AnswerSettings()
+    assert (ours.kv, ours.corrected, ours.selector, ours.ratio) == (
+        *(default.kv, default.corrected, default.selector, default.ratio),
+    )
+    for name, kv in PUBLISHED_KV.items():
+        assert not Strategy(name, kv, 0.1).settings(3).corrected
+
+
+def test_the_placed_kv_is_named_where_it_is_used() -> None:
+    stored = {s.name: s.placed for s in make_strategies(STRATEGY_NAMES, (0.1,), ("fused",))}
     assert stored.pop("full_attention") == stored.pop("prefix_cache") == "none"
     assert set(stored.values()) == {"fused"}
-    assert Strategy("full_reuse", "isolated", 0.0).stored == "isolated"
+    assert Strategy("full_reuse", "isolated", 0.0).placed == "isolated"
     settings = Strategy("prefix_cache", "prefix", 1.0).settings(3)
     assert (settings.kv, settings.selector) == ("prefix", "none")
     assert Strategy("full_attention", "none", 1.0).settings(3).kv == "none"

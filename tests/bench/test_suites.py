@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from fusionrag_integrations import FusionEngine
+from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import load_dataset
 from fusionrag_integrations.bench.suites import Suite, context_question, published_suite
@@ -23,6 +25,7 @@ from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.ingest import Ingest
 from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.prompt import BRIEFLY, worded_question
 
 RIVER = "The Tolen is a river. " * 4 + "It passes Lonvale.\n\n" + "Boats are seen on it. " * 5
 TOWN = "Lonvale is a town of bell makers. " * 3
@@ -81,9 +84,10 @@ class TestPublished:
     def tokens(self, engine: FusionEngine, texts: Sequence[str], question: str) -> int:
         """Of the prompt with these chunks, by its documented wording and the tokenizer alone."""
         context = "\n\n".join(texts)
+        asked = f"Answer in as few words as possible.\nQuestion: {question}\nAnswer:"
         messages = [
             {"role": "system", "content": "Answer the question from the context."},
-            {"role": "user", "content": f"Context:\n{context}\n\nQuestion: {question}\nAnswer:"},
+            {"role": "user", "content": f"Context:\n{context}\n\n{asked}"},
         ]
         text = engine.model.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -104,8 +108,27 @@ class TestPublished:
             assert question.kind == "jsonl"
             assert question.question == row["question"]
             assert question.answers == tuple(row["answers"])
-            assert content(question).endswith(f"Question: {row['question']}\nAnswer:")
+            assert content(question).endswith(
+                f"\n\nAnswer in as few words as possible.\nQuestion: {row['question']}\nAnswer:"
+            )
             assert stands_in_order(question.context, content(question))
+
+    def test_a_base_model_is_asked_in_one_text(
+        self, suite: Suite, model_dir: Path, tmp_path: Path
+    ) -> None:
+        """Of the same words, and its chunks' KV is reused there."""
+        base = shutil.copytree(model_dir, tmp_path / "base")
+        (base / "chat_template.jinja").unlink()
+        engine = FusionEngine.from_pretrained(base, store=tmp_path / "base-store", chunk_tokens=48)
+        engine.ingest(suite.documents)
+        for question, row in zip(suite.questions(engine), ROWS, strict=True):
+            assert question.prompt == worded_question(
+                engine.model.tokenizer, question.context, str(row["question"]), BRIEFLY
+            )
+            assert isinstance(question.prompt, str)
+            answer = engine.answer(question.prompt, AnswerSettings(max_tokens=2, break_even=False))
+            assert answer.fused_chunks + answer.isolated_chunks == len(question.context)
+            assert answer.fallbacks == ()
 
     @pytest.mark.parametrize("kept", [1, 2, 3, 4])
     @pytest.mark.parametrize("spare", [0, 1])
@@ -155,10 +178,9 @@ class TestPublished:
         texts = [r.chunk.text for r in filled.corpus.catalog.records(ids).values()]
         size = self.tokens(filled, texts, "Which?")
         monkeypatch.setattr(filled.model, "context_window", size + 20)
-        kept = [
-            len(context_question(filled, "kind", "Which?", ("x",), ids, room).context)
-            for room in (1, 20, 21)
-        ]
+        asked = (filled, "kind", "Which?", ("x",), ids)
+        briefly = partial(worded_question, filled.model.tokenizer, instruction=BRIEFLY)
+        kept = [len(context_question(*asked, room, briefly).context) for room in (1, 20, 21)]
         assert kept == [4, 4, 3]
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fusionrag_integrations.bench.closeness import Closeness
 from fusionrag_integrations.bench.inspection import Inspection
-from fusionrag_integrations.bench.quality import Measurement
+from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.statistics import normalised_interval
-from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.bench.summary import (
-    FULL,
-    REUSE,
-    QualityRow,
-    leads,
-    of_kind,
-    summarise,
-)
-from fusionrag_integrations.bootstrap import interval
+from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
+from fusionrag_integrations.bench.summary import QualityRow, of_kind, summarise
+from fusionrag_integrations.bootstrap import interval, ratio_interval
 
 OURS = Strategy("fusionrag", "fused", 0.15)
-PREFIX = Strategy("prefix_cache", "prefix", 1.0)
+SAME = Closeness(equal=True, tokens=3, agreed=3, counted=2, kl=0.0, answer_tokens=1, kl_answer=0.0)
 
 
 def measured(
-    strategy: Strategy, f1: list[float], ttft: list[float], kind: str = "single", first: int = 0
+    strategy: Strategy,
+    f1: list[float],
+    ttft: Sequence[float | None],
+    kind: str = "single",
+    first: int = 0,
 ) -> list[Measurement]:
     """One measurement a question; what no test looks at is derived from its number."""
     return [
@@ -34,12 +34,14 @@ def measured(
             kind=kind,
             strategy=strategy,
             answer=f"answer {i}",
+            right=score == 1.0,
             em=float(score == 1.0),
             f1=score,
             rouge1=score / 2,
-            ttft_ms=ms,
+            closeness=SAME,
             recomputed=10 * (i + 1),
             work=0.1 * (i + 1),
+            ttft_ms=ms,
         )
         for i, (score, ms) in enumerate(zip(f1, ttft, strict=True))
     ]
@@ -186,59 +188,117 @@ def test_ratios_and_kv_are_rows_of_their_own() -> None:
     assert [r.f1 for r in rows] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-class TestLeads:
-    def test_the_difference_is_paired_by_question(self) -> None:
-        ours, other, epic = (Strategy(n, "fused", 0.15) for n in ("fusionrag", "random", "epic"))
-        scores = {ours: F1[OURS], other: [0.0, 0.6, 0.0], epic: [1.0, 0.5, 0.0]}
-        groups = [measured(s, scores[s], [1.0] * 3) for s in scores]
-        found, none = leads(by_question(*groups), "fusionrag")
-        assert (found.kind, found.kv, found.ratio, found.other) == (
-            "single",
-            "fused",
-            0.15,
-            "random",
-        )
-        assert found.mean == pytest.approx(0.3)  # of 1.0, -0.1 and 0.0
-        assert found.low == pytest.approx(-0.1)  # the worst of three, thrice
-        assert found.high == pytest.approx(1.0)
-        assert (none.other, none.mean, none.low, none.high) == ("epic", 0.0, 0.0, 0.0)
+class TestTimes:
+    def test_only_timed_questions_count(self) -> None:
+        ttft = {FULL: [None, 20.0, 90.0], REUSE: [None] * 3, OURS: [None, 40.0, 30.0]}
+        rows = summarise(by_question(*(measured(s, F1[s], ttft[s]) for s in F1)))
+        ours = row_of(rows, OURS)
+        assert (ours.timed, ours.ttft_ms, ours.speedup) == (2, 35.0, 1.75)  # of 0.5 and 3
+        reuse = row_of(rows, REUSE)
+        assert (reuse.timed, reuse.ttft_ms, reuse.speedup) == (0, None, None)
 
-    def test_only_choices_on_the_same_kv_at_the_same_ratio_are_compared(self) -> None:
-        strategies = [
-            *(FULL, REUSE, PREFIX),
-            *(
-                Strategy(name, kv, ratio)
-                for name in ("random", "epic", "fusionrag")
-                for kv in ("isolated", "fused")
-                for ratio in (0.0, 0.1, 0.2, 1.0)
-            ),
+
+# Four questions: what full attention answers, and how close the others come.
+RIGHT = {FULL: [1, 1, 0, 1], REUSE: [1, 0, 1, 0], OURS: [1, 1, 0, 0]}
+CLOSE = {
+    FULL: [(True, 5, 5, 4, 0.0, 2, 0.0), (True, 3, 3, 2, 0.0, 1, 0.0)] * 2,
+    REUSE: [
+        (False, 5, 2, 4, 8.0, 2, 3.0),
+        (False, 3, 1, 2, 1.0, 1, 1.0),
+        (True, 5, 5, 4, 0.4, 0, 0.0),
+        (False, 3, 0, 2, 2.6, 1, 1.0),
+    ],
+    OURS: [
+        (True, 5, 5, 4, 0.4, 2, 0.3),
+        (True, 3, 3, 2, 0.2, 1, 0.1),
+        (False, 5, 4, 4, 0.8, 0, 0.0),
+        (False, 3, 1, 2, 1.6, 1, 1.6),
+    ],
+}
+
+
+def close(strategy: Strategy, kind: str = "single", first: int = 0) -> list[Measurement]:
+    numbers = range(len(RIGHT[strategy]))
+    plain = measured(strategy, [0.5] * len(numbers), [1.0] * len(numbers), kind, first)
+    return [
+        replace(m, right=bool(RIGHT[strategy][i]), closeness=Closeness(*CLOSE[strategy][i]))
+        for i, m in zip(numbers, plain, strict=True)
+    ]
+
+
+class TestCloseness:
+    rows = summarise(by_question(*(close(s) for s in RIGHT)))
+
+    def test_kept_is_of_what_full_attention_answers_rightly(self) -> None:
+        ours, reuse = row_of(self.rows, OURS), row_of(self.rows, REUSE)
+        assert (ours.kept, ours.kept_of) == (pytest.approx(2 / 3), 3)
+        assert reuse.kept == pytest.approx(1 / 3)  # what it alone answers rightly isn't kept
+        assert ours.kept_ci == interval([1.0, 1.0, 0.0])
+
+    def test_equal_answers(self) -> None:
+        ours = row_of(self.rows, OURS)
+        assert ours.equal == 0.5
+        assert ours.equal_ci == interval([1.0, 1.0, 0.0, 0.0])
+
+    def test_agreement_is_by_token(self) -> None:
+        ours = row_of(self.rows, OURS)
+        assert ours.agreement == pytest.approx(13 / 16)  # the mean by question is 0.783
+        assert ours.agreement_ci == ratio_interval([5, 3, 4, 1], [5, 3, 5, 3])
+
+    def test_the_divergence_is_by_counted_token(self) -> None:
+        ours = row_of(self.rows, OURS)
+        assert ours.kl == pytest.approx(3.0 / 12)  # the mean of 0.1, 0.1, 0.2 and 0.8 is 0.3
+        assert ours.kl_ci == ratio_interval([0.4, 0.2, 0.8, 1.6], [4, 2, 4, 2])
+        assert ours.kl_median == pytest.approx(0.15)
+        assert ours.kl_worst_tenth == pytest.approx(0.8)  # one question at least
+        assert ours.kl_answer == pytest.approx(2.0 / 4)
+
+    def test_recovered_is_of_full_reuses_divergence(self) -> None:
+        ours = row_of(self.rows, OURS)
+        assert ours.recovered == pytest.approx(1 - 3.0 / 12.0)
+        taken = [8.0 - 0.4, 1.0 - 0.2, 0.4 - 0.8, 2.6 - 1.6]
+        assert ours.recovered_ci == pytest.approx(ratio_interval(taken, [8.0, 1.0, 0.4, 2.6]))
+
+    def test_the_ends(self) -> None:
+        full, reuse = row_of(self.rows, FULL), row_of(self.rows, REUSE)
+        assert (full.kept, full.equal, full.agreement, full.recovered) == (1.0, 1.0, 1.0, 1.0)
+        assert (full.kl, full.kl_median, full.kl_worst_tenth, full.kl_answer) == (0.0,) * 4
+        assert full.kept_ci == full.equal_ci == full.recovered_ci == (1.0, 1.0)
+        assert (reuse.recovered, reuse.recovered_ci) == (0.0, (0.0, 0.0))
+
+    def test_the_worst_tenth_is_of_questions(self) -> None:
+        many = [
+            replace(m, question=i, closeness=replace(SAME, kl=float(i), counted=2))
+            for i, m in enumerate(measured(OURS, [0.0] * 25, [1.0] * 25))
         ]
-        groups = [measured(s, [0.5, 1.0], [1.0, 1.0]) for s in strategies]
-        found = leads(by_question(*groups), "fusionrag")
-        assert {(lead.kv, lead.ratio, lead.other) for lead in found} == {
-            (kv, ratio, other)
-            for kv in ("isolated", "fused")
-            for ratio in (0.1, 0.2)
-            for other in ("random", "epic")
-        }
-        assert len(found) == 8
+        others = [measured(s, [0.0] * 25, [1.0] * 25) for s in (FULL, REUSE)]
+        row = row_of(summarise(by_question(*others, many)), OURS)
+        assert row.kl_worst_tenth == pytest.approx((22 + 23 + 24) / 3 / 2)  # three of 25
+        assert row.kl_median == 6.0
 
-    def test_each_kind_and_all_of_them(self) -> None:
-        ours, other = (Strategy(name, "isolated", 0.1) for name in ("fusionrag", "random"))
-        log = [
-            *by_question(
-                measured(ours, [1.0, 0.5], [1.0] * 2), measured(other, [0.0] * 2, [1.0] * 2)
-            ),
-            *by_question(
-                measured(ours, [0.0], [1.0], "hard", 2), measured(other, [1.0], [1.0], "hard", 2)
-            ),
+    def test_what_there_is_nothing_to_divide_by(self) -> None:
+        nothing = replace(SAME, answer_tokens=0)
+        groups = [
+            [replace(m, closeness=nothing, right=s == OURS) for m in measured(s, [0.0], [1.0])]
+            for s in (FULL, REUSE, OURS)
         ]
-        found = {lead.kind: lead.mean for lead in leads(log, "fusionrag")}
-        assert list(found) == ["single", "hard", "all"]
-        assert list(found.values()) == pytest.approx([0.75, -1.0, 1 / 6])
+        ours = row_of(summarise(by_question(*groups)), OURS)
+        assert (ours.kept, ours.kept_ci, ours.kept_of) == (None, None, 0)
+        assert (ours.recovered, ours.recovered_ci, ours.kl_answer) == (None, None, None)
 
-    def test_without_ours_there_are_none(self) -> None:
-        assert leads(SINGLE, "infoflow") == []
+    def test_each_kind_is_compared_with_its_own_reuse(self) -> None:
+        """And all of them with all of it."""
+        log = [m for s in RIGHT for m in close(s)]
+        other = [
+            replace(m, kind="hard", question=4, closeness=replace(SAME, kl=kl))
+            for s, kl in ((FULL, 0.0), (REUSE, 4.0), (OURS, 1.0))
+            for m in measured(s, [0.5], [1.0])
+        ]
+        rows = summarise([*log, *other])
+        assert row_of(rows, OURS).recovered == pytest.approx(0.75)
+        assert row_of(rows, OURS, "hard").recovered == pytest.approx(0.75)
+        assert row_of(rows, OURS, "all").recovered == pytest.approx(1 - 4.0 / 16.0)
+        assert row_of(rows, OURS, "all").kept_of == 3
 
 
 def test_of_kind() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusionrag_integrations.bench.quality import open_log
+from fusionrag_integrations.bench.log import open_log
 from fusionrag_integrations.calibrate import calibrate
 from fusionrag_integrations.recompute import PlacedPrompt, Warm
 from fusionrag_integrations.types import TokenSelection
@@ -93,6 +93,9 @@ provoked.each(
         "Unknown strategies ...; known are ...": lambda w: w.run(
             "bench", "quality", "--strategies", "best"
         ),
+        "A prefix cache computes every chunk and answers as full attention does; ...": lambda w: (
+            w.run("bench", "quality", "--strategies", "prefix_cache")
+        ),
         "Unknown neighbours ...; known are ...": lambda w: w.run(
             "bench", "quality", "--limit", 1, "--neighbours", "nice"
         ),
@@ -100,7 +103,9 @@ provoked.each(
             "bench", "quality", "--ratios", "half"
         ),
         "--... ...: they must lie in [...].": lambda w: w.run("bench", "quality", "--ratios", "15"),
-        "--kv ...: choose isolated, fused.": lambda w: w.run("bench", "quality", "--kv", "none"),
+        "--kv ...: choose isolated, fused, fused_as_stored.": lambda w: w.run(
+            "bench", "quality", "--kv", "none"
+        ),
         "Unknown formats ...; known are ...": lambda w: w.run(
             "bench", "formats", "--formats", "int2"
         ),

@@ -1,0 +1,110 @@
+"""One question under all settings, at a pass each.
+
+Full attention answers once. KV of a kind is placed once and probed once, and all settings over it
+recompute their tokens in copies of it. What is answered is what the engine answers; how long that
+takes can't be seen here, since most of the work is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from fusionrag_integrations.decode import text_pieces
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.errors import PromptTooLongError
+from fusionrag_integrations.fidelity import FullAnswer, ReusedPrompt, answer_fully
+from fusionrag_integrations.prompt import encode
+from fusionrag_integrations.selectors import make_selector
+from fusionrag_integrations.types import AnswerSettings, KVKind, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is answered under some settings, and what is made there of full attention's answer.
+
+    text: of all tokens but special ones. divergence, greedy: of each token of full attention's
+    answer; see `Followed`. recomputed: chunk tokens. work: token-layers before the first token over
+    full attention's.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    divergence: tuple[float, ...]
+    greedy: tuple[int, ...]
+    recomputed: int
+    work: float
+
+
+def answer_all(
+    engine: FusionEngine, prompt: Prompt, runs: Iterable[AnswerSettings], max_tokens: int
+) -> dict[AnswerSettings, Outcome]:
+    """What is answered, greedily, under full attention and under settings that reuse chunks' KV.
+
+    Raises `PromptTooLongError` where the model's window has no room for the answer.
+    """
+    ids = encode(engine.model.tokenizer, prompt).token_ids
+    if len(ids) + max_tokens > engine.context_window:
+        raise PromptTooLongError(
+            f"The prompt has {len(ids)} tokens and its answer up to {max_tokens}; the context of "
+            f"{engine.model_name} holds {engine.context_window}. Ask over fewer or shorter chunks."
+        )
+    full = answer_fully(engine.model, ids, max_tokens)
+    runs = list(runs)
+    fully = [run for run in runs if run.kv == "none"]
+    outcomes = dict.fromkeys(fully, _full_outcome(engine, full.token_ids))
+    for alike in alike_placed(runs):
+        outcomes |= _answer_reusing(engine, prompt, alike, full, max_tokens)
+    return outcomes
+
+
+def alike_placed(runs: Iterable[AnswerSettings]) -> list[list[AnswerSettings]]:
+    """Settings that reuse chunks' KV, in groups that place the same."""
+    groups: dict[tuple[str, bool], list[AnswerSettings]] = {}
+    for run in runs:
+        if run.kv in get_args(KVKind):
+            groups.setdefault((run.kv, run.corrected), []).append(run)
+    return list(groups.values())
+
+
+def _full_outcome(engine: FusionEngine, token_ids: tuple[int, ...]) -> Outcome:
+    """Full attention's, which is no distance from itself."""
+    return Outcome(
+        text=_text(engine, token_ids),
+        token_ids=token_ids,
+        divergence=(0.0,) * len(token_ids),
+        greedy=token_ids,
+        recomputed=0,
+        work=1.0,
+    )
+
+
+def _answer_reusing(
+    engine: FusionEngine,
+    prompt: Prompt,
+    runs: Sequence[AnswerSettings],
+    full: FullAnswer,
+    max_tokens: int,
+) -> dict[AnswerSettings, Outcome]:
+    """What is answered under settings that place the same KV."""
+    loaded = engine.load(prompt, runs[0])
+    reused = ReusedPrompt(engine.model, loaded.prompt, loaded.kvs, full, max_tokens)
+    work = len(loaded.prompt) * engine.model.num_layers
+    outcomes: dict[AnswerSettings, Outcome] = {}
+    for run in runs:
+        followed = reused.follow(make_selector(run.selector, run.ratio, engine.calibration))
+        token_ids = reused.own_answer(followed)
+        outcomes[run] = Outcome(
+            text=_text(engine, token_ids),
+            token_ids=token_ids,
+            divergence=tuple(followed.divergence.tolist()),
+            greedy=followed.greedy,
+            recomputed=len(followed.selection),
+            work=followed.token_layers / work,
+        )
+    return outcomes
+
+
+def _text(engine: FusionEngine, token_ids: Iterable[int]) -> str:
+    return "".join(text_pieces(engine.model.tokenizer, token_ids))
