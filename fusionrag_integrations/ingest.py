@@ -366,8 +366,10 @@ def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]
     if not all(isinstance(document_id, str) for document_id in ids):
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
+        catalog = corpus.catalog
+        scopes = {scope for _, scope, _ in catalog.scoped_texts(catalog.chunk_ids(ids))}
         deleted = corpus.delete(ids)
-        Corrections(corpus.path, corpus.catalog).remove_stale()
+        Corrections(corpus.path, catalog).remove_stale(scopes)
         collect_garbage(corpus, store)
         return deleted
 
