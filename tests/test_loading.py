@@ -67,6 +67,24 @@ def test_that_is_no_fault(indexed: FusionEngine, records: list[ChunkRecord]) -> 
     assert answer.fallbacks == ()
 
 
+def test_where_isolated_kv_is_lost_fused_kv_stands_in(
+    engine: FusionEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.ingest([town(0), town(1)])
+    records = all_records(engine.corpus.catalog)
+    (file,) = engine.corpus.path.glob(f"kv/*/{records[0].isolated_key}.safetensors")
+    file.unlink()
+    texts = [record.chunk.text for record in records[:2]]
+    answer = engine.answer(prompt(*texts), AS_IT_STANDS)
+    assert (answer.fused_chunks, answer.missed_chunks) == (2, 0)
+    (fallback,) = answer.fallbacks
+    assert (fallback.chunk_id, fallback.used) == (records[0].chunk.id, "fused")
+    assert "There is no KV record" in caplog.text
+    # Isolated KV that is asked for isn't replaced by what carries other chunks' content.
+    lost = engine.answer(prompt(*texts), replace(AS_IT_STANDS, kv="isolated"))
+    assert (lost.fused_chunks, lost.isolated_chunks, lost.missed_chunks) == (0, 1, 1)
+
+
 def test_as_it_is_stored_all_are_fused(indexed: FusionEngine, records: list[ChunkRecord]) -> None:
     texts = [record.chunk.text for record in records[:3]]
     assert variants(indexed.load(prompt(*texts), AS_STORED)) == ["fused"] * 3
