@@ -22,7 +22,7 @@ LONG = "w" * 300  # a word that no line has room for
 
 @pytest.fixture(scope="module")
 def answer(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
-    """An answer over four fused chunks, half recomputed, to a question that would be markup."""
+    """An answer over four chunks, three fused, half recomputed; its question would be markup."""
     store = tmp_path_factory.mktemp("explained") / "store"
     engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1)])
@@ -75,8 +75,11 @@ def test_recomputed_tokens_stand_out(page: Chrome, answer: Answer) -> None:
 def test_a_chunk_shows_what_it_was_fused_behind_when_asked(page: Chrome, answer: Answer) -> None:
     cards = page.find_elements(By.CSS_SELECTOR, "article.chunk")
     behind = traced(answer).fused_behind()
-    assert len(cards) == len(behind) == 4
-    for card in cards:
+    assert (len(cards), len(behind)) == (4, 3)
+    first, *others = cards  # nothing stands before the first: it is isolated
+    assert first.get_attribute("data-chunk") not in behind
+    assert not first.find_elements(By.CSS_SELECTOR, "details li")
+    for card in others:
         neighbours = behind[str(card.get_attribute("data-chunk"))]
         items = card.find_elements(By.CSS_SELECTOR, "details li")
         assert len(items) == len(neighbours) > 0
