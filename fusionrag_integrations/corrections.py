@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -117,12 +117,19 @@ class Corrections:
         digest = xxhash.xxh3_128(content).digest()
         write_file(self._path(scope), [digest, content], self._drafts)
 
-    def remove_stale(self) -> None:
-        """Remove the files that aren't true any more, so that nothing of deleted chunks stays."""
-        paths = self._paths()
-        live = {self._path(scope) for scope in self._catalog.scopes() if self.read(scope)}
-        for path in paths:
-            if path not in live:
+    def remove_stale(self, scopes: Iterable[str] | None = None) -> None:
+        """Remove the files that aren't true any more, so that nothing of deleted chunks stays.
+
+        scopes: whose chunks have gone; None looks at all files.
+        """
+        if scopes is None:
+            scopes = self._catalog.scopes()
+            known = {self._path(scope) for scope in scopes}
+            for path in set(self._paths()) - known:
+                remove_file(path)
+        for scope in scopes:
+            path = self._path(scope)
+            if path.is_symlink() or (path.exists() and self.read(scope) is None):
                 remove_file(path)
 
     def _paths(self) -> list[Path]:

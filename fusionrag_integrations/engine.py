@@ -268,8 +268,14 @@ class FusionEngine:
         return self.stream(prompt, settings).read()
 
     def prefetch(self, handles: Iterable[KVHandle]) -> None:
-        """Begin to load the KV of chunks that a prompt is about to hold; returns at once."""
-        self._kv.prefetch(handle.fused_key or handle.isolated_key for handle in handles)
+        """Begin to load the KV of chunks that a prompt is about to hold; returns at once.
+
+        handles: in the prompt's order, as far as it is known: its first chunk is taken isolated.
+        """
+        given = list(handles)
+        first = [handle.isolated_key for handle in given[:1]]
+        rest = [handle.fused_key or handle.isolated_key for handle in given]
+        self._kv.prefetch([*first, *rest])
 
     def offer(self, texts: Iterable[str], *, scope: str = "") -> None:
         """Texts that prompts may hold from now on and that were not ingested, such as an upload's.

@@ -315,7 +315,10 @@ class Ingest:
             wanted = mixtures.count_of(len(fused))
             if not wanted or (known and len(fused) <= known.chunks * OUTGROWN):
                 continue
-            self._corrections.write(scope, self._measure_correction(fused, wanted))
+            try:
+                self._corrections.write(scope, self._measure_correction(fused, wanted))
+            except KVRecordError as error:
+                logger.warning("A scope's correction is left for the next ingest: %s", error)
 
     def _measure_correction(self, fused: Sequence[str], count: int) -> ScopeCorrection:
         asked = mixtures.seeds(fused, count)
@@ -323,7 +326,8 @@ class Ingest:
         prompts = []
         for seed in asked:
             records = self._catalog.records([seed, *near[seed]]).values()
-            prompts.append(mixtures.mixed([record for record in records if record.fused_key]))
+            usable = [record for record in records if record.fused_key]
+            prompts.append(mixtures.mixed(usable, self._model.context_window))
         correction, chunk_ids = mixtures.measure_correction(
             self._model,
             prompts,
@@ -366,8 +370,10 @@ def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]
     if not all(isinstance(document_id, str) for document_id in ids):
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
+        catalog = corpus.catalog
+        scopes = {scope for _, scope, _ in catalog.scoped_texts(catalog.chunk_ids(ids))}
         deleted = corpus.delete(ids)
-        Corrections(corpus.path, corpus.catalog).remove_stale()
+        Corrections(corpus.path, catalog).remove_stale(scopes)
         collect_garbage(corpus, store)
         return deleted
 

@@ -58,7 +58,8 @@ class ChunkLoading:
         complete: bool = False,
     ) -> LoadedPrompt:
         """The prompt with its KV. complete: all of it, else layers may be on their way."""
-        at_start = self._at_start(prompt) if settings.corrected else set()
+        fitted = settings.kv == "fused" and settings.corrected
+        at_start = self._at_start(prompt) if fitted else set()
         variants: list[KVKind] = [
             "isolated" if settings.kv == "isolated" or span.start in at_start else span.variant
             for span in prompt.spans

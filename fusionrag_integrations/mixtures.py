@@ -23,14 +23,13 @@ import torch
 from fusionrag_integrations.correction import CorrectedKV, Correction, Deviations
 from fusionrag_integrations.fidelity import FullAnswer, ReusedPrompt, answer_from
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import assemble, encode, question_prompt
+from fusionrag_integrations.prompt import assemble, encode, worded_question
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.selectors.none import SelectNone
 from fusionrag_integrations.types import (
     AssembledPrompt,
     ChunkRecord,
     LayeredKV,
-    Prompt,
     TextMatch,
 )
 
@@ -61,10 +60,10 @@ def seeds(chunk_ids: Sequence[str], count: int) -> list[str]:
     return [chunk_ids[i * len(chunk_ids) // count] for i in range(count)]
 
 
-def mixed(records: Sequence[ChunkRecord]) -> list[ChunkRecord]:
+def mixed(records: Sequence[ChunkRecord], context_window: int) -> list[ChunkRecord]:
     """As many of these as a mixture holds, in an order that says nothing of how near they are."""
     kept: list[ChunkRecord] = []
-    room = MAX_TOKENS
+    room = min(MAX_TOKENS, context_window // 2)
     for record in records[:CHUNKS]:
         room -= len(record.encoded.token_ids)
         if room >= 0:
@@ -80,13 +79,16 @@ def measure_correction(
 ) -> tuple[Correction | None, tuple[str, ...]]:
     """The correction of fused KV, and the ids of the chunks that it is a mean over.
 
-    None where it leads answers away from full attention's. load: gives a chunk's fused KV,
-    keys in the canonical frame.
+    None where it leads answers away from full attention's, and where fewer than two mixtures have a
+    chunk behind the first. load: gives a chunk's fused KV, keys in the canonical frame.
     """
     seen = []
     for number, records in enumerate(mixtures):
         progress(number, len(mixtures))
-        seen.append(_Mixture.of(model, records, load))
+        if len(records) > 1:
+            seen.append(_Mixture.of(model, records, load))
+    if len(seen) < 2:
+        return None, ()
     without = with_it = 0.0
     for mixture in seen:
         others = [other.deviations for other in seen if other is not mixture]
@@ -157,9 +159,7 @@ def assembled(model: CausalModel, records: Sequence[ChunkRecord]) -> AssembledPr
     asked = records[len(records) // 2].chunk
     about = asked.title or " ".join(asked.text.split()[:8])
     question = f'What does the text say about "{about}"?'
-    prompt: Prompt = question_prompt(texts, question)
-    if model.tokenizer.chat_template is None:
-        prompt = "\n\n".join(message["content"] for message in question_prompt(texts, question))
+    prompt = worded_question(model.tokenizer, texts, question)
     encoded = encode(model.tokenizer, prompt)
     matches: list[TextMatch] = []
     at = 0
@@ -168,4 +168,4 @@ def assembled(model: CausalModel, records: Sequence[ChunkRecord]) -> AssembledPr
         stop = at + len(record.chunk.text)
         matches.append(TextMatch(record, at, stop))
         at = stop
-    return assemble(encoded, matches)
+    return assemble(encoded, matches, [record.handle for record in records])

@@ -216,9 +216,9 @@ class WatchedEngine:
             patch.setattr(target, method, with_action)
             yield
 
-    def _watched(self, key: str) -> LayeredKV:
+    def _watched(self, key: str, stored: bool = False) -> LayeredKV:
         try:
-            self.served.append(self._take(key))
+            self.served.append(self._take(key, stored))
         except KVMissingError:
             self.missed.append(key)
             raise

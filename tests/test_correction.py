@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.correction import INDICES, CorrectedKV, Correction, Deviations
 from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError
@@ -252,12 +252,13 @@ class TestMixtures:
     def test_a_mixture_holds_what_fits(self, engine: FusionEngine) -> None:
         engine.ingest([town(i) for i in range(4)])
         records = all_records(engine.corpus.catalog)
-        found = mixed(records)
+        found = mixed(records, 2_048)
         assert len(found) == CHUNKS
         assert {r.chunk.id for r in found} == {r.chunk.id for r in records[:CHUNKS]}
         assert [r.chunk.id for r in found] != [r.chunk.id for r in records[:CHUNKS]]
         long = [replace_tokens(record, 900) for record in records]
-        assert len(mixed(long)) == 2
+        assert len(mixed(long, 10_000)) == 2
+        assert len(mixed(long, 2_048)) == 1
 
     @pytest.mark.parametrize("same", [True, False])
     def test_only_what_is_off_alike_everywhere_is_corrected(
@@ -268,7 +269,7 @@ class TestMixtures:
         """
         engine.ingest([town(i) for i in range(TOWNS)])
         records = all_records(engine.corpus.catalog)
-        prompts = [mixed(records[start : start + CHUNKS]) for start in (0, CHUNKS)]
+        prompts = [mixed(records[start : start + CHUNKS], 2_048) for start in (0, CHUNKS)]
         stored: dict[str, ChunkKV] = {}
         for prompt, way in zip(prompts, (1.0, 1.0 if same else -1.0), strict=True):
             shift = Correction(*(torch.full(SHAPE, -0.7 * way) for _ in range(2)))
@@ -393,6 +394,27 @@ class TestIngest:
         texts = [r.chunk.text for r in catalog.records(catalog.chunk_ids(["south"])).values()]
         loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=("south",)))
         assert not any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
+
+    def test_chunks_of_a_few_tokens_are_measured_on_too(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        made = FusionEngine.from_pretrained(model_dir, store=tmp_path / "short", chunk_tokens=48)
+        made.ingest([Document(id=f"{i}", text=f"{i} is it.") for i in range(2 * CHUNKS)])
+        measured = self.about(made)
+        assert measured is not None
+        assert measured.chunk_ids
+
+    def test_a_damaged_record_leaves_it_for_the_next_ingest(
+        self, engine: FusionEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        file.unlink()
+        for record in (engine.corpus.path / "kv").glob("*/*.safetensors"):
+            record.write_bytes(record.read_bytes()[:-1])
+        with caplog.at_level(logging.WARNING):
+            engine.ingest([])
+        assert "left for the next ingest" in caplog.text
+        assert self.about(engine) is None
 
     def test_too_few_chunks_are_not_measured_on(self, model_dir: Path, tmp_path: Path) -> None:
         small = FusionEngine.from_pretrained(model_dir, store=tmp_path / "small", chunk_tokens=48)

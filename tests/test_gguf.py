@@ -187,7 +187,7 @@ class TestStore:
         assert engine.corpus.catalog.info.model_source == str(talking)
         texts = [hit.chunk.text for hit in engine.corpus.search("fox", 3)]
         answer = engine.answer("\n\n".join(texts), AnswerSettings(max_tokens=2))
-        assert answer.fused_chunks == len(texts)
+        assert answer.fused_chunks + answer.isolated_chunks == len(texts)
 
     def test_a_calibration_lies_beside_the_file(self, talking: Path, tmp_path: Path) -> None:
         engine = FusionEngine.from_pretrained(talking, store=tmp_path / "store")

@@ -98,7 +98,7 @@ def assert_dense(
 ) -> None:
     """With these tokens recomputed, all is as the model itself computes it."""
     buffer = place(model, prompt, kvs, len(prompt))
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits
+    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
     expected, (keys, values) = reference.dense(prompt.token_ids)
     assert_close(logits, expected[-1])
     assert_close(buffer.keys, keys)
@@ -164,7 +164,8 @@ def test_it_answers_from_fused_kv(pretrained: CausalModel, tmp_path: Path) -> No
         prompt = [{"role": "user", "content": asked}]
         answer = engine.answer(prompt, AnswerSettings(ratio=0.15, max_tokens=16))
         assert [word for word in expected if word not in answer.text] == []
-        assert answer.fused_chunks == 3
+        assert answer.fused_chunks >= 2  # a prompt's first chunk may do without
+        assert answer.fused_chunks + answer.isolated_chunks == 3
         assert answer.usage.recompute_ratio <= 0.16
         assert answer.usage.reused_tokens > 100
 

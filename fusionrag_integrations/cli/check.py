@@ -21,6 +21,7 @@ from fusionrag_integrations.cli.console import (
     salt_option,
     store_option,
 )
+from fusionrag_integrations.cli.models import find_model
 from fusionrag_integrations.types import KVFormat
 
 if TYPE_CHECKING:
@@ -108,12 +109,11 @@ def _without_store(
 ) -> CheckReport:
     """Nothing but an estimate, and no store is made for it."""
     from fusionrag_integrations.check import CheckReport, estimate_ingest
-    from fusionrag_integrations.demo import MODEL_DIR
     from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
     from fusionrag_integrations.model import CausalModel
     from fusionrag_integrations.store import format_of
 
-    loaded = CausalModel.load(MODEL_DIR if model in (None, "demo") else model)
+    loaded = CausalModel.load(find_model(model))
     with bars() as progress:
         estimate = estimate_ingest(
             loaded,

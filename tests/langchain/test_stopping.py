@@ -50,7 +50,10 @@ def text_of(said: Any) -> str:
 
 
 def stops(pieces: list[str]) -> Iterator[str]:
-    """A string inside of a piece, and one of the ends of two or three, that come up once."""
+    """A string inside of a piece, and one of the ends of two or three, that come up once.
+
+    Of whole characters: that bytes are none is certain only a token later.
+    """
     whole = "".join(pieces)
     long = next(p.strip() for p in pieces[2:] if len(p.strip()) > 1 and whole.count(p.strip()) == 1)
     yield long
@@ -58,7 +61,7 @@ def stops(pieces: list[str]) -> Iterator[str]:
         for at in range(2, len(pieces) - count):
             stop = pieces[at][-1] + "".join(pieces[at + 1 : at + count - 1])
             stop += pieces[at + count - 1][0]
-            if whole.count(stop) == 1:
+            if whole.count(stop) == 1 and "\ufffd" not in stop:
                 yield stop
                 break
 

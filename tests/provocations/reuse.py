@@ -65,6 +65,6 @@ provoked.pairs += [
     ("the settings ask for it (kv='none').", lambda w: w.asked(w.engine, kv="none")),
     (
         "Nothing says which chunk it is: several have this text, or the prompt cuts it short.",
-        lambda w: w.asked(w.engine, PROMPT[:100]),
+        lambda w: w.asked(w.engine, PROMPT[: PROMPT.index("\n\n") + 100]),
     ),
 ]
