@@ -13,7 +13,7 @@ from typing import Any
 
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.metrics import find_answer
-from fusionrag_integrations.bench.shared_pass import Outcome
+from fusionrag_integrations.bench.shared_pass import Answered
 from fusionrag_integrations.decode import text_pieces
 from fusionrag_integrations.echo import counted_tokens, overlap, token_bounds
 
@@ -47,19 +47,19 @@ class FullText:
         self._counted = counted_tokens(pieces, question.question)
         found = find_answer("".join(pieces), question.answers)
         bounds = enumerate(token_bounds(pieces))
-        self._answered = [i for i, own in bounds if found and overlap(own, found)]
+        self._accepted = [i for i, own in bounds if found and overlap(own, found)]
 
-    def closeness(self, outcome: Outcome) -> Closeness:
-        """How close an outcome on the same question comes to it."""
-        likeliest = zip(outcome.greedy, self._token_ids, strict=True)
+    def closeness(self, answer: Answered) -> Closeness:
+        """How close an answer on the same question comes to it."""
+        likeliest = zip(answer.greedy, self._token_ids, strict=True)
         return Closeness(
-            equal=outcome.token_ids == self._token_ids,
+            equal=answer.token_ids == self._token_ids,
             tokens=len(self._token_ids),
             agreed=sum(own == token for own, token in likeliest),
             counted=len(self._counted),
-            kl=_sum_at(outcome.divergence, self._counted),
-            answer_tokens=len(self._answered),
-            kl_answer=_sum_at(outcome.divergence, self._answered),
+            kl=_sum_at(answer.divergence, self._counted),
+            answer_tokens=len(self._accepted),
+            kl_answer=_sum_at(answer.divergence, self._accepted),
         )
 
 

@@ -13,7 +13,7 @@ from fusionrag_integrations.bench.inspection import Inspection, Truth
 from fusionrag_integrations.bench.log import append, open_log
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import exact_match, f1, find_answer, rouge1
-from fusionrag_integrations.bench.shared_pass import Outcome, alike_placed, answer_all
+from fusionrag_integrations.bench.shared_pass import Answered, alike_placed, answer_all
 from fusionrag_integrations.bench.strategies import FULL, Strategy
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.types import AnswerSettings
@@ -50,14 +50,14 @@ def run_quality(
         progress(number, len(questions))
         if number in done:
             continue
-        outcomes = answer_all(engine, question.prompt, distinct, max_tokens)
-        full = FullText(engine.model.tokenizer, outcomes[runs[FULL]].token_ids, question)
+        answers = answer_all(engine, question.prompt, distinct, max_tokens)
+        full = FullText(engine.model.tokenizer, answers[runs[FULL]].token_ids, question)
         looked = number in chosen
         times = _time(engine, question, distinct, number) if looked else {}
         looks = _inspect(engine, question, distinct) if looked else {}
         measured = [
             replace(
-                _measure(number, question, strategy, outcomes[run], full, judge),
+                _measure(number, question, strategy, answers[run], full, judge),
                 ttft_ms=times.get(run),
                 inspection=looks.get(run),
             )
@@ -73,11 +73,11 @@ def _measure(
     number: int,
     question: Question,
     strategy: Strategy,
-    outcome: Outcome,
+    answer: Answered,
     full: FullText,
     judge: Judge | None,
 ) -> Measurement:
-    text = outcome.text
+    text = answer.text
     return Measurement(
         question=number,
         kind=question.kind,
@@ -87,9 +87,9 @@ def _measure(
         em=exact_match(text, question.answers),
         f1=f1(text, question.answers),
         rouge1=rouge1(text, question.answers),
-        closeness=full.closeness(outcome),
-        recomputed=outcome.recomputed,
-        work=outcome.work,
+        closeness=full.closeness(answer),
+        recomputed=answer.recomputed,
+        work=answer.work,
         judged=None if judge is None else judge(question, text.strip()),
     )
 

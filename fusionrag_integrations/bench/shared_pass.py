@@ -21,7 +21,7 @@ from fusionrag_integrations.types import AnswerSettings, KVKind, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Answered:
     """What is answered under some settings, and what is made there of full attention's answer.
 
     text: of all tokens but special ones. divergence, greedy: of each token of full attention's
@@ -38,8 +38,8 @@ class Outcome:
 
 
 def answer_all(
-    engine: FusionEngine, prompt: Prompt, runs: Iterable[AnswerSettings], max_tokens: int
-) -> dict[AnswerSettings, Outcome]:
+    engine: FusionEngine, prompt: Prompt, runs: Sequence[AnswerSettings], max_tokens: int
+) -> dict[AnswerSettings, Answered]:
     """What is answered, greedily, under full attention and under settings that reuse chunks' KV.
 
     Raises `PromptTooLongError` where the model's window has no room for the answer.
@@ -51,12 +51,11 @@ def answer_all(
             f"{engine.model_name} holds {engine.context_window}. Ask over fewer or shorter chunks."
         )
     full = answer_fully(engine.model, ids, max_tokens)
-    runs = list(runs)
     fully = [run for run in runs if run.kv == "none"]
-    outcomes = dict.fromkeys(fully, _full_outcome(engine, full.token_ids))
+    answers = dict.fromkeys(fully, _full_answer(engine, full.token_ids))
     for alike in alike_placed(runs):
-        outcomes |= _answer_reusing(engine, prompt, alike, full, max_tokens)
-    return outcomes
+        answers |= _answer_reusing(engine, prompt, alike, full, max_tokens)
+    return answers
 
 
 def alike_placed(runs: Iterable[AnswerSettings]) -> list[list[AnswerSettings]]:
@@ -68,9 +67,9 @@ def alike_placed(runs: Iterable[AnswerSettings]) -> list[list[AnswerSettings]]:
     return list(groups.values())
 
 
-def _full_outcome(engine: FusionEngine, token_ids: tuple[int, ...]) -> Outcome:
+def _full_answer(engine: FusionEngine, token_ids: tuple[int, ...]) -> Answered:
     """Full attention's, which is no distance from itself."""
-    return Outcome(
+    return Answered(
         text=_text(engine, token_ids),
         token_ids=token_ids,
         divergence=(0.0,) * len(token_ids),
@@ -86,16 +85,16 @@ def _answer_reusing(
     runs: Sequence[AnswerSettings],
     full: FullAnswer,
     max_tokens: int,
-) -> dict[AnswerSettings, Outcome]:
+) -> dict[AnswerSettings, Answered]:
     """What is answered under settings that place the same KV."""
     loaded = engine.load(prompt, runs[0])
     reused = ReusedPrompt(engine.model, loaded.prompt, loaded.kvs, full, max_tokens)
     work = len(loaded.prompt) * engine.model.num_layers
-    outcomes: dict[AnswerSettings, Outcome] = {}
+    answers: dict[AnswerSettings, Answered] = {}
     for run in runs:
         followed = reused.follow(make_selector(run.selector, run.ratio, engine.calibration))
         token_ids = reused.own_answer(followed)
-        outcomes[run] = Outcome(
+        answers[run] = Answered(
             text=_text(engine, token_ids),
             token_ids=token_ids,
             divergence=tuple(followed.divergence.tolist()),
@@ -103,7 +102,7 @@ def _answer_reusing(
             recomputed=len(followed.selection),
             work=followed.token_layers / work,
         )
-    return outcomes
+    return answers
 
 
 def _text(engine: FusionEngine, token_ids: Iterable[int]) -> str:

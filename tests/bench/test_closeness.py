@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fusionrag_integrations.bench.closeness import Closeness, FullText
 from fusionrag_integrations.bench.comparison import Question
-from fusionrag_integrations.bench.shared_pass import Outcome
+from fusionrag_integrations.bench.shared_pass import Answered
 from tests.test_prompt import METASPACE
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -40,8 +40,8 @@ def weights(count: int) -> list[float]:
     return [2.0**i for i in range(count)]
 
 
-def outcome(ids: Sequence[int], own: Sequence[int] | None = None, greedy: Any = None) -> Outcome:
-    return Outcome(
+def outcome(ids: Sequence[int], own: Sequence[int] | None = None, greedy: Any = None) -> Answered:
+    return Answered(
         text="",
         token_ids=tuple(ids if own is None else own),
         divergence=tuple(weights(len(ids))),

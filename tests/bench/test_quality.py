@@ -18,7 +18,7 @@ from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
 from fusionrag_integrations.bench.quality import run_quality
-from fusionrag_integrations.bench.shared_pass import Outcome, answer_all
+from fusionrag_integrations.bench.shared_pass import Answered, answer_all
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy, make_strategies
 from fusionrag_integrations.bench.summary import summarise
 from fusionrag_integrations.errors import InvalidInputError
@@ -93,7 +93,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     """The prompts that were answered in shared passes."""
     seen: list[Prompt] = []
 
-    def watched(engine: FusionEngine, prompt: Prompt, *rest: Any) -> dict[AnswerSettings, Outcome]:
+    def watched(engine: FusionEngine, prompt: Prompt, *rest: Any) -> dict[AnswerSettings, Answered]:
         seen.append(prompt)
         return answer_all(engine, prompt, *rest)
 
