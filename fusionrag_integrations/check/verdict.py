@@ -43,8 +43,8 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
     )
     if default.equal < ENOUGH:
         return (
-            f"Even at {DEFAULT:.0%} only {equal}reuse: set ratio=0.3, or kv='none' where every "
-            "answer must be the same."
+            f"Even at {DEFAULT:.0%} only {equal}reuse; of their tokens {default.agreement:.0%} are "
+            "the same. Set ratio=0.3, or kv='none' where every answer must be the same."
         )
     if best is not default:
         return (
