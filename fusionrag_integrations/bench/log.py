@@ -1,13 +1,12 @@
-"""A log of measurements that an interrupted run goes on from.
+"""A log of measurements, which an interrupted run goes on from and a later one may add to.
 
-It is a file of JSON lines: what is measured, then all strategies' measurements of a question at a
-time.
+It is a file of JSON lines: what is measured, then a strategy's measurement of a question a line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,21 @@ from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.errors import InvalidInputError
 
-FORMAT = 2
+FORMAT = 3
 """Of the lines; a log in another format is of another run."""
 
 
-def open_log(
-    path: Path, identity: Mapping[str, Any], strategies: Sequence[Strategy]
-) -> dict[int, list[Measurement]]:
-    """What a log holds, by question; a log that isn't there is begun.
+Done = dict[int, dict[Strategy, Measurement]]
+"""Measurements by question and strategy."""
 
-    A line that an interruption cut is dropped, with the others of its question. Raises
-    `InvalidInputError` for the log of another run.
+
+def open_log(path: Path, identity: Mapping[str, Any]) -> Done:
+    """What a log holds, whichever strategies were asked for; a log that isn't there is begun.
+
+    A line that an interruption cut is dropped. Raises `InvalidInputError` for the log of another
+    run.
     """
-    described = {"format": FORMAT, "strategies": [asdict(strategy) for strategy in strategies]}
-    head = json.dumps(dict(identity) | described, sort_keys=True)
+    head = json.dumps(dict(identity) | {"format": FORMAT}, sort_keys=True)
     if not path.exists() or not path.read_text():
         _write(path, [head])
         return {}
@@ -39,30 +39,28 @@ def open_log(
     if first != head:
         raise InvalidInputError(
             f"{path} is of another run: it says {first}, and this one is {head}. Give another "
-            "directory, or the same model, data set, seed and strategies."
+            "directory, or the same model, data set and seed."
         )
-    done: dict[int, list[Measurement]] = {}
+    done: Done = {}
     for measurement in _read(lines):
-        done.setdefault(measurement.question, []).append(measurement)
-    whole = {number: found for number, found in done.items() if len(found) == len(strategies)}
-    kept = [json.dumps(asdict(m)) for found in whole.values() for m in found]
-    _write(path, [head, *kept])
-    return whole
+        done.setdefault(measurement.question, {})[measurement.strategy] = measurement
+    _write(path, [head, *(json.dumps(asdict(m)) for held in done.values() for m in held.values())])
+    return done
 
 
-def append(path: Path, measured: Sequence[Measurement]) -> None:
-    """Add all of a question at once."""
+def append(path: Path, measured: Iterable[Measurement]) -> None:
+    """Add what was measured of a question at once; where a strategy is there, this one counts."""
     with path.open("a") as lines:
         lines.write("".join(json.dumps(asdict(m)) + "\n" for m in measured))
 
 
-def _write(path: Path, lines: Sequence[str]) -> None:
+def _write(path: Path, lines: Iterable[str]) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text("\n".join(lines) + "\n")
     draft.replace(path)
 
 
-def _read(lines: Sequence[str]) -> Iterator[Measurement]:
+def _read(lines: Iterable[str]) -> Iterator[Measurement]:
     for line in lines:
         try:
             row = json.loads(line)

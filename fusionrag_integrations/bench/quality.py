@@ -34,39 +34,66 @@ def run_quality(
     judge: Judge | None,
     progress: Callable[[int, int], None],
 ) -> list[Measurement]:
-    """Ask what the log doesn't hold yet, and return all of it.
+    """Ask what the log doesn't hold yet, and return all of it that these strategies are.
 
     strategies: full attention among them. identity: what is measured; a log of something else is
     refused with `InvalidInputError`. inspected: how many questions a kind are timed, and have their
     KV looked at.
     """
-    done = open_log(log, identity, strategies)
-    chosen = _first_of_each_kind(questions, inspected)
-    runs = {strategy: strategy.settings(max_tokens) for strategy in strategies}
-    distinct = list(dict.fromkeys(runs.values()))
-    if chosen - done.keys():
-        engine.answer(questions[0].prompt, runs[FULL])  # the first call warms up
+    done = open_log(log, identity)
+    looked = _first_of_each_kind(questions, inspected)
+    warm = False
     for number, question in enumerate(questions):
         progress(number, len(questions))
-        if number in done:
+        held = done.setdefault(number, {})
+        missing = [strategy for strategy in strategies if strategy not in held]
+        if not missing:
             continue
-        answers = answer_all(engine, question.prompt, distinct, max_tokens)
-        full = FullText(engine.model.tokenizer, answers[runs[FULL]].token_ids, question)
-        looked = number in chosen
-        times = _time(engine, question, distinct, number) if looked else {}
-        looks = _inspect(engine, question, distinct) if looked else {}
-        measured = [
-            replace(
-                _measure(number, question, strategy, answers[run], full, judge),
-                ttft_ms=times.get(run),
-                inspection=looks.get(run),
-            )
-            for strategy, run in runs.items()
-        ]
+        if number not in looked:
+            measured = _ask(engine, number, question, missing, max_tokens, judge)
+        else:  # what is timed takes turns, so all are asked anew
+            if not warm:  # the first call warms up
+                engine.answer(questions[0].prompt, FULL.settings(max_tokens))
+                warm = True
+            asked = _ask(engine, number, question, strategies, max_tokens, judge)
+            measured = _looked_at(engine, question, asked, max_tokens)
         append(log, measured)
-        done[number] = measured
+        held |= {m.strategy: m for m in measured}
     progress(len(questions), len(questions))
-    return [m for number in range(len(questions)) for m in done[number]]
+    return [done[number][s] for number in range(len(questions)) for s in strategies]
+
+
+def _ask(
+    engine: FusionEngine,
+    number: int,
+    question: Question,
+    strategies: Sequence[Strategy],
+    max_tokens: int,
+    judge: Judge | None,
+) -> list[Measurement]:
+    """Measure strategies on one question, in shared passes."""
+    runs = {strategy: strategy.settings(max_tokens) for strategy in (FULL, *strategies)}
+    distinct = list(dict.fromkeys(runs.values()))
+    answers = answer_all(engine, question.prompt, distinct, max_tokens)
+    full = FullText(engine.model.tokenizer, answers[runs[FULL]].token_ids, question)
+    return [
+        _measure(number, question, strategy, answers[runs[strategy]], full, judge)
+        for strategy in strategies
+    ]
+
+
+def _looked_at(
+    engine: FusionEngine, question: Question, measured: Sequence[Measurement], max_tokens: int
+) -> list[Measurement]:
+    """The same, with times to first token and a look at KV."""
+    runs = {m.strategy: m.strategy.settings(max_tokens) for m in measured}
+    distinct = list(dict.fromkeys(runs.values()))
+    times = _time(engine, question, distinct, measured[0].question)
+    looks = _inspect(engine, question, distinct)
+    return [
+        replace(m, ttft_ms=times.get(run), inspection=looks.get(run))
+        for m, run in zip(measured, runs.values(), strict=True)
+    ]
 
 
 def _measure(

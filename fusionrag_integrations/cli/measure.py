@@ -186,7 +186,7 @@ def bench() -> None:
     "--out",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the store, the log and the tables here; a run that was interrupted goes on.",
+    help="Keep the store, the log and the tables here; what is there already isn't asked again.",
 )
 @json_option
 def quality(
@@ -252,7 +252,7 @@ def quality(
             "judge": judge or "",
         }
         log = path / "log.jsonl"
-        open_log(log, identity, chosen)  # another run's is refused before its store is changed
+        open_log(log, identity)  # another run's is refused before its store is changed
         engine.ingest(suite.documents, neighbours=policy(engine), progress=progress)
         measured = run_quality(
             engine,

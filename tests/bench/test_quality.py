@@ -373,7 +373,7 @@ class TestGoingOn:
             ("question and a half line", {3, 4}),
         ],
     )
-    def test_what_was_cut_goes_with_its_question(
+    def test_what_was_cut_is_asked_anew(
         self,
         run: Run,
         log: Path,
@@ -402,13 +402,33 @@ class TestGoingOn:
         log.touch()
         assert len(run()) == len(STRATEGIES) * len(KINDS)
 
+    def test_strategies_are_added_to_what_is_there(
+        self, run: Run, log: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They alone are asked, beside full attention, and a question after the other goes on."""
+        few, more = STRATEGIES[:3], [STRATEGIES[0], *STRATEGIES[2:5]]
+        first = run(strategies=few)
+        asked: list[list[AnswerSettings]] = []
+
+        def watched(
+            engine: FusionEngine, prompt: Prompt, runs: list[AnswerSettings], max_tokens: int
+        ) -> dict[AnswerSettings, Answered]:
+            asked.append(runs)
+            return answer_all(engine, prompt, runs, max_tokens)
+
+        monkeypatch.setattr(quality, "answer_all", watched)
+        found = run(strategies=more)
+        new = [s.settings(MAX_TOKENS) for s in (FULL, *STRATEGIES[3:5])]
+        assert asked == [new] * len(KINDS)
+        assert found == run("other.jsonl", strategies=more)
+        assert run(strategies=few) == first
+        assert len(log.read_text().splitlines()) == 1 + len(KINDS) * 5
+
     @pytest.mark.parametrize(
         "changes",
         [
             {"identity": {"model": "tiny", "seed": 1}},
             {"identity": {"model": "tiny", "seed": 0, "neighbours": "wrong"}},
-            {"strategies": STRATEGIES[:-1]},
-            {"strategies": make_strategies(NAMES, (0.0, 0.4, 1.0), KV)},
         ],
     )
     def test_a_log_of_another_run_is_refused_and_kept(

@@ -19,7 +19,7 @@ def quiet(done: int, total: int) -> None:
 
 @provoked.by("... is of another run: ...")
 def another_run(world: World) -> None:
-    open_log(world.file("log.jsonl", "{}\n"), {"model": "tiny"}, [])
+    open_log(world.file("log.jsonl", "{}\n"), {"model": "tiny"})
 
 
 @provoked.by("A calibrating question has no chunk of the store in its prompt, or no answer: ...")
