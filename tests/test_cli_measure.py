@@ -337,9 +337,16 @@ class TestAnotherRunsDirectory:
         said(quality("--out", run))
         assert asked == []
 
+    def test_a_ratio_more_is_added(
+        self, quality: Run, run: Path, asked: list[list[AnswerSettings]]
+    ) -> None:
+        found = said(quality("--out", run, "--ratios", "0.15,0.2"))
+        assert {row["ratio"] for row in found["rows"] if row["strategy"] == "random"} == {0.15, 0.2}
+        assert {settings.ratio for settings in asked[0]} == {1.0, 0.2}  # full attention, and it
+
     @pytest.mark.parametrize(
         "options",
-        [("--seed", 1), ("--ratios", "0.2"), ("--neighbours", "wrong"), ("--limit", 1)],
+        [("--seed", 1), ("--neighbours", "wrong"), ("--limit", 1)],
         ids=str,
     )
     def test_it_is_refused_by_its_log(
