@@ -313,6 +313,15 @@ def true_kv(engine: FusionEngine, records: Sequence[ChunkRecord]) -> dict[str, C
     return found
 
 
+def whole_placed(engine: FusionEngine, scope: str) -> tuple[bool, list[torch.Tensor]]:
+    """Whether a scope's KV is corrected, and all that is placed of it."""
+    records = all_records(engine.corpus.catalog)
+    texts = sorted(record.chunk.text for record in records if record.chunk.scope == scope)
+    loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=(scope,)))
+    corrected = any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
+    return corrected, [t for kv in loaded.kvs for t in kv.tensors(slice(None), CPU)]
+
+
 class TestIngest:
     @pytest.fixture
     def engine(self, engine: FusionEngine) -> FusionEngine:
@@ -394,6 +403,39 @@ class TestIngest:
         texts = [r.chunk.text for r in catalog.records(catalog.chunk_ids(["south"])).values()]
         loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=("south",)))
         assert not any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
+
+    def test_what_another_scope_holds_changes_nothing(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        """The same scope beside two others: all that is placed of it is the same to the last bit."""
+        placed = []
+        for number in (100, 200):
+            engine = FusionEngine.from_pretrained(
+                model_dir, store=tmp_path / str(number), chunk_tokens=48
+            )
+            own = [replace(town(i), scope="own") for i in range(TOWNS)]
+            others = [town(i) for i in range(number, number + TOWNS)]
+            engine.ingest([*own, *others])
+            placed.append(whole_placed(engine, "own"))
+        assert placed[0][0]  # it is corrected
+        for one, other in zip(*(tensors for _, tensors in placed), strict=True):
+            assert torch.equal(one, other)
+
+    def test_nothing_is_left_of_what_was_deleted(self, model_dir: Path, tmp_path: Path) -> None:
+        """Whatever was there beside: once it is gone, the rest is placed the same."""
+        placed = []
+        for number in (100, 200):
+            engine = FusionEngine.from_pretrained(
+                model_dir, store=tmp_path / str(number), chunk_tokens=48
+            )
+            secret = [town(i) for i in range(number, number + TOWNS)]
+            engine.ingest([*(town(i) for i in range(TOWNS)), *secret])
+            engine.delete([document.id for document in secret])
+            engine.ingest([])
+            placed.append(whole_placed(engine, ""))
+        assert placed[0][0]  # it is corrected
+        for one, other in zip(*(tensors for _, tensors in placed), strict=True):
+            assert torch.equal(one, other)
 
     def test_chunks_of_a_few_tokens_are_measured_on_too(
         self, model_dir: Path, tmp_path: Path
