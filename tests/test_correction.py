@@ -407,7 +407,7 @@ class TestIngest:
     def test_what_another_scope_holds_changes_nothing(
         self, model_dir: Path, tmp_path: Path
     ) -> None:
-        """The same scope beside two others: all that is placed of it is the same to the last bit."""
+        """The same scope beside two others: what is placed of it is the same to the last bit."""
         placed = []
         for number in (100, 200):
             engine = FusionEngine.from_pretrained(
