@@ -397,7 +397,12 @@ def test_an_unknown_figure(results: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "results"), [("quality.md", "results/quality"), ("benchmarks.md", "benchmarks")]
+    ("page", "results"),
+    [
+        ("quality.md", "results/quality"),
+        ("quality_bundled.md", "results/quality"),
+        ("benchmarks.md", "benchmarks"),
+    ],
 )
 def test_a_page_holds_the_results_on_file(page: str, results: str) -> None:
     text = (ROOT / "docs" / page).read_text()
