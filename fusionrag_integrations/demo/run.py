@@ -70,7 +70,7 @@ def real_text_demo() -> Demo:
         questions=real_text.load_questions,
         strategies=REAL_TEXT_STRATEGIES,
         note=real_text.NOTE,
-        examples=4,
+        examples=3,
     )
 
 
