@@ -24,7 +24,7 @@ MAX_TOKENS = 32
 CANDIDATES = 100  # questions that SmolLM2 was asked under full attention
 NOTE = (
     f"The questions were chosen among {CANDIDATES} because SmolLM2 answers them under full "
-    "attention, and by nothing else."
+    "attention, not by how reuse does on them."
 )
 
 

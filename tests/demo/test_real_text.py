@@ -79,7 +79,8 @@ def test_the_attribution_names_the_sources_the_licence_and_the_choice() -> None:
     theirs = sum(row["source"] != "ours" for row in ROWS)
     assert (
         f"{len(ROWS)} questions, chosen among {CANDIDATES} because SmolLM2 answers them under full "
-        f"attention, and by nothing else. {theirs} is SQuAD's, {len(ROWS) - theirs} are ours."
+        f"attention, not by how reuse does on them. {theirs} is SQuAD's, {len(ROWS) - theirs} are "
+        "ours."
     ) in ATTRIBUTION
 
 
