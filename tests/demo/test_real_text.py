@@ -90,7 +90,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
     store = tmp_path_factory.mktemp("real-text") / "store"
     engine = FusionEngine.from_pretrained(MODEL_DIR, store=store, chunk_tokens=CHUNK_TOKENS)
     engine.ingest(PARAGRAPHS.values())
-    return load_questions(engine, limit=3)
+    return load_questions(engine, ASKED)
 
 
 def test_a_prompt_holds_the_paragraph_that_answers(asked: list[Question]) -> None:
