@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from fusionrag_integrations.bench.comparison import Row
+from fusionrag_integrations.bench.tables import row_cells
 from fusionrag_integrations.cli import main
+from fusionrag_integrations.demo.real_text import CANDIDATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -125,6 +128,20 @@ def test_readme_counts_the_demos_answers_as_on_file() -> None:
         "FusionRAG at 15%"
     )
     assert said in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_the_table_of_the_demo_on_real_text_holds_the_results_on_file() -> None:
+    results = json.loads((ROOT / "docs" / "results" / "demo-smollm2.json").read_text())
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    mark = "demo-smollm2-table"
+    table = text[text.index(f"<!-- {mark} -->") : text.index(f"<!-- /{mark} -->")]
+    shown = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert shown == [f"| {' | '.join(row_cells(Row(**row)))} |" for row in results["rows"]]
+    assert results["date"] in table
+    asked = f"{results['rows'][0]['n']} questions"
+    assert f"{asked} under five strategies" in text
+    assert f"{asked} over paragraphs of Wikipedia" in (ROOT / "README.md").read_text()
+    assert f"**chosen among {CANDIDATES} because SmolLM2 answers them" in text
 
 
 def test_the_demo_table_holds_the_results_on_file() -> None:

@@ -12,7 +12,7 @@ from statistics import median
 from typing import TypeVar
 
 from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.bench.metrics import exact_match, f1
+from fusionrag_integrations.bench.metrics import exact_match, f1, find_answer
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.types import AnswerSettings, Prompt
 
@@ -32,12 +32,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One question answered under one strategy. `ttft_ratio` is full attention's TTFT over it."""
+    """One question answered under one strategy.
+
+    ttft_ratio: the reference's TTFT over this one's. answerable: whether the reference's answer is
+    right.
+    """
 
     strategy: str
     question: Question
     answer: Answer
     ttft_ratio: float
+    answerable: bool
+
+    @property
+    def right(self) -> bool:
+        """Whether an accepted answer stands in the text."""
+        return _is_right(self.answer, self.question)
 
     @property
     def exact(self) -> float:
@@ -52,12 +62,17 @@ class Outcome:
 class Row:
     """A strategy's results on one kind of question.
 
-    ttft_ms and speedup are medians; speedup is over full attention, paired by question.
+    right: of n answers, how many hold an accepted one. kept: how many of the `answerable`, which
+    the reference answers rightly. recompute_ratio, ttft_ms and speedup are medians; speedup is over
+    the reference, paired by question.
     """
 
     strategy: str
     kind: str
     n: int
+    right: int
+    answerable: int
+    kept: int
     f1: float
     em: float
     recompute_ratio: float
@@ -80,8 +95,9 @@ def compare(
         progress(number, len(questions))
         answers = take_turns(engine, question, strategies, number)
         baseline = answers[reference].ttft.total
+        answerable = _is_right(answers[reference], question)
         outcomes += [
-            Outcome(name, question, answers[name], baseline / answers[name].ttft.total)
+            Outcome(name, question, answers[name], baseline / answers[name].ttft.total, answerable)
             for name in names
         ]
     progress(len(questions), len(questions))
@@ -109,14 +125,21 @@ def summarise(outcomes: Iterable[Outcome]) -> list[Row]:
             strategy=strategy,
             kind=kind,
             n=len(group),
+            right=sum(o.right for o in group),
+            answerable=sum(o.answerable for o in group),
+            kept=sum(o.right and o.answerable for o in group),
             f1=_mean([o.f1 for o in group]),
             em=_mean([o.exact for o in group]),
-            recompute_ratio=_mean([o.answer.usage.recompute_ratio for o in group]),
+            recompute_ratio=median(o.answer.usage.recompute_ratio for o in group),
             ttft_ms=median(o.answer.ttft.total for o in group),
             speedup=median(o.ttft_ratio for o in group),
         )
         for (strategy, kind), group in groups.items()
     ]
+
+
+def _is_right(answer: Answer, question: Question) -> bool:
+    return find_answer(answer.text, question.answers) is not None
 
 
 def _mean(values: Sequence[float]) -> float:

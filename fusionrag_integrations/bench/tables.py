@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -15,7 +16,7 @@ from fusionrag_integrations.bench.comparison import Outcome, Row
 from fusionrag_integrations.bench.summary import QualityRow
 
 _TEXT = ("questions", "strategy")
-_NUMBERS = ("n", "EM", "F1", "redone", "TTFT", "speed-up")
+_NUMBERS = ("right", "kept", "redone", "TTFT", "speed-up")
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
@@ -30,38 +31,40 @@ def rows_table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     for kind, group in groupby(rows, key=attrgetter("kind")):
         for row in group:
-            table.add_row(
-                kind,
-                row.strategy,
-                str(row.n),
-                f"{row.em:.2f}",
-                f"{row.f1:.2f}",
-                f"{row.recompute_ratio:.0%}",
-                f"{row.ttft_ms:.0f} ms",
-                f"{row.speedup:.1f}x",
-            )
+            table.add_row(kind, *row_cells(row))
         table.add_section()
     return table
 
 
-def answers_table(outcomes: Sequence[Outcome]) -> Table:
-    """The first question of each kind, with each strategy's answer: green where it is right."""
-    table = Table(title="One question of each kind")
+def row_cells(row: Row) -> tuple[str, ...]:
+    """A row's strategy and figures as text."""
+    return (
+        row.strategy,
+        f"{row.right} of {row.n}",
+        f"{row.kept} of {row.answerable}",
+        f"{row.recompute_ratio:.0%}",
+        f"{row.ttft_ms:.0f} ms",
+        f"{row.speedup:.1f}x",
+    )
+
+
+def answers_table(outcomes: Sequence[Outcome], a_kind: int) -> Table:
+    """The first questions of each kind, with each strategy's answer: green where it is right."""
+    table = Table(title="Some of the questions", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("question", "expected", "strategy", "answer"):
         table.add_column(heading)
-    shown: set[tuple[str, str]] = set()
-    for outcome in outcomes:
-        question = outcome.question
-        if (outcome.strategy, question.kind) in shown:
+    shown: Counter[str] = Counter()
+    for question, group in groupby(outcomes, key=attrgetter("question")):
+        shown[question.kind] += 1
+        if shown[question.kind] > a_kind:
             continue
-        shown.add((outcome.strategy, question.kind))
-        colour = "green" if outcome.exact else "red"
-        table.add_row(
-            escape(question.question),
-            escape(" / ".join(question.answers)),
-            outcome.strategy,
-            f"[{colour}]{escape(outcome.answer.text.strip())}[/{colour}]",
-        )
+        asked = (escape(question.question), escape(" / ".join(question.answers)))
+        for outcome in group:
+            colour = "green" if outcome.right else "red"
+            answer = escape(" ".join(outcome.answer.text.split()))
+            table.add_row(*asked, outcome.strategy, f"[{colour}]{answer}[/{colour}]")
+            asked = ("", "")
+        table.add_section()
     return table
 
 

@@ -37,7 +37,7 @@ def main() -> None:
 
     \b
     First steps:
-      fusionrag demo                              see it work, with the bundled model
+      fusionrag demo                              see it work, with a pretrained model
       fusionrag index docs/ --store my-store      chunk, embed and prefill your files
       fusionrag ask "..." --store my-store        retrieve and answer
     """

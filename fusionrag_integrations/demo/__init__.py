@@ -1,8 +1,9 @@
-"""A small model, a corpus and questions, to see the package work without downloading anything.
+"""Models, texts and questions to see the package work, without a download from a model hub.
 
-run.py          the `fusionrag demo` command: four strategies, side by side
+run.py          the `fusionrag demo` command: strategies side by side, over real or invented text
 pretrained.py   SmolLM2, a small pretrained model, where it is installed
-tasks.py        the bundled questions, and the prompts that ask them
+real_text.py    paragraphs of Wikipedia, and questions that it is asked; both in wikipedia/
+tasks.py        the bundled model's questions, and the prompts that ask them
 suites.py       the same kinds of question with fresh seeds, and a harder suite, to be measured on
 hard.py, hard_worlds.py             the harder suite's contexts, and its documents
 

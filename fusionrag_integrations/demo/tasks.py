@@ -18,6 +18,10 @@ MAX_TOKENS = 12  # answers are names of a few tokens
 NEAREST = 4
 HITS = 60  # enough to find so many documents in
 CHUNKS = 25  # a prompt's chunks, at about 77 tokens each
+NOTE = (
+    "The questions are about people and places that the model's training never saw, in the kind of "
+    "English that it was trained on."
+)
 
 
 def load_questions(

@@ -17,7 +17,12 @@ from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
 from fusionrag_integrations.demo.make_corpus import make
 from fusionrag_integrations.demo.names import is_held_out
-from fusionrag_integrations.demo.run import STRATEGIES, DemoResult, run_demo
+from fusionrag_integrations.demo.run import (
+    INVENTED_STRATEGIES,
+    DemoResult,
+    invented_demo,
+    run_demo,
+)
 from fusionrag_integrations.documents import read_documents
 from tests.small_demo import rows_of, write_few_documents
 
@@ -91,7 +96,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     corpus = tmp_path_factory.mktemp("demo") / "corpus.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_run, "CORPUS_PATH", write_few_documents(corpus, A_KIND, OTHERS))
-        return run_demo(lambda stage, done, total: None, limit=A_KIND)
+        demo = invented_demo(limit=A_KIND)
+    return run_demo(MODEL_DIR, demo, lambda stage, done, total: None)
 
 
 def em(result: DemoResult, strategy: str, kind: str) -> float:
@@ -102,7 +108,7 @@ def em(result: DemoResult, strategy: str, kind: str) -> float:
 @pytest.mark.slow
 def test_the_demo_covers_every_strategy_and_kind(result: DemoResult) -> None:
     assert [(row.strategy, row.kind) for row in result.rows] == [
-        (strategy, kind) for kind in KINDS for strategy in STRATEGIES
+        (strategy, kind) for kind in KINDS for strategy in INVENTED_STRATEGIES
     ]
     assert all(row.n == A_KIND for row in result.rows)
 
@@ -137,8 +143,8 @@ def test_no_strategy_recomputes_more_than_it_says(result: DemoResult) -> None:
 
 
 def test_the_command_prints_json(result: DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_run, "run_demo", lambda progress: result)
-    printed = CliRunner().invoke(main, ["demo", "--json"])
+    monkeypatch.setattr(demo_run, "run_demo", lambda model, demo, progress: result)
+    printed = CliRunner().invoke(main, ["demo", "--model", "demo", "--json"])
     assert printed.exit_code == 0, printed.output
     parsed = json.loads(printed.stdout)
     assert parsed["model"] == "fusionrag-demo-2m"
@@ -146,8 +152,8 @@ def test_the_command_prints_json(result: DemoResult, monkeypatch: pytest.MonkeyP
 
 
 def test_the_command_prints_a_table(result: DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_run, "run_demo", lambda progress: result)
-    printed = CliRunner().invoke(main, ["demo"])
+    monkeypatch.setattr(demo_run, "run_demo", lambda model, demo, progress: result)
+    printed = CliRunner().invoke(main, ["demo", "--model", "demo"])
     assert printed.exit_code == 0, printed.output
-    for word in (*STRATEGIES, *KINDS, "speed-up", QUESTIONS[0]["question"].split()[0]):
+    for word in (*INVENTED_STRATEGIES, *KINDS, "speed-up", QUESTIONS[0]["question"].split()[0]):
         assert word in printed.stdout
