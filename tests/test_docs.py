@@ -60,16 +60,19 @@ def test_code_samples_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     namespace: dict[str, Any] = {}
+    printed = ""
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), namespace)
         elif language == "console":
-            run_commands(text)
-    printed = " ".join(capsys.readouterr().out.split())
+            printed += run_commands(text)
+    printed += capsys.readouterr().out
     assert [said for said in PRINTS.findall(page.read_text()) if said not in printed] == []
 
 
-def run_commands(text: str) -> None:
+def run_commands(text: str) -> str:
+    """What the commands print."""
+    printed = ""
     for line in text.splitlines():
         if line.startswith(SET_UP):
             continue
@@ -77,7 +80,8 @@ def run_commands(text: str) -> None:
         assert Path(program).name == "fusionrag", line
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}"
-        print(result.output)
+        printed += result.output
+    return printed
 
 
 def test_readme_shows_both_frameworks_and_the_command() -> None:
