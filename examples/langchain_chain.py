@@ -8,15 +8,14 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.demo import MODEL_DIR
+from fusionrag_integrations.demo import smollm2
 from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever
 
-NOTES = Path(__file__).parent / "notes"
+ARTICLES = Path(__file__).parent / "wikipedia"
 QUESTIONS = (
-    "Brere Works keeps its archive in which place?",
-    "Brere Works was founded by whom?",
-    "Ainpa Harp was copied by which company?",
+    "On which date did Nikola Tesla die?",
+    "In which year was the Grainger Market opened?",
 )
 
 
@@ -26,9 +25,9 @@ def join(documents):
 
 def main() -> None:
     with TemporaryDirectory() as directory:
-        engine = FusionEngine.from_pretrained(MODEL_DIR, store=directory, chunk_tokens=100)
-        engine.ingest(read_documents([NOTES]))
-        retriever = FusionKVRetriever(engine=engine, k=4)
+        engine = FusionEngine.from_pretrained(smollm2(), store=directory)
+        engine.ingest(read_documents([ARTICLES]))
+        retriever = FusionKVRetriever(engine=engine, k=2)
         prompt = ChatPromptTemplate.from_messages(
             [
                 ("system", "Answer the question from the context."),
@@ -40,13 +39,14 @@ def main() -> None:
             | prompt
             | ChatFusionRAG(engine=engine)
         )
-        chain = answers | StrOutputParser()
-        for question in QUESTIONS:
-            print(question, end=" ")
-            for piece in chain.stream(question):
-                print(piece, end="", flush=True)
-            print()
-        usage = answers.invoke(QUESTIONS[0]).response_metadata["usage"]
+        streamed, invoked = QUESTIONS
+        print(streamed, end=" ")
+        for piece in (answers | StrOutputParser()).stream(streamed):
+            print(piece, end="", flush=True)
+        print()
+        message = answers.invoke(invoked)
+        print(invoked, message.text)
+        usage = message.response_metadata["usage"]
         print(
             f"{usage['reused_tokens']} tokens reused, {usage['recomputed_tokens']} recomputed, "
             f"{usage['fresh_tokens']} computed afresh"

@@ -6,29 +6,29 @@ from tempfile import TemporaryDirectory
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.demo import MODEL_DIR
+from fusionrag_integrations.demo import smollm2
 from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.llama_index import FusionKVRetriever, FusionRAGLLM
 
-NOTES = Path(__file__).parent / "notes"
+ARTICLES = Path(__file__).parent / "wikipedia"
 QUESTIONS = (
-    "Brere Works keeps its archive in which place?",
-    "Brere Works was founded by whom?",
-    "Ainpa Harp was copied by which company?",
+    "On which date did Nikola Tesla die?",
+    "In which year was the Grainger Market opened?",
 )
 
 
 def main() -> None:
     with TemporaryDirectory() as directory:
-        engine = FusionEngine.from_pretrained(MODEL_DIR, store=directory, chunk_tokens=100)
-        engine.ingest(read_documents([NOTES]))
-        retriever = FusionKVRetriever(engine=engine, similarity_top_k=4)
+        engine = FusionEngine.from_pretrained(smollm2(), store=directory)
+        engine.ingest(read_documents([ARTICLES]))
+        retriever = FusionKVRetriever(engine=engine, similarity_top_k=2)
         llm = FusionRAGLLM(engine=engine)
         query_engine = RetrieverQueryEngine.from_args(retriever=retriever, llm=llm)
-        for question in QUESTIONS:
-            print(question, query_engine.query(question))
+        queried, streamed = QUESTIONS
+        print(queried, query_engine.query(queried))
         streaming = RetrieverQueryEngine.from_args(retriever=retriever, llm=llm, streaming=True)
-        streaming.query(QUESTIONS[0]).print_response_stream()
+        print(streamed, end=" ", flush=True)
+        streaming.query(streamed).print_response_stream()
         print()
 
 

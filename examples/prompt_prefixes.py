@@ -6,7 +6,8 @@ and templates, and compares F1 under full attention, at 15% and at 0% recomputed
 
     python examples/prompt_prefixes.py --store demo-store --limit 100 --json prefixes.json
 
-The store is made where there is none. About ten minutes on two cores for 100 questions a kind.
+The store is made where there is none. The bundled model is asked, for speed: about ten minutes on
+two cores for 100 questions a kind.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 The file holds a question a line: {"question", "passages": [{"title", "text", "supporting"}]}.
 Prints recall@5 of the supporting passages, and which share of the retrieved chunks' tokens each
-framework's prompt took from the store. May be interrupted and run again.
+framework's prompt took from the store; the bundled model, the default, is quick, and they don't
+depend on what it answers. May be interrupted and run again.
 """
 
 import argparse

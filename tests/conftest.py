@@ -57,14 +57,33 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pretrained() -> CausalModel:
-    """SmolLM2-135M-Instruct, in float32; loading it takes a quarter of a minute."""
+def smollm2_file() -> Path:
+    """The file of SmolLM2-135M-Instruct, where it is installed and can be read."""
     try:
         require_gguf_extra()
-        file = smollm2()
+        return smollm2()
     except InvalidInputError as error:
         pytest.skip(str(error))
-    return CausalModel.load(file)
+
+
+@pytest.fixture(scope="session")
+def pretrained(smollm2_file: Path) -> CausalModel:
+    """SmolLM2-135M-Instruct, in float32; loading it takes a quarter of a minute."""
+    return CausalModel.load(smollm2_file)
+
+
+@pytest.fixture
+def smollm2_loaded(
+    smollm2_file: Path, pretrained: CausalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever loads SmolLM2 gets the one that is loaded already; models are never changed."""
+    load = CausalModel.load
+
+    def loaded(name: str | Path, *arguments: Any) -> CausalModel:
+        own = Path(name) == smollm2_file and set(arguments) <= {"auto", None}
+        return pretrained if own else load(name, *arguments)
+
+    monkeypatch.setattr(CausalModel, "load", loaded)
 
 
 def town(number: int, paragraphs: int = 3) -> Document:

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # outputs are a CPU's
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # others run at the same time, and rounding depends on it
+    "TQDM_DISABLE": "1",  # progress is nothing to keep
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses ipywidgets, which nothing needs
 }
 

@@ -19,11 +19,23 @@ from fusionrag_integrations.demo.real_text import CANDIDATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = ("python", "console")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Set-ups before and after are run side by side by test_set_ups.py.
 SET_UPS = re.compile(r"^## Your .*? today.*?(?=^## )", re.MULTILINE | re.DOTALL)
 # Commands that set up or run the project itself are run by whoever runs this test.
-SET_UP = ("make ", "git ", "cd ", "pip ", "python -m venv ", ". ", "python examples/")
+SET_UP = (
+    "make ",
+    "git ",
+    "cd ",
+    "pip ",
+    ".venv/bin/pip ",
+    "python -m venv ",
+    ". ",
+    "python examples/",
+)
+# What a page says that its code prints, word by word.
+PRINTS = re.compile(r"\bprints `([^`]+)`")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -33,24 +45,37 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def runs(page: Path) -> bool:
     """Whether a page has blocks that can run."""
-    return any(language in ("python", "console") for language, _ in blocks(page))
+    return any(language in RUN for language, _ in blocks(page))
 
 
 @pytest.mark.parametrize(
     "page", filter(runs, PAGES), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
 )
-def test_code_samples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_samples_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    if any("smollm2" in text for language, text in blocks(page) if language in RUN):
+        request.getfixturevalue("smollm2_loaded")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     namespace: dict[str, Any] = {}
+    printed = ""
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), namespace)
         elif language == "console":
-            run_commands(text)
+            printed += run_commands(text)
+    printed += capsys.readouterr().out
+    assert [said for said in PRINTS.findall(page.read_text()) if said not in printed] == []
 
 
-def run_commands(text: str) -> None:
+def run_commands(text: str) -> str:
+    """What the commands print."""
+    printed = ""
     for line in text.splitlines():
         if line.startswith(SET_UP):
             continue
@@ -58,6 +83,8 @@ def run_commands(text: str) -> None:
         assert Path(program).name == "fusionrag", line
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}"
+        printed += result.output
+    return printed
 
 
 def test_readme_shows_both_frameworks_and_the_command() -> None:

@@ -12,6 +12,8 @@ import torch
 from llama_index.core.instrumentation import get_dispatcher
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from fusionrag_integrations.demo.real_text import PARAGRAPHS_PATH
+from fusionrag_integrations.documents import read_documents
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -31,11 +33,23 @@ def run_here(name: str, *arguments: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
-def test_a_pipeline_answers_from_the_notes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("smollm2_loaded")
+def test_a_pipeline_answers_from_the_articles(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_here(name)
     printed = capsys.readouterr().out
-    for answer in ("Pelfield", "Sile Steange", "Jeaskai Foundry"):
+    for answer in ("7 January 1943", "1835"):
         assert answer in printed
+
+
+def test_the_articles_are_the_packages_paragraphs() -> None:
+    packaged = {(d.title, d.text) for d in read_documents([PARAGRAPHS_PATH])}
+    articles = list(read_documents([EXAMPLES / "wikipedia"]))
+    assert len(articles) == 3
+    for article in articles:
+        paragraphs = article.text.strip().split("\n\n")
+        assert {(article.title, text) for text in paragraphs} <= packaged
 
 
 @pytest.fixture
