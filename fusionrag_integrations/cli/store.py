@@ -237,12 +237,12 @@ def _tell(answer: Answer, found: int) -> None:
 @click.option("--model", default="smollm2", show_default=True, help=MODEL_HELP)
 @json_option
 def demo(model: str, as_json: bool) -> None:
-    """See it work: a pretrained model over real text, five ways to answer, side by side.
+    """See it work: a pretrained model over real text, four ways to answer, side by side.
 
     \b
     full_attention                 the model reads the whole prompt: the reference
     full_reuse                     stored KV of each chunk alone, nothing recomputed
-    fusionrag_0, _5, _15           KV fused with neighbouring chunks, 0, 5 or 15% of the tokens
+    fusionrag_0, fusionrag_15      KV fused with neighbouring chunks, 0 or 15% of the tokens
                                    recomputed
 
     Each question is asked over the six paragraphs of Wikipedia that are found for it. They were

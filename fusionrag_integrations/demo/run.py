@@ -29,7 +29,6 @@ REAL_TEXT_STRATEGIES = {
         "full_attention": FULL,
         "full_reuse": REUSE,
         "fusionrag_0": Strategy("fusionrag", "fused", 0.0),
-        "fusionrag_5": Strategy("fusionrag", "fused", 0.05),
         "fusionrag_15": Strategy("fusionrag", "fused", 0.15),
     }.items()
 }
