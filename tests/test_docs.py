@@ -166,7 +166,7 @@ def test_the_table_of_the_demo_on_real_text_holds_the_results_on_file() -> None:
     assert shown == [f"| {' | '.join(row_cells(Row(**row)))} |" for row in results["rows"]]
     assert results["date"] in table
     asked = f"{results['rows'][0]['n']} questions"
-    assert f"{asked} under four strategies" in text
+    assert f"{asked} under three strategies" in text
     assert f"{asked} over paragraphs of Wikipedia" in (ROOT / "README.md").read_text()
     assert f"**chosen among {CANDIDATES} because SmolLM2 answers them" in text
 

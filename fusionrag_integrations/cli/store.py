@@ -237,24 +237,20 @@ def _tell(answer: Answer, found: int) -> None:
 @click.option("--model", default="smollm2", show_default=True, help=MODEL_HELP)
 @json_option
 def demo(model: str, as_json: bool) -> None:
-    """See it work: a pretrained model over real text, four ways to answer, side by side.
+    """See it work: a pretrained model over real text, three ways to answer, side by side.
 
     \b
-    full_attention                 the model reads the whole prompt: the reference
-    full_reuse                     stored KV of each chunk alone, nothing recomputed
-    fusionrag_0, fusionrag_15      KV fused with neighbouring chunks, 0 or 15% of the tokens
-                                   recomputed
+    full_attention       the model reads the whole prompt: the reference
+    full_reuse           stored KV of each chunk alone, nothing recomputed
+    fusionrag            KV fused with neighbouring chunks, 15% of the tokens recomputed
 
     Each question is asked over the six paragraphs of Wikipedia that are found for it. They were
     chosen for SmolLM2: it answers them under full attention.
 
     With `--model demo`, the bundled model is asked 300 questions over invented documents:
     single_hop asks for a fact that stands in one chunk, back_reference for one whose sentence
-    refers back to the chunk before, bridge joins two documents. There are two other ways:
-
-    \b
-    fusionrag                      as fusionrag_15
-    fusionrag_isolated             as fusionrag, but with the neighbours off
+    refers back to the chunk before, bridge joins two documents. A fourth way is fusionrag_isolated:
+    as fusionrag, but with the neighbours off.
     """
     from fusionrag_integrations.bench.machine import where_and_when
     from fusionrag_integrations.bench.tables import answers_table, rows_table

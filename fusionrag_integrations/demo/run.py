@@ -28,8 +28,7 @@ REAL_TEXT_STRATEGIES = {
     for name, strategy in {
         "full_attention": FULL,
         "full_reuse": REUSE,
-        "fusionrag_0": Strategy("fusionrag", "fused", 0.0),
-        "fusionrag_15": Strategy("fusionrag", "fused", 0.15),
+        "fusionrag": Strategy("fusionrag", "fused", 0.15),
     }.items()
 }
 
