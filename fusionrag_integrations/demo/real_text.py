@@ -20,7 +20,7 @@ QUESTIONS_PATH = _DIRECTORY / "questions.jsonl"
 CHUNK_TOKENS = 350  # no paragraph is longer: each is one document and one chunk
 HITS = 60  # enough to find all paragraphs
 CHUNKS = 6  # to a prompt: about 1,000 tokens
-MAX_TOKENS = 20  # all right answers are there by then
+MAX_TOKENS = 24  # all right answers are there by then
 CANDIDATES = 100  # questions that SmolLM2 was asked under full attention
 NOTE = (
     f"The questions were chosen among {CANDIDATES} because SmolLM2 answers them under full "
