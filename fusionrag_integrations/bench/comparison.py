@@ -12,7 +12,7 @@ from statistics import median
 from typing import TypeVar
 
 from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.bench.metrics import exact_match, f1, find_answer
+from fusionrag_integrations.bench.metrics import exact_match, f1, is_right
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.types import AnswerSettings, Prompt
 
@@ -47,7 +47,7 @@ class Outcome:
     @property
     def right(self) -> bool:
         """Whether an accepted answer stands in the text."""
-        return _is_right(self.answer, self.question)
+        return is_right(self.answer.text, self.question.answers)
 
     @property
     def exact(self) -> float:
@@ -95,7 +95,7 @@ def compare(
         progress(number, len(questions))
         answers = take_turns(engine, question, strategies, number)
         baseline = answers[reference].ttft.total
-        answerable = _is_right(answers[reference], question)
+        answerable = is_right(answers[reference].text, question.answers)
         outcomes += [
             Outcome(name, question, answers[name], baseline / answers[name].ttft.total, answerable)
             for name in names
@@ -136,10 +136,6 @@ def summarise(outcomes: Iterable[Outcome]) -> list[Row]:
         )
         for (strategy, kind), group in groups.items()
     ]
-
-
-def _is_right(answer: Answer, question: Question) -> bool:
-    return find_answer(answer.text, question.answers) is not None
 
 
 def _mean(values: Sequence[float]) -> float:

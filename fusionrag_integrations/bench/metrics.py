@@ -34,6 +34,11 @@ def f1(answer: str, accepted: Sequence[str]) -> float:
     return _best(lambda truth: _f1(normalise(answer).split(), normalise(truth).split()), accepted)
 
 
+def is_right(text: str, accepted: Sequence[str]) -> bool:
+    """Whether an accepted answer stands in the text; see `find_answer`."""
+    return find_answer(text, accepted) is not None
+
+
 def find_answer(text: str, accepted: Sequence[str]) -> tuple[int, int] | None:
     """The characters [start, stop) of `text` where the first accepted answer that it holds stands.
 

@@ -12,7 +12,7 @@ from fusionrag_integrations.bench.comparison import Question, take_turns
 from fusionrag_integrations.bench.inspection import Inspection, Truth
 from fusionrag_integrations.bench.log import append, open_log
 from fusionrag_integrations.bench.measurement import Measurement
-from fusionrag_integrations.bench.metrics import exact_match, f1, find_answer, rouge1
+from fusionrag_integrations.bench.metrics import exact_match, f1, is_right, rouge1
 from fusionrag_integrations.bench.shared_pass import Answered, alike_placed, answer_all
 from fusionrag_integrations.bench.strategies import FULL, Strategy
 from fusionrag_integrations.engine import FusionEngine
@@ -110,7 +110,7 @@ def _measure(
         kind=question.kind,
         strategy=strategy,
         answer=text.strip(),
-        right=find_answer(text, question.answers) is not None,
+        right=is_right(text, question.answers),
         em=exact_match(text, question.answers),
         f1=f1(text, question.answers),
         rouge1=rouge1(text, question.answers),
