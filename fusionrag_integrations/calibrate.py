@@ -135,7 +135,7 @@ class _Subject:
     def likelihood(self, calibration: Calibration) -> float:
         """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
         selector = TopScores(RATIO, FusionRAGScorer(calibration))
-        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy(), corrected=True)
         selection = selector.select(self._prompt, self._probe)
         told = placed.recompute(selection, self._answer[:-1]).logits.float().log_softmax(-1)
         return mean(float(row[token]) for row, token in zip(told, self._answer, strict=True))

@@ -89,12 +89,16 @@ class ReusedPrompt:
         kvs: Sequence[LayeredKV],
         full: FullAnswer,
         max_tokens: int,
+        *,
+        corrected: bool = False,
     ) -> None:
         """kvs: one for each of the prompt's spans, in order. full: the answer that is followed.
 
-        max_tokens: the longest answer of its own.
+        max_tokens: the longest answer of its own. corrected: whether what recomputed tokens are
+        off by is carried over to the others.
         """
         self._model = model
+        self._corrected = corrected
         self._prompt = prompt
         self._full = full
         self._max_tokens = max_tokens
@@ -102,7 +106,9 @@ class ReusedPrompt:
 
     def follow(self, selector: Selector) -> Followed:
         """Recompute what the selector chooses, and read the answer behind it."""
-        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+        placed = PlacedPrompt(
+            self._model, self._prompt, self._placed.copy(), corrected=self._corrected
+        )
         probe = _SharedProbe(placed, lambda: self._seen)
         selection = selector.select(self._prompt, probe)
         warm = placed.recompute(selection, self._full.token_ids[:-1])

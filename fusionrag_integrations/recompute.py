@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from fusionrag_integrations.carryover import CarryingKV, Carryover
 from fusionrag_integrations.kernels import Segment, Segments, can_gather
 from fusionrag_integrations.model import (
     CausalModel,
@@ -205,10 +206,19 @@ class PlacedPrompt:
     `token_layers` add up what was done so far.
     """
 
-    def __init__(self, model: CausalModel, prompt: AssembledPrompt, kv: PromptKV) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        prompt: AssembledPrompt,
+        kv: PromptKV,
+        *,
+        corrected: bool = False,
+    ) -> None:
+        """corrected: whether what recomputed tokens are off by is carried over to the others."""
         self._model = model
         self._prompt = prompt
         self._kv = kv
+        self._corrected = corrected
         self._early: torch.Tensor | None = None  # [N, hidden] behind the early layers
         self._early_layers = min(EARLY_LAYERS, model.num_layers)
         self.probe_ms = 0.0
@@ -259,28 +269,43 @@ class PlacedPrompt:
         """Compute the selected and the fresh tokens at their true positions.
 
         Each row attends to every position up to its own; its keys and values stand for what was
-        there. Layers that ran over the whole prompt already are not run again.
+        there. Layers that ran over the whole prompt already are not run again. What the selected
+        tokens turn out to be off by is carried over to the others of their chunks, if KV is
+        `corrected`.
 
         answer: tokens that are read behind the prompt in the same pass, to see what the model makes
         of them. They count as no work.
         """
         end = len(self._prompt)
         rows = sorted({*self._prompt.fresh_positions, *selection.positions})
-        kv = self._kv.owning([*rows, *range(end, self._kv.capacity)])
+        kv, passed = self._written([*rows, *range(end, self._kv.capacity)], selection)
         layers = self._model.num_layers
         read = range(end, end + len(answer))
         last = 1 + len(answer)
         if self._early is None:
             self.token_layers += len(rows) * layers
             ids = [*(self._prompt.token_ids[p] for p in rows), *answer]
-            return Warm(self._model.forward_rows(ids, [*rows, *read], kv, last), kv)
+            return Warm(self._model.forward_rows(ids, [*rows, *read], passed, last), kv)
         early = self._early_layers
         self.token_layers += len(rows) * (layers - early)
         hidden = self._early[rows]
         if answer:
             behind = self._model.forward_lower(answer, read, kv, early)
             hidden = torch.cat([hidden, behind])
-        return Warm(self._model.forward_upper(hidden, [*rows, *read], kv, early, last), kv)
+        logits = self._model.forward_upper(hidden, [*rows, *read], passed, early, last)
+        return Warm(logits, kv)
+
+    def _written(
+        self, own: Sequence[int], selection: TokenSelection
+    ) -> tuple[SequenceKV, SequenceKV]:
+        """KV that holds the `own` positions' tokens, and the same for the pass that recomputes."""
+        if self._corrected:
+            carryover = Carryover(self._model, self._prompt, selection)
+            if carryover.positions:
+                buffer = self._kv.placed()  # shared chunks are never written to
+                return buffer, CarryingKV(buffer, carryover)
+        kv = self._kv.owning(own)
+        return kv, kv
 
     @contextmanager
     def _probing(self, token_layers: int) -> Iterator[None]:

@@ -268,7 +268,7 @@ class Server:
         prompt = loaded.prompt
         laid = lay(self._model, prompt, loaded.kvs, len(prompt) + settings.max_tokens)
         watch.lap("place", wait=False)  # KV moves on while the first layers run
-        placed = PlacedPrompt(self._model, prompt, laid)
+        placed = PlacedPrompt(self._model, prompt, laid, corrected=settings.corrected)
         selection = selector.select(prompt, placed)
         watch.lap("select")
         watch.move("select", "probe", placed.probe_ms)

@@ -343,6 +343,23 @@ class AssembledPrompt:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def occurrences(self) -> list[list[Span]]:
+        """The spans of each placed chunk; boundary tokens can split one into several."""
+        chunks: list[list[Span]] = []
+        for span in self.spans:
+            before = chunks[-1][-1] if chunks else None
+            goes_on = (
+                before is not None
+                and before.record.chunk.id == span.record.chunk.id
+                and before.source_start + before.length <= span.source_start
+            )
+            if goes_on:
+                chunks[-1].append(span)
+            else:
+                chunks.append([span])
+        return chunks
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedPrompt:
@@ -381,9 +398,10 @@ class AnswerSettings:
     kv: "fused" (isolated where no fused KV is true), "isolated", "prefix" (a prefix cache: only
     the KV of the ingest prefix, where the prompt begins with it), or "none", which is full
     attention by the model's own dense prefill. corrected: whether KV is fitted to where it stands
-    in the prompt: a chunk that nothing stands before is taken isolated, and others have added what
-    ingest measured them to be off by; False places it as it is stored. selector, ratio: which of
-    the chunk tokens are recomputed, and how many. handles: of chunks that the prompt is known to
+    in the prompt: a chunk that nothing stands before is taken isolated, others have added what
+    ingest measured them to be off by, and what recomputed tokens turn out to be off by is carried
+    over to those near them; False places it as it is stored. selector, ratio: which of the chunk
+    tokens are recomputed, and how many. handles: of chunks that the prompt is known to
     hold; None among them, of documents without a handle, is passed over. scopes: whose KV may be
     used, None for every scope's; text of other scopes is computed like any unknown text.
     break_even: whether a prompt too short for reuse to pay is computed in full, where it was

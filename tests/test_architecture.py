@@ -21,6 +21,7 @@ LAYERS = (
     {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
+    {"carryover"},
     {
         *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),

@@ -233,6 +233,7 @@ class TestTheRows:
                     demo.model,
                     prompt,
                     place(demo.model, prompt, loaded.kvs, len(prompt) + len(answer)),
+                    corrected=way.corrected,
                 )
                 selector = make_selector(way.selector, way.ratio, demo.calibration)
                 warm = placed.recompute(selector.select(prompt, placed))

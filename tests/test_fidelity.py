@@ -232,7 +232,9 @@ class Case:
     def reused(self) -> ReusedPrompt:
         loaded = self.engine.load(self.prompt, self.settings("none", 0.0))
         model = self.engine.model
-        return ReusedPrompt(model, loaded.prompt, loaded.kvs, self.full(), self.max_tokens)
+        return ReusedPrompt(
+            model, loaded.prompt, loaded.kvs, self.full(), self.max_tokens, corrected=True
+        )
 
     def follow(self, reused: ReusedPrompt, selector: str, ratio: float) -> Followed:
         return reused.follow(make_selector(selector, ratio, self.engine.calibration))

@@ -60,7 +60,9 @@ class Truth:
     def inspect(self, settings: AnswerSettings) -> Inspection:
         """What the strategy with these settings does."""
         selector = make_selector(settings.selector, settings.ratio, self._engine.calibration)
-        buffer, selection = _recomputed(self._engine.model, self._loaded, selector)
+        buffer, selection = _recomputed(
+            self._engine.model, self._loaded, selector, settings.corrected
+        )
         return Inspection(
             deviation=tuple(self._deviation(buffer).mean(1).tolist()),
             overlap_deviation=self._overlap(selection, self._stale),
@@ -96,10 +98,10 @@ def _true_kv(model: CausalModel, prompt: AssembledPrompt) -> KVBuffer:
 
 
 def _recomputed(
-    model: CausalModel, loaded: LoadedPrompt, selector: Selector
+    model: CausalModel, loaded: LoadedPrompt, selector: Selector, corrected: bool
 ) -> tuple[KVBuffer, TokenSelection]:
     buffer = place(model, loaded.prompt, loaded.kvs, len(loaded.prompt))
-    placed = PlacedPrompt(model, loaded.prompt, buffer)
+    placed = PlacedPrompt(model, loaded.prompt, buffer, corrected=corrected)
     selection = selector.select(loaded.prompt, placed)
     placed.recompute(selection)
     return buffer, selection

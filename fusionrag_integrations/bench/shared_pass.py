@@ -88,7 +88,14 @@ def _answer_reusing(
 ) -> dict[AnswerSettings, Answered]:
     """What is answered under settings that place the same KV."""
     loaded = engine.load(prompt, runs[0])
-    reused = ReusedPrompt(engine.model, loaded.prompt, loaded.kvs, full, max_tokens)
+    reused = ReusedPrompt(
+        engine.model,
+        loaded.prompt,
+        loaded.kvs,
+        full,
+        max_tokens,
+        corrected=runs[0].corrected,
+    )
     work = len(loaded.prompt) * engine.model.num_layers
     answers: dict[AnswerSettings, Answered] = {}
     for run in runs:

@@ -150,7 +150,12 @@ class _Reused:
         if placed not in self._prompts:
             loaded = self._load(placed)
             self._prompts[placed] = ReusedPrompt(
-                self._engine.model, loaded.prompt, loaded.kvs, self.full, MAX_TOKENS
+                self._engine.model,
+                loaded.prompt,
+                loaded.kvs,
+                self.full,
+                MAX_TOKENS,
+                corrected=way.corrected,
             )
         selector = make_selector(way.selector, way.ratio, self._engine.calibration)
         return self._prompts[placed].follow(selector)

@@ -12,7 +12,7 @@ gguf.py       models from GGUF files
 devices.py    devices and dtypes by name
 """
 
-from fusionrag_integrations.model.buffer import KVBuffer, SequenceKV
+from fusionrag_integrations.model.buffer import KVBuffer, RowsKV, SequenceKV
 from fusionrag_integrations.model.causal import CausalModel, Run
 from fusionrag_integrations.model.devices import device_name, torch_device, torch_dtype
 from fusionrag_integrations.model.in_place import InPlaceKV
@@ -25,6 +25,7 @@ __all__ = [
     "CausalModel",
     "InPlaceKV",
     "KVBuffer",
+    "RowsKV",
     "Run",
     "SequenceKV",
     "StepFunction",

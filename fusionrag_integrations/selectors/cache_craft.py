@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import combinations, cycle, islice
 from math import exp
 
-from fusionrag_integrations.selectors.scoring import occurrences
 from fusionrag_integrations.types import (
     AssembledPrompt,
     ContextTrace,
@@ -36,7 +35,7 @@ class CacheCraft:
     ratio: float
 
     def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
-        chunks = occurrences(prompt)
+        chunks = prompt.occurrences
         needs: list[float] = []
         before: list[str] = []
         for spans in chunks:

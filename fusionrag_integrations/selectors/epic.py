@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.selectors.scoring import occurrences
 from fusionrag_integrations.types import AssembledPrompt, Probe
 
 
 def epic(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     """Scores [C], float64: each token's place in its chunk decides, then the prompt's order."""
-    places = [range(sum(s.length for s in spans)) for spans in occurrences(prompt)]
+    places = [range(sum(s.length for s in spans)) for spans in prompt.occurrences]
     place = torch.tensor([p for chunk in places for p in chunk], dtype=torch.float64)
     return -place - torch.arange(len(place)) / (len(place) + 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 
 from fusionrag_integrations.attention import logits
-from fusionrag_integrations.selectors.scoring import occurrences
 from fusionrag_integrations.types import AssembledPrompt, Probe
 
 
@@ -22,6 +21,6 @@ def fusionrag_paper(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     return torch.cat(
         [
             torch.cat([asking[:, :, s.start : s.stop] for s in spans], dim=2).softmax(2).sum((0, 1))
-            for spans in occurrences(prompt)
+            for spans in prompt.occurrences
         ]
     )

@@ -10,7 +10,6 @@ import torch
 from fusionrag_integrations.types import (
     AssembledPrompt,
     Probe,
-    Span,
     TokenSelection,
 )
 
@@ -35,21 +34,3 @@ class TopScores:
             return TokenSelection(positions)
         best = self.scorer(prompt, probe).topk(budget).indices.tolist()
         return TokenSelection(tuple(sorted(positions[i] for i in best)))
-
-
-def occurrences(prompt: AssembledPrompt) -> list[list[Span]]:
-    """The spans of each placed chunk; boundary tokens can split one into several."""
-    chunks: list[list[Span]] = []
-    previous = None
-    for span in prompt.spans:
-        goes_on = (
-            previous is not None
-            and previous.record.chunk.id == span.record.chunk.id
-            and previous.source_start + previous.length <= span.source_start
-        )
-        if goes_on:
-            chunks[-1].append(span)
-        else:
-            chunks.append([span])
-        previous = span
-    return chunks

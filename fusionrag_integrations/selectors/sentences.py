@@ -7,7 +7,6 @@ from bisect import bisect_right
 
 import torch
 
-from fusionrag_integrations.selectors.scoring import occurrences
 from fusionrag_integrations.types import AssembledPrompt
 
 # Good enough to group tokens: an abbreviation splits a sentence in two, and nothing is lost.
@@ -21,7 +20,7 @@ def sentence_numbers(prompt: AssembledPrompt) -> torch.Tensor:
     Sentences don't go on from one placed chunk to another.
     """
     numbers: list[int] = []
-    for spans in occurrences(prompt):
+    for spans in prompt.occurrences:
         encoded = spans[0].record.encoded
         ends = [match.end() for match in _END.finditer(encoded.chunk.text)]
         first = numbers[-1] + 1 if numbers else 0

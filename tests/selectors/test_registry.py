@@ -10,7 +10,7 @@ import torch
 
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.selectors import make_selector, selector_names
-from fusionrag_integrations.selectors.scoring import TopScores, occurrences
+from fusionrag_integrations.selectors.scoring import TopScores
 from fusionrag_integrations.types import AssembledPrompt, Calibration
 from tests.selectors.made import FakeProbe, known, prompt_with, traced
 
@@ -104,7 +104,7 @@ def test_runs_of_one_placed_chunk_belong_together() -> None:
         *[(A, 0, 80, 10), (c, 12, 90, 3)],  # again, cut, behind another chunk
         *[(c, 11, 93, 5)],  # and again: its first token was there already
     ]
-    found = occurrences(prompt_with(runs, 110))
+    found = prompt_with(runs, 110).occurrences
     starts = [[span.start for span in spans] for spans in found]
     assert starts == [[2, 7, 12], [20], [50], [80], [90], [93]]
 

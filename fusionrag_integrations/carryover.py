@@ -1,0 +1,141 @@
+"""What recomputed tokens turn out to be off by, carried over to the others of their chunk.
+
+A chunk's KV is stale since other text stands before it now, and what that changes is much alike in
+tokens that stand near each other. Recompute shows it for the selected tokens, layer by layer, just
+before the layer's attention reads the rest:
+
+true - placed KV of the selected --weighted by nearness--> added to the placed KV of the rest
+
+The weighted mean of Nadaraya (1964) and Watson (1964), over keys in the canonical frame and values:
+
+off(j) = sum_i w(|i - j|) off(i) / (1 + sum_i w(|i - j|))        w(d) = NEAR / (NEAR + d)
+
+over the selected tokens i of j's chunk. The 1 is an observation of no change at j itself: where
+little was recomputed nearby, KV stays as it was placed. What that gives is in docs/selectors.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from fusionrag_integrations.kernels import Rows
+from fusionrag_integrations.model import CausalModel, KVBuffer, RowsKV
+from fusionrag_integrations.rope import rotate
+from fusionrag_integrations.types import AssembledPrompt, TokenSelection
+
+NEAR = 3
+"""Tokens: at this distance what a token is off by counts half."""
+
+
+class Carryover:
+    """From a prompt's selected tokens to the others of their chunks. Weighed once for all layers.
+
+    selected, rest: positions of those that are carried from and to, int64 on the model's device;
+    chunks of which nothing or everything is selected have no part in it.
+    """
+
+    def __init__(
+        self, model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
+    ) -> None:
+        chosen = set(selection.positions)
+        selected: list[torch.Tensor] = []  # by chunk
+        rest: list[torch.Tensor] = []
+        for spans in prompt.occurrences:
+            positions = [p for span in spans for p in range(span.start, span.stop)]
+            given = [p for p in positions if p in chosen]
+            if 0 < len(given) < len(positions):
+                selected.append(torch.tensor(given))
+                rest.append(torch.tensor([p for p in positions if p not in chosen]))
+        self.positions = tuple(int(p) for chunk in selected for p in chunk)
+        if not self.positions:
+            return
+        device = model.device
+        self.selected, self.rest = torch.cat(selected).to(device), torch.cat(rest).to(device)
+        self._back = model.rotation(self.selected).inverse()
+        self._forth = model.rotation(self.rest)
+        # Chunks side by side, padded: [chunks, most of the rest, most selected].
+        sources = pad_sequence(selected, batch_first=True, padding_value=-1)
+        targets = pad_sequence(rest, batch_first=True, padding_value=-1)
+        distance = (targets[:, :, None] - sources[:, None]).abs()
+        weights = torch.where(sources[:, None] < 0, 0.0, NEAR / (NEAR + distance))
+        self._weights = (weights / (1.0 + weights.sum(2, keepdim=True))).to(device)
+        self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
+        self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
+
+    def keys(self, off: torch.Tensor, layer: int) -> torch.Tensor:
+        """From the selected tokens' rotated keys to the rest's. Both float32, [Hkv, T, D]."""
+        here = slice(layer, layer + 1)
+        still = rotate(off[None], self._back.of_layers(here))[0]
+        return rotate(self.values(still)[None], self._forth.of_layers(here))[0]
+
+    def values(self, off: torch.Tensor) -> torch.Tensor:
+        """From the selected tokens' values to the rest's. Both float32, [Hkv, T, D]."""
+        heads, _, size = off.shape
+        chunks, _, most = self._weights.shape
+        padded = off.new_zeros(chunks * most, heads * size)
+        padded[self._sources] = off.transpose(0, 1).flatten(1)
+        carried = torch.bmm(self._weights, padded.view(chunks, most, -1))
+        return carried.flatten(0, 1)[self._targets].view(-1, heads, size).transpose(0, 1)
+
+
+class CarryingKV:
+    """A buffer in which writing the selected tokens corrects the others of their chunks."""
+
+    def __init__(self, buffer: KVBuffer, carryover: Carryover) -> None:
+        self._buffer = buffer
+        self._carryover = carryover
+
+    @property
+    def capacity(self) -> int:
+        return self._buffer.capacity
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses. Of the selected tokens it has all, or carries none."""
+        own = self._buffer.over(rows)
+        index = {position: row for row, position in enumerate(rows.positions)}
+        carried = [index.get(position) for position in self._carryover.positions]
+        if not carried or None in carried:
+            return own
+        return _CarryingRows(self._buffer, own, self._carryover, carried)
+
+
+class _CarryingRows:
+    """Rows that hold all selected tokens."""
+
+    def __init__(
+        self,
+        buffer: KVBuffer,
+        own: RowsKV,
+        carryover: Carryover,
+        carried: Sequence[int | None],
+    ) -> None:
+        """carried: which of the rows are the carryover's selected tokens, in its order."""
+        self.rows = own.rows
+        self._buffer = buffer
+        self._own = own
+        self._carryover = carryover
+        self._carried = torch.tensor(carried, device=own.rows.on_device.device)
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the rows' keys and values in place, and add what they tell to the others'."""
+        carry, slots = self._carryover, self._buffer.layer(layer)
+        off = [
+            new[:, self._carried].float() - placed[:, carry.selected].float()
+            for new, placed in zip((keys, values), slots, strict=True)
+        ]
+        self._own.write(layer, keys, values)
+        for placed, more in zip(
+            slots, (carry.keys(off[0], layer), carry.values(off[1])), strict=True
+        ):
+            placed.index_add_(1, carry.rest, more.to(placed.dtype))
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, scaling: float, window: int | None
+    ) -> torch.Tensor:
+        return self._own.attend(layer, queries, scaling, window)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        return self._own.keys(layer)

@@ -1,0 +1,189 @@
+"""What recomputed tokens are off by goes to the others of their chunk, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusionrag_integrations.carryover import NEAR, Carryover
+from fusionrag_integrations.chunk_kv import deviation
+from fusionrag_integrations.model import CausalModel, KVBuffer
+from fusionrag_integrations.recompute import PlacedPrompt, Warm, lay, place, resident
+from fusionrag_integrations.rope import rotate
+from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
+from tests.test_gates import (
+    CHUNKS,
+    TOLERANCE,
+    every_family,
+    isolated,
+    model_of,
+    prompt_of_chunks,
+    reference_of,
+    span,
+)
+from tests.tiny_models import build
+
+FAMILY = "llama_gqa2"
+
+
+def chosen(prompt: AssembledPrompt) -> TokenSelection:
+    """A few of the first chunk, one of the second, none of the third."""
+    positions = prompt.spans[0].start, prompt.spans[0].start + 4, prompt.spans[1].start + 7
+    return TokenSelection(positions)
+
+
+def kvs_of(model: CausalModel) -> list[ChunkKV]:
+    return [isolated(model, ids) for ids in CHUNKS]
+
+
+def recomputed(
+    model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection, *, corrected: bool
+) -> tuple[KVBuffer, Warm]:
+    buffer = place(model, prompt, kvs_of(model), len(prompt))
+    return buffer, PlacedPrompt(model, prompt, buffer, corrected=corrected).recompute(selection)
+
+
+def by_the_formula(
+    model: CausalModel, prompt: AssembledPrompt, selected: tuple[int, ...], off: torch.Tensor
+) -> dict[int, torch.Tensor]:
+    """What the others are to have added, by position. off: [L, Hkv, N, D], canonical."""
+    carried = {}
+    for spans in prompt.occurrences:
+        positions = [p for s in spans for p in range(s.start, s.stop)]
+        given = [p for p in positions if p in selected]
+        for j in set(positions).difference(given) if given else ():
+            weights = {i: NEAR / (NEAR + abs(i - j)) for i in given}
+            total = sum(weight * off[:, :, i] for i, weight in weights.items())
+            carried[j] = total / (1 + sum(weights.values()))
+    return carried
+
+
+@every_family
+def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
+    """Turned to where each token stands: Gemma's layers turn differently."""
+    model, prompt = model_of(family), prompt_of_chunks()
+    selection = chosen(prompt)
+    placed = place(model, prompt, kvs_of(model), len(prompt))
+    before = placed.keys.clone(), placed.values.clone()
+    buffer, _ = recomputed(model, prompt, selection, corrected=True)
+
+    back = model.rotation(range(len(prompt))).inverse()
+    frames = [(rotate(b, back), rotate(p, back)) for b, p in [(buffer.keys, before[0])]]
+    frames.append((buffer.values, before[1]))
+    for found, old in frames:
+        expected = by_the_formula(model, prompt, selection.positions, found - old)
+        assert set(expected) == {
+            p for s in prompt.spans[:2] for p in range(s.start, s.stop)
+        }.difference(selection.positions)
+        for position, carried in expected.items():
+            torch.testing.assert_close(
+                found[:, :, position] - old[:, :, position], carried, rtol=1e-3, atol=1e-4
+            )
+        third = slice(prompt.spans[2].start, prompt.spans[2].stop)
+        torch.testing.assert_close(found[:, :, third], old[:, :, third], rtol=0.0, atol=1e-6)
+
+
+def test_a_chunk_placed_twice_is_two_chunks() -> None:
+    model = model_of(FAMILY)
+    ids = (5, *CHUNKS[0], 6, *CHUNKS[0], 7, 8)
+    size = len(CHUNKS[0])
+    spans = (span(CHUNKS[0], 1), span(CHUNKS[0], 2 + size))
+    prompt = AssembledPrompt(ids, spans, (len(ids) - 2, len(ids)))
+    carryover = Carryover(model, prompt, TokenSelection((3,)))
+    assert carryover.rest.tolist() == [p for p in range(1, 1 + size) if p != 3]
+
+
+def test_a_chunk_in_two_spans_is_one() -> None:
+    """A boundary token between them is fresh."""
+    model = model_of(FAMILY)
+    first, second = span(CHUNKS[0], 1, 0, 9), span(CHUNKS[0], 11, 10, len(CHUNKS[0]) - 10)
+    ids = (5, *CHUNKS[0], 7, 8)
+    prompt = AssembledPrompt(ids, (first, second), (len(ids) - 2, len(ids)))
+    carryover = Carryover(model, prompt, TokenSelection((3,)))
+    assert carryover.rest.tolist() == [p for p in prompt.chunk_positions if p != 3]
+
+
+@every_family
+def test_nothing_is_carried_where_nothing_is_off(family: str) -> None:
+    """Over true KV all stays true."""
+    model, prompt = model_of(family), prompt_of_chunks()
+    expected, (keys, values) = reference_of(family).dense(prompt.token_ids)
+    buffer = KVBuffer(keys.clone(), values.clone())
+    placed = PlacedPrompt(model, prompt, buffer, corrected=True)
+    warm = placed.recompute(chosen(prompt))
+    torch.testing.assert_close(warm.logits[0], expected[-1], **TOLERANCE)
+    torch.testing.assert_close(buffer.keys, keys, **TOLERANCE)
+    torch.testing.assert_close(buffer.values, values, **TOLERANCE)
+
+
+@every_family
+def test_recomputing_everything_is_dense_prefill(family: str) -> None:
+    model, prompt = model_of(family), prompt_of_chunks()
+    _, warm = recomputed(model, prompt, TokenSelection(prompt.chunk_positions), corrected=True)
+    expected, _ = reference_of(family).dense(prompt.token_ids)
+    torch.testing.assert_close(warm.logits[0], expected[-1], **TOLERANCE)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["nothing", "whole chunks"])
+def test_without_a_part_of_a_chunk_nothing_changes(whole: bool) -> None:
+    model, prompt = model_of(FAMILY), prompt_of_chunks()
+    first = prompt.spans[0]
+    selection = TokenSelection(tuple(range(first.start, first.stop)) if whole else ())
+    plain, expected = recomputed(model, prompt, selection, corrected=False)
+    buffer, warm = recomputed(model, prompt, selection, corrected=True)
+    assert torch.equal(warm.logits, expected.logits)
+    assert torch.equal(buffer.keys, plain.keys)
+
+
+def test_behind_cacheblends_exact_layers() -> None:
+    """Those are true for all tokens: what the selected are off by is measured in the others."""
+    model, prompt = model_of(FAMILY), prompt_of_chunks()
+    buffer = place(model, prompt, kvs_of(model), len(prompt))
+    placed = PlacedPrompt(model, prompt, buffer, corrected=True)
+    placed.early_deviation()
+    placed.recompute(chosen(prompt))
+    _, (keys, values) = reference_of(FAMILY).dense(prompt.token_ids)
+    torch.testing.assert_close(buffer.keys[:2], keys[:2], **TOLERANCE)
+    torch.testing.assert_close(buffer.values[:2], values[:2], **TOLERANCE)
+
+
+@every_family
+def test_shared_chunks_are_copied_not_written(family: str) -> None:
+    model, prompt = model_of(family), prompt_of_chunks()
+    there = [resident(model, kv) for kv in kvs_of(model)]
+    before = [(kv.keys.clone(), kv.values.clone()) for kv in there]
+    laid = lay(model, prompt, there, len(prompt))
+    warm = PlacedPrompt(model, prompt, laid, corrected=True).recompute(chosen(prompt))
+    _, expected = recomputed(model, prompt, chosen(prompt), corrected=True)
+    torch.testing.assert_close(warm.logits, expected.logits, **TOLERANCE)
+    for kv, (keys, values) in zip(there, before, strict=True):
+        assert torch.equal(kv.keys, keys)
+        assert torch.equal(kv.values, values)
+
+
+def test_in_half_precision() -> None:
+    model, prompt = CausalModel(build(FAMILY).bfloat16(), None, FAMILY), prompt_of_chunks()
+    buffer, warm = recomputed(model, prompt, chosen(prompt), corrected=True)
+    exact, expected = recomputed(model_of(FAMILY), prompt, chosen(prompt), corrected=True)
+    assert buffer.keys.dtype == torch.bfloat16
+    found, true = (buffer.keys, buffer.values), (exact.keys, exact.values)
+    assert float(deviation(found, true).mean()) < 1e-3
+    assert float((warm.logits - expected.logits).std() / expected.logits.std()) < 0.05
+
+
+def test_tokens_that_share_an_error_come_nearer() -> None:
+    """KV that is off by one vector all over a chunk: what is left of it shrinks."""
+    model, prompt = model_of(FAMILY), prompt_of_chunks()
+    _, (keys, values) = reference_of(FAMILY).dense(prompt.token_ids)
+    first = prompt.spans[0]
+    there = slice(first.start, first.stop)
+    left = []
+    for corrected in (False, True):
+        off = values.clone()
+        off[:, :, there] += 0.5
+        buffer = KVBuffer(keys.clone(), off)
+        selection = TokenSelection(tuple(range(first.start, first.stop, 4)))
+        PlacedPrompt(model, prompt, buffer, corrected=corrected).recompute(selection)
+        of_chunk = (buffer.keys[:, :, there], buffer.values[:, :, there])
+        left.append(float(deviation(of_chunk, (keys[:, :, there], values[:, :, there])).sum()))
+    assert left[1] < 0.5 * left[0]
