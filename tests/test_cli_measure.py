@@ -167,13 +167,13 @@ class TestQuality:
         names = "epic:published,epic,cache_craft:published,fusionrag"
         found = said(quality("--strategies", names, "--kv", "fused", "--limit", 1))
         assert points(found)[2:] == [
-            ("epic", "isolated", 0.15, "jsonl"),
+            ("epic", "isolated_as_stored", 0.15, "jsonl"),
             ("epic", "fused", 0.15, "jsonl"),
             ("cache_craft", "fused_as_stored", 0.15, "jsonl"),
             ("fusionrag", "fused", 0.15, "jsonl"),
         ]
         assert [(lead["other"], lead["kv"]) for lead in found["leads_published"]] == [
-            ("epic", "isolated"),
+            ("epic", "isolated_as_stored"),
             ("cache_craft", "fused_as_stored"),
         ]
         assert [(lead["other"], lead["kv"]) for lead in found["leads"]] == [("epic", "fused")]

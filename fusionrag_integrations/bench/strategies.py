@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.types import AnswerSettings, KVSource
 
-PlacedKV = Literal["isolated", "fused", "fused_as_stored"]
-"""What is placed of a chunk: `fused` is our default, fitted to where the chunk stands; the others
-are what the store holds, moved to its place and nothing else."""
+PlacedKV = Literal["isolated", "fused", "isolated_as_stored", "fused_as_stored"]
+"""What is placed of a chunk: `fused` is our default; it and `isolated` are corrected, before and
+while tokens are recomputed. The others are what the store holds, moved to its place."""
 
 BASELINES = ("full_attention", "prefix_cache", "full_reuse")
 SELECTING = (
@@ -31,16 +31,17 @@ DEFAULT_STRATEGIES = (
     *("random", "cacheblend", "cache_craft", "epic", "fusionrag_paper", "fusionrag"),
 )
 PUBLISHED_KV: dict[str, PlacedKV] = {
-    "cacheblend": "isolated",
+    "cacheblend": "isolated_as_stored",
     "cache_craft": "fused_as_stored",  # made behind the chunks that a chunk stood behind before
-    "epic": "isolated",
+    "epic": "isolated_as_stored",
     "fusionrag_paper": "fused_as_stored",
-    "prophetkv": "isolated",
-    "infoflow": "isolated",
+    "prophetkv": "isolated_as_stored",
+    "infoflow": "isolated_as_stored",
 }
 """The KV that a method's authors place; over another it is their selector only."""
 
 _PUBLISHED = ":published"
+_AS_STORED = "_as_stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Strategy:
         elif self.ratio == 1.0:
             selector = "all"
         return AnswerSettings(
-            kv="fused" if self.kv == "fused_as_stored" else self.kv,
-            corrected=self.kv == "fused",
+            kv=cast(KVSource, self.kv.removesuffix(_AS_STORED)),
+            corrected=not self.kv.endswith(_AS_STORED),
             selector=selector,
             ratio=self.ratio,
             break_even=False,  # what is asked for is what is measured
@@ -84,7 +85,8 @@ FULL = Strategy("full_attention", "none", 1.0)
 
 REUSE = Strategy("full_reuse", "isolated", 0.0)
 """What `recovered` and normalised F1 are measured from, as TurboRAG does it: isolated KV as it is
-stored. It stays so whatever is done to the KV of others; else results couldn't be compared."""
+stored, since nothing is recomputed to correct it by. It stays so whatever is done to the KV of
+others; else results couldn't be compared."""
 
 
 def make_strategies(

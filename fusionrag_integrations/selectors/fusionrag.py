@@ -2,7 +2,8 @@
 
 The whole suffix runs over the placed KV at its true positions. A token's relevance is the attention
 that it gets: softmax over the whole prompt, mean over heads, L2 norm over the suffix's tokens, as
-in InfoFlow KV (arXiv 2603.05353), but mean over all layers, as in ProphetKV (arXiv 2602.02579).
+in InfoFlow KV (arXiv 2603.05353), but mean over all layers that see the whole prompt, as in
+ProphetKV (arXiv 2602.02579), each of which counts alike.
 
 A model that was calibrated by questions of its own knows more:
 - fewer layers may tell as much;
@@ -14,6 +15,7 @@ A model that was calibrated by questions of its own knows more:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,8 @@ import torch
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.selectors.sentences import sentence_numbers
 from fusionrag_integrations.types import AssembledPrompt, Calibration, Probe
+
+TINY = 1e-30  # a layer's relevance where its window reaches no chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class FusionRAGScorer:
 
     def __call__(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
         """Scores [C], float32."""
-        calibration = self.calibration or Calibration(layers=tuple(range(probe.num_layers)))
+        calibration = self.calibration or Calibration(layers=_seeing_all(probe))
         scores = relevance(prompt, probe, calibration.layers)
         if calibration.whole_sentences:
             scores = spread(scores, sentence_numbers(prompt).to(scores.device))
@@ -40,12 +44,22 @@ class FusionRAGScorer:
         return scores
 
 
-def relevance(prompt: AssembledPrompt, probe: Probe, layers: tuple[int, ...]) -> torch.Tensor:
-    """Attention that each chunk token gets from the suffix in `layers`, float32 [C]."""
+def _seeing_all(probe: Probe) -> tuple[int, ...]:
+    """The layers that see the whole prompt; all, where each has a window."""
+    return probe.global_layers or tuple(range(probe.num_layers))
+
+
+def relevance(prompt: AssembledPrompt, probe: Probe, layers: Sequence[int]) -> torch.Tensor:
+    """What share of its layer's relevance each chunk token has, mean over `layers`, float32 [C]."""
+    by_layer = attention(prompt, probe, layers)
+    return (by_layer / by_layer.sum(1, keepdim=True).clamp(min=TINY)).mean(0)
+
+
+def attention(prompt: AssembledPrompt, probe: Probe, layers: Sequence[int]) -> torch.Tensor:
+    """That each chunk token gets from the suffix in each of `layers`, float32 [L, C]."""
     views = probe.suffix(layers)
     positions = torch.tensor(prompt.chunk_positions, device=views[0].keys.device)
-    by_layer = [weights(view).mean(0)[:, positions].norm(dim=0) for view in views]
-    return torch.stack(by_layer).mean(0)
+    return torch.stack([weights(view).mean(0)[:, positions].norm(dim=0) for view in views])
 
 
 def spread(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

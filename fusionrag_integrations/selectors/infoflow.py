@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.selectors.fusionrag import relevance
+from fusionrag_integrations.selectors.fusionrag import attention
 from fusionrag_integrations.types import AssembledPrompt, Layered, Probe
 
 DEPTHS = (0.45, 0.75)
@@ -17,7 +17,7 @@ LAYERS = 4
 
 def infoflow(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     """Scores [C], float32."""
-    return relevance(prompt, probe, middle_layers(probe))
+    return attention(prompt, probe, middle_layers(probe)).mean(0)
 
 
 def middle_layers(model: Layered) -> tuple[int, ...]:

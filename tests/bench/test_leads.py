@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from fusionrag_integrations.bench.leads import leads, published_leads
 from fusionrag_integrations.bench.measurement import Measurement
-from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
+from fusionrag_integrations.bench.strategies import FULL, REUSE, PlacedKV, Strategy
 from fusionrag_integrations.bootstrap import Difference, paired_difference, ratio_interval
 from tests.bench.test_summary import F1, OURS, SAME, SINGLE, by_question, measured
 
@@ -118,7 +119,7 @@ class TestWhatIsRecovered:
 
 
 class TestAsPublished:
-    epic = Strategy("epic", "isolated", 0.15)
+    epic = Strategy("epic", "isolated_as_stored", 0.15)
 
     def log(self, *others: list[Measurement]) -> list[Measurement]:
         return by_question(
@@ -131,7 +132,7 @@ class TestAsPublished:
     def test_the_gap_in_what_is_recovered_and_kept(self) -> None:
         (found,) = published_leads(self.log(diverging(self.epic, THEIRS, "nyny")))
         assert (found.kind, found.kv, found.ratio, found.other) == (
-            *("single", "isolated", 0.15, "epic"),
+            *("single", "isolated_as_stored", 0.15, "epic"),
         )
         assert found.recovered is not None
         assert found.recovered.mean == pytest.approx(0.5)
@@ -153,13 +154,16 @@ class TestAsPublished:
         strategies = [
             Strategy(name, kv, ratio)
             for name in names
-            for kv in ("isolated", "fused", "fused_as_stored")
+            for kv in get_args(PlacedKV)
             for ratio in (0.0, 0.15, 0.3, 1.0)
         ]
         groups = [diverging(s, MINE, "yyyy") for s in strategies]
         found = published_leads(log_of(*groups))
         assert {(lead.other, lead.kv) for lead in found} == {
-            *((name, "isolated") for name in ("cacheblend", "epic", "prophetkv", "infoflow")),
+            *(
+                (name, "isolated_as_stored")
+                for name in ("cacheblend", "epic", "prophetkv", "infoflow")
+            ),
             *((name, "fused_as_stored") for name in ("cache_craft", "fusionrag_paper")),
         }
         assert {lead.ratio for lead in found} == {0.15, 0.3}
@@ -169,7 +173,7 @@ class TestAsPublished:
     def test_ours_over_isolated_kv_is_compared_with_none(self) -> None:
         log = log_of(
             diverging(Strategy("fusionrag", "isolated", 0.15), MINE, "yyyy"),
-            diverging(self.epic, THEIRS, "yyyy"),
+            diverging(Strategy("epic", "isolated", 0.15), THEIRS, "yyyy"),
         )
         assert published_leads(log) == []
         assert len(leads(log)) == 1

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -19,7 +19,13 @@ from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
 from fusionrag_integrations.bench.quality import run_quality
 from fusionrag_integrations.bench.shared_pass import Answered, answer_all
-from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy, make_strategies
+from fusionrag_integrations.bench.strategies import (
+    FULL,
+    REUSE,
+    PlacedKV,
+    Strategy,
+    make_strategies,
+)
 from fusionrag_integrations.bench.summary import summarise
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
@@ -30,9 +36,9 @@ from tests.reference import Reference
 pytest.importorskip("rouge_score")
 
 NAMES = ("full_reuse", "random", "epic")
-KV = ("isolated", "fused", "fused_as_stored")
+KV = get_args(PlacedKV)
 STRATEGIES = make_strategies(NAMES, (0.0, 0.3, 1.0), KV)
-RUNS = 1 + 3 * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
+RUNS = 1 + len(KV) * (1 + 2 + 1)  # full attention; for each KV nothing, two selectors, everything
 KINDS = ("single", "single", "bridge", "single", "bridge")
 MAX_TOKENS = 6
 

@@ -92,7 +92,7 @@ def test_a_method_as_published_is_over_its_own_kv_alone() -> None:
     names = ("epic:published", "fusionrag", "cache_craft:published", "fusionrag_paper:published")
     assert made(names, (0.1, 0.2), ("fused",)) == [
         *(FULL, REUSE),
-        *(("epic", "isolated", 0.1), ("epic", "isolated", 0.2)),
+        *(("epic", "isolated_as_stored", 0.1), ("epic", "isolated_as_stored", 0.2)),
         *(("fusionrag", "fused", 0.1), ("fusionrag", "fused", 0.2)),
         *(("cache_craft", "fused_as_stored", 0.1), ("cache_craft", "fused_as_stored", 0.2)),
         *(("fusionrag_paper", "fused_as_stored", r) for r in (0.1, 0.2)),
@@ -101,21 +101,22 @@ def test_a_method_as_published_is_over_its_own_kv_alone() -> None:
 
 def test_a_method_as_published_may_stand_beside_its_selector_over_our_kv() -> None:
     assert made(("epic:published", "epic"), (0.1,), ("fused",))[2:] == [
-        ("epic", "isolated", 0.1),
+        ("epic", "isolated_as_stored", 0.1),
         ("epic", "fused", 0.1),
     ]
-    assert made(("epic", "epic:published"), (0.1,), BOTH) == made(("epic",), (0.1,), BOTH)
+    kinds = (*BOTH, "isolated_as_stored")
+    assert made(("epic", "epic:published"), (0.1,), kinds) == made(("epic",), (0.1,), kinds)
 
 
 def test_which_are_as_published() -> None:
     """The others' methods, each over one kind of KV; never ours, nor chance."""
-    kinds = (*BOTH, "fused_as_stored")
+    kinds = get_args(PlacedKV)
     found = {s for s in make_strategies(SELECTING, (0.1,), kinds) if s.as_published}
     assert {s.name for s in found} == set(PUBLISHED_KV) == set(SELECTING) - {"random", "fusionrag"}
     assert len(found) == len(PUBLISHED_KV)
     as_stored = {s.name for s in found if s.kv == "fused_as_stored"}
     assert as_stored == {"fusionrag_paper", "cache_craft"}
-    assert {s.kv for s in found if s.name not in as_stored} == {"isolated"}
+    assert {s.kv for s in found if s.name not in as_stored} == {"isolated_as_stored"}
     assert not Strategy("full_reuse", "isolated", 0.0).as_published
 
 
@@ -132,7 +133,6 @@ def test_what_nobody_has_published(name: str) -> None:
 def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
     measured = AnswerSettings(  # as asked, if short too
         kv=kv,
-        corrected=kv == "fused",
         break_even=False,
         max_tokens=7,
         repetition_penalty=1.0,
@@ -147,19 +147,18 @@ def test_at_the_ends_no_selector_decides(name: str, kv: str) -> None:
     assert (between.kv, between.selector, between.ratio, between.max_tokens) == (kv, name, 0.3, 7)
 
 
-def test_only_our_default_fits_kv_to_where_it_stands() -> None:
-    """What all are measured from, and others as published, place what is stored."""
+def test_only_ours_fits_kv_to_where_it_stands() -> None:
+    """Others as published place what is stored."""
     settings = {kv: Strategy("epic", kv, 0.1).settings(3) for kv in get_args(PlacedKV)}
     assert {kv: (s.kv, s.corrected) for kv, s in settings.items()} == {
-        "isolated": ("isolated", False),
+        "isolated": ("isolated", True),
         "fused": ("fused", True),
+        "isolated_as_stored": ("isolated", False),
         "fused_as_stored": ("fused", False),
     }
     assert Strategy("full_reuse", "isolated", 0.0) == strategies.REUSE
     reuse = strategies.REUSE.settings(3)
-    assert (reuse.kv, reuse.corrected, reuse.selector, reuse.ratio) == (
-        *("isolated", False, "none", 0.0),
-    )
+    assert (reuse.kv, reuse.selector, reuse.ratio) == ("isolated", "none", 0.0)
     ours, default = Strategy("fusionrag", "fused", 0.15).settings(3), AnswerSettings()
     assert (ours.kv, ours.corrected, ours.selector, ours.ratio) == (
         *(default.kv, default.corrected, default.selector, default.ratio),

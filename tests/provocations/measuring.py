@@ -103,7 +103,7 @@ provoked.each(
             "bench", "quality", "--ratios", "half"
         ),
         "--... ...: they must lie in [...].": lambda w: w.run("bench", "quality", "--ratios", "15"),
-        "--kv ...: choose isolated, fused, fused_as_stored.": lambda w: w.run(
+        "--kv ...: choose isolated, fused, isolated_as_stored, fused_as_stored.": lambda w: w.run(
             "bench", "quality", "--kv", "none"
         ),
         "Unknown formats ...; known are ...": lambda w: w.run(

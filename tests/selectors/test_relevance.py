@@ -79,6 +79,16 @@ def l2_over_rows(probe: FakeProbe, layers: tuple[int, ...]) -> dict[int, float]:
     return scores
 
 
+def shares(probe: FakeProbe, layers: tuple[int, ...]) -> dict[int, float]:
+    """The same, each layer's as shares of their sum, mean over the layers."""
+    scores = dict.fromkeys(probe.prompt.chunk_positions, 0.0)
+    for layer in layers:
+        found = l2_over_rows(probe, (layer,))
+        for p in scores:
+            scores[p] += found[p] / sum(found.values()) / len(layers)
+    return scores
+
+
 @pytest.mark.parametrize(("windows", "layers"), [({}, (3, 4)), (SOME_WINDOWS, (4,))])
 def test_infoflow_is_the_norm_over_rows_in_the_middle_layers(windows: dict, layers: tuple) -> None:
     probe = FakeProbe(PROMPT, **windows)
@@ -88,12 +98,21 @@ def test_infoflow_is_the_norm_over_rows_in_the_middle_layers(windows: dict, laye
     assert make_selector("infoflow", 0.3).select(PROMPT, probe).positions == best(expected, 5)
 
 
-@pytest.mark.parametrize("windows", [{}, SOME_WINDOWS])
-def test_fusionrag_without_a_calibration_asks_all_layers(windows: dict) -> None:
+@pytest.mark.parametrize(
+    ("windows", "layers"),
+    [
+        ({}, (0, 1, 2, 3, 4, 5)),
+        (SOME_WINDOWS, (0, 1, 4)),
+        ({"global_layers": (), "window": 24}, (0, 1, 2, 3, 4, 5)),  # all have windows
+    ],
+)
+def test_fusionrag_without_a_calibration_asks_all_layers_that_see_everything(
+    windows: dict, layers: tuple[int, ...]
+) -> None:
     probe = FakeProbe(PROMPT, **windows)
-    expected = l2_over_rows(probe, tuple(range(6)))
+    expected = shares(probe, layers)
     assert by_position(FusionRAGScorer()(PROMPT, probe)) == pytest.approx(expected, rel=1e-4)
-    assert probe.asked == [(0, 1, 2, 3, 4, 5)]
+    assert probe.asked == [layers]
     assert make_selector("fusionrag", 0.3).select(PROMPT, probe).positions == best(expected, 5)
 
 
@@ -101,7 +120,7 @@ def test_fusionrag_without_a_calibration_asks_all_layers(windows: dict) -> None:
 def test_fusionrag_asks_the_layers_of_its_calibration(windows: dict) -> None:
     probe = FakeProbe(PROMPT, **windows)
     calibration = Calibration(layers=(0, 2, 5))
-    expected = l2_over_rows(probe, (0, 2, 5))
+    expected = shares(probe, (0, 2, 5))
     scores = by_position(FusionRAGScorer(calibration)(PROMPT, probe))
     assert scores == pytest.approx(expected, rel=1e-4)
     chosen = make_selector("fusionrag", 0.3, calibration).select(PROMPT, probe).positions
@@ -140,7 +159,7 @@ GROUPS = ([3, 4], [5, 6, 7], [8, 9, 10], [13, 14, 15], [16, 17])
 
 def test_a_token_counts_as_much_as_the_best_of_its_sentence() -> None:
     probe = FakeProbe(IN_SENTENCES)
-    alone = l2_over_rows(probe, (2,))
+    alone = shares(probe, (2,))
     expected = {p: max(alone[q] for q in group) for group in GROUPS for p in group}
     scorer = FusionRAGScorer(Calibration(layers=(2,), whole_sentences=True))
     scores = by_position(scorer(IN_SENTENCES, probe), IN_SENTENCES)
@@ -163,7 +182,7 @@ def test_relevance_is_weighed_by_sensitivity(exponent: float) -> None:
     mean = (0.1 + 0.2 + 0.3 + 0.0 + 1.0 + 0.4 + 0.7) / 7  # of those in the prompt
     felt = [0.1, 0.2, 0.3, mean, mean, mean, mean, 0.0, 1.0, 0.4, 0.7]
     probe = FakeProbe(prompt)
-    alone = l2_over_rows(probe, (1, 3))
+    alone = shares(probe, (1, 3))
     expected = {
         p: alone[p] * s**exponent for p, s in zip(prompt.chunk_positions, felt, strict=True)
     }
@@ -176,7 +195,7 @@ def test_sentences_are_spread_before_they_are_weighed() -> None:
     record = known("s", ["He", " left", ".", " She", " stayed"], traced([2.0, 0.0, 1.0, 3.0, 0.5]))
     prompt = prompt_with([(record, 0, 2, 5)], 12)
     probe = FakeProbe(prompt)
-    alone = l2_over_rows(probe, (2,))
+    alone = shares(probe, (2,))
     first, second = max(alone[p] for p in (2, 3, 4)), max(alone[p] for p in (5, 6))
     expected = [2 * first, 0.0, first, 3 * second, 0.5 * second]
     scorer = FusionRAGScorer(Calibration(layers=(2,), whole_sentences=True, sensitivity=1.0))
