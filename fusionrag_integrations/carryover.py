@@ -31,54 +31,65 @@ NEAR = 3
 
 
 class Carryover:
-    """From a prompt's selected tokens to the others of their chunks. Weighed once for all layers.
+    """From selected tokens to the others of their chunks. Weighed once for all layers.
 
-    selected, rest: positions of those that are carried from and to, int64 on the model's device;
-    chunks of which nothing or everything is selected have no part in it.
+    positions: of those that are carried from. selected, rest: those and the others, int64 on the
+    model's device.
     """
 
-    def __init__(
-        self, model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
-    ) -> None:
+    @classmethod
+    def of(
+        cls, model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
+    ) -> Carryover | None:
+        """From a prompt's selected tokens; None where no chunk has both selected and others."""
         chosen = set(selection.positions)
-        selected: list[torch.Tensor] = []  # by chunk
-        rest: list[torch.Tensor] = []
+        selected: list[list[int]] = []
+        rest: list[list[int]] = []
         for spans in prompt.occurrences:
             positions = [p for span in spans for p in range(span.start, span.stop)]
             given = [p for p in positions if p in chosen]
             if 0 < len(given) < len(positions):
-                selected.append(torch.tensor(given))
-                rest.append(torch.tensor([p for p in positions if p not in chosen]))
-        self.positions = tuple(int(p) for chunk in selected for p in chunk)
-        if not self.positions:
-            return
+                selected.append(given)
+                rest.append([p for p in positions if p not in chosen])
+        return cls(model, selected, rest) if selected else None
+
+    def __init__(
+        self, model: CausalModel, by_chunk: Sequence[list[int]], rest: Sequence[list[int]]
+    ) -> None:
+        """by_chunk, rest: positions of a chunk's selected tokens and of its others, none empty."""
+        self.positions = tuple(position for chunk in by_chunk for position in chunk)
         device = model.device
-        self.selected, self.rest = torch.cat(selected).to(device), torch.cat(rest).to(device)
+        self.selected = torch.tensor(self.positions, device=device)
+        self.rest = torch.tensor([p for chunk in rest for p in chunk], device=device)
         self._back = model.rotation(self.selected).inverse()
         self._forth = model.rotation(self.rest)
         # Chunks side by side, padded: [chunks, most of the rest, most selected].
-        sources = pad_sequence(selected, batch_first=True, padding_value=-1)
-        targets = pad_sequence(rest, batch_first=True, padding_value=-1)
+        sources, targets = (
+            pad_sequence([torch.tensor(c) for c in chunks], batch_first=True, padding_value=-1)
+            for chunks in (by_chunk, rest)
+        )
         distance = (targets[:, :, None] - sources[:, None]).abs()
         weights = torch.where(sources[:, None] < 0, 0.0, NEAR / (NEAR + distance))
         self._weights = (weights / (1.0 + weights.sum(2, keepdim=True))).to(device)
         self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
         self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
 
-    def keys(self, off: torch.Tensor, layer: int) -> torch.Tensor:
-        """From the selected tokens' rotated keys to the rest's. Both float32, [Hkv, T, D]."""
-        here = slice(layer, layer + 1)
-        still = rotate(off[None], self._back.of_layers(here))[0]
-        return rotate(self.values(still)[None], self._forth.of_layers(here))[0]
+    def to_rest(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to add to the rest's rotated keys and values in a layer, float32 [Hkv, rest, D].
 
-    def values(self, off: torch.Tensor) -> torch.Tensor:
-        """From the selected tokens' values to the rest's. Both float32, [Hkv, T, D]."""
-        heads, _, size = off.shape
+        keys, values: what the selected tokens' are off by, float32 [Hkv, selected, D].
+        """
+        here = slice(layer, layer + 1)
+        heads, _, size = keys.shape
         chunks, _, most = self._weights.shape
-        padded = off.new_zeros(chunks * most, heads * size)
+        off = torch.cat([rotate(keys[None], self._back.of_layers(here))[0], values])
+        padded = off.new_zeros(chunks * most, 2 * heads * size)
         padded[self._sources] = off.transpose(0, 1).flatten(1)
-        carried = torch.bmm(self._weights, padded.view(chunks, most, -1))
-        return carried.flatten(0, 1)[self._targets].view(-1, heads, size).transpose(0, 1)
+        carried = torch.bmm(self._weights, padded.view(chunks, most, -1)).flatten(0, 1)
+        still, more = carried[self._targets].view(-1, 2, heads, size).permute(1, 2, 0, 3)
+        return rotate(still[None], self._forth.of_layers(here))[0], more
 
 
 class CarryingKV:
@@ -97,7 +108,7 @@ class CarryingKV:
         own = self._buffer.over(rows)
         index = {position: row for row, position in enumerate(rows.positions)}
         carried = [index.get(position) for position in self._carryover.positions]
-        if not carried or None in carried:
+        if None in carried:
             return own
         return _CarryingRows(self._buffer, own, self._carryover, carried)
 
@@ -127,9 +138,7 @@ class _CarryingRows:
             for new, placed in zip((keys, values), slots, strict=True)
         ]
         self._own.write(layer, keys, values)
-        for placed, more in zip(
-            slots, (carry.keys(off[0], layer), carry.values(off[1])), strict=True
-        ):
+        for placed, more in zip(slots, carry.to_rest(layer, *off), strict=True):
             placed.index_add_(1, carry.rest, more.to(placed.dtype))
 
     def attend(

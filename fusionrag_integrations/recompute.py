@@ -299,11 +299,10 @@ class PlacedPrompt:
         self, own: Sequence[int], selection: TokenSelection
     ) -> tuple[SequenceKV, SequenceKV]:
         """KV that holds the `own` positions' tokens, and the same for the pass that recomputes."""
-        if self._corrected:
-            carryover = Carryover(self._model, self._prompt, selection)
-            if carryover.positions:
-                buffer = self._kv.placed()  # shared chunks are never written to
-                return buffer, CarryingKV(buffer, carryover)
+        carryover = Carryover.of(self._model, self._prompt, selection) if self._corrected else None
+        if carryover:
+            buffer = self._kv.placed()  # shared chunks are never written to
+            return buffer, CarryingKV(buffer, carryover)
         kv = self._kv.owning(own)
         return kv, kv
 

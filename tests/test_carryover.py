@@ -89,7 +89,8 @@ def test_a_chunk_placed_twice_is_two_chunks() -> None:
     size = len(CHUNKS[0])
     spans = (span(CHUNKS[0], 1), span(CHUNKS[0], 2 + size))
     prompt = AssembledPrompt(ids, spans, (len(ids) - 2, len(ids)))
-    carryover = Carryover(model, prompt, TokenSelection((3,)))
+    carryover = Carryover.of(model, prompt, TokenSelection((3,)))
+    assert carryover
     assert carryover.rest.tolist() == [p for p in range(1, 1 + size) if p != 3]
 
 
@@ -99,7 +100,8 @@ def test_a_chunk_in_two_spans_is_one() -> None:
     first, second = span(CHUNKS[0], 1, 0, 9), span(CHUNKS[0], 11, 10, len(CHUNKS[0]) - 10)
     ids = (5, *CHUNKS[0], 7, 8)
     prompt = AssembledPrompt(ids, (first, second), (len(ids) - 2, len(ids)))
-    carryover = Carryover(model, prompt, TokenSelection((3,)))
+    carryover = Carryover.of(model, prompt, TokenSelection((3,)))
+    assert carryover
     assert carryover.rest.tolist() == [p for p in prompt.chunk_positions if p != 3]
 
 

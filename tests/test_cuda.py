@@ -125,6 +125,21 @@ def test_chunks_where_they_lie(family: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("family", FACTORIES)
+def test_what_recomputed_tokens_carry_over(family: str) -> None:
+    """The same as on a CPU, from chunks that lie on the device and stay as they are."""
+    model, prompt = cuda(family), prompt_of_chunks()
+    selection = TokenSelection(prompt.chunk_positions[3::5])
+    there = [resident(model, isolated(model, ids)) for ids in CHUNKS]
+    laid = lay(model, prompt, there, len(prompt))
+    found = PlacedPrompt(model, prompt, laid, corrected=True).recompute(selection).logits[0]
+    host = CausalModel(build(family), None, family)
+    kvs = [isolated(host, ids) for ids in CHUNKS]
+    buffer = place(host, prompt, kvs, len(prompt))
+    expected = PlacedPrompt(host, prompt, buffer, corrected=True).recompute(selection).logits[0]
+    assert distance(found.cpu(), expected) < 1e-4
+
+
+@pytest.mark.parametrize("family", FACTORIES)
 def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model, prompt = cuda(family), tuple(range(1, 60))
     warm = []
