@@ -141,7 +141,7 @@ def test_only_the_models_distributions_decide() -> None:
         assert (settings.temperature, settings.repetition_penalty) == (0.0, 1.0)
         assert (settings.break_even, settings.max_tokens) == (False, MAX_TOKENS)
     reuse = REAL_TEXT_STRATEGIES["full_reuse"]
-    assert (reuse.kv, reuse.corrected, reuse.selector) == ("isolated", False, "none")
+    assert (reuse.kv, reuse.ratio, reuse.selector) == ("isolated", 0.0, "none")
     ours = REAL_TEXT_STRATEGIES["fusionrag"]
     default = AnswerSettings()
     assert (ours.kv, ours.corrected, ours.selector) == (
