@@ -44,7 +44,7 @@ def recomputed(
 
 
 def by_the_formula(
-    model: CausalModel, prompt: AssembledPrompt, selected: tuple[int, ...], off: torch.Tensor
+    prompt: AssembledPrompt, selected: tuple[int, ...], off: torch.Tensor
 ) -> dict[int, torch.Tensor]:
     """What the others are to have added, by position. off: [L, Hkv, N, D], canonical."""
     carried = {}
@@ -68,10 +68,9 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
     buffer, _ = recomputed(model, prompt, selection, corrected=True)
 
     back = model.rotation(range(len(prompt))).inverse()
-    frames = [(rotate(b, back), rotate(p, back)) for b, p in [(buffer.keys, before[0])]]
-    frames.append((buffer.values, before[1]))
-    for found, old in frames:
-        expected = by_the_formula(model, prompt, selection.positions, found - old)
+    keys = rotate(buffer.keys, back), rotate(before[0], back)
+    for found, old in (keys, (buffer.values, before[1])):
+        expected = by_the_formula(prompt, selection.positions, found - old)
         assert set(expected) == {
             p for s in prompt.spans[:2] for p in range(s.start, s.stop)
         }.difference(selection.positions)

@@ -17,8 +17,9 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import AnswerSettings, KVSource
 
 PlacedKV = Literal["isolated", "fused", "isolated_as_stored", "fused_as_stored"]
-"""What is placed of a chunk: `fused` is our default; it and `isolated` are corrected, before and
-while tokens are recomputed. The others are what the store holds, moved to its place."""
+"""What is placed of a chunk: `fused` is our default, fitted to where the chunk stands; it and
+`isolated` are corrected while tokens are recomputed. The others are what the store holds, moved to
+its place and nothing else."""
 
 BASELINES = ("full_attention", "prefix_cache", "full_reuse")
 SELECTING = (
