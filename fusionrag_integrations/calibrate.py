@@ -142,16 +142,26 @@ class _Subject:
 
 
 class _SeenProbe:
-    """A probe that has looked at every layer already: one pass serves all calibrations."""
+    """A probe that looks at every layer at once, and only once: that serves all calibrations."""
 
     def __init__(self, placed: PlacedPrompt) -> None:
         self.num_layers = placed.num_layers
         self.global_layers = placed.global_layers
-        self._views = placed.suffix(range(placed.num_layers))
         self._placed = placed
+        self._seen: dict[tuple[int, ...], tuple[list[LayerView], torch.Tensor]] = {}
 
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
-        return [self._views[layer] for layer in layers]
+        views, _ = self.watched_suffix(layers, ())
+        return views
+
+    def watched_suffix(
+        self, layers: Sequence[int], watched: Sequence[int]
+    ) -> tuple[list[LayerView], torch.Tensor]:
+        key = tuple(watched)
+        if key not in self._seen:
+            self._seen[key] = self._placed.watched_suffix(range(self.num_layers), watched)
+        views, off = self._seen[key]
+        return [views[layer] for layer in layers], off[list(layers)]
 
     def early_deviation(self) -> torch.Tensor:
         return self._placed.early_deviation()

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fusionrag_integrations.kernels import Rows
-from fusionrag_integrations.model import CausalModel, KVBuffer, RowsKV
+from fusionrag_integrations.model import CausalModel, KVBuffer
+from fusionrag_integrations.observed import KV
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import AssembledPrompt, TokenSelection
 
@@ -32,6 +32,8 @@ NEAR = 3
 
 class Carryover:
     """From selected tokens to the others of their chunks. Weighed once for all layers.
+
+    It observes the pass that recomputes the selected tokens.
 
     positions: of those that are carried from. selected, rest: those and the others, int64 on the
     model's device.
@@ -74,6 +76,12 @@ class Carryover:
         self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
         self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
 
+    def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
+        """Add to the rest of a layer what the selected tokens, written just now, tell."""
+        off = [new.float() - old.float() for new, old in zip(computed, placed, strict=True)]
+        for slots, more in zip(buffer.layer(layer), self.to_rest(layer, *off), strict=True):
+            slots.index_add_(1, self.rest, more.to(slots.dtype))
+
     def to_rest(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,61 +98,3 @@ class Carryover:
         carried = torch.bmm(self._weights, padded.view(chunks, most, -1)).flatten(0, 1)
         still, more = carried[self._targets].view(-1, 2, heads, size).permute(1, 2, 0, 3)
         return rotate(still[None], self._forth.of_layers(here))[0], more
-
-
-class CarryingKV:
-    """A buffer in which writing the selected tokens corrects the others of their chunks."""
-
-    def __init__(self, buffer: KVBuffer, carryover: Carryover) -> None:
-        self._buffer = buffer
-        self._carryover = carryover
-
-    @property
-    def capacity(self) -> int:
-        return self._buffer.capacity
-
-    def over(self, rows: Rows) -> RowsKV:
-        """What a pass over these rows uses. Of the selected tokens it has all, or carries none."""
-        own = self._buffer.over(rows)
-        index = {position: row for row, position in enumerate(rows.positions)}
-        carried = [index.get(position) for position in self._carryover.positions]
-        if None in carried:
-            return own
-        return _CarryingRows(self._buffer, own, self._carryover, carried)
-
-
-class _CarryingRows:
-    """Rows that hold all selected tokens."""
-
-    def __init__(
-        self,
-        buffer: KVBuffer,
-        own: RowsKV,
-        carryover: Carryover,
-        carried: Sequence[int | None],
-    ) -> None:
-        """carried: which of the rows are the carryover's selected tokens, in its order."""
-        self.rows = own.rows
-        self._buffer = buffer
-        self._own = own
-        self._carryover = carryover
-        self._carried = torch.tensor(carried, device=own.rows.on_device.device)
-
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the rows' keys and values in place, and add what they tell to the others'."""
-        carry, slots = self._carryover, self._buffer.layer(layer)
-        off = [
-            new[:, self._carried].float() - placed[:, carry.selected].float()
-            for new, placed in zip((keys, values), slots, strict=True)
-        ]
-        self._own.write(layer, keys, values)
-        for placed, more in zip(slots, carry.to_rest(layer, *off), strict=True):
-            placed.index_add_(1, carry.rest, more.to(placed.dtype))
-
-    def attend(
-        self, layer: int, queries: torch.Tensor, scaling: float, window: int | None
-    ) -> torch.Tensor:
-        return self._own.attend(layer, queries, scaling, window)
-
-    def keys(self, layer: int) -> torch.Tensor:
-        return self._own.keys(layer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -103,13 +102,14 @@ class ReusedPrompt:
         self._full = full
         self._max_tokens = max_tokens
         self._placed = place(model, prompt, kvs, len(prompt) + max_tokens)
+        self._seen: dict[tuple[int, ...], _Seen] = {}  # by the tokens that were watched
 
     def follow(self, selector: Selector) -> Followed:
         """Recompute what the selector chooses, and read the answer behind it."""
         placed = PlacedPrompt(
             self._model, self._prompt, self._placed.copy(), corrected=self._corrected
         )
-        probe = _SharedProbe(placed, lambda: self._seen)
+        probe = _SharedProbe(placed, self._look)
         selection = selector.select(self._prompt, probe)
         warm = placed.recompute(selection, self._full.token_ids[:-1])
         logits = warm.logits.float()
@@ -142,37 +142,45 @@ class ReusedPrompt:
         )
         return (*ids[:same], *(token.token_id for token in rest))
 
-    @cached_property
-    def _seen(self) -> _Seen:
+    def _look(self, watched: tuple[int, ...]) -> _Seen:
         """What every layer shows, over the KV as it was placed."""
-        layers = range(self._model.num_layers)
-        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
-        views = placed.suffix(layers)
-        return _Seen(tuple(views), placed.token_layers // len(layers))
+        if watched not in self._seen:
+            layers = range(self._model.num_layers)
+            placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
+            views, off = placed.watched_suffix(layers, watched)
+            self._seen[watched] = _Seen(tuple(views), off, placed.token_layers // len(layers))
+        return self._seen[watched]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """All layers' views, and how many rows ran to see them."""
+    """All layers' views, how far the watched tokens are off, and how many rows ran to see them."""
 
     views: tuple[LayerView, ...]
+    off: torch.Tensor
     rows: int
 
 
 class _SharedProbe:
     """A probe whose layers were seen before; it counts what looking would have cost by itself."""
 
-    def __init__(self, placed: PlacedPrompt, seen: Callable[[], _Seen]) -> None:
+    def __init__(self, placed: PlacedPrompt, look: Callable[[tuple[int, ...]], _Seen]) -> None:
         self.num_layers = placed.num_layers
         self.global_layers = placed.global_layers
         self.token_layers = 0
         self._placed = placed
-        self._seen = seen
+        self._look = look
 
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
-        seen = self._seen()
+        views, _ = self.watched_suffix(layers, ())
+        return views
+
+    def watched_suffix(
+        self, layers: Sequence[int], watched: Sequence[int]
+    ) -> tuple[list[LayerView], torch.Tensor]:
+        seen = self._look(tuple(watched))
         self.token_layers += seen.rows * (max(layers) + 1)
-        return [seen.views[layer] for layer in layers]
+        return [seen.views[layer] for layer in layers], seen.off[list(layers)]
 
     def early_deviation(self) -> torch.Tensor:
         return self._placed.early_deviation()

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.carryover import CarryingKV, Carryover
+from fusionrag_integrations.carryover import Carryover
 from fusionrag_integrations.kernels import Segment, Segments, can_gather
 from fusionrag_integrations.model import (
     CausalModel,
@@ -26,7 +26,9 @@ from fusionrag_integrations.model import (
     SequenceKV,
     ViewCapture,
 )
+from fusionrag_integrations.observed import ObservedKV
 from fusionrag_integrations.rope import TurnTables, rotate
+from fusionrag_integrations.staleness import Staleness
 from fusionrag_integrations.timing import settle
 from fusionrag_integrations.types import (
     AssembledPrompt,
@@ -238,14 +240,33 @@ class PlacedPrompt:
         The fresh tokens have seen stale KV, and are computed again with the selected tokens. What
         only separates chunks isn't run: zeros stand for it.
         """
+        return self._look(layers, self._kv.owning(self._prompt.fresh_positions))
+
+    def watched_suffix(
+        self, layers: Sequence[int], watched: Sequence[int]
+    ) -> tuple[list[LayerView], torch.Tensor]:
+        """The same with chunk tokens run along, and what their placed KV is off by in `layers`.
+
+        watched: their positions. Off by: as `chunk_kv.deviation`, float32 [len(layers), watched].
+        What was placed stands again afterwards.
+        """
+        self._kv = buffer = self._kv.placed()  # shared chunks are never written to
+        staleness = Staleness(watched)
+        views = self._look(layers, ObservedKV(buffer, watched, staleness), watched)
+        staleness.put_back(buffer)
+        return views, staleness.of(layers)
+
+    def _look(
+        self, layers: Sequence[int], kv: SequenceKV, watched: Sequence[int] = ()
+    ) -> list[LayerView]:
         fresh = self._prompt.fresh_positions
-        rows = sorted(set(fresh).difference(_separators(self._prompt)))
+        rows = sorted({*set(fresh).difference(_separators(self._prompt)), *watched})
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
         capture = ViewCapture(bisect_left(rows, begin), frozenset(layers))
         depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in rows]
         with self._probing(len(rows) * depth):
-            self._model.forward_lower(ids, rows, self._kv.owning(fresh), depth, capture)
+            self._model.forward_lower(ids, rows, kv, depth, capture)
         return [capture.views[layer] for layer in layers]
 
     def early_deviation(self) -> torch.Tensor:
@@ -302,7 +323,7 @@ class PlacedPrompt:
         carryover = Carryover.of(self._model, self._prompt, selection) if self._corrected else None
         if carryover:
             buffer = self._kv.placed()  # shared chunks are never written to
-            return buffer, CarryingKV(buffer, carryover)
+            return buffer, ObservedKV(buffer, carryover.positions, carryover)
         kv = self._kv.owning(own)
         return kv, kv
 

@@ -542,6 +542,17 @@ class Probe(Layered, Protocol):
         """
         ...
 
+    def watched_suffix(
+        self, layers: Sequence[int], watched: Sequence[int]
+    ) -> tuple[list[LayerView], torch.Tensor]:
+        """The same, and how far some chunk tokens' placed KV is off.
+
+        watched: the positions of those, ascending; they run along. Off: squared distance of keys
+        and values from what they are computed to be, relative to these' mean squared size, float32
+        [len(layers), len(watched)].
+        """
+        ...
+
     def early_deviation(self) -> torch.Tensor:
         """Squared distance of each chunk token's true K and V from those placed, at layer 1.
 

@@ -21,9 +21,10 @@ LAYERS = (
     {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
-    {"carryover"},
+    {"chunk_kv", "observed"},
+    {"carryover", "staleness"},
     {
-        *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
+        *("documents", "chunking", "embedding", "index", "catalog", "neighbours"),
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
         "correction",
     },

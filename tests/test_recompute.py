@@ -10,7 +10,7 @@ import torch
 
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.model import CausalModel, KVBuffer
-from fusionrag_integrations.recompute import SEPARATOR, PlacedPrompt, place
+from fusionrag_integrations.recompute import SEPARATOR, PlacedPrompt, lay, place, resident
 from fusionrag_integrations.types import AssembledPrompt, TokenSelection
 from tests.reference import Reference
 from tests.test_gates import (
@@ -94,6 +94,79 @@ def test_looking_stops_behind_the_last_layer_asked_for() -> None:
     assert torch.equal(buffer.keys[2:], upper)
     assert prompt.token_layers == 2 * len(PROMPT.fresh_positions)
     assert prompt.probe_ms > 0.0
+
+
+class TestWatchedTokens:
+    """Chunk tokens that run with the suffix, to see what their placed KV is off by."""
+
+    @every_family
+    def test_what_they_are_off_by(self, family: str) -> None:
+        """Beside KV that transformers computes of them, behind the same placed KV."""
+        model, prompt = model_of(family), prompt_of_chunks()
+        kvs = [isolated(model, ids) for ids in CHUNKS]
+        watched = [prompt.spans[0].start + 2, prompt.spans[1].start, prompt.spans[2].stop - 1]
+        layers = [1, model.num_layers - 1]
+        _, off = PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))).watched_suffix(
+            layers, watched
+        )
+        buffer = place(model, prompt, kvs, len(prompt))
+        stale = buffer.keys.clone(), buffer.values.clone()
+        gaps = [p for b, a in pairwise(prompt.spans) for p in range(b.stop, a.start)]
+        rows = sorted({*prompt.fresh_positions, *watched}.difference(gaps))
+        model.forward_rows([prompt.token_ids[p] for p in rows], rows, buffer)
+        for found, layer in zip(off, layers, strict=True):
+            shares = []
+            for new, old in zip((buffer.keys, buffer.values), stale, strict=True):
+                new, old = new[layer, :, watched], old[layer, :, watched]
+                size = new.square().sum((0, 2)).mean()
+                shares.append((new - old).square().sum((0, 2)) / size)
+            torch.testing.assert_close(found, (shares[0] + shares[1]) / 2, rtol=1e-3, atol=1e-5)
+            assert found.min() > 0.0
+
+    def test_nothing_is_off_where_kv_is_true(self) -> None:
+        """The chunk stands where it was made."""
+        prompt, _ = placed(CausalModel(build("llama_gqa2"), None, "tiny"))
+        _, off = prompt.watched_suffix([0, 1, 2], [len(PREFIX), len(PREFIX) + 3])
+        torch.testing.assert_close(off, torch.zeros(3, 2), rtol=0.0, atol=1e-9)
+
+    @every_family
+    def test_their_placed_kv_stands_again(self, family: str) -> None:
+        model, prompt = model_of(family), prompt_of_chunks()
+        kvs = [isolated(model, ids) for ids in CHUNKS]
+        buffer = place(model, prompt, kvs, len(prompt))
+        chunks = list(prompt.chunk_positions)
+        before = buffer.keys[:, :, chunks].clone(), buffer.values[:, :, chunks].clone()
+        probe = PlacedPrompt(model, prompt, buffer, corrected=True)
+        views, _ = probe.watched_suffix(range(model.num_layers), chunks[5:25:7])
+        assert torch.equal(buffer.keys[:, :, chunks], before[0])
+        assert torch.equal(buffer.values[:, :, chunks], before[1])
+        assert all(len(view.positions) == len(prompt) - prompt.spans[-1].stop for view in views)
+
+    @every_family
+    def test_shared_chunks_are_as_placed_ones(self, family: str) -> None:
+        model, prompt = model_of(family), prompt_of_chunks()
+        kvs = [isolated(model, ids) for ids in CHUNKS]
+        there = [resident(model, kv) for kv in kvs]
+        kept = [kv.keys.clone() for kv in there]
+        watched = prompt.chunk_positions[5:25:7]
+        found, expected = (
+            PlacedPrompt(model, prompt, lay(model, prompt, given, len(prompt))).watched_suffix(
+                [1, 2], watched
+            )
+            for given in (there, kvs)
+        )
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-5)
+        for view, wanted in zip(found[0], expected[0], strict=True):
+            torch.testing.assert_close(weights(view), weights(wanted), **TOLERANCE)
+        for kv, keys in zip(there, kept, strict=True):
+            assert torch.equal(kv.keys, keys)
+
+    def test_they_count_as_work_up_to_the_last_layer_asked_for(self) -> None:
+        prompt, buffer = placed(CausalModel(build("llama_gqa2"), None, "tiny"))
+        upper = buffer.keys[2:].clone()
+        prompt.watched_suffix([1, 0], [len(PREFIX)])
+        assert torch.equal(buffer.keys[2:], upper)
+        assert prompt.token_layers == 2 * (len(PROMPT.fresh_positions) + 1)
 
 
 @every_family

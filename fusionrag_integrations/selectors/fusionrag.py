@@ -1,9 +1,14 @@
-"""Our own selection: what the question needs, as all layers see it.
+"""Our own selection: what the question needs, as all layers see it, and what is stale.
 
 The whole suffix runs over the placed KV at its true positions. A token's relevance is the attention
 that it gets: softmax over the whole prompt, mean over heads, L2 norm over the suffix's tokens, as
 in InfoFlow KV (arXiv 2603.05353), but mean over all layers that see the whole prompt, as in
 ProphetKV (arXiv 2602.02579), each of which counts alike.
+
+A chunk's KV was computed behind other text than stands before it now, and how much that matters
+differs between chunks: behind text on what it is about, little changes; where a prompt turns to
+another subject, much. Two tokens of each chunk run with the suffix and show it. Relevance is
+multiplied by how far they are off.
 
 A model that was calibrated by questions of its own knows more:
 - fewer layers may tell as much;
@@ -17,13 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from statistics import mean
 
 import torch
 
 from fusionrag_integrations.attention import weights
 from fusionrag_integrations.selectors.sentences import sentence_numbers
-from fusionrag_integrations.types import AssembledPrompt, Calibration, Probe
+from fusionrag_integrations.types import AssembledPrompt, Calibration, LayerView, Probe
 
+WATCHED = (0, 3)  # places in each chunk; what stands before it shows most in its first tokens
 TINY = 1e-30  # a layer's relevance where its window reaches no chunk
 
 
@@ -36,12 +44,32 @@ class FusionRAGScorer:
     def __call__(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
         """Scores [C], float32."""
         calibration = self.calibration or Calibration(layers=_seeing_all(probe))
-        scores = relevance(prompt, probe, calibration.layers)
+        watched = _watched(prompt)
+        views, off = probe.watched_suffix(
+            calibration.layers, [p for chunk in watched for p in chunk]
+        )
+        scores = relevance(prompt, views)
         if calibration.whole_sentences:
             scores = spread(scores, sentence_numbers(prompt).to(scores.device))
         if calibration.sensitivity:
             scores = scores * sensitivity(prompt).to(scores.device) ** calibration.sensitivity
-        return scores
+        shown = iter(off.mean(0).tolist())
+        staleness = [mean(islice(shown, len(chunk))) for chunk in watched]
+        return scores * _of_each_token(prompt, staleness).to(scores.device)
+
+
+def _watched(prompt: AssembledPrompt) -> list[list[int]]:
+    """Positions of the tokens of each chunk that show how stale it is; one has at least one."""
+    places = (
+        [p for span in spans for p in range(span.start, span.stop)] for spans in prompt.occurrences
+    )
+    return [[chunk[place] for place in WATCHED if place < len(chunk)] for chunk in places]
+
+
+def _of_each_token(prompt: AssembledPrompt, by_chunk: Sequence[float]) -> torch.Tensor:
+    """The number of each chunk token's chunk, float32 [C]."""
+    lengths = [sum(span.length for span in spans) for spans in prompt.occurrences]
+    return torch.tensor(by_chunk).repeat_interleave(torch.tensor(lengths))
 
 
 def _seeing_all(probe: Probe) -> tuple[int, ...]:
@@ -49,15 +77,14 @@ def _seeing_all(probe: Probe) -> tuple[int, ...]:
     return probe.global_layers or tuple(range(probe.num_layers))
 
 
-def relevance(prompt: AssembledPrompt, probe: Probe, layers: Sequence[int]) -> torch.Tensor:
-    """What share of its layer's relevance each chunk token has, mean over `layers`, float32 [C]."""
-    by_layer = attention(prompt, probe, layers)
+def relevance(prompt: AssembledPrompt, views: Sequence[LayerView]) -> torch.Tensor:
+    """What share of its layer's relevance each chunk token has, mean over layers, float32 [C]."""
+    by_layer = attention(prompt, views)
     return (by_layer / by_layer.sum(1, keepdim=True).clamp(min=TINY)).mean(0)
 
 
-def attention(prompt: AssembledPrompt, probe: Probe, layers: Sequence[int]) -> torch.Tensor:
-    """That each chunk token gets from the suffix in each of `layers`, float32 [L, C]."""
-    views = probe.suffix(layers)
+def attention(prompt: AssembledPrompt, views: Sequence[LayerView]) -> torch.Tensor:
+    """That each chunk token gets from the suffix in each layer, float32 [L, C]."""
     positions = torch.tensor(prompt.chunk_positions, device=views[0].keys.device)
     return torch.stack([weights(view).mean(0)[:, positions].norm(dim=0) for view in views])
 

@@ -17,7 +17,7 @@ LAYERS = 4
 
 def infoflow(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     """Scores [C], float32."""
-    return attention(prompt, probe, middle_layers(probe)).mean(0)
+    return attention(prompt, probe.suffix(middle_layers(probe))).mean(0)
 
 
 def middle_layers(model: Layered) -> tuple[int, ...]:

@@ -73,6 +73,7 @@ class FakeProbe:
     window: int = 9
     deviation: torch.Tensor | None = None
     asked: list[tuple[int, ...]] = field(default_factory=list)
+    watched: list[int] = field(default_factory=list)
     heads, kv_heads, size, scaling = 4, 2, 8, 0.31  # not 1/sqrt(8), which is 0.354
 
     @property
@@ -100,6 +101,17 @@ class FakeProbe:
             )
             for layer in layers
         ]
+
+    def off(self, layer: int, position: int) -> float:
+        """How far a token's placed KV is off in a layer."""
+        return 0.1 + (7 * layer + 3 * position) % 11
+
+    def watched_suffix(
+        self, layers: Sequence[int], watched: Sequence[int]
+    ) -> tuple[list[LayerView], torch.Tensor]:
+        self.watched = list(watched)
+        off = [[self.off(layer, position) for position in watched] for layer in layers]
+        return self.suffix(layers), torch.tensor(off)
 
     def early_deviation(self) -> torch.Tensor:
         assert self.deviation is not None

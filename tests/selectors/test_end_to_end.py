@@ -52,6 +52,7 @@ def test_recomputing_all_is_full_attention(ask: Ask, selector: str, kv: str) -> 
 
 SEPARATORS = 4 * 2  # tokens between five chunks, which no probe runs
 PROBED_LAYERS = {"fusionrag_paper": 3, "prophetkv": 3, "infoflow": 3, "fusionrag": 3}
+WATCHED = {"fusionrag": 5 * 2}  # tokens of five chunks, which run with the probe
 
 
 @pytest.mark.parametrize("kv", ["isolated", "fused"])
@@ -64,5 +65,6 @@ def test_work_is_counted_between_the_ends(ask: Ask, selector: str, kv: str) -> N
     if selector == "cacheblend":  # layers 0 and 1 over all, the last over what is left
         assert usage.token_layers == 2 * usage.prompt_tokens + rows
     else:
-        probed = PROBED_LAYERS.get(selector, 0) * (usage.fresh_tokens - SEPARATORS)
-        assert usage.token_layers == LAYERS * rows + probed
+        probed = usage.fresh_tokens - SEPARATORS + WATCHED.get(selector, 0)
+        expected = LAYERS * rows + PROBED_LAYERS.get(selector, 0) * probed
+        assert usage.token_layers == expected

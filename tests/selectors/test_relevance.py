@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
 from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
 from fusionrag_integrations.selectors.infoflow import infoflow, middle_layers
 from fusionrag_integrations.selectors.prophetkv import prophetkv
-from fusionrag_integrations.types import AssembledPrompt, Calibration
+from fusionrag_integrations.types import AssembledPrompt, Calibration, Span
 from tests.selectors.made import FakeProbe, best, known, prompt_with, traced
 
 A, B = known("a", 10), known("b", 7)
@@ -89,6 +90,20 @@ def shares(probe: FakeProbe, layers: tuple[int, ...]) -> dict[int, float]:
     return scores
 
 
+def positions_of(spans: list[Span]) -> list[int]:
+    return [p for span in spans for p in range(span.start, span.stop)]
+
+
+def by_staleness(probe: FakeProbe, layers: tuple[int, ...], scores: dict) -> dict[int, float]:
+    """Scores times how far the first and the fourth token of each chunk are off, on average."""
+    weighed = {}
+    for positions in map(positions_of, probe.prompt.occurrences):
+        watched = [positions[0], *positions[3:4]]
+        off = mean(probe.off(layer, p) for layer in layers for p in watched)
+        weighed |= {p: scores[p] * off for p in positions}
+    return weighed
+
+
 @pytest.mark.parametrize(("windows", "layers"), [({}, (3, 4)), (SOME_WINDOWS, (4,))])
 def test_infoflow_is_the_norm_over_rows_in_the_middle_layers(windows: dict, layers: tuple) -> None:
     probe = FakeProbe(PROMPT, **windows)
@@ -110,9 +125,10 @@ def test_fusionrag_without_a_calibration_asks_all_layers_that_see_everything(
     windows: dict, layers: tuple[int, ...]
 ) -> None:
     probe = FakeProbe(PROMPT, **windows)
-    expected = shares(probe, layers)
+    expected = by_staleness(probe, layers, shares(probe, layers))
     assert by_position(FusionRAGScorer()(PROMPT, probe)) == pytest.approx(expected, rel=1e-4)
     assert probe.asked == [layers]
+    assert probe.watched == [2, 5, 14, 17, 22]  # of a in two runs, of b, of a with three tokens
     assert make_selector("fusionrag", 0.3).select(PROMPT, probe).positions == best(expected, 5)
 
 
@@ -120,7 +136,7 @@ def test_fusionrag_without_a_calibration_asks_all_layers_that_see_everything(
 def test_fusionrag_asks_the_layers_of_its_calibration(windows: dict) -> None:
     probe = FakeProbe(PROMPT, **windows)
     calibration = Calibration(layers=(0, 2, 5))
-    expected = shares(probe, (0, 2, 5))
+    expected = by_staleness(probe, (0, 2, 5), shares(probe, (0, 2, 5)))
     scores = by_position(FusionRAGScorer(calibration)(PROMPT, probe))
     assert scores == pytest.approx(expected, rel=1e-4)
     chosen = make_selector("fusionrag", 0.3, calibration).select(PROMPT, probe).positions
@@ -160,7 +176,8 @@ GROUPS = ([3, 4], [5, 6, 7], [8, 9, 10], [13, 14, 15], [16, 17])
 def test_a_token_counts_as_much_as_the_best_of_its_sentence() -> None:
     probe = FakeProbe(IN_SENTENCES)
     alone = shares(probe, (2,))
-    expected = {p: max(alone[q] for q in group) for group in GROUPS for p in group}
+    spread = {p: max(alone[q] for q in group) for group in GROUPS for p in group}
+    expected = by_staleness(probe, (2,), spread)
     scorer = FusionRAGScorer(Calibration(layers=(2,), whole_sentences=True))
     scores = by_position(scorer(IN_SENTENCES, probe), IN_SENTENCES)
     assert scores == pytest.approx(expected, rel=1e-4)
@@ -179,13 +196,12 @@ def with_traces(*sensitivities: list[float] | None) -> AssembledPrompt:
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
 def test_relevance_is_weighed_by_sensitivity(exponent: float) -> None:
     prompt = with_traces([9.0, 0.1, 0.2, 0.3], None, [0.0, 1.0, 0.4, 0.7])
-    mean = (0.1 + 0.2 + 0.3 + 0.0 + 1.0 + 0.4 + 0.7) / 7  # of those in the prompt
-    felt = [0.1, 0.2, 0.3, mean, mean, mean, mean, 0.0, 1.0, 0.4, 0.7]
+    usual = (0.1 + 0.2 + 0.3 + 0.0 + 1.0 + 0.4 + 0.7) / 7  # of those in the prompt
+    felt = [0.1, 0.2, 0.3, usual, usual, usual, usual, 0.0, 1.0, 0.4, 0.7]
     probe = FakeProbe(prompt)
     alone = shares(probe, (1, 3))
-    expected = {
-        p: alone[p] * s**exponent for p, s in zip(prompt.chunk_positions, felt, strict=True)
-    }
+    weighed = {p: alone[p] * s**exponent for p, s in zip(prompt.chunk_positions, felt, strict=True)}
+    expected = by_staleness(probe, (1, 3), weighed)
     scorer = FusionRAGScorer(Calibration(layers=(1, 3), sensitivity=exponent))
     assert by_position(scorer(prompt, probe), prompt) == pytest.approx(expected, rel=1e-4)
 
@@ -197,7 +213,8 @@ def test_sentences_are_spread_before_they_are_weighed() -> None:
     probe = FakeProbe(prompt)
     alone = shares(probe, (2,))
     first, second = max(alone[p] for p in (2, 3, 4)), max(alone[p] for p in (5, 6))
-    expected = [2 * first, 0.0, first, 3 * second, 0.5 * second]
+    found = dict(zip(range(2, 7), [2 * first, 0.0, first, 3 * second, 0.5 * second], strict=True))
+    expected = list(by_staleness(probe, (2,), found).values())
     scorer = FusionRAGScorer(Calibration(layers=(2,), whole_sentences=True, sensitivity=1.0))
     assert scorer(prompt, probe).tolist() == pytest.approx(expected, rel=1e-4)
 
