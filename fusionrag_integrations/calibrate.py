@@ -151,8 +151,7 @@ class _SeenProbe:
         self._seen: dict[tuple[int, ...], tuple[list[LayerView], torch.Tensor]] = {}
 
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
-        views, _ = self.watched_suffix(layers, ())
-        return views
+        return self._placed.suffix(layers)
 
     def watched_suffix(
         self, layers: Sequence[int], watched: Sequence[int]

@@ -102,7 +102,7 @@ class ReusedPrompt:
         self._full = full
         self._max_tokens = max_tokens
         self._placed = place(model, prompt, kvs, len(prompt) + max_tokens)
-        self._seen: dict[tuple[int, ...], _Seen] = {}  # by the tokens that were watched
+        self._seen: dict[tuple[int, ...] | None, _Seen] = {}  # by the tokens that were watched
 
     def follow(self, selector: Selector) -> Followed:
         """Recompute what the selector chooses, and read the answer behind it."""
@@ -142,29 +142,35 @@ class ReusedPrompt:
         )
         return (*ids[:same], *(token.token_id for token in rest))
 
-    def _look(self, watched: tuple[int, ...]) -> _Seen:
+    def _look(self, watched: tuple[int, ...] | None) -> _Seen:
         """What every layer shows, over the KV as it was placed."""
         if watched not in self._seen:
             layers = range(self._model.num_layers)
             placed = PlacedPrompt(self._model, self._prompt, self._placed.copy())
-            views, off = placed.watched_suffix(layers, watched)
-            self._seen[watched] = _Seen(tuple(views), off, placed.token_layers // len(layers))
+            if watched is None:
+                views, off = placed.suffix(layers), torch.empty(len(layers), 0)
+            else:
+                views, off = placed.watched_suffix(layers, watched)
+            self._seen[watched] = _Seen(views, off, placed)
         return self._seen[watched]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """All layers' views, how far the watched tokens are off, and how many rows ran to see them."""
+    """All layers' views, how far the watched tokens are off in each, and who looked."""
 
-    views: tuple[LayerView, ...]
+    views: list[LayerView]
     off: torch.Tensor
-    rows: int
+    placed: PlacedPrompt
 
 
 class _SharedProbe:
     """A probe whose layers were seen before; it counts what looking would have cost by itself."""
 
-    def __init__(self, placed: PlacedPrompt, look: Callable[[tuple[int, ...]], _Seen]) -> None:
+    def __init__(
+        self, placed: PlacedPrompt, look: Callable[[tuple[int, ...] | None], _Seen]
+    ) -> None:
+        """look: at all layers, with these tokens run along, or at the suffix alone."""
         self.num_layers = placed.num_layers
         self.global_layers = placed.global_layers
         self.token_layers = 0
@@ -172,18 +178,22 @@ class _SharedProbe:
         self._look = look
 
     def suffix(self, layers: Sequence[int]) -> list[LayerView]:
-        views, _ = self.watched_suffix(layers, ())
-        return views
+        return self._views(self._look(None), layers)
 
     def watched_suffix(
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> tuple[list[LayerView], torch.Tensor]:
         seen = self._look(tuple(watched))
-        self.token_layers += seen.rows * (max(layers) + 1)
-        return [seen.views[layer] for layer in layers], seen.off[list(layers)]
+        if max(layers) + 1 == self.num_layers:
+            self._placed.begin_as(seen.placed)
+        return self._views(seen, layers), seen.off[list(layers)]
 
     def early_deviation(self) -> torch.Tensor:
         return self._placed.early_deviation()
+
+    def _views(self, seen: _Seen, layers: Sequence[int]) -> list[LayerView]:
+        self.token_layers += seen.placed.token_layers // self.num_layers * (max(layers) + 1)
+        return [seen.views[layer] for layer in layers]
 
 
 def _greedy(max_tokens: int) -> AnswerSettings:

@@ -223,6 +223,7 @@ class PlacedPrompt:
         self._corrected = corrected
         self._early: torch.Tensor | None = None  # [N, hidden] behind the early layers
         self._early_layers = min(EARLY_LAYERS, model.num_layers)
+        self._computed = range(0)  # what all layers have run over, and no placed KV stands before
         self.probe_ms = 0.0
         self.token_layers = 0
 
@@ -240,27 +241,42 @@ class PlacedPrompt:
         The fresh tokens have seen stale KV, and are computed again with the selected tokens. What
         only separates chunks isn't run: zeros stand for it.
         """
-        return self._look(layers, self._kv.owning(self._prompt.fresh_positions))
+        fresh = self._prompt.fresh_positions
+        rows = sorted(set(fresh).difference(_separators(self._prompt)))
+        return self._look(layers, rows, self._kv.owning(fresh))
 
     def watched_suffix(
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> tuple[list[LayerView], torch.Tensor]:
         """The same with chunk tokens run along, and what their placed KV is off by in `layers`.
 
-        watched: their positions. Off by: as `chunk_kv.deviation`, float32 [len(layers), watched].
-        What was placed stands again afterwards.
+        watched: their positions. Off by: as `Staleness` measures it, float32 [len(layers),
+        watched]. What was placed stands again afterwards. Separators are run here: tokens right
+        behind them would be off by their absence.
         """
         self._kv = buffer = self._kv.placed()  # shared chunks are never written to
         staleness = Staleness(watched)
-        views = self._look(layers, ObservedKV(buffer, watched, staleness), watched)
+        rows = sorted({*self._prompt.fresh_positions, *watched})
+        views = self._look(layers, rows, ObservedKV(buffer, watched, staleness))
         staleness.put_back(buffer)
+        if max(layers) + 1 == self._model.num_layers:
+            self._computed = self._beginning
         return views, staleness.of(layers)
 
-    def _look(
-        self, layers: Sequence[int], kv: SequenceKV, watched: Sequence[int] = ()
-    ) -> list[LayerView]:
-        fresh = self._prompt.fresh_positions
-        rows = sorted({*set(fresh).difference(_separators(self._prompt)), *watched})
+    @torch.inference_mode()
+    def begin_as(self, other: PlacedPrompt) -> None:
+        """Take what stands before the first chunk from the same prompt, where it was looked at."""
+        mine, theirs, length = self._kv.placed(), other._kv.placed(), len(other._computed)
+        mine.keys[:, :, :length] = theirs.keys[:, :, :length]
+        mine.values[:, :, :length] = theirs.values[:, :, :length]
+        self._kv, self._computed = mine, other._computed
+
+    @property
+    def _beginning(self) -> range:
+        """What stands before the first chunk: over it no KV is stale."""
+        return range(self._prompt.spans[0].start)
+
+    def _look(self, layers: Sequence[int], rows: Sequence[int], kv: SequenceKV) -> list[LayerView]:
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
         capture = ViewCapture(bisect_left(rows, begin), frozenset(layers))
         depth = max(layers) + 1
@@ -298,7 +314,8 @@ class PlacedPrompt:
         of them. They count as no work.
         """
         end = len(self._prompt)
-        rows = sorted({*self._prompt.fresh_positions, *selection.positions})
+        fresh = set(self._prompt.fresh_positions).difference(self._computed)
+        rows = sorted({*fresh, *selection.positions})
         kv, passed = self._written([*rows, *range(end, self._kv.capacity)], selection)
         layers = self._model.num_layers
         read = range(end, end + len(answer))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.model import KVBuffer
 from fusionrag_integrations.observed import KV
+
+TINY = 1e-30  # of keys or values that are zero
 
 
 class Staleness:
@@ -21,12 +22,17 @@ class Staleness:
 
     def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
         """Keep what a layer's KV of the tokens was, and how far it is off."""
-        old, new = ((keys[None], values[None]) for keys, values in (placed, computed))
         self._placed[layer] = placed
-        self._off[layer] = deviation(old, new)[0]
+        shares = []
+        for old, new in zip(placed, computed, strict=True):
+            distance = (new.float() - old.float()).square().sum((0, 2))
+            shares.append(distance / new.float().square().sum((0, 2)).clamp(min=TINY))
+        self._off[layer] = torch.stack(shares).mean(0)
 
     def of(self, layers: Sequence[int]) -> torch.Tensor:
-        """By layer and token, as `deviation` measures it, float32 [len(layers), tokens]."""
+        """Squared distance relative to squared size, mean over keys and values, float32
+        [len(layers), tokens].
+        """
         return torch.stack([self._off[layer] for layer in layers])
 
     @torch.inference_mode()

@@ -89,9 +89,9 @@ def test_separators_of_chunks_are_not_looked_with() -> None:
 def test_looking_stops_behind_the_last_layer_asked_for() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
     prompt, buffer = placed(model)
-    upper = buffer.keys[2:].clone()
+    upper = buffer.keys[2:].nan_to_num()  # what is undefined may be no number
     prompt.suffix([1, 0])
-    assert torch.equal(buffer.keys[2:], upper)
+    assert torch.equal(buffer.keys[2:].nan_to_num(), upper)
     assert prompt.token_layers == 2 * len(PROMPT.fresh_positions)
     assert prompt.probe_ms > 0.0
 
@@ -111,15 +111,13 @@ class TestWatchedTokens:
         )
         buffer = place(model, prompt, kvs, len(prompt))
         stale = buffer.keys.clone(), buffer.values.clone()
-        gaps = [p for b, a in pairwise(prompt.spans) for p in range(b.stop, a.start)]
-        rows = sorted({*prompt.fresh_positions, *watched}.difference(gaps))
+        rows = sorted({*prompt.fresh_positions, *watched})
         model.forward_rows([prompt.token_ids[p] for p in rows], rows, buffer)
         for found, layer in zip(off, layers, strict=True):
             shares = []
             for new, old in zip((buffer.keys, buffer.values), stale, strict=True):
                 new, old = new[layer, :, watched], old[layer, :, watched]
-                size = new.square().sum((0, 2)).mean()
-                shares.append((new - old).square().sum((0, 2)) / size)
+                shares.append((new - old).square().sum((0, 2)) / new.square().sum((0, 2)))
             torch.testing.assert_close(found, (shares[0] + shares[1]) / 2, rtol=1e-3, atol=1e-5)
             assert found.min() > 0.0
 
@@ -161,11 +159,44 @@ class TestWatchedTokens:
         for kv, keys in zip(there, kept, strict=True):
             assert torch.equal(kv.keys, keys)
 
+    @every_family
+    def test_what_stands_before_the_first_chunk_is_not_computed_again(self, family: str) -> None:
+        model, prompt = model_of(family), prompt_of_chunks()
+        kvs = [isolated(model, ids) for ids in CHUNKS]
+        beginning = prompt.spans[0].start
+        selection = TokenSelection(prompt.chunk_positions[3::7])
+        layers = range(model.num_layers)
+        looked, other, plain = (
+            PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))) for _ in range(3)
+        )
+        looked.watched_suffix(layers, prompt.chunk_positions[:2])
+        other.begin_as(looked)
+        before = looked.token_layers
+        expected = plain.recompute(selection).logits
+        torch.testing.assert_close(looked.recompute(selection).logits, expected, **TOLERANCE)
+        torch.testing.assert_close(other.recompute(selection).logits, expected, **TOLERANCE)
+        saved = beginning * model.num_layers
+        assert looked.token_layers - before == plain.token_layers - saved
+        assert other.token_layers == plain.token_layers - saved
+
+    def test_it_is_where_not_all_layers_were_asked_for(self) -> None:
+        model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+        kvs = [isolated(model, ids) for ids in CHUNKS]
+        looked, plain = (
+            PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))) for _ in range(2)
+        )
+        looked.watched_suffix([0], prompt.chunk_positions[:2])
+        before = looked.token_layers
+        selection = TokenSelection(prompt.chunk_positions[3::7])
+        expected = plain.recompute(selection).logits
+        torch.testing.assert_close(looked.recompute(selection).logits, expected, **TOLERANCE)
+        assert looked.token_layers - before == plain.token_layers
+
     def test_they_count_as_work_up_to_the_last_layer_asked_for(self) -> None:
         prompt, buffer = placed(CausalModel(build("llama_gqa2"), None, "tiny"))
-        upper = buffer.keys[2:].clone()
+        upper = buffer.keys[2:].nan_to_num()
         prompt.watched_suffix([1, 0], [len(PREFIX)])
-        assert torch.equal(buffer.keys[2:], upper)
+        assert torch.equal(buffer.keys[2:].nan_to_num(), upper)
         assert prompt.token_layers == 2 * (len(PROMPT.fresh_positions) + 1)
 
 

@@ -21,15 +21,22 @@ LAYERS = 3
 
 
 @pytest.fixture(scope="module")
-def ask(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """Answers over five chunks; one is alone in its scope: it has no fused KV and no trace."""
+def asked(
+    model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[FusionEngine, list[dict[str, str]]]:
+    """A prompt of five chunks; one is alone in its scope: it has no fused KV and no trace."""
     path = tmp_path_factory.mktemp("selectors") / "store"
     engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
     engine.ingest([town(1), town(2), replace(town(3, paragraphs=1), scope="alone")])
     records = all_records(engine.corpus.catalog)
     assert [record.trace is None for record in records] == [False] * 6 + [True]
     texts = [record.chunk.text for record in (*records[2:6], records[6])]
-    prompt = question_prompt(texts, "Which house stands in town number 1?")
+    return engine, question_prompt(texts, "Which house stands in town number 1?")
+
+
+@pytest.fixture(scope="module")
+def ask(asked: tuple[FusionEngine, list[dict[str, str]]]) -> Ask:
+    engine, prompt = asked
 
     @lru_cache
     def ask(**settings: object) -> Answer:
@@ -50,21 +57,27 @@ def test_recomputing_all_is_full_attention(ask: Ask, selector: str, kv: str) -> 
     assert ask(kv=kv, selector="none").token_ids != full.token_ids  # so it isn't for nothing
 
 
-SEPARATORS = 4 * 2  # tokens between five chunks, which no probe runs
-PROBED_LAYERS = {"fusionrag_paper": 3, "prophetkv": 3, "infoflow": 3, "fusionrag": 3}
-WATCHED = {"fusionrag": 5 * 2}  # tokens of five chunks, which run with the probe
+SEPARATORS = 4 * 2  # tokens between five chunks, which baselines' probes don't run
+WATCHED = 5 * 2  # tokens of five chunks, which the default's runs
+PROBES = ("fusionrag_paper", "prophetkv", "infoflow")
 
 
 @pytest.mark.parametrize("kv", ["isolated", "fused"])
 @pytest.mark.parametrize("selector", [name for name in SELECTORS if name != "all"])
-def test_work_is_counted_between_the_ends(ask: Ask, selector: str, kv: str) -> None:
+def test_work_is_counted_between_the_ends(
+    asked: tuple[FusionEngine, list[dict[str, str]]], ask: Ask, selector: str, kv: str
+) -> None:
     usage = ask(kv=kv, selector=selector, ratio=0.3).usage
     found = usage.reused_tokens + usage.recomputed_tokens
     assert usage.recomputed_tokens == int(0.3 * found)
-    rows = usage.fresh_tokens + usage.recomputed_tokens
+    fresh, rows = usage.fresh_tokens, usage.fresh_tokens + usage.recomputed_tokens
     if selector == "cacheblend":  # layers 0 and 1 over all, the last over what is left
-        assert usage.token_layers == 2 * usage.prompt_tokens + rows
+        expected = 2 * usage.prompt_tokens + rows
+    elif selector == "fusionrag":  # what stands before the first chunk is computed by the probe
+        engine, prompt = asked
+        beginning = engine.load(prompt, AnswerSettings()).prompt.spans[0].start
+        assert beginning > 0
+        expected = LAYERS * (fresh + WATCHED + rows - beginning)
     else:
-        probed = usage.fresh_tokens - SEPARATORS + WATCHED.get(selector, 0)
-        expected = LAYERS * rows + PROBED_LAYERS.get(selector, 0) * probed
-        assert usage.token_layers == expected
+        expected = LAYERS * (rows + (fresh - SEPARATORS if selector in PROBES else 0))
+    assert usage.token_layers == expected
