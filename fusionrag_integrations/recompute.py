@@ -255,7 +255,7 @@ class PlacedPrompt:
         behind them would be off by their absence.
         """
         self._kv = buffer = self._kv.placed()  # shared chunks are never written to
-        staleness = Staleness(watched)
+        staleness = Staleness(watched, self._model.device)
         rows = sorted({*self._prompt.fresh_positions, *watched})
         views = self._look(layers, rows, ObservedKV(buffer, watched, staleness))
         staleness.put_back(buffer)

@@ -15,8 +15,9 @@ TINY = 1e-30  # of keys or values that are zero
 class Staleness:
     """Observes a pass that computes certain tokens; afterwards their placed KV can be put back."""
 
-    def __init__(self, positions: Sequence[int]) -> None:
-        self._positions = list(positions)
+    def __init__(self, positions: Sequence[int], device: torch.device) -> None:
+        """device: where the KV is."""
+        self._slots = torch.tensor(positions, dtype=torch.int64, device=device)
         self._placed: dict[int, KV] = {}
         self._off: dict[int, torch.Tensor] = {}
 
@@ -40,4 +41,4 @@ class Staleness:
         """Place what was placed: recompute is yet to see what it is off by."""
         for layer, placed in self._placed.items():
             for slots, old in zip(buffer.layer(layer), placed, strict=True):
-                slots[:, self._positions] = old
+                slots.index_copy_(1, self._slots, old)

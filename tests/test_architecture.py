@@ -21,10 +21,10 @@ LAYERS = (
     {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
-    {"chunk_kv", "observed"},
+    {"observed"},
     {"carryover", "staleness"},
     {
-        *("documents", "chunking", "embedding", "index", "catalog", "neighbours"),
+        *("documents", "chunking", "embedding", "index", "catalog", "neighbours", "chunk_kv"),
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
         "correction",
     },

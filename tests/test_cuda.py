@@ -140,6 +140,24 @@ def test_what_recomputed_tokens_carry_over(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FACTORIES)
+def test_how_stale_watched_tokens_are(family: str) -> None:
+    """The same as on a CPU, from chunks that lie on the device and stay as they are."""
+    watched = prompt_of_chunks().chunk_positions[3::9]
+    selection = TokenSelection(prompt_of_chunks().chunk_positions[3::5])
+    offs, logits = [], []
+    for model in (cuda(family), CausalModel(build(family), None, family)):
+        prompt, kvs = prompt_of_chunks(), [isolated(model, ids) for ids in CHUNKS]
+        there = [resident(model, kv) for kv in kvs]
+        laid = lay(model, prompt, there if model.device.type == "cuda" else kvs, len(prompt))
+        placed = PlacedPrompt(model, prompt, laid, corrected=True)
+        _, off = placed.watched_suffix(range(model.num_layers), watched)
+        offs.append(off.cpu())
+        logits.append(placed.recompute(selection).logits[0].cpu())
+    torch.testing.assert_close(*offs, rtol=1e-3, atol=1e-5)
+    assert distance(*logits) < 1e-4
+
+
+@pytest.mark.parametrize("family", FACTORIES)
 def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model, prompt = cuda(family), tuple(range(1, 60))
     warm = []
