@@ -274,7 +274,7 @@ class PlacedPrompt:
     @property
     def _beginning(self) -> range:
         """What stands before the first chunk: over it no KV is stale."""
-        return range(self._prompt.spans[0].start)
+        return range(self._prompt.spans[0].start if self._prompt.spans else 0)
 
     def _look(self, layers: Sequence[int], rows: Sequence[int], kv: SequenceKV) -> list[LayerView]:
         begin = self._prompt.spans[-1].stop if self._prompt.spans else 0

@@ -38,5 +38,7 @@ def test_work_is_what_the_method_says(suite: Suite) -> None:
     assert chosen == pytest.approx(RATIO * (1 - fresh), abs=0.001)
     probe = work["prophetkv"] - fresh - chosen  # all layers, but not what separates chunks
     assert 0.3 * fresh < probe < 0.7 * fresh
-    assert work["fusionrag"] == pytest.approx(probe / 2 + fresh + chosen)
+    looked = 2 * (work["fusionrag"] - fresh - chosen)  # with what separates chunks
+    chunk = 2 / (looked - fresh)  # tokens, of which two run along; about 80 of this tokenizer
+    assert 70 < chunk < 90
     assert work["cacheblend"] == pytest.approx(2 / 6 + 4 / 6 * (fresh + chosen))

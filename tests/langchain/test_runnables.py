@@ -377,7 +377,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "temperature and seed": {"temperature": 2.0, "seed": 3},
     "top_k": {"temperature": 2.0, "seed": 3, "top_k": 2},
     "top_p": {"temperature": 2.0, "seed": 3, "top_p": 0.1},
-    "repetition_penalty": {"repetition_penalty": 5.0},
+    "repetition_penalty": {"repetition_penalty": 0.2},
 }
 
 
