@@ -20,17 +20,14 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any, get_args
 
-import torch
-
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.fidelity import ReusedPrompt, answer_fully
 from fusionrag_integrations.selectors import FusionRAGScorer, TopScores, middle_layers
 from fusionrag_integrations.types import (
     AnswerSettings,
     Calibration,
     KVKind,
-    LayerView,
     Prompt,
 )
 
@@ -118,49 +115,19 @@ class _Subject:
     """A question over stored KV, with what the model answers under full attention."""
 
     def __init__(self, engine: FusionEngine, prompt: Prompt, kv: KVKind) -> None:
-        full = AnswerSettings(kv="none", max_tokens=MAX_TOKENS)
-        self._answer = engine.answer(prompt, full).token_ids
-        self._model = engine.model
         loaded = engine.load(prompt, AnswerSettings(kv=kv))
-        self._prompt = loaded.prompt
-        if not loaded.prompt.spans or not self._answer:
+        full = answer_fully(engine.model, loaded.prompt.token_ids, MAX_TOKENS)
+        text = engine.model.tokenizer.decode(full.token_ids, skip_special_tokens=True)
+        if not loaded.prompt.spans or not text:
             raise InvalidInputError(
                 "A calibrating question has no chunk of the store in its prompt, or no answer: "
                 f"{prompt!r:.200}"
             )
-        room = len(loaded.prompt) + len(self._answer)
-        self._placed = place(self._model, loaded.prompt, loaded.kvs, room)
-        self._probe = _SeenProbe(PlacedPrompt(self._model, loaded.prompt, self._placed.copy()))
+        self._reused = ReusedPrompt(
+            engine.model, loaded.prompt, loaded.kvs, full, MAX_TOKENS, corrected=True
+        )
 
     def likelihood(self, calibration: Calibration) -> float:
         """Mean log-likelihood of the answer's tokens once the chosen tokens are recomputed."""
-        selector = TopScores(RATIO, FusionRAGScorer(calibration))
-        placed = PlacedPrompt(self._model, self._prompt, self._placed.copy(), corrected=True)
-        selection = selector.select(self._prompt, self._probe)
-        told = placed.recompute(selection, self._answer[:-1]).logits.float().log_softmax(-1)
-        return mean(float(row[token]) for row, token in zip(told, self._answer, strict=True))
-
-
-class _SeenProbe:
-    """A probe that looks at every layer at once, and only once: that serves all calibrations."""
-
-    def __init__(self, placed: PlacedPrompt) -> None:
-        self.num_layers = placed.num_layers
-        self.global_layers = placed.global_layers
-        self._placed = placed
-        self._seen: dict[tuple[int, ...], tuple[list[LayerView], torch.Tensor]] = {}
-
-    def suffix(self, layers: Sequence[int]) -> list[LayerView]:
-        return self._placed.suffix(layers)
-
-    def watched_suffix(
-        self, layers: Sequence[int], watched: Sequence[int]
-    ) -> tuple[list[LayerView], torch.Tensor]:
-        key = tuple(watched)
-        if key not in self._seen:
-            self._seen[key] = self._placed.watched_suffix(range(self.num_layers), watched)
-        views, off = self._seen[key]
-        return [views[layer] for layer in layers], off[list(layers)]
-
-    def early_deviation(self) -> torch.Tensor:
-        return self._placed.early_deviation()
+        followed = self._reused.follow(TopScores(RATIO, FusionRAGScorer(calibration)))
+        return float(followed.log_likelihood.mean())

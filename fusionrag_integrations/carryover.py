@@ -35,8 +35,7 @@ class Carryover:
 
     It observes the pass that recomputes the selected tokens.
 
-    positions: of those that are carried from. selected, rest: those and the others, int64 on the
-    model's device.
+    positions: of those that are carried from. rest: of the others, int64 on the model's device.
     """
 
     @classmethod
@@ -61,9 +60,8 @@ class Carryover:
         """by_chunk, rest: positions of a chunk's selected tokens and of its others, none empty."""
         self.positions = tuple(position for chunk in by_chunk for position in chunk)
         device = model.device
-        self.selected = torch.tensor(self.positions, device=device)
         self.rest = torch.tensor([p for chunk in rest for p in chunk], device=device)
-        self._back = model.rotation(self.selected).inverse()
+        self._back = model.rotation(self.positions).inverse()
         self._forth = model.rotation(self.rest)
         # Chunks side by side, padded: [chunks, most of the rest, most selected].
         sources, targets = (

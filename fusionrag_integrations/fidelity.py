@@ -157,7 +157,7 @@ class ReusedPrompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """All layers' views, how far the watched tokens are off in each, and who looked."""
+    """All layers' views, how far the watched tokens are off in each, and where that was seen."""
 
     views: list[LayerView]
     off: torch.Tensor
@@ -184,15 +184,16 @@ class _SharedProbe:
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> tuple[list[LayerView], torch.Tensor]:
         seen = self._look(tuple(watched))
-        if max(layers) + 1 == self.num_layers:
-            self._placed.begin_as(seen.placed)
-        return self._views(seen, layers), seen.off[list(layers)]
+        return self._views(seen, layers), seen.off[: max(layers) + 1]
 
     def early_deviation(self) -> torch.Tensor:
         return self._placed.early_deviation()
 
     def _views(self, seen: _Seen, layers: Sequence[int]) -> list[LayerView]:
-        self.token_layers += seen.placed.token_layers // self.num_layers * (max(layers) + 1)
+        depth = max(layers) + 1
+        self.token_layers += seen.placed.token_layers // self.num_layers * depth
+        if depth == self.num_layers:
+            self._placed.begin_as(seen.placed)
         return [seen.views[layer] for layer in layers]
 
 

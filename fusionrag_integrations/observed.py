@@ -37,7 +37,7 @@ class ObservedKV:
         return self._buffer.capacity
 
     def over(self, rows: Rows) -> RowsKV:
-        """What a pass over these rows uses. Of the tokens it has all, or nothing is told."""
+        """What a pass over these rows uses. Unless they hold all of the tokens, nothing is told."""
         own = self._buffer.over(rows)
         index = {position: row for row, position in enumerate(rows.positions)}
         observed = [index[position] for position in self._positions if position in index]

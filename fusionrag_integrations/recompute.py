@@ -223,7 +223,7 @@ class PlacedPrompt:
         self._corrected = corrected
         self._early: torch.Tensor | None = None  # [N, hidden] behind the early layers
         self._early_layers = min(EARLY_LAYERS, model.num_layers)
-        self._computed = range(0)  # what all layers have run over, and no placed KV stands before
+        self._computed = range(0)  # of what stands before the first chunk: over it nothing is stale
         self.probe_ms = 0.0
         self.token_layers = 0
 
@@ -243,25 +243,25 @@ class PlacedPrompt:
         """
         fresh = self._prompt.fresh_positions
         rows = sorted(set(fresh).difference(_separators(self._prompt)))
-        return self._look(layers, rows, self._kv.owning(fresh))
+        with self._probing(len(rows) * (max(layers) + 1)):
+            return self._look(layers, rows, self._kv.owning(fresh))
 
     def watched_suffix(
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> tuple[list[LayerView], torch.Tensor]:
-        """The same with chunk tokens run along, and what their placed KV is off by in `layers`.
+        """The same with chunk tokens run along, and what their placed KV is off by.
 
-        watched: their positions. Off by: as `Staleness` measures it, float32 [len(layers),
+        watched: their positions. Off by: as `Staleness` measures it, float32 [max(layers) + 1,
         watched]. What was placed stands again afterwards. Separators are run here: tokens right
         behind them would be off by their absence.
         """
-        self._kv = buffer = self._kv.placed()  # shared chunks are never written to
-        staleness = Staleness(watched, self._model.device)
         rows = sorted({*self._prompt.fresh_positions, *watched})
-        views = self._look(layers, rows, ObservedKV(buffer, watched, staleness))
-        staleness.put_back(buffer)
-        if max(layers) + 1 == self._model.num_layers:
-            self._computed = self._beginning
-        return views, staleness.of(layers)
+        with self._probing(len(rows) * (max(layers) + 1)):
+            self._kv = buffer = self._kv.placed()  # shared chunks are never written to
+            staleness = Staleness(watched, self._model.device)
+            views = self._look(layers, rows, ObservedKV(buffer, watched, staleness))
+            staleness.put_back(buffer)
+        return views, staleness.by_layer()
 
     @torch.inference_mode()
     def begin_as(self, other: PlacedPrompt) -> None:
@@ -271,20 +271,19 @@ class PlacedPrompt:
         mine.values[:, :, :length] = theirs.values[:, :, :length]
         self._kv, self._computed = mine, other._computed
 
-    @property
-    def _beginning(self) -> range:
-        """What stands before the first chunk: over it no KV is stale."""
-        return range(self._prompt.spans[0].start if self._prompt.spans else 0)
-
     def _look(self, layers: Sequence[int], rows: Sequence[int], kv: SequenceKV) -> list[LayerView]:
-        begin = self._prompt.spans[-1].stop if self._prompt.spans else 0
-        capture = ViewCapture(bisect_left(rows, begin), frozenset(layers))
+        start, stop = 0, 0
+        if self._prompt.spans:
+            start, stop = self._prompt.spans[0].start, self._prompt.spans[-1].stop
+        capture = ViewCapture(bisect_left(rows, stop), frozenset(layers))
         depth = max(layers) + 1
         ids = [self._prompt.token_ids[p] for p in rows]
-        with self._probing(len(rows) * depth):
-            self._model.forward_lower(ids, rows, kv, depth, capture)
+        self._model.forward_lower(ids, rows, kv, depth, capture)
+        if depth == self._model.num_layers and isinstance(self._kv, KVBuffer):
+            self._computed = range(start)
         return [capture.views[layer] for layer in layers]
 
+    @torch.inference_mode()
     def early_deviation(self) -> torch.Tensor:
         """Squared distance of true from placed K and V at layer 1, float32 [C].
 
@@ -306,7 +305,8 @@ class PlacedPrompt:
         """Compute the selected and the fresh tokens at their true positions.
 
         Each row attends to every position up to its own; its keys and values stand for what was
-        there. Layers that ran over the whole prompt already are not run again. What the selected
+        there. Layers that ran over the whole prompt already are not run again, nor is what stands
+        before the first chunk, where all layers were looked at. What the selected
         tokens turn out to be off by is carried over to the others of their chunks, if KV is
         `corrected`.
 

@@ -30,11 +30,11 @@ class Staleness:
             shares.append(distance / new.float().square().sum((0, 2)).clamp(min=TINY))
         self._off[layer] = torch.stack(shares).mean(0)
 
-    def of(self, layers: Sequence[int]) -> torch.Tensor:
-        """Squared distance relative to squared size, mean over keys and values, float32
-        [len(layers), tokens].
+    def by_layer(self) -> torch.Tensor:
+        """Each token's squared distance relative to its squared size as it was computed, mean over
+        keys and values, float32 [layers that ran, tokens].
         """
-        return torch.stack([self._off[layer] for layer in layers])
+        return torch.stack(list(self._off.values()))
 
     @torch.inference_mode()
     def put_back(self, buffer: KVBuffer) -> None:

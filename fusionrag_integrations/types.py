@@ -545,11 +545,12 @@ class Probe(Layered, Protocol):
     def watched_suffix(
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> tuple[list[LayerView], torch.Tensor]:
-        """The same, and how far some chunk tokens' placed KV is off.
+        """As `suffix`, with some chunk tokens and all separators run along; and how far off those
+        tokens' placed KV is.
 
-        watched: the positions of those, ascending; they run along. Off: squared distance of keys
-        and values from what they are computed to be, relative to these' mean squared size, float32
-        [len(layers), len(watched)].
+        watched: the positions of chunk tokens, ascending. Off: squared distance relative to the
+        squared size of what is computed, token by token, mean over keys and values, float32
+        [max(layers) + 1, len(watched)]: in every layer that ran. Layer 0 depends on no context.
         """
         ...
 

@@ -37,7 +37,11 @@ TINY = 1e-30  # a layer's relevance where its window reaches no chunk
 
 @dataclass(frozen=True, slots=True)
 class FusionRAGScorer:
-    """Scores tokens as `calibration` says; without one, by their relevance in all layers."""
+    """Scores tokens as `calibration` says.
+
+    Without one, by their relevance in the layers that see the whole prompt, times how stale their
+    chunk is.
+    """
 
     calibration: Calibration | None = None
 
@@ -53,13 +57,15 @@ class FusionRAGScorer:
             scores = spread(scores, sentence_numbers(prompt).to(scores.device))
         if calibration.sensitivity:
             scores = scores * sensitivity(prompt).to(scores.device) ** calibration.sensitivity
-        shown = iter(off.mean(0).tolist())
+        if len(off) == 1:  # layer 0 alone, whose KV depends on no context
+            return scores
+        shown = iter(off[1:].mean(0).tolist())
         staleness = [mean(islice(shown, len(chunk))) for chunk in watched]
         return scores * _of_each_token(prompt, staleness).to(scores.device)
 
 
 def _watched(prompt: AssembledPrompt) -> list[list[int]]:
-    """Positions of the tokens of each chunk that show how stale it is; one has at least one."""
+    """By chunk, the positions of its tokens that show how stale it is: at least one."""
     places = (
         [p for span in spans for p in range(span.start, span.stop)] for spans in prompt.occurrences
     )
@@ -67,9 +73,10 @@ def _watched(prompt: AssembledPrompt) -> list[list[int]]:
 
 
 def _of_each_token(prompt: AssembledPrompt, by_chunk: Sequence[float]) -> torch.Tensor:
-    """The number of each chunk token's chunk, float32 [C]."""
+    """For each chunk token, its chunk's entry of `by_chunk`, float32 [C]."""
     lengths = [sum(span.length for span in spans) for spans in prompt.occurrences]
-    return torch.tensor(by_chunk).repeat_interleave(torch.tensor(lengths))
+    entries = torch.tensor(by_chunk, dtype=torch.float32)
+    return entries.repeat_interleave(torch.tensor(lengths))
 
 
 def _seeing_all(probe: Probe) -> tuple[int, ...]:

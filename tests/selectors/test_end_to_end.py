@@ -59,7 +59,6 @@ def test_recomputing_all_is_full_attention(ask: Ask, selector: str, kv: str) -> 
 
 SEPARATORS = 4 * 2  # tokens between five chunks, which baselines' probes don't run
 WATCHED = 5 * 2  # tokens of five chunks, which the default's runs
-PROBES = ("fusionrag_paper", "prophetkv", "infoflow")
 
 
 @pytest.mark.parametrize("kv", ["isolated", "fused"])
@@ -70,14 +69,16 @@ def test_work_is_counted_between_the_ends(
     usage = ask(kv=kv, selector=selector, ratio=0.3).usage
     found = usage.reused_tokens + usage.recomputed_tokens
     assert usage.recomputed_tokens == int(0.3 * found)
+    engine, prompt = asked
+    beginning = engine.load(prompt, AnswerSettings()).prompt.spans[0].start
+    assert beginning > 0
     fresh, rows = usage.fresh_tokens, usage.fresh_tokens + usage.recomputed_tokens
-    if selector == "cacheblend":  # layers 0 and 1 over all, the last over what is left
-        expected = 2 * usage.prompt_tokens + rows
-    elif selector == "fusionrag":  # what stands before the first chunk is computed by the probe
-        engine, prompt = asked
-        beginning = engine.load(prompt, AnswerSettings()).prompt.spans[0].start
-        assert beginning > 0
-        expected = LAYERS * (fresh + WATCHED + rows - beginning)
-    else:
-        expected = LAYERS * (rows + (fresh - SEPARATORS if selector in PROBES else 0))
-    assert usage.token_layers == expected
+    again = rows - beginning  # behind a probe through all layers
+    expected = {
+        "cacheblend": 2 * usage.prompt_tokens + rows,  # layers 0 and 1 over all
+        "fusionrag": LAYERS * (fresh + WATCHED + again),
+        "fusionrag_paper": LAYERS * (fresh - SEPARATORS + again),
+        "prophetkv": LAYERS * (fresh - SEPARATORS + again),
+        "infoflow": LAYERS * (fresh - SEPARATORS + again),
+    }
+    assert usage.token_layers == expected.get(selector, LAYERS * rows)

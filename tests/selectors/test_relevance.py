@@ -95,11 +95,13 @@ def positions_of(spans: list[Span]) -> list[int]:
 
 
 def by_staleness(probe: FakeProbe, layers: tuple[int, ...], scores: dict) -> dict[int, float]:
-    """Scores times how far the first and the fourth token of each chunk are off, on average."""
+    """Scores times how far the first and the fourth token of each chunk are off, on average over
+    the layers that run, but for the first one, where no context counts.
+    """
     weighed = {}
     for positions in map(positions_of, probe.prompt.occurrences):
         watched = [positions[0], *positions[3:4]]
-        off = mean(probe.off(layer, p) for layer in layers for p in watched)
+        off = mean(probe.off(layer, p) for layer in range(1, max(layers) + 1) for p in watched)
         weighed |= {p: scores[p] * off for p in positions}
     return weighed
 
@@ -141,6 +143,12 @@ def test_fusionrag_asks_the_layers_of_its_calibration(windows: dict) -> None:
     assert scores == pytest.approx(expected, rel=1e-4)
     chosen = make_selector("fusionrag", 0.3, calibration).select(PROMPT, probe).positions
     assert chosen == best(expected, 5)
+
+
+def test_the_first_layer_alone_tells_nothing_of_staleness() -> None:
+    probe = FakeProbe(PROMPT)
+    scores = by_position(FusionRAGScorer(Calibration(layers=(0,)))(PROMPT, probe))
+    assert scores == pytest.approx(shares(probe, (0,)), rel=1e-4)
 
 
 @pytest.mark.parametrize(
