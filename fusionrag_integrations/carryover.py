@@ -46,8 +46,7 @@ class Carryover:
         chosen = set(selection.positions)
         selected: list[list[int]] = []
         rest: list[list[int]] = []
-        for spans in prompt.occurrences:
-            positions = [p for span in spans for p in range(span.start, span.stop)]
+        for positions in prompt.positions_by_chunk:
             given = [p for p in positions if p in chosen]
             if 0 < len(given) < len(positions):
                 selected.append(given)

@@ -283,7 +283,6 @@ class PlacedPrompt:
             self._computed = range(start)
         return [capture.views[layer] for layer in layers]
 
-    @torch.inference_mode()
     def early_deviation(self) -> torch.Tensor:
         """Squared distance of true from placed K and V at layer 1, float32 [C].
 
@@ -306,9 +305,8 @@ class PlacedPrompt:
 
         Each row attends to every position up to its own; its keys and values stand for what was
         there. Layers that ran over the whole prompt already are not run again, nor is what stands
-        before the first chunk, where all layers were looked at. What the selected
-        tokens turn out to be off by is carried over to the others of their chunks, if KV is
-        `corrected`.
+        before the first chunk, where all layers were looked at. What the selected tokens turn out
+        to be off by is carried over to the others of their chunks, if KV is `corrected`.
 
         answer: tokens that are read behind the prompt in the same pass, to see what the model makes
         of them. They count as no work.

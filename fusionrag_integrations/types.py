@@ -360,6 +360,14 @@ class AssembledPrompt:
                 chunks.append([span])
         return chunks
 
+    @property
+    def positions_by_chunk(self) -> list[list[int]]:
+        """The positions of each placed chunk's tokens, in order."""
+        return [
+            [position for span in spans for position in range(span.start, span.stop)]
+            for spans in self.occurrences
+        ]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedPrompt:

@@ -237,6 +237,17 @@ class Late:
         return False
 
 
+def test_whoever_reads_first_waits_for_layers_that_are_on_their_way() -> None:
+    """In whatever mode: the caller of `keys` is outside of the model's passes."""
+    model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    buffers = [place(model, prompt, given, len(prompt)) for given in ([*map(Late, kvs)], kvs)]
+    chunks = list(prompt.chunk_positions)
+    for read in (lambda b: b.keys, lambda b: b.values, lambda b: b.layer(1)[0]):
+        found, expected = (read(buffer)[..., chunks, :] for buffer in buffers)
+        assert torch.equal(found, expected)
+
+
 def test_every_signal_waits_for_layers_that_are_on_their_way() -> None:
     model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
     late = [Late(isolated(model, ids)) for ids in CHUNKS]

@@ -169,6 +169,7 @@ class KVBuffer:
         self._keys.index_fill_(2, slots, 0.0)
         self._values.index_fill_(2, slots, 0.0)
 
+    @torch.inference_mode()  # whoever reads a layer first
     def _fill_next(self) -> None:
         group = self._unfilled[0]
         if self._stream is None:

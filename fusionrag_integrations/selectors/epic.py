@@ -12,6 +12,6 @@ from fusionrag_integrations.types import AssembledPrompt, Probe
 
 def epic(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
     """Scores [C], float64: each token's place in its chunk decides, then the prompt's order."""
-    places = [range(sum(s.length for s in spans)) for spans in prompt.occurrences]
-    place = torch.tensor([p for chunk in places for p in chunk], dtype=torch.float64)
+    places = [place for chunk in prompt.positions_by_chunk for place, _ in enumerate(chunk)]
+    place = torch.tensor(places, dtype=torch.float64)
     return -place - torch.arange(len(place)) / (len(place) + 1)

@@ -48,7 +48,8 @@ class FusionRAGScorer:
     def __call__(self, prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
         """Scores [C], float32."""
         calibration = self.calibration or Calibration(layers=_seeing_all(probe))
-        watched = _watched(prompt)
+        chunks = prompt.positions_by_chunk
+        watched = [[chunk[place] for place in WATCHED if place < len(chunk)] for chunk in chunks]
         views, off = probe.watched_suffix(
             calibration.layers, [p for chunk in watched for p in chunk]
         )
@@ -60,23 +61,9 @@ class FusionRAGScorer:
         if len(off) == 1:  # layer 0 alone, whose KV depends on no context
             return scores
         shown = iter(off[1:].mean(0).tolist())
-        staleness = [mean(islice(shown, len(chunk))) for chunk in watched]
-        return scores * _of_each_token(prompt, staleness).to(scores.device)
-
-
-def _watched(prompt: AssembledPrompt) -> list[list[int]]:
-    """By chunk, the positions of its tokens that show how stale it is: at least one."""
-    places = (
-        [p for span in spans for p in range(span.start, span.stop)] for spans in prompt.occurrences
-    )
-    return [[chunk[place] for place in WATCHED if place < len(chunk)] for chunk in places]
-
-
-def _of_each_token(prompt: AssembledPrompt, by_chunk: Sequence[float]) -> torch.Tensor:
-    """For each chunk token, its chunk's entry of `by_chunk`, float32 [C]."""
-    lengths = [sum(span.length for span in spans) for spans in prompt.occurrences]
-    entries = torch.tensor(by_chunk, dtype=torch.float32)
-    return entries.repeat_interleave(torch.tensor(lengths))
+        by_chunk = torch.tensor([mean(islice(shown, len(chunk))) for chunk in watched]).float()
+        staleness = by_chunk.repeat_interleave(torch.tensor([len(chunk) for chunk in chunks]))
+        return scores * staleness.to(scores.device)
 
 
 def _seeing_all(probe: Probe) -> tuple[int, ...]:
