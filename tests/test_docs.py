@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,16 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(SET_UPS.sub("", page.read_text()))
 
 
-def runs(page: Path) -> bool:
-    """Whether a page has blocks that can run."""
-    return any(language in RUN for language, _ in blocks(page))
+def pages_that_run() -> Iterator[Any]:
+    """Those with blocks that can run; marked where these ask SmolLM2."""
+    for page in PAGES:
+        code = [text for language, text in blocks(page) if language in RUN]
+        marks = [pytest.mark.smollm2] if any("smollm2" in text for text in code) else []
+        if code:
+            yield pytest.param(page, marks=marks, id=str(page.relative_to(ROOT).with_suffix("")))
 
 
-@pytest.mark.parametrize(
-    "page", filter(runs, PAGES), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
-)
+@pytest.mark.parametrize("page", pages_that_run())
 def test_code_samples_run(
     page: Path,
     tmp_path: Path,
@@ -58,7 +61,7 @@ def test_code_samples_run(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    if any("smollm2" in text for language, text in blocks(page) if language in RUN):
+    if request.node.get_closest_marker("smollm2"):
         request.getfixturevalue("smollm2_loaded")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -32,6 +32,7 @@ def run_here(name: str, *arguments: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.smollm2
 @pytest.mark.parametrize("name", ["langchain_chain.py", "llama_index_query_engine.py"])
 @pytest.mark.usefixtures("smollm2_loaded")
 def test_a_pipeline_answers_from_the_articles(

@@ -23,6 +23,15 @@ ABSOLUTE = re.compile(r"(?<![\w.<])/(bin|dev|home|mnt|opt|private|root|tmp|usr|U
 PRETRAINED = {"langchain_quickstart", "llama_index_quickstart"}  # ask SmolLM2
 
 of_each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+run_each = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, marks=[pytest.mark.smollm2] if path.stem in PRETRAINED else [], id=path.stem
+        )
+        for path in NOTEBOOKS
+    ],
+)
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -48,7 +57,7 @@ def test_there_are_six() -> None:
 
 
 @pytest.mark.slow
-@of_each
+@run_each
 def test_a_fresh_kernel_shows_what_is_committed(
     path: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
