@@ -5,10 +5,12 @@ there.
     (this is replaced)
     <!-- /result -->
 
-NAME is that of a result file without its ending; a * in it stands for several. What there is:
+NAME is that of a result file without its ending; a * in it stands for several. Where several are
+laid side by side, the questions of a file of JSON lines go by it. What there is:
 
 closeness NAME kind=K             how close each strategy and ratio comes to full attention;
                                   ratio=R, kv=V: at that ratio, over that KV only
+recovered NAME ... ratio=R        how much each strategy recovers, by kind of question
 f1 NAME kind=K                    F1 of each strategy by ratio, with 95% intervals
 normalised NAME kind=K            normalised F1 by ratio
 kinds NAME ... ratio=R kv=V       F1 by kind of question at one ratio
@@ -41,6 +43,7 @@ from typing import Any, TypeVar
 
 from fusionrag_integrations.bench.figures import LEVELS, draw_figure, f1_by_neighbours
 from fusionrag_integrations.bench.speed_figures import SPEED_FIGURES
+from fusionrag_integrations.bench.strategies import REUSE
 from fusionrag_integrations.bench.tables import (
     format_scores_markdown,
     formats_markdown,
@@ -135,6 +138,24 @@ def _closeness(mark: _Mark) -> str:
     return markdown(["strategy", "KV", "ratio", *figures], lines)
 
 
+def _recovered(mark: _Mark) -> str:
+    ratio = float(mark.options["ratio"])
+    cells = {
+        (row["strategy"], row["kv"], _asked(name, row["kind"])): with_interval(
+            row["recovered"], row["recovered_ci"]
+        )
+        for name, result in mark.loaded.items()
+        for row in result["rows"]
+        if row["ratio"] == ratio or row["strategy"] == REUSE.name
+    }
+    return _pivot(["strategy", "KV"], cells, {key[-1]: key[-1] for key in cells})
+
+
+def _asked(name: str, kind: str) -> str:
+    """What tells a result's questions from those of others; name: of the result."""
+    return name if kind == "jsonl" else kind
+
+
 def _f1(mark: _Mark) -> str:
     return _by_ratio(mark, _f1_cell)
 
@@ -185,8 +206,8 @@ def _kinds(mark: _Mark) -> str:
 def _leads(mark: _Mark) -> str:
     measure = mark.options.get("of", "f1")
     gaps = [
-        gap | {"kv": _fused_behind(gap["kv"], result)}
-        for result in mark.loaded.values()
+        gap | {"kv": _fused_behind(gap["kv"], result), "kind": _asked(name, gap["kind"])}
+        for name, result in mark.loaded.items()
         for gap in result["leads"]
         if gap["ratio"] == float(mark.options["ratio"])
     ]
@@ -199,9 +220,9 @@ def _leads(mark: _Mark) -> str:
 
 def _published(mark: _Mark) -> str:
     lines = [
-        [gap["kind"], gap["other"], _fused_behind(gap["kv"], result)]
-        + [_gap(gap[name]) for name in ("recovered", "kept")]
-        for result in mark.loaded.values()
+        [_asked(name, gap["kind"]), gap["other"], _fused_behind(gap["kv"], result)]
+        + [_gap(gap[measure]) for measure in ("recovered", "kept")]
+        for name, result in mark.loaded.items()
         for gap in result["leads_published"]
         if gap["ratio"] == float(mark.options["ratio"])
     ]
@@ -328,6 +349,7 @@ def _draw(mark: _Mark, directory: Path) -> None:
 
 _VIEWS: Mapping[str, Callable[[_Mark], str]] = {
     "closeness": _closeness,
+    "recovered": _recovered,
     "f1": _f1,
     "normalised": _normalised,
     "kinds": _kinds,

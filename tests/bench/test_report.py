@@ -90,6 +90,11 @@ CLOSE = {
         )
     ],
 }
+OWN = {  # questions of a file of JSON lines
+    part: [row | {"kind": "jsonl"} for row in rows]
+    for part, rows in CLOSE.items()
+    if part != "neighbours"
+} | {"neighbours": "default"}
 COST = {
     "rows": [
         {"strategy": "epic", "ratio": 0.0, "work": 0.03},
@@ -158,6 +163,8 @@ def results(tmp_path: Path) -> Path:
     (tmp_path / "cards" / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "run.json").write_text(json.dumps(RUN))
     (tmp_path / "close.json").write_text(json.dumps(CLOSE))
+    for name in ("own-few", "own-many"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(OWN))
     (tmp_path / "cost.json").write_text(json.dumps(COST))
     wrong = ("bridge", "fused", 0.15, "epic", -0.2, -0.3, -0.1)
     (tmp_path / "run-wrong.json").write_text(
@@ -242,6 +249,34 @@ def table(mark: str, results: Path) -> list[str]:
                 "| +0.00 (-0.12 to +0.12) |",
                 "| bridge | fusionrag_paper | fused_as_stored (similar:10) "
                 "| **+0.25 (+0.12 to +0.50)** |  |",
+            ],
+        ),
+        (
+            "recovered close own-* ratio=0.15",
+            [
+                "| strategy | KV | bridge | own-few | own-many |",
+                f"|{' --- |' * 5}",
+                f"| full_reuse | isolated |{' 0.00 (-0.25 to 0.00) |' * 3}",
+                f"| epic | isolated |{' 0.50 (0.25 to 0.50) |' * 3}",
+                f"| fusionrag | fused |{'  |' * 3}",
+            ],
+        ),
+        (
+            "leads own-few own-many ratio=0.15 of=recovered",
+            [
+                "| questions | KV | epic | random |",
+                "| --- | --- | --- | --- |",
+                "| own-few | fused | +0.25 (-0.12 to +0.50) |  |",
+                "| own-many | fused | +0.25 (-0.12 to +0.50) |  |",
+            ],
+        ),
+        (
+            "published own-* ratio=0.3",
+            [
+                "| questions | over | on KV | recovered | kept |",
+                "| --- | --- | --- | --- | --- |",
+                "| own-few | epic | isolated | **+0.25 (+0.12 to +0.50)** |  |",
+                "| own-many | epic | isolated | **+0.25 (+0.12 to +0.50)** |  |",
             ],
         ),
         (
@@ -361,7 +396,7 @@ def test_normalised_f1_only_where_there_is_one(results: Path) -> None:
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("pie run", "Unknown view 'pie'; known are closeness, f1, normalised"),
+        ("pie run", "Unknown view 'pie'; known are closeness, recovered, f1"),
         ("f1 walk kind=bridge", "no result .*walk.json"),
         ("f1 none/* kind=bridge", "no result .*none"),
         ("f1 run", "lacks 'kind'"),
