@@ -108,6 +108,23 @@ class TestQuestions:
         engine.ingest([Document(id=name, text=text) for name in "ab"])
         assert len(questions_of(engine)) == 1
 
+    def test_what_has_nothing_in_common_with_a_question_is_in_no_prompt(
+        self, engine: FusionEngine
+    ) -> None:
+        """A lexical embedding finds it alike in most of a store: others each time."""
+        words = [f"{a}{b}" for a in "bdfg" for b in ("ale", "ipo", "onu", "ysk")]
+        texts = {word: f"{word}, {word} {word}: {word}." for word in words}
+        engine.ingest([Document(id=word, text=text) for word, text in texts.items()])
+        for question in questions_of(engine, len(words)):
+            (handle,) = question.handles
+            (record,) = engine.corpus.catalog.records([handle.chunk_id]).values()
+            assert record.chunk.document_id in asked(question)
+
+    def test_the_document_asked_about_fills_a_prompt(self, engine: FusionEngine) -> None:
+        text = "\n\n".join(f"{word} {word} {word} " * 9 for word in ("alpo", "berk", "cilo"))
+        engine.ingest([Document(id="one", text=text)])
+        assert {len(question.handles) for question in questions_of(engine)} == {3}
+
     def test_the_chunks_are_what_the_retriever_finds(self, engine: FusionEngine) -> None:
         engine.ingest([town(number) for number in range(4)])
         for question in questions_of(engine, 6):
@@ -168,8 +185,10 @@ class TestQuestions:
             engine.check()
 
     def test_no_questions(self, engine: FusionEngine) -> None:
-        with pytest.raises(InvalidInputError, match="questions is 0; give at least 1"):
+        with pytest.raises(InvalidInputError, match="questions is 0; give a whole number from 1"):
             engine.check(0)
+        with pytest.raises(InvalidInputError, match=r"questions is 2\.5; give a whole number"):
+            engine.check(2.5)  # type: ignore[arg-type]
 
     def test_without_a_chat_template(
         self, engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
@@ -353,9 +372,9 @@ class TestExactness:
             MODEL_DIR, store=tmp_path, dtype=dtype, chunk_tokens=CHUNK_TOKENS
         )
         engine.ingest(few_people()[:3])
-        assert engine.check(1).exact is True
+        assert engine.check(3).exact is True
         monkeypatch.setattr(PlacedPrompt, "recompute", forgetful(PlacedPrompt.recompute, 1))
-        assert engine.check(1).exact is False
+        assert engine.check(3).exact is False
 
     def test_deviation_is_relative_to_the_spread_and_of_the_worst_row(self) -> None:
         logits = torch.tensor([[0.0, 2.0, 4.0], [0.0, 4.0, 8.0]])
@@ -369,7 +388,7 @@ class TestSmallAndOddStores:
         engine.ingest([Document(id="one", text="A single chunk that tells of a bridge in Oder.")])
         found = engine.check()
         assert (found.exact, found.questions) == (True, 1)
-        assert "Only 1 question could be asked, which shows little" in found.verdict
+        assert "Only 1 question was asked, which shows little" in found.verdict
         assert found.disk is not None
         assert found.disk.chunks == 1
 
@@ -388,6 +407,19 @@ class TestSmallAndOddStores:
         with pytest.raises(StoreError, match=r"No KV of the store at .* could be used"):
             engine.check()
 
+    def test_chunks_whose_kv_is_damaged_are_counted(
+        self, engine: FusionEngine, report: CheckReport
+    ) -> None:
+        assert report.without_kv == 0
+        engine.ingest([town(number) for number in range(3)])
+        for record in all_records(engine.corpus.catalog)[:2]:
+            for key in (record.isolated_key, record.fused_key):
+                (file,) = (engine.corpus.path / "kv").rglob(f"{key}*")
+                file.write_bytes(b"")
+        found = FusionEngine.open(engine.model, engine.corpus.path).check(9)
+        assert found.without_kv == 2
+        assert "KV of 2 of the chunks is missing or damaged" in found.verdict
+
     def test_what_kv_takes_on_disk(self, report: CheckReport, demo: FusionEngine) -> None:
         files = [p for p in (demo.corpus.path / "kv").rglob("*.safetensors") if p.is_file()]
         records = all_records(demo.corpus.catalog)
@@ -400,15 +432,22 @@ class TestSmallAndOddStores:
         assert disk.bytes_per_token == round(disk.bytes / disk.tokens)
 
 
-PLAIN = CheckRow("isolated", 0.0, 0.4, (0.2, 0.6), 0.0, 0.8, 9.0)
+PLAIN = CheckRow("isolated", 0.0, 0.4, (0.2, 0.6), 0.0, (0.0, 0.0), 0.8, 9.0)
 
 
 def fused(ratio: float, equal: float, speedup: float, recovered: float | None = 0.9) -> CheckRow:
-    return CheckRow("fused", ratio, equal, (equal - 0.1, equal), recovered, 0.97, speedup)
+    return CheckRow("fused", ratio, equal, (equal - 0.1, equal), recovered, None, 0.97, speedup)
 
 
-def said(*rows: CheckRow, exact: bool = True, questions: int = 20, tokens: int = 4000) -> str:
-    return verdict(exact, (PLAIN, *rows), questions, tokens)
+def said(
+    *rows: CheckRow,
+    exact: bool = True,
+    questions: int = 20,
+    tokens: int = 4000,
+    plain: CheckRow = PLAIN,
+    without_kv: int = 0,
+) -> str:
+    return verdict(exact, (plain, *rows), questions, tokens, without_kv)
 
 
 class TestTheVerdict:
@@ -446,16 +485,17 @@ class TestTheVerdict:
 
     def test_too_few_answers_are_equal(self) -> None:
         assert said(self.worse, fused(0.05, 0.5, 6.0), fused(0.15, 0.6, 4.1)) == (
-            "Even at 15% only 60% (50 to 60%) of answers equal full attention's, 40% with plain "
-            "reuse; of their tokens 97% are the same. Set ratio=0.3, or kv='none' where every "
-            "answer must be the same."
+            "At 15% 60% (50 to 60%) of answers equal full attention's, 40% with plain reuse, and "
+            "of their tokens 97% are the same. Another wording isn't a worse answer: `fusionrag "
+            "bench quality` tells, with questions whose answers you know. Set kv='none' where "
+            "every answer must be the same, else keep the default."
         )
 
     def test_prompts_are_too_short(self) -> None:
         rows = fused(0.0, 0.5, 1.2), fused(0.05, 0.8, 1.1), fused(0.15, 0.95, 1.04)
         assert said(*rows, tokens=1234) == (
-            "Prompts here are too short to gain: at 1,234 tokens the first token comes 1.0 times "
-            "as soon with ratio=0.15. Set kv='none', or retrieve more chunks."
+            "Prompts here are too short to gain: at 1,234 tokens the first token comes 1.04 "
+            "times as soon with ratio=0.15. Set kv='none', or retrieve more chunks."
         )
 
     def test_too_short_but_for_a_lower_ratio_that_is_as_good(self) -> None:
@@ -467,9 +507,29 @@ class TestTheVerdict:
         assert told.startswith("Not exact")
         assert "Set kv='none'" in told
 
+    def test_what_is_lost_in_distributions_alone_keeps_no_lower_ratio_back(self) -> None:
+        """Where all answers and all tokens are the same, R is of next to nothing."""
+        same = replace(fused(0.0, 1.0, 8.0, -20.9), agreement=1.0)
+        assert "Set ratio=0." in said(
+            same, fused(0.05, 1.0, 6.0, -0.4), fused(0.15, 1.0, 4.1, -5.4)
+        )
+
+    def test_plain_reuse_is_as_good(self) -> None:
+        rows = fused(0.0, 0.9, 4.2), fused(0.05, 0.9, 4.2), fused(0.15, 0.92, 4.1)
+        close = replace(PLAIN, equal=0.92)
+        assert said(*rows, plain=close).endswith(
+            "times sooner: keep the default. Plain reuse keeps as many answers here, 92%: these "
+            "questions hardly show what fused KV and recompute are for."
+        )
+        assert "Plain reuse" not in said(*rows, plain=replace(PLAIN, equal=0.91))
+
+    def test_missing_kv(self) -> None:
+        rows = self.worse, fused(0.05, 0.8, 6.0), fused(0.15, 0.96, 4.1)
+        assert "KV of 3 of the chunks is missing or damaged" in said(*rows, without_kv=3)
+
     def test_few_questions(self) -> None:
         rows = self.worse, fused(0.05, 0.8, 6.0), fused(0.15, 0.96, 4.1)
-        assert "Only 9 questions could be asked, which shows little" in said(*rows, questions=9)
+        assert "Only 9 questions were asked, which shows little" in said(*rows, questions=9)
         assert "shows little" not in said(*rows, questions=10)
 
 

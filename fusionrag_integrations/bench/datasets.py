@@ -255,19 +255,29 @@ def _read(name: str, path: Path) -> list[_Row]:
 def _values(path: Path, *, lines: bool) -> list[object]:
     """The file's rows. pydantic's reader refuses half a surrogate pair, which json takes."""
     text = _text(path)
+    if lines:
+        numbered = enumerate(text.split("\n"), start=1)
+        return [_line(path, number, line) for number, line in numbered if line.strip()]
     try:
-        if lines:
-            return [from_json(line) for line in text.split("\n") if line.strip()]
         value = from_json(text)
     except ValueError as error:
-        form = "one JSON object a line" if lines else "one JSON value"
-        raise InvalidInputError(f"{path} isn't JSON ({error}); expected {form}.") from error
+        raise InvalidInputError(f"{path} isn't JSON ({error}); expected one JSON value.") from error
     rows = value.get("Data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise InvalidInputError(
             f'{path} holds {reprlib.repr(value)}; expected a list, or an object with a list "Data".'
         )
     return rows
+
+
+def _line(path: Path, number: int, line: str) -> object:
+    try:
+        value: object = from_json(line)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"Line {number} of {path} isn't JSON ({error}); expected one JSON object a line."
+        ) from error
+    return value
 
 
 def _text(path: Path) -> str:

@@ -6,7 +6,7 @@ It is a file of JSON lines: what is measured, then a strategy's measurement of a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,22 @@ Done = dict[int, dict[Strategy, Measurement]]
 def open_log(path: Path, identity: Mapping[str, Any]) -> Done:
     """What a log holds, whichever strategies were asked for; a log that isn't there is begun.
 
-    A line that an interruption cut is dropped. Raises `InvalidInputError` for the log of another
-    run.
+    A last line that an interruption cut is dropped. Raises `InvalidInputError` for the log of
+    another run, and for one that is damaged.
     """
-    head = json.dumps(dict(identity) | {"format": FORMAT}, sort_keys=True)
+    mine = dict(identity) | {"format": FORMAT}
+    head = json.dumps(mine, sort_keys=True)
     if not path.exists() or not path.read_text():
         _write(path, [head])
         return {}
     first, *lines = path.read_text().splitlines()
     if first != head:
         raise InvalidInputError(
-            f"{path} is of another run: it says {first}, and this one is {head}. Give another "
-            "directory, or the same model, data set and seed."
+            f"{path} is of another run: {_differences(first, mine)}. Give another directory, or "
+            "ask the same again."
         )
     done: Done = {}
-    for measurement in _read(lines):
+    for measurement in _read(path, lines):
         done.setdefault(measurement.question, {})[measurement.strategy] = measurement
     _write(path, [head, *(json.dumps(asdict(m)) for held in done.values() for m in held.values())])
     return done
@@ -60,15 +61,35 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     draft.replace(path)
 
 
-def _read(lines: Iterable[str]) -> Iterator[Measurement]:
-    for line in lines:
+def _differences(first: str, mine: Mapping[str, Any]) -> str:
+    """What a log says of its run, where this run's is another."""
+    try:
+        theirs = dict(json.loads(first))
+    except (TypeError, ValueError):
+        return f"it begins with {first!r}"
+    names = sorted(n for n in theirs.keys() | mine.keys() if theirs.get(n) != mine.get(n))
+    return ", ".join(
+        f"its {name} is {theirs.get(name)!r}, and here it is {mine.get(name)!r}" for name in names
+    )
+
+
+def _read(path: Path, lines: Sequence[str]) -> Iterator[Measurement]:
+    for number, line in enumerate(lines, start=2):
         try:
             row = json.loads(line)
-        except ValueError:
-            return
-        look = row.pop("inspection")
-        if look is not None:
-            lists = {name: tuple(look[name]) for name in ("deviation", "places")}
-            look = Inspection(**look | lists)
-        strategy, closeness = Strategy(**row.pop("strategy")), Closeness(**row.pop("closeness"))
-        yield Measurement(strategy=strategy, closeness=closeness, inspection=look, **row)
+            look = row.pop("inspection")
+            if look is not None:
+                lists = {name: tuple(look[name]) for name in ("deviation", "places")}
+                look = Inspection(**look | lists)
+            strategy, closeness = Strategy(**row.pop("strategy")), Closeness(**row.pop("closeness"))
+            measurement = Measurement(
+                strategy=strategy, closeness=closeness, inspection=look, **row
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if number == len(lines) + 1 and isinstance(error, json.JSONDecodeError):
+                return
+            raise InvalidInputError(
+                f"{path} is damaged: line {number} is no measurement ({error!r}). Delete the line, "
+                "and what it held is asked again."
+            ) from error
+        yield measurement

@@ -38,7 +38,8 @@ WAYS = (
     PLAIN_REUSE,
     *(AnswerSettings(kv="fused", ratio=ratio, break_even=False) for ratio in (0.0, 0.05, 0.15)),
 )
-EVERYTHING = AnswerSettings(kv="fused", selector="all", ratio=1.0, break_even=False)
+# Over the KV that is furthest off, so that what isn't recomputed shows.
+EVERYTHING = replace(PLAIN_REUSE, selector="all", ratio=1.0)
 
 
 class Checkable(Protocol):
@@ -78,11 +79,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One question. outcomes: by `WAYS`. deviation: of everything recomputed; None if not asked."""
+    """One question. outcomes: by `WAYS`. deviation: of everything recomputed; None if not asked.
+
+    without_kv: ids of its chunks of which KV is missing or can't be used.
+    """
 
     prompt_tokens: int
     outcomes: tuple[Outcome, ...]
     deviation: float | None
+    without_kv: frozenset[str]
 
 
 def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bool) -> Measured:
@@ -91,21 +96,23 @@ def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bo
     full = reused.full
     pieces = text_pieces(engine.model.tokenizer, full.token_ids)
     counts = counted_tokens(pieces, question.question)
+    outcomes = tuple(
+        Outcome(
+            tokens=len(full.token_ids),
+            agreed=sum(a == b for a, b in zip(one.greedy, full.token_ids, strict=True)),
+            divergence=float(one.divergence[counts].sum()),
+        )
+        for one in map(reused.follow, WAYS)
+    )
     return Measured(
         prompt_tokens=len(reused.prompt_ids),
-        outcomes=tuple(
-            Outcome(
-                tokens=len(full.token_ids),
-                agreed=sum(a == b for a, b in zip(one.greedy, full.token_ids, strict=True)),
-                divergence=float(one.divergence[counts].sum()),
-            )
-            for one in map(reused.follow, WAYS)
-        ),
+        outcomes=outcomes,
         deviation=(
             deviation(reused.follow(EVERYTHING).log_probs, full.log_probs)
             if recompute_everything
             else None
         ),
+        without_kv=frozenset(reused.without_kv),
     )
 
 
@@ -139,6 +146,7 @@ class _Reused:
         self._engine = engine
         self._question = question
         self._prompts: dict[AnswerSettings, ReusedPrompt] = {}
+        self.without_kv: set[str] = set()  # ids of chunks
         loaded = self._load(PLAIN_REUSE)
         self.prompt_ids = loaded.prompt.token_ids
         self.full: FullAnswer = answer_fully(engine.model, self.prompt_ids, MAX_TOKENS)
@@ -168,6 +176,12 @@ class _Reused:
                 "over its chunks. `fusionrag verify` says what is damaged; ingest again to compute "
                 "what is missing."
             )
+        self.without_kv.update(
+            span.record.chunk.id
+            for span in (*loaded.prompt.spans, *loaded.missed)
+            if span.record.chunk.id in loaded.reasons
+            if span.record.fused_key or span in loaded.missed  # some have nothing to fuse behind
+        )
         return loaded
 
 

@@ -14,9 +14,10 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.match import MIN_PREFIX
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import encode, worded_question
-from fusionrag_integrations.types import Chunk, KVHandle, Prompt
+from fusionrag_integrations.types import Chunk, KVHandle, Prompt, SearchHit
 
 CHUNKS = 5  # to a prompt, where as many fit
+LEAST_SCORE = 1e-6  # of a hit: what is below is 0 but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,7 @@ def store_questions(
         chunk = corpus.catalog.records([chunk_id])[chunk_id].chunk
         new = (q for q in _wordings(chunk) if (chunk.scope, q) not in asked)
         if question := next(new, None):
-            asked[chunk.scope, question] = _over_chunks(
-                model, corpus, question, chunk.scope, max_tokens
-            )
+            asked[chunk.scope, question] = _over_chunks(model, corpus, question, chunk, max_tokens)
     return list(asked.values())
 
 
@@ -72,17 +71,32 @@ def _opening(text: str) -> str:
 
 
 def _over_chunks(
-    model: CausalModel, corpus: Corpus, question: str, scope: str, max_tokens: int
+    model: CausalModel, corpus: Corpus, question: str, about: Chunk, max_tokens: int
 ) -> StoreQuestion:
-    """The question over as many of the nearest chunks as fit."""
-    hits = corpus.search(question, CHUNKS, scopes=[scope])
-    while hits:
-        found = document_order(hits)
-        prompt = worded_question(model.tokenizer, [hit.chunk.text for hit in found], question)
+    """The question over as many of its chunks as fit, the nearest first."""
+    found = _chunks_for(corpus, question, about)
+    while found:
+        ordered = document_order(found)
+        prompt = worded_question(model.tokenizer, [hit.chunk.text for hit in ordered], question)
         if len(encode(model.tokenizer, prompt).token_ids) + max_tokens <= model.context_window:
-            return StoreQuestion(question, prompt, tuple(hit.handle for hit in found), scope)
-        hits.pop()
+            handles = tuple(hit.handle for hit in ordered)
+            return StoreQuestion(question, prompt, handles, about.scope)
+        found.pop()
     raise InvalidInputError(
         f"The context of {model.name} holds {model.context_window} tokens: too few for "
         f"one chunk and the question {question!r}."
     )
+
+
+def _chunks_for(corpus: Corpus, question: str, about: Chunk) -> list[SearchHit]:
+    """What the retriever finds, then chunks of the document that the question is about.
+
+    What has nothing in common with the question isn't taken: a lexical embedding finds it alike in
+    most of a store, so that it would be others each time.
+    """
+    hits = corpus.search(question, CHUNKS, scopes=[about.scope])
+    found = {hit.chunk.id: hit for hit in hits if hit.score > LEAST_SCORE}
+    own = corpus.catalog.records(corpus.catalog.chunk_ids([about.document_id]))
+    for record in own.values():
+        found.setdefault(record.chunk.id, SearchHit(record.chunk, 0.0, record.handle))
+    return list(found.values())[:CHUNKS]

@@ -13,9 +13,10 @@ class CheckRow:
 
     equal: share of whole answers that are full attention's, token by token, with a 95% interval
     over questions. recovered: how much of what plain reuse loses is won back, 1 - KL / plain
-    reuse's KL, over full attention's answers; None where plain reuse loses nothing. agreement:
-    share of the answers' tokens that are the likeliest here, too. speedup: full attention's time to
-    first token over this one's, median over at most ten of the questions.
+    reuse's KL, over full attention's answers, with such an interval; None where plain reuse loses
+    next to nothing, and no interval where few questions lose anything. agreement: share of the
+    answers' tokens that are the likeliest here, too. speedup: full attention's time to first token
+    over this one's, median over at most ten of the questions.
     """
 
     kv: KVSource
@@ -23,14 +24,19 @@ class CheckRow:
     equal: float
     equal_interval: tuple[float, float]
     recovered: float | None
+    recovered_interval: tuple[float, float] | None
     agreement: float
     speedup: float
 
     @property
     def equal_in_words(self) -> str:
         """As in "96% (90 to 100%)"."""
-        low, high = (100 * bound for bound in self.equal_interval)
-        return f"{self.equal:.0%} ({low:.0f} to {high:.0f}%)"
+        return _in_words(self.equal, self.equal_interval)
+
+    @property
+    def recovered_in_words(self) -> str:
+        """The same; "-" where there is nothing to recover."""
+        return "-" if self.recovered is None else _in_words(self.recovered, self.recovered_interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ class CheckReport:
     exact: whether recomputing everything gives the model's own logits; None where nothing was
     asked. deviation: by how much they differ, relative to their spread. rows: plain reuse (isolated
     KV as it is stored) first, then fused KV by ratio. questions: how many were asked, over prompts
-    of `prompt_tokens`, the median. verdict: what to set, in words.
+    of `prompt_tokens`, the median. without_kv: of how many chunks in these prompts KV is missing or
+    can't be used. verdict: what to set, in words.
     """
 
     model: str
@@ -79,6 +86,7 @@ class CheckReport:
     estimate: Estimate | None
     questions: int
     prompt_tokens: int
+    without_kv: int
 
     @classmethod
     def of_estimate(cls, model: str, estimate: Estimate) -> CheckReport:
@@ -93,4 +101,12 @@ class CheckReport:
             estimate=estimate,
             questions=0,
             prompt_tokens=0,
+            without_kv=0,
         )
+
+
+def _in_words(share: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return f"{share:.0%}"
+    low, high = (100 * bound for bound in interval)
+    return f"{share:.0%} ({low:.0f} to {high:.0f}%)"

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import torch
 
-from fusionrag_integrations.bootstrap import interval
+from fusionrag_integrations.bootstrap import interval, ratio_interval
 from fusionrag_integrations.check.measure import (
     MAX_TOKENS,
     WAYS,
@@ -35,8 +35,9 @@ TIMED = 10  # questions that are timed at most, spread over all: full attention 
 # which only float32 can tell).
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-# Nats of an answer. Plain reuse that loses less than this leaves nothing to recover but rounding.
-LEAST_LOSS = 1e-2
+# Nats of an answer. Plain reuse that loses less than this is as good as full attention: its answers
+# are full attention's nearly all, and shares of so little say nothing.
+LEAST_LOSS = 5e-2
 
 
 def check_store(
@@ -47,8 +48,8 @@ def check_store(
     Changes nothing. Raises `InvalidInputError` for a store without chunks, and for fewer
     questions than one.
     """
-    if questions < 1:
-        raise InvalidInputError(f"questions is {questions}; give at least 1.")
+    if not isinstance(questions, int) or questions < 1:
+        raise InvalidInputError(f"questions is {questions!r}; give a whole number from 1 on.")
     asked = store_questions(engine.model, engine.corpus, questions, MAX_TOKENS)
     step = ceil(len(asked) / TIMED)
     speedups(engine, asked[0], 0)  # what is loaded or compiled by first requests isn't timed
@@ -68,16 +69,18 @@ def check_store(
     deviation = max(one.deviation for one in measured if one.deviation is not None)
     exact = deviation <= TOLERANCE[engine.model.dtype]
     prompt_tokens = round(median(one.prompt_tokens for one in measured))
+    without_kv = len(frozenset[str]().union(*(one.without_kv for one in measured)))
     return CheckReport(
         model=engine.model.name,
         exact=exact,
         deviation=deviation,
         rows=rows,
-        verdict=verdict(exact, rows, len(asked), prompt_tokens),
+        verdict=verdict(exact, rows, len(asked), prompt_tokens, without_kv),
         disk=disk_use(engine.corpus),
         estimate=estimate,
         questions=len(asked),
         prompt_tokens=prompt_tokens,
+        without_kv=without_kv,
     )
 
 
@@ -105,17 +108,17 @@ def _row(
 ) -> CheckRow:
     equal = [float(outcome.equal) for outcome in mine]
     tokens = sum(outcome.tokens for outcome in mine)
-    loss = sum(outcome.divergence for outcome in plain)
+    losses = [outcome.divergence for outcome in mine], [outcome.divergence for outcome in plain]
+    left, loss = map(sum, losses)
+    worth = loss > LEAST_LOSS * len(plain)
+    bounds = ratio_interval(*losses) if worth else None
     return CheckRow(
         kv=way.kv,
         ratio=way.ratio,
         equal=fmean(equal),
         equal_interval=interval(equal),
-        recovered=(
-            1.0 - sum(outcome.divergence for outcome in mine) / loss
-            if loss > LEAST_LOSS * len(plain)
-            else None
-        ),
+        recovered=1.0 - left / loss if worth else None,
+        recovered_interval=(1.0 - bounds[1], 1.0 - bounds[0]) if bounds else None,
         agreement=sum(outcome.agreed for outcome in mine) / tokens,
         speedup=median(speedups),
     )

@@ -14,13 +14,33 @@ CLOSE = 0.05  # of what is recovered: less tells no two ratios apart
 FEW = 10  # questions, fewer of which show little
 
 
-def verdict(exact: bool, rows: Sequence[CheckRow], questions: int, prompt_tokens: int) -> str:
-    """What to set. rows: as in `CheckReport`."""
-    told = _setting(exact, rows, prompt_tokens)
+def verdict(
+    exact: bool, rows: Sequence[CheckRow], questions: int, prompt_tokens: int, without_kv: int
+) -> str:
+    """What to set. All: as in `CheckReport`."""
+    told = [_setting(exact, rows, prompt_tokens)]
+    plain, default = rows[0], _default(rows)
+    if exact and plain.equal >= default.equal:
+        told.append(
+            f"Plain reuse keeps as many answers here, {plain.equal:.0%}: these questions hardly "
+            "show what fused KV and recompute are for."
+        )
+    if without_kv:
+        told.append(
+            f"KV of {without_kv} of the chunks is missing or damaged, so this isn't what the whole "
+            "store gives: `fusionrag verify` says what is wrong, and ingesting again computes it."
+        )
     if exact and questions < FEW:
-        asked = "1 question" if questions == 1 else f"{questions} questions"
-        told += f" Only {asked} could be asked, which shows little: check again with more."
-    return told
+        asked = "1 question was" if questions == 1 else f"{questions} questions were"
+        told.append(
+            f"Only {asked} asked, which shows little: ask more, or check again when the store "
+            "holds more."
+        )
+    return " ".join(told)
+
+
+def _default(rows: Sequence[CheckRow]) -> CheckRow:
+    return next(row for row in rows if row.kv == "fused" and row.ratio == DEFAULT)
 
 
 def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
@@ -30,12 +50,12 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
             "Set kv='none', and report the model, its dtype and the device."
         )
     plain, *fused = rows
-    default = next(row for row in fused if row.ratio == DEFAULT)
+    default = _default(rows)
     best = next((row for row in fused if _as_good(row, default)), default)
     if best.speedup < GAIN:
         return (
             f"Prompts here are too short to gain: at {prompt_tokens:,} tokens the first token "
-            f"comes {best.speedup:.1f} times as soon with ratio={best.ratio:g}. Set kv='none', or "
+            f"comes {best.speedup:.2f} times as soon with ratio={best.ratio:g}. Set kv='none', or "
             "retrieve more chunks."
         )
     equal = (
@@ -43,8 +63,10 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
     )
     if default.equal < ENOUGH:
         return (
-            f"Even at {DEFAULT:.0%} only {equal}reuse; of their tokens {default.agreement:.0%} are "
-            "the same. Set ratio=0.3, or kv='none' where every answer must be the same."
+            f"At {DEFAULT:.0%} {equal}reuse, and of their tokens {default.agreement:.0%} are the "
+            "same. Another wording isn't a worse answer: `fusionrag bench quality` tells, with "
+            "questions whose answers you know. Set kv='none' where every answer must be the same, "
+            "else keep the default."
         )
     if best is not default:
         return (
@@ -60,6 +82,7 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
 
 def _as_good(row: CheckRow, default: CheckRow) -> bool:
     """Whether a lower ratio loses nothing, and is quicker by more than two timings differ."""
-    behind = (default.recovered or 0.0) - (row.recovered or 0.0)
     quicker = row.speedup >= GAIN * default.speedup
-    return quicker and row.equal >= default.equal and behind <= CLOSE
+    behind = (default.recovered or 0.0) - (row.recovered or 0.0)
+    as_close = behind <= CLOSE or row.agreement == 1.0
+    return quicker and row.equal >= default.equal and as_close

@@ -159,7 +159,7 @@ def _table(report: CheckReport) -> Table:
             "fused KV" if row.kv == "fused" else "plain reuse",
             f"{row.ratio:.0%}",
             row.equal_in_words,
-            "-" if row.recovered is None else f"{row.recovered:.0%}",
+            row.recovered_in_words,
             f"{row.agreement:.0%}",
             f"{row.speedup:.1f}x",
         )

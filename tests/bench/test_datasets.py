@@ -246,7 +246,7 @@ def test_another_format_is_named(tmp_path: Path, given: str, named: str, ending:
         ("hotpotqa", "[]", "holds no questions"),
         ("musique", "\n", "holds no questions"),
         ("musique", json.dumps(musique(answerable=False)), "holds no questions"),
-        ("musique", json.dumps(musique()) + "\n{", "isn't JSON"),
+        ("musique", json.dumps(musique()) + "\n{", "Line 2 of .* isn't JSON"),
         ("musique", json.dumps(musique("nohop")), "row 1, id: String should match"),
         ("hotpotqa", json.dumps([hotpotqa(), hotpotqa(answer="")]), "row 2, answer: .* found ''"),
         ("hotpotqa", json.dumps([hotpotqa(context=[["T"]])]), "row 1, context.0.1: Field required"),

@@ -453,6 +453,27 @@ class TestGoingOn:
         assert followed == []
         assert log.read_text() == before
 
+    def test_what_differs_is_said(
+        self, run: Run, log: Path, finished: tuple[Path, list[Measurement]]
+    ) -> None:
+        head, *rows = finished[0].read_text().splitlines()
+        other = json.loads(head) | {"seed": 41}
+        log.write_text("\n".join([json.dumps(other, sort_keys=True), *rows]) + "\n")
+        with pytest.raises(InvalidInputError, match=r"run: its seed is 41, and here it is \d+\. "):
+            run()
+
+    @pytest.mark.parametrize("line", ["{", "{}", "[]", '{"inspection": null}'])
+    def test_a_damaged_line_loses_nothing_behind_it(
+        self, run: Run, log: Path, finished: tuple[Path, list[Measurement]], line: str
+    ) -> None:
+        """Only a last line can have been cut by an interruption."""
+        head, first, *rows = finished[0].read_text().splitlines()
+        damaged = "\n".join([head, first, line, *rows]) + "\n"
+        log.write_text(damaged)
+        with pytest.raises(InvalidInputError, match="is damaged: line 3 is no measurement"):
+            run()
+        assert log.read_text() == damaged
+
     def test_a_log_in_an_older_format_is_of_another_run(
         self, run: Run, log: Path, finished: tuple[Path, list[Measurement]]
     ) -> None:

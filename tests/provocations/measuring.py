@@ -22,6 +22,14 @@ def another_run(world: World) -> None:
     open_log(world.file("log.jsonl", "{}\n"), {"model": "tiny"})
 
 
+@provoked.by("... is damaged: line ... is no measurement (...). ...")
+def damaged_log(world: World) -> None:
+    log = world.file("log.jsonl", "")
+    open_log(log, {"model": "tiny"})
+    log.write_text(log.read_text() + "{}\n")
+    open_log(log, {"model": "tiny"})
+
+
 @provoked.by("A calibrating question has no chunk of the store in its prompt, or no answer: ...")
 def unknown_chunks(world: World) -> None:
     calibrate(world.engine, ["Who wrote this?", "Who are you?"], quiet)
@@ -57,7 +65,7 @@ def not_exact(world: World) -> list[Seen]:
 
 provoked.each(
     {
-        "questions is ...; give at least 1.": lambda w: w.engine.check(0),
+        "questions is ...; give a whole number from 1 on.": lambda w: w.engine.check(0),
         "An estimate is of this package's Documents, in a list; got ....": lambda w: w.engine.check(
             estimate=["notes.txt"]  # type: ignore[list-item]
         ),
