@@ -60,13 +60,14 @@ def test_json_says_all(store: Path, files: Path) -> None:
     report = said(result)
     assert set(report) == {
         *("model", "exact", "deviation", "rows", "verdict", "disk", "estimate", "questions"),
-        "prompt_tokens",
+        *("prompt_tokens", "without_kv"),
     }
     assert (report["model"], report["exact"], report["questions"]) == ("tiny-llama0", True, 2)
     assert len(report["rows"]) == 4
     for row in report["rows"]:
         assert set(row) == {
-            *("kv", "ratio", "equal", "equal_interval", "recovered", "agreement", "speedup")
+            *("kv", "ratio", "equal", "equal_interval", "recovered", "recovered_interval"),
+            *("agreement", "speedup"),
         }
         assert row["equal_interval"][0] <= row["equal"] <= row["equal_interval"][1]
     assert set(report["disk"]) == {

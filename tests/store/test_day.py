@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_a_day(tmp_path: Path) -> None:
     nbytes = store.get(key_of(0)).nbytes
     budgets = Budgets(device=20 * nbytes, host=60 * nbytes + 5)
     kv = TieredKV(store, budgets, CPU, resident)
+    gc.collect()  # what other tests have left open isn't closed on the way
     files = len(list(Path("/proc/self/fd").iterdir()))
     rates = []
     before = kv.metrics()
