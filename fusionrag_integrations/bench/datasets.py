@@ -257,11 +257,9 @@ def _values(path: Path, *, lines: bool) -> list[object]:
     text = _text(path)
     if lines:
         numbered = enumerate(text.split("\n"), start=1)
-        return [_line(path, number, line) for number, line in numbered if line.strip()]
-    try:
-        value = from_json(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{path} isn't JSON ({error}); expected one JSON value.") from error
+        form = "one JSON object a line"
+        return [_parsed(x, f"Line {n} of {path}", form) for n, x in numbered if x.strip()]
+    value = _parsed(text, str(path), "one JSON value")
     rows = value.get("Data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise InvalidInputError(
@@ -270,13 +268,11 @@ def _values(path: Path, *, lines: bool) -> list[object]:
     return rows
 
 
-def _line(path: Path, number: int, line: str) -> object:
+def _parsed(text: str, where: str, form: str) -> object:
     try:
-        value: object = from_json(line)
+        value: object = from_json(text)
     except ValueError as error:
-        raise InvalidInputError(
-            f"Line {number} of {path} isn't JSON ({error}); expected one JSON object a line."
-        ) from error
+        raise InvalidInputError(f"{where} isn't JSON ({error}); expected {form}.") from error
     return value
 
 
