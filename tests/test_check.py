@@ -210,6 +210,11 @@ class TestTheRows:
         for row in report.rows:
             low, high = row.equal_interval
             assert 0.0 <= low <= row.equal <= high <= 1.0
+            assert row.recovered is not None
+            if row.recovered_interval:
+                low, high = row.recovered_interval
+                assert low <= row.recovered <= high
+        assert report.rows[-1].recovered_interval
 
     def test_equal_answers_are_those_of_the_engine(
         self, demo: FusionEngine, report: CheckReport
