@@ -8,10 +8,20 @@ true - placed KV of the selected --weighted by nearness--> added to the placed K
 
 The weighted mean of Nadaraya (1964) and Watson (1964), over keys in the canonical frame and values:
 
-off(j) = sum_i w(|i - j|) off(i) / (1 + sum_i w(|i - j|))        w(d) = NEAR / (NEAR + d)
+off(j) = sum_i w(i, j) off(i) / (1 + sum_i w(i, j))
+w(i, j) = NEAR / (NEAR + |i - j|) / (1 + (|off of i's key| / |i's placed key| / CHANGED)^2)
 
-over the selected tokens i of j's chunk. The 1 is an observation of no change at j itself: where
-little was recomputed nearby, KV stays as it was placed. What that gives is in docs/selectors.md.
+over the selected tokens i of j's chunk but its first two. The 1 is an observation of no change at j
+itself: where little was recomputed nearby, KV stays as it was placed. What that gives is in
+docs/selectors.md.
+
+The second factor, of each head by itself, makes the mean robust (Cauchy's weights: Holland and
+Welsch, 1977): a token whose key has changed by much of its length means something else now, which
+says nothing of its neighbours.
+
+Keys by which a head finds what stood behind a word before (induction heads: Olsson et al., 2022)
+say which token stands right before theirs. Where a chunk begins that is another one now; the rest
+of the chunk stands behind the tokens that it always stood behind.
 """
 
 from __future__ import annotations
@@ -29,28 +39,38 @@ from fusionrag_integrations.types import AssembledPrompt, TokenSelection
 NEAR = 3
 """Tokens: at this distance what a token is off by counts half."""
 
+CHANGED = 0.3
+"""Of a key's length: a token whose key is off by so much counts half."""
+
+FIRST = 2
+"""Tokens that a chunk begins with, which nothing is carried from."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
 
 class Carryover:
     """From selected tokens to the others of their chunks. Weighed once for all layers.
 
     It observes the pass that recomputes the selected tokens.
 
-    positions: of those that are carried from. rest: of the others, int64 on the model's device.
+    positions: of those that are carried from. rest: of those that are not selected, int64 on the
+    model's device.
     """
 
     @classmethod
     def of(
         cls, model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
     ) -> Carryover | None:
-        """From a prompt's selected tokens; None where no chunk has both selected and others."""
+        """From a prompt's selected tokens; None where no chunk has such and others."""
         chosen = set(selection.positions)
         selected: list[list[int]] = []
         rest: list[list[int]] = []
         for positions in prompt.positions_by_chunk:
-            given = [p for p in positions if p in chosen]
-            if 0 < len(given) < len(positions):
+            given = [p for p in positions[FIRST:] if p in chosen]
+            others = [p for p in positions if p not in chosen]
+            if given and others:
                 selected.append(given)
-                rest.append([p for p in positions if p not in chosen])
+                rest.append(others)
         return cls(model, selected, rest) if selected else None
 
     def __init__(
@@ -68,30 +88,39 @@ class Carryover:
             for chunks in (by_chunk, rest)
         )
         distance = (targets[:, :, None] - sources[:, None]).abs()
-        weights = torch.where(sources[:, None] < 0, 0.0, NEAR / (NEAR + distance))
-        self._weights = (weights / (1.0 + weights.sum(2, keepdim=True))).to(device)
+        self._nearness = torch.where(sources[:, None] < 0, 0.0, NEAR / (NEAR + distance)).to(device)
         self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
         self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
 
     def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
         """Add to the rest of a layer what the selected tokens, written just now, tell."""
-        off = [new.float() - old.float() for new, old in zip(computed, placed, strict=True)]
-        for slots, more in zip(buffer.layer(layer), self.to_rest(layer, *off), strict=True):
+        old, new = ([t.float() for t in kv] for kv in (placed, computed))
+        keys, values = (n - o for n, o in zip(new, old, strict=True))
+        change = keys.square().sum(2) / old[0].square().sum(2).clamp(min=_TINY)
+        steady = 1.0 / (1.0 + change / CHANGED**2)
+        carried = self.to_rest(layer, keys, values, steady)
+        for slots, more in zip(buffer.layer(layer), carried, strict=True):
             slots.index_add_(1, self.rest, more.to(slots.dtype))
 
     def to_rest(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, steady: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What to add to the rest's rotated keys and values in a layer, float32 [Hkv, rest, D].
 
-        keys, values: what the selected tokens' are off by, float32 [Hkv, selected, D].
+        keys, values: what the selected tokens' are off by, float32 [Hkv, selected, D]. steady: what
+        each of them counts, nearness apart, float32 [Hkv, selected].
         """
         here = slice(layer, layer + 1)
         heads, _, size = keys.shape
-        chunks, _, most = self._weights.shape
-        off = torch.cat([rotate(keys[None], self._back.of_layers(here))[0], values])
-        padded = off.new_zeros(chunks * most, 2 * heads * size)
-        padded[self._sources] = off.transpose(0, 1).flatten(1)
-        carried = torch.bmm(self._weights, padded.view(chunks, most, -1)).flatten(0, 1)
-        still, more = carried[self._targets].view(-1, 2, heads, size).permute(1, 2, 0, 3)
+        chunks, _, most = self._nearness.shape
+        still = rotate(keys[None], self._back.of_layers(here))[0]
+        counted = steady[..., None]
+        told = torch.cat([still * counted, values * counted, counted], 2)
+        width = told.shape[2]
+        padded = told.new_zeros(chunks * most, heads * width)
+        padded[self._sources] = told.transpose(0, 1).flatten(1)
+        sums = torch.bmm(self._nearness, padded.view(chunks, most, -1)).flatten(0, 1)
+        sums = sums[self._targets].view(-1, heads, width).transpose(0, 1)
+        carried = sums[..., :-1] / (1.0 + sums[..., -1:])
+        still, more = carried[..., :size], carried[..., size:]
         return rotate(still[None], self._forth.of_layers(here))[0], more

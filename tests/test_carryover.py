@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusionrag_integrations.carryover import NEAR, Carryover
+from fusionrag_integrations.carryover import CHANGED, FIRST, NEAR, Carryover
 from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.recompute import PlacedPrompt, Warm, lay, place, resident
@@ -27,9 +27,9 @@ FAMILY = "llama_gqa2"
 
 
 def chosen(prompt: AssembledPrompt) -> TokenSelection:
-    """A few of the first chunk, one of the second, none of the third."""
-    positions = prompt.spans[0].start, prompt.spans[0].start + 4, prompt.spans[1].start + 7
-    return TokenSelection(positions)
+    """A few of the first chunk, its first among them, one of the second, none of the third."""
+    first, second = (span.start for span in prompt.spans[:2])
+    return TokenSelection((first, first + 3, first + 4, second + 7))
 
 
 def kvs_of(model: CausalModel) -> list[ChunkKV]:
@@ -44,15 +44,18 @@ def recomputed(
 
 
 def by_the_formula(
-    prompt: AssembledPrompt, selected: tuple[int, ...], off: torch.Tensor
+    prompt: AssembledPrompt, selected: tuple[int, ...], off: torch.Tensor, steady: torch.Tensor
 ) -> dict[int, torch.Tensor]:
-    """What the others are to have added, by position. off: [L, Hkv, N, D], canonical."""
+    """What the others are to have added, by position.
+
+    off: [L, Hkv, N, D], canonical. steady: [L, Hkv, N].
+    """
     carried = {}
     for spans in prompt.occurrences:
         positions = [p for s in spans for p in range(s.start, s.stop)]
-        given = [p for p in positions if p in selected]
-        for j in set(positions).difference(given) if given else ():
-            weights = {i: NEAR / (NEAR + abs(i - j)) for i in given}
+        given = [p for p in positions[FIRST:] if p in selected]
+        for j in set(positions).difference(selected) if given else ():
+            weights = {i: NEAR / (NEAR + abs(i - j)) * steady[:, :, i, None] for i in given}
             total = sum(weight * off[:, :, i] for i, weight in weights.items())
             carried[j] = total / (1 + sum(weights.values()))
     return carried
@@ -69,8 +72,10 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
 
     back = model.rotation(range(len(prompt))).inverse()
     keys = rotate(buffer.keys, back), rotate(before[0], back)
+    change = (keys[0] - keys[1]).norm(dim=3) / keys[1].norm(dim=3)
+    steady = 1 / (1 + (change / CHANGED) ** 2)
     for found, old in (keys, (buffer.values, before[1])):
-        expected = by_the_formula(prompt, selection.positions, found - old)
+        expected = by_the_formula(prompt, selection.positions, found - old, steady)
         assert set(expected) == {
             p for s in prompt.spans[:2] for p in range(s.start, s.stop)
         }.difference(selection.positions)
@@ -82,6 +87,26 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
         torch.testing.assert_close(found[:, :, third], old[:, :, third], rtol=0.0, atol=1e-6)
 
 
+def test_a_token_that_is_another_now_tells_little() -> None:
+    model, prompt = model_of(FAMILY), prompt_of_chunks()
+    at = prompt.spans[0].start + 5
+    carryover = Carryover.of(model, prompt, TokenSelection((at,)))
+    assert carryover
+    before = place(model, prompt, kvs_of(model), len(prompt))
+    keys, values = (kv[:, [at]].clone() for kv in before.layer(1))
+
+    def told(change: float) -> float:
+        """Of values that are off by 1, what the next token has added. change: of the key."""
+        buffer = before.copy()
+        carryover.observe(buffer, 1, (keys, values), (keys * (1 + change), values + 1))
+        return float((buffer.values[1] - before.values[1])[:, at + 1].mean())
+
+    near = NEAR / (NEAR + 1)
+    assert told(0.0) == pytest.approx(near / (1 + near), rel=1e-4)
+    assert told(CHANGED) == pytest.approx(near / 2 / (1 + near / 2), rel=1e-4)
+    assert told(30.0) < 0.001
+
+
 def test_a_chunk_placed_twice_is_two_chunks() -> None:
     model = model_of(FAMILY)
     ids = (5, *CHUNKS[0], 6, *CHUNKS[0], 7, 8)
@@ -91,6 +116,22 @@ def test_a_chunk_placed_twice_is_two_chunks() -> None:
     carryover = Carryover.of(model, prompt, TokenSelection((3,)))
     assert carryover
     assert carryover.rest.tolist() == [p for p in range(1, 1 + size) if p != 3]
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["from its beginning", "cut at its beginning"])
+def test_nothing_is_carried_from_where_a_chunk_begins(first: int) -> None:
+    """What its first two tokens in a prompt are off by tells of what stands right before them."""
+    model = model_of(FAMILY)
+    size = len(CHUNKS[0])
+    ids = (5, *CHUNKS[0], 7, 8)
+    spans = (span(CHUNKS[0], 1 + first, first, size - first),)
+    prompt = AssembledPrompt(ids, spans, (len(ids) - 2, len(ids)))
+    start = prompt.spans[0].start
+    assert Carryover.of(model, prompt, TokenSelection((start, start + 1))) is None
+    carryover = Carryover.of(model, prompt, TokenSelection((start, start + 1, start + 2)))
+    assert carryover
+    assert carryover.positions == (start + 2,)
+    assert carryover.rest.tolist() == list(range(start + 3, prompt.spans[0].stop))
 
 
 def test_a_chunk_in_two_spans_is_one() -> None:
