@@ -193,14 +193,13 @@ def _pivot(
 
 def _kinds(mark: _Mark) -> str:
     ratio, kv = float(mark.options["ratio"]), mark.options["kv"]
-    rows = [
-        row
-        for result in mark.loaded.values()
+    cells = {
+        (row["strategy"], row["kv"], _asked(name, row["kind"])): _f1_cell(row)
+        for name, result in mark.loaded.items()
         for row in result["rows"]
         if (row["kv"] == kv and row["ratio"] == ratio) or row["strategy"] in LEVELS
-    ]
-    cells = {(row["strategy"], row["kv"], row["kind"]): _f1_cell(row) for row in rows}
-    return _pivot(["strategy", "KV"], cells, {row["kind"]: row["kind"] for row in rows})
+    }
+    return _pivot(["strategy", "KV"], cells, {key[-1]: key[-1] for key in cells})
 
 
 def _leads(mark: _Mark) -> str:

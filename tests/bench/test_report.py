@@ -306,6 +306,16 @@ def table(mark: str, results: Path) -> list[str]:
             ],
         ),
         (
+            "kinds own-few own-many ratio=0.15 kv=isolated",
+            [
+                "| strategy | KV | own-few | own-many |",
+                "| --- | --- | --- | --- |",
+                f"| full_attention | none |{' 0.50 (0.40 to 0.60) |' * 2}",
+                f"| full_reuse | isolated |{' 0.50 (0.40 to 0.60) |' * 2}",
+                f"| epic | isolated |{' 0.50 (0.40 to 0.60) |' * 2}",
+            ],
+        ),
+        (
             "leads run run-wrong ratio=0.15",
             [
                 "| questions | KV | epic | random |",
