@@ -79,11 +79,14 @@ def test_json_says_all(store: Path, files: Path) -> None:
     assert "shows little" in report["verdict"]
 
 
-def test_text_says_it_in_a_table_and_a_verdict(store: Path, files: Path) -> None:
-    result = run_command("check", "--store", store, "--questions", 2, "--estimate", files)
+@pytest.mark.parametrize(("count", "asked"), [(1, "1 question"), (2, "2 questions")])
+def test_text_says_it_in_a_table_and_a_verdict(
+    store: Path, files: Path, count: int, asked: str
+) -> None:
+    result = run_command("check", "--store", store, "--questions", count, "--estimate", files)
     assert result.exit_code == 0
     first, exact, heads, *rows, disk, estimate, verdict = result.stdout.splitlines()
-    assert first.startswith("tiny-llama0: 2 questions, over prompts of about ")
+    assert first.startswith(f"tiny-llama0: {asked}, over prompts of about ")
     assert exact.startswith("Exact: recomputing everything gives the model's own logits (off by ")
     assert heads.split() == ["ratio", "equal", "answers", "recovered", "same", "token", "speed-up"]
     assert [row.split()[:3] for row in rows] == [
@@ -94,7 +97,7 @@ def test_text_says_it_in_a_table_and_a_verdict(store: Path, files: Path) -> None
     assert estimate.startswith("To ingest 3 documents, 9 chunks of ")
     assert "shows little" in verdict
     assert "20/20" not in result.stderr
-    assert "2/2" in result.stderr
+    assert f"{count}/{count}" in result.stderr
 
 
 def test_exit_status_1_where_it_is_not_exact(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,13 +128,14 @@ def _closeness(mark: _Mark) -> str:
     ratio, kv = (mark.options.get(name) for name in ("ratio", "kv"))
     lines = [
         [row["strategy"], row["kv"], f"{row['ratio']:.0%}"]
-        + [with_interval(row[n], row[f"{n}_ci"]) for n in ("kept", "equal", "recovered")]
+        + [with_interval(row["kept"], row["kept_ci"]), str(row["kept_of"])]
+        + [with_interval(row[n], row[f"{n}_ci"]) for n in ("equal", "recovered")]
         + [with_interval(row[n], row[f"{n}_ci"], ".3f") for n in ("agreement", "kl")]
         for row in mark.rows
         if row["strategy"] in LEVELS
         or (kv in (None, row["kv"]) and (ratio is None or row["ratio"] == float(ratio)))
     ]
-    figures = ("kept", "equal", "recovered", "agreement", "KL")
+    figures = ("kept", "of", "equal", "recovered", "agreement", "KL")
     return markdown(["strategy", "KV", "ratio", *figures], lines)
 
 

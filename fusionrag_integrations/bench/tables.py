@@ -70,7 +70,7 @@ def answers_table(outcomes: Sequence[Outcome], a_kind: int) -> Table:
 
 _STRATEGY = ("questions", "strategy", "kv", "ratio", "n")
 CLOSENESS_HEADINGS = (
-    *(*_STRATEGY, "kept", "equal", "recovered", "agreement", "KL"),
+    *(*_STRATEGY, "kept", "of", "equal", "recovered", "agreement", "KL"),
     *("KL, median", "KL, worst tenth", "KL, answer"),
 )
 SCORES_HEADINGS = (
@@ -97,7 +97,7 @@ def closeness_cells(row: QualityRow) -> tuple[str, ...]:
     """A row's figures as text, in the order of `CLOSENESS_HEADINGS`."""
     return (
         *_strategy_cells(row),
-        with_interval(row.kept, row.kept_ci),
+        *(with_interval(row.kept, row.kept_ci), str(row.kept_of)),
         with_interval(row.equal, row.equal_ci),
         with_interval(row.recovered, row.recovered_ci),
         with_interval(row.agreement, row.agreement_ci),

@@ -127,9 +127,9 @@ def _without_store(
 
 def _show(report: CheckReport) -> None:
     if report.exact is not None:
+        questions = "1 question" if report.questions == 1 else f"{report.questions} questions"
         out.print(
-            f"{report.model}: {report.questions} questions, over prompts of about "
-            f"{report.prompt_tokens:,} tokens.",
+            f"{report.model}: {questions}, over prompts of about {report.prompt_tokens:,} tokens.",
             markup=False,
         )
         told = "gives" if report.exact else "doesn't give"

@@ -121,7 +121,7 @@ class TestFiles:
     def test_both_tables_have_a_line_a_row(self, written: Path) -> None:
         close, scores = (written / "table.md").read_text().strip().split("\n\n")
         for table, values in (
-            (close, {"kept": "kept", "recovered": "recovered", "KL": "kl"}),
+            (close, {"kept": "kept", "of": "kept_of", "recovered": "recovered", "KL": "kl"}),
             (scores, {"F1": "f1", "ROUGE-1": "rouge1"}),
         ):
             heading, rule, *lines = (

@@ -30,7 +30,7 @@ def close(
     """A row with what is measured beside full attention."""
     figures = {"kept": kept, "equal": 0.5, "recovered": recovered, "agreement": 0.9, "kl": 0.1234}
     around = {f"{n}_ci": None if v is None else [v - 0.25, v] for n, v in figures.items()}
-    return row(strategy, kv, ratio, 0.5) | figures | around
+    return row(strategy, kv, ratio, 0.5) | figures | around | {"kept_of": 8}
 
 
 def difference(mean: float, low: float, high: float) -> dict[str, float]:
@@ -205,30 +205,30 @@ def table(mark: str, results: Path) -> list[str]:
         (
             "closeness close kind=bridge",
             [
-                "| strategy | KV | ratio | kept | equal | recovered | agreement | KL |",
-                f"|{' --- |' * 8}",
-                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 0.50 (0.25 to 0.50) "
+                "| strategy | KV | ratio | kept | of | equal | recovered | agreement | KL |",
+                f"|{' --- |' * 9}",
+                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 8 | 0.50 (0.25 to 0.50) "
                 "| 1.00 (0.75 to 1.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| full_reuse | isolated | 0% |  | 0.50 (0.25 to 0.50) "
+                "| full_reuse | isolated | 0% |  | 8 | 0.50 (0.25 to 0.50) "
                 "| 0.00 (-0.25 to 0.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| epic | isolated | 15% | 0.75 (0.50 to 0.75) | 0.50 (0.25 to 0.50) "
+                "| epic | isolated | 15% | 0.75 (0.50 to 0.75) | 8 | 0.50 (0.25 to 0.50) "
                 "| 0.50 (0.25 to 0.50) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| fusionrag | fused | 5% | 0.75 (0.50 to 0.75) | 0.50 (0.25 to 0.50) "
+                "| fusionrag | fused | 5% | 0.75 (0.50 to 0.75) | 8 | 0.50 (0.25 to 0.50) "
                 "| 0.62 (0.38 to 0.62) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 0.50 (0.25 to 0.50) "
+                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 8 | 0.50 (0.25 to 0.50) "
                 "|  | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
             ],
         ),
         (
             "closeness close kind=bridge ratio=0.15 kv=fused",
             [
-                "| strategy | KV | ratio | kept | equal | recovered | agreement | KL |",
-                f"|{' --- |' * 8}",
-                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 0.50 (0.25 to 0.50) "
+                "| strategy | KV | ratio | kept | of | equal | recovered | agreement | KL |",
+                f"|{' --- |' * 9}",
+                "| full_attention | none | 100% | 1.00 (0.75 to 1.00) | 8 | 0.50 (0.25 to 0.50) "
                 "| 1.00 (0.75 to 1.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| full_reuse | isolated | 0% |  | 0.50 (0.25 to 0.50) "
+                "| full_reuse | isolated | 0% |  | 8 | 0.50 (0.25 to 0.50) "
                 "| 0.00 (-0.25 to 0.00) | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
-                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 0.50 (0.25 to 0.50) "
+                "| fusionrag | fused | 15% | 0.88 (0.62 to 0.88) | 8 | 0.50 (0.25 to 0.50) "
                 "|  | 0.900 (0.650 to 0.900) | 0.123 (-0.127 to 0.123) |",
             ],
         ),
