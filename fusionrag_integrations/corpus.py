@@ -20,10 +20,17 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.corrections import DIRECTORY as CORRECTIONS_DIRECTORY
 from fusionrag_integrations.durable import make_directory
 from fusionrag_integrations.embedding import Embedder, as_embedder
-from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreError,
+    StoreMismatchError,
+    StoreNotFoundError,
+)
 from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.types import (
     Chunk,
@@ -43,6 +50,9 @@ EMBEDDING_BATCH = 64
 INDEX_DIRECTORY = "index"
 LOCK_FILE = "writing.lock"
 KV_DIRECTORY = "kv"  # the name of the records' directory in a store's
+
+
+_BESIDE_THE_CATALOG = (DOCUMENTS_DIRECTORY, INDEX_DIRECTORY, KV_DIRECTORY, CORRECTIONS_DIRECTORY)
 
 
 class Index(Protocol):
@@ -113,16 +123,20 @@ class Corpus:
         """Open the corpus of an existing store.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
-        `BaseEmbedding`, or None for the built-in lexical one. Raises `StoreNotFoundError`, and
+        `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does, and
         `StoreMismatchError` for another embedding.
         """
         path = Path(path)
-        catalog = Catalog.open(path / CATALOG_FILE)
+        catalog = open_catalog(path)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
 
     @classmethod
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
-        """Make an empty corpus in the directory `path`."""
+        """Make an empty corpus in the directory `path`.
+
+        Raises `StoreError` where anything of a store is there already.
+        """
+        _check_nothing_lost(path)
         try:
             make_directory(path)
         except OSError as error:
@@ -321,6 +335,38 @@ class Corpus:
     def close(self) -> None:
         """Release the catalog's files."""
         self.catalog.close()
+
+
+def open_catalog(store: Path) -> Catalog:
+    """The catalog of a store.
+
+    Raises `StoreNotFoundError` where there is no store, and `StoreError` where only the catalog is
+    gone, and as `Catalog.open`.
+    """
+    try:
+        return Catalog.open(store / CATALOG_FILE)
+    except StoreNotFoundError:
+        _check_nothing_lost(store)
+        raise
+
+
+def _check_nothing_lost(store: Path) -> None:
+    """A directory without a catalog that holds documents or KV is no empty place."""
+    left = [name for name in _BESIDE_THE_CATALOG if _has_files(store / name)]
+    if left and not _has_content(store / CATALOG_FILE):
+        raise StoreError(
+            f"The store at {store} has lost its catalog: {CATALOG_FILE} is missing or empty beside "
+            f"{', '.join(left)}. `fusionrag repair` makes it anew from the documents; a new store "
+            "needs another directory."
+        )
+
+
+def _has_files(directory: Path) -> bool:
+    return any(path.is_file() for path in directory.rglob("*"))
+
+
+def _has_content(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def manifest_of(catalog: Catalog, document_id: str) -> Manifest:

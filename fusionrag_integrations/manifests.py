@@ -27,6 +27,7 @@ FORMAT = "fusionrag-document"
 VERSION = 1
 MAX_BYTES = 1 << 30
 INFO_FILE = "store.json"
+DIRECTORY = "documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Manifests:
 
     def __init__(self, store: Path) -> None:
         self.info_path = store / INFO_FILE
-        self._directory = store / "documents"
+        self._directory = store / DIRECTORY
         self._drafts = self._directory / "tmp"
         sweep(self._drafts)
 

@@ -1,7 +1,8 @@
 """Find what is damaged in a store, and mend it. Needs no model.
 
 catalog     damaged or missing: rebuilt from the documents' manifests
-documents   a manifest that is damaged, missing or of nothing: written from the catalog, or removed
+documents   a manifest that is damaged or missing: written from the catalog; of a document that the
+            catalog doesn't know: taken up (a deleted document's goes before the catalog changes)
 index       damaged as a whole: put aside; the next ingest embeds all chunks anew
 kv          damaged or foreign records: removed; the next ingest computes what is missing
 corrections damaged ones: removed; the next ingest measures them anew
@@ -11,8 +12,8 @@ What is damaged and was the only copy of something is put aside under the name *
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
@@ -92,9 +93,11 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
         with closing(catalog):
             if not (store / INFO_FILE).exists():
                 manifests.write_info(catalog.info)
-            for problem in list(_document_problems(manifests, catalog)):
+            problems = list(_document_problems(manifests, catalog))
+            for problem in problems:
                 _mend_document(problem.path, manifests, catalog)
-                yield replace(problem, mended=True)
+            _take_up(_unknown(manifests, catalog), catalog)
+            yield from (replace(problem, mended=True) for problem in problems)
             for problem in _index_problems(store):
                 _put_aside(problem.path)
                 yield replace(problem, mended=True)
@@ -142,13 +145,14 @@ def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Probl
             raise StoreError(f"{INFO_FILE} doesn't say what the catalog says.")
     except StoreError as error:
         yield _problem("documents", manifests.info_path, error)
-    for path, reason in _unreadable(manifests):
+    unreadable = dict(_unreadable(manifests))
+    for path, reason in unreadable.items():
         yield _problem("documents", path, reason)
     known = {manifests.path_of(document_id) for document_id in catalog.document_ids()}
     present = set(manifests.paths())
     for path in sorted(known - present):
         yield _problem("documents", path, StoreError(f"{path} is missing."))
-    for path in sorted(present - known):
+    for path in sorted(present - known - unreadable.keys()):
         yield _problem("documents", path, StoreError(f"{path} is of no document."))
 
 
@@ -188,24 +192,34 @@ def _rebuild(store: Path, manifests: Manifests) -> None:
     draft = store / f"{CATALOG_FILE}.new"
     remove_file(draft)
     with Catalog.create(draft, info) as catalog:
-        linked: list[Manifest] = []
-        for path in manifests.paths():
-            try:
-                manifest = manifests.read(path)
-            except StoreError:
-                continue  # named when the documents are checked
-            document = Document(manifest.document_id)
-            catalog.replace_document(document, manifest.content_hash, manifest.records)
-            linked.append(manifest)
-        for manifest in linked:
-            for record, neighbours in zip(manifest.records, manifest.neighbours, strict=True):
-                if _is_true(record, neighbours, catalog):
-                    catalog.set_fused(record.chunk.id, record.fused_key, neighbours, record.trace)
+        _take_up(_unknown(manifests, catalog), catalog)
     # The old file's journal would be taken for the new one's.
     remove_file(store / f"{CATALOG_FILE}-journal")
     if (store / CATALOG_FILE).exists():
         _put_aside(store / CATALOG_FILE)
     draft.replace(store / CATALOG_FILE)
+
+
+def _unknown(manifests: Manifests, catalog: Catalog) -> list[Manifest]:
+    """The documents that can be read and that the catalog doesn't know."""
+    known = {manifests.path_of(document_id) for document_id in catalog.document_ids()}
+    found: list[Manifest] = []
+    for path in manifests.paths():
+        if path not in known:
+            with suppress(StoreError):  # named when the documents are checked
+                found.append(manifests.read(path))
+    return found
+
+
+def _take_up(found: Sequence[Manifest], catalog: Catalog) -> None:
+    """Put documents into the catalog, then their links: some are to one another."""
+    for manifest in found:
+        document = Document(manifest.document_id)
+        catalog.replace_document(document, manifest.content_hash, manifest.records)
+    for manifest in found:
+        for record, neighbours in zip(manifest.records, manifest.neighbours, strict=True):
+            if _is_true(record, neighbours, catalog):
+                catalog.set_fused(record.chunk.id, record.fused_key, neighbours, record.trace)
 
 
 def _is_true(record: ChunkRecord, neighbours: tuple[str, ...], catalog: Catalog) -> bool:
@@ -221,10 +235,15 @@ def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> None:
     if path == manifests.info_path:
         manifests.write_info(catalog.info)
         return
-    remove_file(path)
     for document_id in catalog.document_ids():
         if manifests.path_of(document_id) == path:
+            remove_file(path)
             manifests.write(manifest_of(catalog, document_id))
+            return
+    try:
+        manifests.read(path)
+    except StoreError:
+        _put_aside(path)
 
 
 def _mend_record(records: RecordFiles, problem: Problem) -> bool:

@@ -143,12 +143,78 @@ def test_a_manifest_is_written_anew_from_the_catalog(
     assert files(store, "documents/**/*") == before
 
 
-def test_a_manifest_of_nothing_is_removed(store: Path) -> None:
+def test_documents_that_an_older_catalog_does_not_know_are_taken_up(
+    store: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """It was put back from a backup, say: the files are the younger."""
+    before = (store / CATALOG_FILE).read_bytes()
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    engine.ingest([town(3), town(4)])
+    engine.corpus.close()
+    newest, manifests = rows(store), files(store, "documents/**/*")
+    (store / CATALOG_FILE).write_bytes(before)
+    assert [problem.area for problem in find_damage(store)] == ["documents"] * 2
+    assert areas(list(repair(store))) == [("documents", True)] * 2
+    assert rows(store)["documents"] == newest["documents"]
+    assert [row[:11] for row in rows(store)["chunks"]] == [row[:11] for row in newest["chunks"]]
+    assert files(store, "documents/**/*") == manifests
+    assert list(find_damage(store)) == []
+
+
+def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: Path) -> None:
     path = sorted(files(store, "documents/**/*"))[0]
+    flip(path)
+    damaged = path.read_bytes()
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        catalog.delete_documents(["town-0", "town-1", "town-2"])
+        catalog.delete_documents(catalog.document_ids())
     assert areas(list(repair(store)))[:3] == [("documents", True)] * 3
     assert not path.exists()
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, emptied])
+@pytest.mark.parametrize("file", [None, "store.json"], ids=["", "and store.json"])
+def test_a_store_without_its_catalog_is_no_empty_place(
+    store: Path, model_dir: Path, damage: Callable[[Path], None], file: str | None
+) -> None:
+    """Nothing is changed, by whoever opens it, and `repair` restores all of it."""
+    before = rows(store)
+    damage(store / CATALOG_FILE)
+    said = (store / "store.json").read_bytes()
+    if file:
+        (store / file).unlink()
+    left = files(store, "**/*")
+    for salt in ("", "another"):
+        with pytest.raises(StoreError, match="`fusionrag repair` makes it anew"):
+            FusionEngine.from_pretrained(model_dir, store=store, salt=salt)
+    with pytest.raises(StoreError, match="has lost its catalog"):
+        Corpus.open(store)
+    assert files(store, "**/*") == left
+    (store / "store.json").write_bytes(said)
+    assert areas(list(repair(store))) == [("catalog", True)]
+    assert rows(store) == before
+
+
+@pytest.mark.parametrize("directory", ["documents", "kv", "index"])
+def test_any_part_of_a_store_is_enough(
+    store: Path, model_dir: Path, tmp_path: Path, directory: str
+) -> None:
+    shutil.copytree(store / directory, tmp_path / "left" / directory)
+    with pytest.raises(StoreError, match=rf"is missing or empty beside {directory}\."):
+        FusionEngine.from_pretrained(model_dir, store=tmp_path / "left")
+
+
+def test_what_a_making_that_was_stopped_leaves_is_an_empty_place(
+    store: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "left" / "documents" / "tmp").mkdir(parents=True)
+    shutil.copy(store / "store.json", tmp_path / "left")
+    engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "left", salt="another")
+    assert engine.corpus.catalog.counts().documents == 0
 
 
 def test_what_the_store_was_made_with_is_written_anew(store: Path) -> None:

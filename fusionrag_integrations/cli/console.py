@@ -81,9 +81,9 @@ def open_engine(
 
 def existing(store: Path) -> Path:
     """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+    from fusionrag_integrations.corpus import open_catalog
 
-    Catalog.open(store / CATALOG_FILE).close()
+    open_catalog(store).close()
     return store
 
 

@@ -358,9 +358,8 @@ def _say(store: Path, work: Callable[..., Iterator[Problem]], name: str, as_json
 
 def _opened(store: Path) -> tuple[Catalog, RecordFiles]:
     """What a store holds, opened without a model."""
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-    from fusionrag_integrations.corpus import KV_DIRECTORY
+    from fusionrag_integrations.corpus import KV_DIRECTORY, open_catalog
     from fusionrag_integrations.records import RecordFiles
 
-    catalog = Catalog.open(store / CATALOG_FILE)
+    catalog = open_catalog(store)
     return catalog, RecordFiles(store / KV_DIRECTORY, catalog.info.record_signature)

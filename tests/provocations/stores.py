@@ -46,6 +46,15 @@ def empty_catalog(world: World) -> None:
     Corpus.open(world.tmp)
 
 
+@provoked.by(
+    "The store at ... has lost its catalog: catalog.sqlite is missing or empty beside ...",
+)
+def lost_catalog(world: World) -> None:
+    store = world.copy()
+    (store / CATALOG_FILE).unlink()
+    world.open(store)
+
+
 @provoked.by("The store at ... was made by ... (signature ...), not by ... (signature ...): ...")
 def another_model(world: World) -> None:
     hf = deepcopy(world.engine.model.hf)
