@@ -132,7 +132,7 @@ class Catalog:
 
         Raises `StoreError` where there is a file with content already.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         with suppress(OSError):  # what hinders it is named when the file is opened
             path.touch(FILE_MODE)
         with _opening(path, "rwc") as db:
@@ -154,7 +154,7 @@ class Catalog:
         Raises `StoreNotFoundError`, `StoreMismatchError` for one of another release's schema,
         and `StoreError` for a file that is no catalog.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         if not path.exists():
             raise StoreNotFoundError(f"There is no store at {path.parent}: {path} is missing.")
         with _opening(path, "rw") as db:

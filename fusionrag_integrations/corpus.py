@@ -111,9 +111,9 @@ class Corpus:
                 f"The store at {path} was indexed with the embedding {catalog.info.embedding!r}, "
                 f"not {embedder.name!r}. Open it with the same embedding, or make a new store."
             )
-        self.path = path
+        self.path = path.absolute()  # whatever becomes of the working directory
         self.catalog = catalog
-        self.manifests = Manifests(path)
+        self.manifests = Manifests(self.path)
         self._embedder = embedder
         self._index = index
         self._seen = catalog.revision  # when the index was last read or written
@@ -126,7 +126,7 @@ class Corpus:
         `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does, and
         `StoreMismatchError` for another embedding.
         """
-        path = Path(path)
+        path = Path(path).absolute()
         catalog = open_catalog(path)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
 
@@ -136,6 +136,7 @@ class Corpus:
 
         Raises `StoreError` where anything of a store is there already.
         """
+        path = path.absolute()
         _check_nothing_lost(path)
         try:
             make_directory(path)

@@ -42,7 +42,7 @@ class ChunkIndex:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory = directory.absolute()
         self._lock = RLock()  # nobody may ask while the directory is being opened anew
         self._open()
 

@@ -236,6 +236,30 @@ def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine)
             corpus_of(*neither_nor)
 
 
+@pytest.mark.parametrize("by", [str, Path])
+def test_a_relative_path_is_where_it_was_given(
+    by: type, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebooks and daemons change their working directory."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there):
+        directory.mkdir()
+    monkeypatch.chdir(here)
+    engine = FusionEngine.from_pretrained(model_dir, store=by("store"), chunk_tokens=48)
+    engine.ingest([town(0)])
+    corpus = Corpus.open(by("store"))
+    monkeypatch.chdir(there)
+    engine.ingest([town(1), town(2)])
+    assert engine.delete(["town-1"]) == 1
+    texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
+    prompt = question_prompt(texts, "Where is it?")
+    assert engine.answer(prompt, AnswerSettings(max_tokens=2)).usage.reused_tokens > 0
+    assert {hit.chunk.document_id for hit in corpus.search("town", 9)} == {"town-0", "town-2"}
+    assert list(there.iterdir()) == []
+    with pytest.raises(StoreError, match="is changing the store"), corpus.writing():
+        engine.ingest([town(3)])
+
+
 def test_delete_refuses_a_single_string(engine: FusionEngine) -> None:
     with pytest.raises(InvalidInputError, match=r"\['town-1'\]"):
         engine.delete("town-1")

@@ -61,7 +61,7 @@ class RecordFiles:
     """
 
     def __init__(self, directory: Path, signature: str) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()
         self.signature = signature
         self._drafts = self.directory / "tmp"
         sweep(self._drafts)
