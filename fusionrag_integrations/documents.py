@@ -16,7 +16,7 @@ from fusionrag_integrations.types import Document, MetadataValue
 
 ENDINGS = (".txt", ".md", ".jsonl")
 
-_HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*\r?$", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,6}[ \t](.*)$", re.MULTILINE)
 
 
 def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
@@ -90,9 +90,19 @@ def _read_text(file: Path, name: str) -> _Found:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DocumentFormatError(f"{file}, line {line}: not UTF-8 text.") from error
-    heading = _HEADING.search(text) if file.suffix.lower() == ".md" else None
-    title = heading.group(1) if heading else file.stem
-    yield str(file), Document(id=name, text=text, title=title), False
+    headings = _headings(text) if file.suffix.lower() == ".md" else iter(())
+    yield str(file), Document(id=name, text=text, title=next(headings, file.stem)), False
+
+
+def _headings(text: str) -> Iterator[str]:
+    """Markdown headings that say something, without marks that close them."""
+    for line in _HEADING.finditer(text):
+        heading = line[1].strip()
+        opened = heading.rstrip("#")
+        if not opened or opened[-1].isspace():
+            heading = opened.rstrip()
+        if heading:
+            yield heading
 
 
 def _read_lines(file: Path, name: str) -> _Found:

@@ -35,6 +35,27 @@ def test_text_and_markdown_files(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("# C# and F#", "C# and F#"),
+        ("# C# ###", "C#"),
+        ("#\t tab \t#\t", "tab"),
+        ("# ##\n##  \n### third", "third"),
+        ("####### seven", "file"),
+        ("#" + " " * 1_000_000 + "\n# far", "far"),
+        ("# a" + " " * 1_000_000 + "b", "a" + " " * 1_000_000 + "b"),
+        ("# a" + " #" * 500_000, "a" + " #" * 499_999),
+        ("# " * 500_000 + "b", "# " * 499_999 + "b"),
+    ],
+    ids=range(9),
+)
+def test_headings(tmp_path: Path, text: str, title: str) -> None:
+    """As CommonMark has them, and a megabyte of what may close one takes no longer than others."""
+    (tmp_path / "file.md").write_text(text)
+    assert [document.title for document in read(tmp_path)] == [title]
+
+
 def test_ids_are_relative_to_the_common_root(tmp_path: Path) -> None:
     for name in ("a/x.txt", "b/x.txt"):
         (tmp_path / name).parent.mkdir()

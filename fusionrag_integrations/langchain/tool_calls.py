@@ -19,11 +19,11 @@ from uuid import uuid4
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
-_LISTED = re.compile(r"\[TOOL_CALLS\]\s*(.*)\Z", re.DOTALL)
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_LISTED = re.compile(r"\[TOOL_CALLS\](.*)\Z", re.DOTALL)
 _MARKS = ("<tool_call>", "[TOOL_CALLS]")
-_BARE_MARKS = ("<|python_tag|>", "{", "[")  # of a call that is all of the text
-_BARE = re.compile(r"\A\s*(?:<\|python_tag\|>)?\s*([\[{].*[\]}])\s*\Z", re.DOTALL)
+_PYTHON = "<|python_tag|>"
+_BARE_MARKS = (_PYTHON, "{", "[")  # of a call that is all of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,13 @@ def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
     names = {tool["function"]["name"] for tool in tools}
     for form in (_TAGGED, _LISTED):
         if written := form.findall(text):
-            calls, invalid = _read(written, names)
+            calls, invalid = _read([one.strip() for one in written], names)
             before, *others = form.split(text)[:: form.groups + 1]
             parts = [before.rstrip(), *map(str.strip, others)]
             return Said(" ".join(filter(None, parts)), calls, invalid)
-    if bare := _BARE.match(text):
-        calls, invalid = _read([bare[1]], names)
+    bare = text.strip().removeprefix(_PYTHON).strip()
+    if bare.startswith(("[", "{")) and bare.endswith(("]", "}")):
+        calls, invalid = _read([bare], names)
         if calls and not invalid:  # else it is an answer that happens to be JSON
             return Said("", calls, [])
     return Said(text, [], [])

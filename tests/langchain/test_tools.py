@@ -235,6 +235,31 @@ class TestWhatItSaysIsRead:
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "timetable")]
 
 
+WIDE = " " * 1_000_000  # as long as no model writes; it takes no longer than other text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<tool_call>{WIDE}{call('weather')}{WIDE}</tool_call>",
+        f"[TOOL_CALLS]{WIDE}{call('weather')}{WIDE}",
+        f"{WIDE}{call('weather')}{WIDE}",
+        f"{WIDE}<|python_tag|>{WIDE}{call('weather')}",
+    ],
+    ids=["tagged", "listed", "bare", "python"],
+)
+def test_white_space_around_calls_is_passed_over(text: str) -> None:
+    said = read_tool_calls(text, TOOLS)
+    assert (said.text, [call["name"] for call in said.calls], said.invalid) == ("", ["weather"], [])
+
+
+@pytest.mark.parametrize(
+    "text", [f"<tool_call>a{WIDE}b</tool_call>", f"{WIDE}no", "<tool_call>" * 90_000]
+)
+def test_what_is_no_call_takes_no_longer(text: str) -> None:
+    assert read_tool_calls(text, TOOLS).calls == []
+
+
 FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
     ("No.", "No.", []),
     (f"<tool_call>{call('weather', place='A')}</tool_call>", "", [("weather", {"place": "A"})]),
