@@ -26,6 +26,7 @@ of the chunk stands behind the tokens that it always stood behind.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -48,13 +49,17 @@ FIRST = 2
 _TINY = torch.finfo(torch.float32).tiny
 
 
+_Chunk = tuple[list[int], list[int]]
+"""Positions of one's tokens: of the selected less its first, and of the others."""
+
+
 class Carryover:
-    """From selected tokens to the others of their chunks. Weighed once for all layers.
+    """From selected tokens to the others of their chunks.
 
     It observes the pass that recomputes the selected tokens.
 
     positions: of those that are carried from. rest: of those that are not selected, int64 on the
-    model's device.
+    model's device. In both, chunks of about the same length come together.
     """
 
     @classmethod
@@ -63,34 +68,26 @@ class Carryover:
     ) -> Carryover | None:
         """From a prompt's selected tokens; None where no chunk has such and others."""
         chosen = set(selection.positions)
-        selected: list[list[int]] = []
-        rest: list[list[int]] = []
+        chunks: list[_Chunk] = []
         for positions in prompt.positions_by_chunk:
             given = [p for p in positions[FIRST:] if p in chosen]
             others = [p for p in positions if p not in chosen]
             if given and others:
-                selected.append(given)
-                rest.append(others)
-        return cls(model, selected, rest) if selected else None
+                chunks.append((given, others))
+        return cls(model, chunks) if chunks else None
 
-    def __init__(
-        self, model: CausalModel, by_chunk: Sequence[list[int]], rest: Sequence[list[int]]
-    ) -> None:
-        """by_chunk, rest: positions of a chunk's selected tokens and of its others, none empty."""
-        self.positions = tuple(position for chunk in by_chunk for position in chunk)
-        device = model.device
-        self.rest = torch.tensor([p for chunk in rest for p in chunk], device=device)
+    def __init__(self, model: CausalModel, chunks: Sequence[_Chunk]) -> None:
+        """chunks: their tokens that are carried from and to, none empty."""
+        by_length: defaultdict[int, list[_Chunk]] = defaultdict(list)
+        for given, others in chunks:
+            by_length[(len(given) + len(others)).bit_length()].append((given, others))
+        alike = list(by_length.values())
+        self._alike = [_Alike(group, model.device) for group in alike]
+        self.positions = tuple(p for group in alike for given, _ in group for p in given)
+        rest = [p for group in alike for _, others in group for p in others]
+        self.rest = torch.tensor(rest, device=model.device)
         self._back = model.rotation(self.positions).inverse()
         self._forth = model.rotation(self.rest)
-        # Chunks side by side, padded: [chunks, most of the rest, most selected].
-        sources, targets = (
-            pad_sequence([torch.tensor(c) for c in chunks], batch_first=True, padding_value=-1)
-            for chunks in (by_chunk, rest)
-        )
-        distance = (targets[:, :, None] - sources[:, None]).abs()
-        self._nearness = torch.where(sources[:, None] < 0, 0.0, NEAR / (NEAR + distance)).to(device)
-        self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
-        self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
 
     def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
         """Add to the rest of a layer what the selected tokens, written just now, tell."""
@@ -112,15 +109,48 @@ class Carryover:
         """
         here = slice(layer, layer + 1)
         heads, _, size = keys.shape
-        chunks, _, most = self._nearness.shape
         still = rotate(keys[None], self._back.of_layers(here))[0]
         counted = steady[..., None]
         told = torch.cat([still * counted, values * counted, counted], 2)
-        width = told.shape[2]
-        padded = told.new_zeros(chunks * most, heads * width)
-        padded[self._sources] = told.transpose(0, 1).flatten(1)
-        sums = torch.bmm(self._nearness, padded.view(chunks, most, -1)).flatten(0, 1)
-        sums = sums[self._targets].view(-1, heads, width).transpose(0, 1)
-        carried = sums[..., :-1] / (1.0 + sums[..., -1:])
+        sums = self._sums(told.transpose(0, 1).flatten(1)).view(-1, heads, told.shape[2])
+        carried = (sums[..., :-1] / (1.0 + sums[..., -1:])).transpose(0, 1)
         still, more = carried[..., :size], carried[..., size:]
         return rotate(still[None], self._forth.of_layers(here))[0], more
+
+    def _sums(self, told: torch.Tensor) -> torch.Tensor:
+        """For each of the rest, over its chunk's selected tokens, by nearness.
+
+        told: float32 [selected, width]. Returns float32 [rest, width].
+        """
+        sums: list[torch.Tensor] = []
+        start = 0
+        for alike in self._alike:
+            sums.append(alike.sums(told[start : start + alike.selected]))
+            start += alike.selected
+        return torch.cat(sums)
+
+
+class _Alike:
+    """Chunks of about the same length, none twice another's, padded to lie side by side.
+
+    selected: how many tokens are carried from.
+    """
+
+    def __init__(self, chunks: Sequence[_Chunk], device: torch.device) -> None:
+        sources, targets = (
+            pad_sequence([torch.tensor(p) for p in one], batch_first=True, padding_value=-1)
+            for one in zip(*chunks, strict=True)
+        )
+        distance = (targets[:, :, None].float() - sources[:, None].float()).abs()
+        self._nearness = (NEAR / (NEAR + distance)).to(device)  # [chunks, most rest, most selected]
+        self._sources = (sources.flatten() >= 0).nonzero()[:, 0].to(device)
+        self._targets = (targets.flatten() >= 0).nonzero()[:, 0].to(device)
+        self.selected = len(self._sources)
+
+    def sums(self, told: torch.Tensor) -> torch.Tensor:
+        """As `Carryover` has them, of these chunks."""
+        chunks, _, most = self._nearness.shape
+        padded = told.new_zeros(chunks * most, told.shape[1])  # what is padded tells nothing
+        padded[self._sources] = told
+        of_all = torch.bmm(self._nearness, padded.view(chunks, most, -1))
+        return of_all.flatten(0, 1)[self._targets]

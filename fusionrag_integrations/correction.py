@@ -114,12 +114,12 @@ class Deviations:
         where the tokens stand in their chunk.
         """
         at = indices.clamp(max=INDICES - 1)
-        count = torch.zeros(INDICES).index_add(0, at, torch.ones(len(at)))
+        count = torch.bincount(at, minlength=INDICES).float()
         sums, squares = [], []
         for old, new in zip(stored, true, strict=True):
             off = (new.float() - old.float()).cpu()
             layers, heads, _, size = off.shape
-            none = torch.zeros(layers, heads, INDICES, size)
+            none = off.new_zeros(layers, heads, INDICES, size)
             sums.append(none.index_add(2, at, off))
             squares.append(none[..., 0].index_add(2, at, off.square().sum(3)))
         return cls(count, (sums[0], sums[1]), (squares[0], squares[1]))

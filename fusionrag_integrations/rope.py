@@ -61,14 +61,15 @@ class TurnTables:
     @classmethod
     def of(cls, rotation: Rotation, size: int) -> TurnTables:
         """The turns to the rotation's positions, for heads of `size`."""
-        device = rotation.cos.device
+        device, dtype = rotation.cos.device, rotation.cos.dtype
         quarter = Rotation(
             torch.zeros_like(rotation.cos[:1, :1]),
             torch.ones_like(rotation.sin[:1, :1]),
             rotation.apply,
         )
-        pairs = rotate(torch.eye(size, device=device)[None, None], quarter)[0, 0]
-        ones = torch.ones((len(rotation.cos), 1, rotation.cos.shape[1], size), device=device)
+        pairs = rotate(torch.eye(size, device=device, dtype=dtype)[None, None], quarter)[0, 0]
+        shape = len(rotation.cos), 1, rotation.cos.shape[1], size
+        ones = torch.ones(shape, device=device, dtype=dtype)
         forth, back = (rotate(ones, turn)[:, 0] for turn in (rotation, rotation.inverse()))
         other = pairs.abs().argmax(0).to(torch.int32)
         return cls((forth + back) / 2, (forth - back) / 2, other)

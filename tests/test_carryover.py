@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusionrag_integrations.carryover import CHANGED, FIRST, NEAR, Carryover
+from fusionrag_integrations.carryover import CHANGED, NEAR, Carryover
 from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.model import CausalModel, KVBuffer
 from fusionrag_integrations.recompute import PlacedPrompt, Warm, lay, place, resident
@@ -53,9 +53,9 @@ def by_the_formula(
     carried = {}
     for spans in prompt.occurrences:
         positions = [p for s in spans for p in range(s.start, s.stop)]
-        given = [p for p in positions[FIRST:] if p in selected]
+        given = [p for p in positions[2:] if p in selected]
         for j in set(positions).difference(selected) if given else ():
-            weights = {i: NEAR / (NEAR + abs(i - j)) * steady[:, :, i, None] for i in given}
+            weights = {i: 3 / (3 + abs(i - j)) * steady[:, :, i, None] for i in given}
             total = sum(weight * off[:, :, i] for i, weight in weights.items())
             carried[j] = total / (1 + sum(weights.values()))
     return carried
@@ -73,7 +73,7 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
     back = model.rotation(range(len(prompt))).inverse()
     keys = rotate(buffer.keys, back), rotate(before[0], back)
     change = (keys[0] - keys[1]).norm(dim=3) / keys[1].norm(dim=3)
-    steady = 1 / (1 + (change / CHANGED) ** 2)
+    steady = 1 / (1 + (change / 0.3) ** 2)
     for found, old in (keys, (buffer.values, before[1])):
         expected = by_the_formula(prompt, selection.positions, found - old, steady)
         assert set(expected) == {
@@ -105,6 +105,48 @@ def test_a_token_that_is_another_now_tells_little() -> None:
     assert told(0.0) == pytest.approx(near / (1 + near), rel=1e-4)
     assert told(CHANGED) == pytest.approx(near / 2 / (1 + near / 2), rel=1e-4)
     assert told(30.0) < 0.001
+
+
+def test_a_key_without_length_that_stays_so_is_steady() -> None:
+    """Not the quotient of nothing by nothing."""
+    model, prompt = model_of(FAMILY), prompt_of_chunks()
+    carryover = Carryover.of(model, prompt, TokenSelection((prompt.spans[0].start + 5,)))
+    assert carryover
+    before = place(model, prompt, kvs_of(model), len(prompt))
+    buffer, none = before.copy(), torch.zeros_like(before.values[1][:, :1])
+    carryover.observe(buffer, 1, (none, none), (none, none + 1))
+    near = buffer.values[1][:, carryover.rest] - before.values[1][:, carryover.rest]
+    assert float(near.max()) == pytest.approx(0.75 / 1.75, rel=1e-4)
+    assert torch.equal(buffer.keys, before.keys)
+
+
+def test_chunks_of_any_length_side_by_side() -> None:
+    """One of hundreds of tokens beside some of a few: each as if it were alone."""
+    model = model_of(FAMILY)
+    sizes = (300, 5, 40, 6, 150)
+    chunks = [tuple(4 + token % 60 for token in range(size)) for size in sizes]
+    starts = [1 + sum(sizes[:n]) + n for n in range(len(sizes))]
+    spans = tuple(span(ids, start) for ids, start in zip(chunks, starts, strict=True))
+    tokens = (5, *(token for chunk in chunks for token in (*chunk, 6)), 7, 8)
+    prompt = AssembledPrompt(tokens, spans, (len(tokens) - 2, len(tokens)))
+    selected = [tuple(range(s + 3, s + n, 7)) for s, n in zip(starts, sizes, strict=True)]
+    together = Carryover.of(model, prompt, TokenSelection(tuple(p for s in selected for p in s)))
+    assert together
+    made = torch.Generator().manual_seed(0)
+    off = {p: torch.randn(2, 2, 1, 16, generator=made) for p in together.positions}
+    steady = torch.rand(2, len(off), generator=made)
+    at = {p: i for i, p in enumerate(together.positions)}
+    kv = torch.cat([off[p] for p in together.positions], 2)
+    found = together.to_rest(1, kv[0], kv[1], steady)
+    for positions in selected:
+        alone = Carryover.of(model, prompt, TokenSelection(positions))
+        assert alone
+        rows = [at[p] for p in positions]
+        expected = alone.to_rest(1, kv[0][:, rows], kv[1][:, rows], steady[:, rows])
+        here = torch.isin(together.rest, alone.rest)
+        assert together.rest[here].tolist() == alone.rest.tolist()
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[:, here], other)
 
 
 def test_a_chunk_placed_twice_is_two_chunks() -> None:

@@ -484,3 +484,26 @@ def test_the_file_says_what_it_is(engine: FusionEngine) -> None:
     }
     assert header["keys"]["shape"] == list(SHAPE)
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_torch_takes_by_default_changes_nothing(
+    dtype: torch.dtype, model_dir: Path, tmp_path: Path
+) -> None:
+    """Some set it for a model of their own."""
+
+    def answered(store: Path) -> tuple[str, int]:
+        engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
+        engine.ingest([town(number) for number in range(TOWNS)])
+        texts = [record.chunk.text for record in all_records(engine.corpus.catalog)[:6]]
+        answer = engine.answer(question_prompt(texts, "Where?"), AnswerSettings(max_tokens=8))
+        assert Corrections(store, engine.corpus.catalog).read("") is not None
+        return answer.text, answer.usage.recomputed_tokens
+
+    expected = answered(tmp_path / "as usual")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert answered(tmp_path / "changed") == expected
+    finally:
+        torch.set_default_dtype(before)
