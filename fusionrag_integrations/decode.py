@@ -1,17 +1,17 @@
 """Warm cache -> tokens, streamed, with sampling and stops.
 
-Logits processors and stopping criteria are transformers' own; text comes out as whole
-characters through the tokenizers library's streaming decoder.
+Logits processors and stopping criteria are transformers' own. Text comes out as whole characters,
+and is together what the tokenizer makes of all tokens at once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -26,6 +26,9 @@ from transformers import (
 
 from fusionrag_integrations.model import StepFunction
 from fusionrag_integrations.types import AnswerSettings, FinishReason
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
+_REPLACED = "\ufffd"  # what bytes are decoded to that are no character, or not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +104,71 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = _Detokenizer(tokenizer)
         self._stop = tuple(stop)
         self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
-        self._held += self._decoder.step(self._tokenizer, token_id) or ""
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
+        self._add(self._decoder.push(token_id))
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        cut = len(self._held) - keep
+        cut = len(self._held) - (0 if self.stopped else keep)
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""
+        if not self.stopped:
+            self._add(self._decoder.flush())
         text, self._held = self._held, ""
+        return text
+
+    def _add(self, text: str) -> None:
+        """Put text behind what is held, up to a stop string."""
+        self._held += text
+        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self._held = self._held[: min(found)]
+
+
+class _Detokenizer:
+    """Tokens -> text that no later token changes.
+
+    What a tokenizer makes of a few tokens depends on those before them, if only on whether there
+    are any. So the last tokens that were told are decoded again, with and without the new ones.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # that aren't told, behind those that were told last
+        self._told = 0  # how many of these were
+
+    def push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        # A run of bytes is characters or none of it is, which shows when it ends.
+        if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id) or ""):
+            return ""
+        text = self._new()
+        return "" if text.endswith(_REPLACED) else self._tell(text)
+
+    def flush(self) -> str:
+        """What was to be changed yet, once no more tokens come."""
+        return self._tell(self._new())
+
+    def _new(self) -> str:
+        before, now = (self._decoded(self._ids[: self._told]), self._decoded(self._ids))
+        return now[len(before) :]
+
+    def _tell(self, text: str) -> str:
+        if text:
+            self._ids = self._ids[self._told :]
+            self._told = len(self._ids)
+        return text
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
 
 
@@ -131,7 +177,10 @@ def text_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
     make a character together.
     """
     stream = TextStream(tokenizer, stop=())
-    return [stream.push(token_id) for token_id in token_ids]
+    pieces = [stream.push(token_id) for token_id in token_ids]
+    if pieces:
+        pieces[-1] += stream.flush()
+    return pieces
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -183,6 +183,8 @@ class Server:
         if rest := text.flush():
             pieces.append(rest)
             yield rest
+        if text.stopped:  # by what was held back
+            finish = "stop"
         yield Answer(
             text="".join(pieces),
             token_ids=tuple(token_ids),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from fusionrag_integrations.decode import TextStream, decode_tokens
+from fusionrag_integrations.decode import TextStream, decode_tokens, text_pieces
 from fusionrag_integrations.types import AnswerSettings
-from tests.tiny_tokenizers import byte_level_tokenizer
+from tests.tiny_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 VOCABULARY = 10
 
@@ -138,3 +140,46 @@ class TestTextStream:
         assert not stream.stopped
         assert "".join(out) == "one STO"
         assert "".join(out[:-1]) == "one "
+
+    def test_what_is_held_back_can_make_a_stop(self) -> None:
+        """A byte is only told when no other can follow."""
+        tokenizer = metaspace_tokenizer()
+        stream = TextStream(tokenizer, ("city\n",))
+        ids = tokenizer.convert_tokens_to_ids(["▁the", "▁city", "<0x0A>"])
+        assert [stream.push(token) for token in ids] == ["the", " ", ""]
+        assert not stream.stopped
+        assert stream.flush() == ""
+        assert stream.stopped
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), metaspace_tokenizer()])
+class TestWhatTheTokenizerMakesOfThem:
+    """Pieces are together what `tokenizer.decode` makes of all tokens, whatever these are."""
+
+    def joined(self, tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> str:
+        stream = TextStream(tokenizer, ())
+        return "".join([*map(stream.push, token_ids), stream.flush()])
+
+    @pytest.mark.parametrize("text", ["naïve 日本語 🙂 done", "a\n\n b  c", " x <s> y", "🙂🙂"])
+    def test_up_to_any_token(self, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        for stop in range(len(ids) + 1):
+            expected = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+            assert self.joined(tokenizer, ids[:stop]) == expected
+            assert "".join(text_pieces(tokenizer, ids[:stop])) == expected
+
+    @pytest.mark.parametrize("seed", range(100))
+    def test_of_any_tokens(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        """Half of them bytes, which are mostly no characters."""
+        chosen = Random(seed)
+        low, high = chosen.choice([(0, len(tokenizer)), (0, 270), (200, 300)])
+        ids = [chosen.randrange(low, high) for _ in range(40)]
+        assert self.joined(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
+    def test_characters_come_as_soon_as_they_are_whole(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        stream = TextStream(tokenizer, ())
+        ids = tokenizer("some words and more", add_special_tokens=False).input_ids
+        assert all(stream.push(token) for token in ids)
+        assert stream.flush() == ""

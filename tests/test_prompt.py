@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.match import ChunkMatcher, resolve
@@ -38,21 +36,7 @@ from fusionrag_integrations.types import (
     Span,
     TextMatch,
 )
-from tests.tiny_tokenizers import CHAT_TEMPLATE, TRAINING, byte_level_tokenizer
-
-
-def metaspace_tokenizer() -> PreTrainedTokenizerFast:
-    """BPE whose tokens carry the space before them, with bytes for rare characters; as Llama 2."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(TRAINING, trainer)
-    # `special` bytes are tokens of the vocabulary, not special ones: load them without the marks.
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", unk_token="<unk>")
-
+from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer, metaspace_tokenizer
 
 PLAIN = byte_level_tokenizer()
 CHAT = byte_level_tokenizer(chat=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,3 +44,17 @@ def byte_level_tokenizer(
         pad_token="<pad>",
         chat_template=CHAT_TEMPLATE if chat else None,
     )
+
+
+@lru_cache
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """BPE whose tokens carry the space before them, with bytes for rare characters; as Llama 2."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TRAINING, trainer)
+    # `special` bytes are tokens of the vocabulary, not special ones: load them without the marks.
+    plain = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"added_tokens": []}))
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", unk_token="<unk>")
