@@ -126,7 +126,7 @@ class Corpus:
         `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does, and
         `StoreMismatchError` for another embedding.
         """
-        path = Path(path).absolute()
+        path = Path(path)
         catalog = open_catalog(path)
         return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
 
@@ -136,7 +136,6 @@ class Corpus:
 
         Raises `StoreError` where anything of a store is there already.
         """
-        path = path.absolute()
         _check_nothing_lost(path)
         try:
             make_directory(path)
@@ -353,8 +352,11 @@ def open_catalog(store: Path) -> Catalog:
 
 def _check_nothing_lost(store: Path) -> None:
     """A directory without a catalog that holds documents or KV is no empty place."""
+    catalog = store / CATALOG_FILE
+    if catalog.exists() and catalog.stat().st_size:
+        return
     left = [name for name in _BESIDE_THE_CATALOG if _has_files(store / name)]
-    if left and not _has_content(store / CATALOG_FILE):
+    if left:
         raise StoreError(
             f"The store at {store} has lost its catalog: {CATALOG_FILE} is missing or empty beside "
             f"{', '.join(left)}. `fusionrag repair` makes it anew from the documents; a new store "
@@ -364,10 +366,6 @@ def _check_nothing_lost(store: Path) -> None:
 
 def _has_files(directory: Path) -> bool:
     return any(path.is_file() for path in directory.rglob("*"))
-
-
-def _has_content(file: Path) -> bool:
-    return file.exists() and file.stat().st_size > 0
 
 
 def manifest_of(catalog: Catalog, document_id: str) -> Manifest:

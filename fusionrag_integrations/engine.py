@@ -150,7 +150,7 @@ class FusionEngine:
             )
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(ingest_surroundings(model.tokenizer))
-        path = Path(store).absolute()
+        path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
             _check_same(corpus, model.source, signature, chunk_tokens, kv_format, salt_id(salt))

@@ -177,13 +177,13 @@ class Server:
             token_ids.append(token.token_id)
             pieces.append(text.push(token.token_id))
             yield pieces[-1]
-            finish = "stop" if text.stopped else token.finished or finish
+            finish = token.finished or finish
             if text.stopped:
                 break
         if rest := text.flush():
             pieces.append(rest)
             yield rest
-        if text.stopped:  # by what was held back
+        if text.stopped:  # by a token, or by what was held back
             finish = "stop"
         yield Answer(
             text="".join(pieces),

@@ -144,7 +144,7 @@ def test_a_manifest_is_written_anew_from_the_catalog(
 
 
 def test_documents_that_an_older_catalog_does_not_know_are_taken_up(
-    store: Path, model_dir: Path, tmp_path: Path
+    store: Path, model_dir: Path
 ) -> None:
     """It was put back from a backup, say: the files are the younger."""
     before = (store / CATALOG_FILE).read_bytes()
