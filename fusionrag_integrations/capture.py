@@ -132,8 +132,7 @@ class Captures:
             return [r for r in captured if self._uses[r.chunk.id] % HOT == 0]
 
     def _record(self, identity: str, text: str, scope: str) -> ChunkRecord:
-        # Control characters stand in no document's id that a user gives.
-        chunk = Chunk(identity, f"\x1fcaptured\x1f{identity}", 0, text, scope=scope)
+        chunk = Chunk(identity, identity, 0, text, scope=scope)
         encoded = self._encode(chunk)
         signature = self._catalog.info.record_signature
         key = isolated_key(encoded.token_ids, signature, scope)

@@ -3,14 +3,20 @@
 documents ──< chunks ──< neighbours      a fused key and the chunks it was made with, in order
               chunks >── traces          what fusing showed, by the fused key: a chunk's last one
 
+Documents are named by scope and id; captured texts, which are in none, by what no user can name.
+
 The rule that keeps stale content out: a fused key stands only while the chunk, its document
 and every neighbour are as they were when the KV was made. Whatever changes one of them clears
 the key in the same transaction.
+
+Rows carry checksums, which are checked whenever they are used: one of what a chunk is and says,
+one of its tokens. Damage to the second leaves a text that can be found and computed afresh.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,28 +27,34 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import xxhash
+
 from fusionrag_integrations.durable import FILE_MODE
 from fusionrag_integrations.errors import (
+    CatalogRowError,
     InvalidInputError,
     StoreError,
     StoreMismatchError,
     StoreNotFoundError,
 )
-from fusionrag_integrations.keys import metadata_json, record_signature
+from fusionrag_integrations.keys import fused_key, metadata_json, record_signature
 from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
     ContextTrace,
-    Document,
+    DocumentKey,
     EncodedChunk,
     KVFormat,
 )
 
+logger = logging.getLogger(__name__)
+
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
+_MEND = "`fusionrag repair` mends it; where it can't, ingest the document again or delete it."
 _APPLICATION_ID = 0x46524147  # "FRAG": tells our files from other SQLite databases
 _SCHEMA = (
     """CREATE TABLE store (
@@ -50,18 +62,21 @@ _SCHEMA = (
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
         salt_id TEXT NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
-        id TEXT PRIMARY KEY, content_hash TEXT NOT NULL, captured INTEGER NOT NULL)""",
+        captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,
+        content_hash TEXT NOT NULL, PRIMARY KEY (captured, scope, id)) WITHOUT ROWID""",
     """CREATE TABLE chunks (
-        id TEXT PRIMARY KEY,
-        document_id TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-        position INTEGER NOT NULL, text TEXT NOT NULL, title TEXT NOT NULL, scope TEXT NOT NULL,
-        metadata TEXT NOT NULL, token_ids BLOB NOT NULL, offsets BLOB NOT NULL,
-        isolated_key TEXT NOT NULL, fused_key TEXT NOT NULL DEFAULT '',
-        text_hash BLOB NOT NULL, captured INTEGER NOT NULL, traced_key TEXT NOT NULL DEFAULT '')""",
+        id TEXT PRIMARY KEY, captured INTEGER NOT NULL, scope TEXT NOT NULL,
+        document_id TEXT NOT NULL, position INTEGER NOT NULL, text TEXT NOT NULL,
+        title TEXT NOT NULL, metadata TEXT NOT NULL, content_sum BLOB NOT NULL,
+        token_ids BLOB NOT NULL, offsets BLOB NOT NULL, isolated_key TEXT NOT NULL,
+        tokens_sum BLOB NOT NULL, text_hash BLOB NOT NULL, fused_key TEXT NOT NULL DEFAULT '',
+        fused_sum BLOB, traced_key TEXT NOT NULL DEFAULT '',
+        FOREIGN KEY (captured, scope, document_id)
+        REFERENCES documents (captured, scope, id) ON DELETE CASCADE)""",
     """CREATE TABLE traces (
-        traced_key TEXT PRIMARY KEY, trace BLOB NOT NULL, traced_with TEXT NOT NULL)
-        WITHOUT ROWID""",
-    "CREATE INDEX chunks_in_order ON chunks (document_id, position)",
+        traced_key TEXT PRIMARY KEY, trace BLOB NOT NULL, traced_with TEXT NOT NULL,
+        trace_sum BLOB NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX chunks_in_order ON chunks (captured, scope, document_id, position)",
     "CREATE INDEX chunks_by_text ON chunks (text_hash)",
     "CREATE INDEX chunks_by_key ON chunks (isolated_key)",
     """CREATE TABLE neighbours (
@@ -71,10 +86,13 @@ _SCHEMA = (
         PRIMARY KEY (chunk_id, position)) WITHOUT ROWID""",
     "CREATE INDEX made_with ON neighbours (neighbour_id)",
 )
-_WRITTEN = """id, document_id, position, text, title, scope, metadata, token_ids, offsets,
-    isolated_key, fused_key, text_hash, captured"""
-_COLUMNS = _WRITTEN.replace("text_hash, captured", "captured, trace, traced_with")
+_WRITTEN = """id, captured, scope, document_id, position, text, title, metadata, content_sum,
+    token_ids, offsets, isolated_key, tokens_sum, text_hash"""
+_COLUMNS = _WRITTEN.replace(
+    "text_hash", "fused_key, fused_sum, traced_key, trace, traced_with, trace_sum"
+)
 _RECORDS = "chunks LEFT JOIN traces USING (traced_key)"
+_IN_ORDER = "ORDER BY scope, document_id, position"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +134,8 @@ class CatalogCounts:
 class Catalog:
     """The catalog of one store. Safe to use from several threads and processes.
 
-    Everything raises `StoreError` where the file is damaged, locked for too long, or closed.
+    Everything raises `StoreError` where the file is damaged, locked for too long, or closed; what
+    reads chunks raises `CatalogRowError` for one whose row isn't what was written.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -207,23 +226,26 @@ class Catalog:
         """Like `revision`, of all texts: captured ones too."""
         return int(self._rows("SELECT texts FROM store")[0][0])
 
-    def document_hash(self, document_id: str) -> str | None:
+    def document_hash(self, document: DocumentKey) -> str | None:
         """The content hash that the document was put in with; None where there is none."""
-        rows = self._rows("SELECT content_hash FROM documents WHERE id = ?", (document_id,))
+        query = "SELECT content_hash FROM documents WHERE NOT captured AND scope = ? AND id = ?"
+        rows = self._rows(query, (document.scope, document.id))
         return rows[0][0] if rows else None
 
-    def document_ids(self) -> list[str]:
-        """Ids of all documents, ascending."""
-        query = "SELECT id FROM documents WHERE NOT captured ORDER BY id"
-        return [row[0] for row in self._rows(query)]
+    def documents(self) -> list[DocumentKey]:
+        """All documents, by scope and id."""
+        query = "SELECT id, scope FROM documents WHERE NOT captured ORDER BY scope, id"
+        return [DocumentKey(*row) for row in self._rows(query)]
 
-    def chunk_ids(self, document_ids: Iterable[str] | None = None) -> list[str]:
+    def chunk_ids(self, documents: Iterable[DocumentKey] | None = None) -> list[str]:
         """Ids of the chunks of these documents, or of all; each document's in its order."""
-        if document_ids is None:
-            query = "SELECT id FROM chunks WHERE NOT captured ORDER BY document_id, position"
+        if documents is None:
+            query = f"SELECT id FROM chunks WHERE NOT captured {_IN_ORDER}"
             return [row[0] for row in self._rows(query)]
-        query = "SELECT id FROM chunks WHERE document_id IN ({}) ORDER BY document_id, position"
-        return [row[0] for row in self._rows_in(query, document_ids)]
+        query = """SELECT id FROM chunks
+            WHERE captured = 0 AND scope = ? AND document_id = ? ORDER BY position"""
+        keys = dict.fromkeys(documents)
+        return [row[0] for key in keys for row in self._rows(query, (key.scope, key.id))]
 
     def scopes(self) -> dict[str, int]:
         """How many chunks each scope has, of those that have any."""
@@ -240,9 +262,7 @@ class Catalog:
 
     def text_ids(self) -> list[str]:
         """Like `chunk_ids`, with captured chunks."""
-        return [
-            row[0] for row in self._rows("SELECT id FROM chunks ORDER BY document_id, position")
-        ]
+        return [row[0] for row in self._rows(f"SELECT id FROM chunks {_IN_ORDER}")]
 
     def captured_keys(self) -> list[str]:
         """Keys of captured chunks' KV, isolated and fused."""
@@ -252,78 +272,96 @@ class Catalog:
 
     def capture(self, record: ChunkRecord) -> None:
         """Keep a text of a request: its chunk is known, and belongs to no document."""
-        chunk = record.chunk
-        self.replace_document(Document(chunk.document_id, scope=chunk.scope), "", [record])
+        with self._transaction() as db:
+            self._put(db, record.chunk.document, "", [record], captured=True)
 
     def forget_captured(self, isolated_keys: Iterable[str]) -> None:
         """Delete the captured chunks with these keys."""
-        query = "SELECT document_id FROM chunks WHERE captured AND isolated_key IN ({})"
-        self.delete_documents([row[0] for row in self._rows_in(query, isolated_keys)])
+        query = "SELECT id FROM chunks WHERE captured AND isolated_key IN ({})"
+        self.forget_texts([row[0] for row in self._rows_in(query, isolated_keys)])
+
+    def forget_texts(self, chunk_ids: Sequence[str]) -> None:
+        """Delete these captured chunks."""
+        with self._transaction() as db:
+            _clear_fused_with(db, chunk_ids)
+            _forget_captured(db, "id", chunk_ids)
+            _raise_revision(db, searchable=False)
 
     def replace_document(
-        self, document: Document, content_hash: str, records: Sequence[ChunkRecord]
+        self, document: DocumentKey, content_hash: str, records: Sequence[ChunkRecord]
     ) -> None:
-        """Put a document and its chunks in the place of what its id named before.
+        """Put a document and its chunks in the place of what it names.
 
         Chunks whose ids stay keep their isolated keys. Fused keys of all of the document's
-        chunks are cleared, and so are those of others made with a chunk that went, or that
-        moved to another scope. Fused keys in `records` are not taken over.
+        chunks are cleared, and so are those of others made with a chunk that went. Fused keys in
+        `records` are not taken over.
 
         Raises `InvalidInputError` for records of another document or with repeated ids.
         """
-        new = {record.chunk.id: record for record in records}
-        if len(new) < len(records):
+        if len({record.chunk.id for record in records}) < len(records):
             raise InvalidInputError(f"Document {document.id!r} has two chunks with the same id.")
-        if any(record.chunk.document_id != document.id for record in records):
+        if any(record.chunk.document != document for record in records):
             raise InvalidInputError(f"Document {document.id!r} was given another one's chunks.")
-        rows = {chunk_id: _to_row(record) for chunk_id, record in new.items()}
         with self._transaction() as db:
-            query = "SELECT id, isolated_key, scope FROM chunks WHERE document_id = ?"
-            old = {row[0]: row[1:] for row in db.execute(query, (document.id,))}
-            kept = {
-                chunk_id
-                for chunk_id, record in new.items()
-                if old.get(chunk_id) == (record.isolated_key, record.chunk.scope)
-            }
-            _clear_fused_with(db, old.keys() - kept)
-            db.execute(
-                """DELETE FROM neighbours
-                WHERE chunk_id IN (SELECT id FROM chunks WHERE document_id = ?)""",
-                (document.id,),
-            )
-            db.executemany("DELETE FROM chunks WHERE id = ?", _each(old.keys() - new.keys()))
-            captured = any(record.captured for record in records)
-            db.execute(
-                """INSERT INTO documents VALUES (?, ?, ?)
-                ON CONFLICT (id) DO UPDATE SET content_hash = excluded.content_hash""",
-                (document.id, content_hash, captured),
-            )
-            db.executemany(
-                f"""UPDATE chunks SET ({_WRITTEN}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?)
-                WHERE id = ?""",
-                [(*row, chunk_id) for chunk_id, row in rows.items() if chunk_id in old],
-            )
-            db.executemany(
-                f"INSERT INTO chunks ({_WRITTEN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?)",
-                [row for chunk_id, row in rows.items() if chunk_id not in old],
-            )
-            if not captured:
-                _forget_captured(db, [record.isolated_key for record in records])
-            _raise_revision(db, searchable=not captured)
+            self._put(db, document, content_hash, records, captured=False)
 
-    def delete_documents(self, document_ids: Iterable[str]) -> int:
+    def _put(
+        self,
+        db: sqlite3.Connection,
+        document: DocumentKey,
+        content_hash: str,
+        records: Sequence[ChunkRecord],
+        captured: bool,
+    ) -> None:
+        rows = {record.chunk.id: _to_row(record, captured) for record in records}
+        name = (captured, document.scope, document.id)
+        of_document = "captured = ? AND scope = ? AND document_id = ?"
+        query = f"SELECT id, isolated_key FROM chunks WHERE {of_document}"
+        old = dict(db.execute(query, name).fetchall())
+        keys = {record.chunk.id: record.isolated_key for record in records}
+        _clear_fused_with(db, [i for i, key in old.items() if keys.get(i) != key])
+        db.execute(
+            f"""DELETE FROM neighbours
+            WHERE chunk_id IN (SELECT id FROM chunks WHERE {of_document})""",
+            name,
+        )
+        db.executemany("DELETE FROM chunks WHERE id = ?", _each(old.keys() - keys.keys()))
+        db.execute(
+            """INSERT INTO documents VALUES (?, ?, ?, ?)
+            ON CONFLICT DO UPDATE SET content_hash = excluded.content_hash""",
+            (*name, content_hash),
+        )
+        marks = ", ".join("?" * len(_WRITTEN.split(",")))
+        db.executemany(
+            f"UPDATE chunks SET ({_WRITTEN}, fused_key) = ({marks}, '') WHERE id = ?",
+            [(*row, chunk_id) for chunk_id, row in rows.items() if chunk_id in old],
+        )
+        db.executemany(
+            f"INSERT INTO chunks ({_WRITTEN}) VALUES ({marks})",
+            [row for chunk_id, row in rows.items() if chunk_id not in old],
+        )
+        if not captured:  # what was captured of texts that are ingested now would be ambiguous
+            _forget_captured(db, "isolated_key", keys.values())
+        _raise_revision(db, searchable=not captured)
+
+    def mark_changed(self, document: DocumentKey) -> None:
+        """Let the next ingest of a document replace it, whatever it says then."""
+        query = "UPDATE documents SET content_hash = '' WHERE NOT captured AND scope = ? AND id = ?"
+        with self._transaction() as db:
+            db.execute(query, (document.scope, document.id))
+
+    def delete_documents(self, documents: Iterable[DocumentKey]) -> int:
         """Delete documents with their chunks, and every fused key made with one of those.
 
         Returns how many documents there were.
         """
-        ids = list(document_ids)
+        keys = list(documents)
         with self._transaction() as db:
-            _clear_fused_with(db, self.chunk_ids(ids))
-            query = "SELECT captured FROM documents WHERE id IN ({})"
-            searchable = any(not captured for (captured,) in self._rows_in(query, ids))
-            deleted = db.executemany("DELETE FROM documents WHERE id = ?", _each(ids)).rowcount
+            _clear_fused_with(db, self.chunk_ids(keys))
+            query = "DELETE FROM documents WHERE captured = 0 AND scope = ? AND id = ?"
+            deleted = db.executemany(query, [(key.scope, key.id) for key in keys]).rowcount
             if deleted:
-                _raise_revision(db, searchable)
+                _raise_revision(db, searchable=True)
         return deleted
 
     def set_fused(
@@ -344,11 +382,14 @@ class Catalog:
             wanted = {chunk_id, *neighbour_ids}
             if len(self._rows_in(query, wanted, chunk_id)) < len(wanted):
                 return False
-            query = "UPDATE chunks SET fused_key = ?1, traced_key = ?1 WHERE id = ?2"
-            db.execute(query, (fused_key, chunk_id))
+            query = """UPDATE chunks SET fused_key = ?1, traced_key = ?1, fused_sum = ?2
+                WHERE id = ?3"""
+            db.execute(query, (fused_key, _checksum(chunk_id, fused_key), chunk_id))
             if trace is not None:
-                query = "INSERT OR REPLACE INTO traces VALUES (?, ?, ?)"
-                db.execute(query, (fused_key, *_from_trace(trace)))
+                query = "INSERT OR REPLACE INTO traces VALUES (?, ?, ?, ?)"
+                numbers, rest = _from_trace(trace)
+                checksum = _checksum(fused_key, numbers, rest)
+                db.execute(query, (fused_key, numbers, rest, checksum))
             db.execute("DELETE FROM neighbours WHERE chunk_id = ?", (chunk_id,))
             db.executemany(
                 "INSERT INTO neighbours VALUES (?, ?, ?)",
@@ -370,12 +411,54 @@ class Catalog:
         """What is known of a chunk; None where there is no such chunk."""
         return self.records([chunk_id]).get(chunk_id)
 
-    def records(self, chunk_ids: Iterable[str]) -> dict[str, ChunkRecord]:
-        """Records by chunk id, in the order asked for; unknown ids are left out."""
+    def records(self, chunk_ids: Iterable[str], *, tokens: bool = True) -> dict[str, ChunkRecord]:
+        """Records by chunk id, in the order asked for; unknown ids are left out.
+
+        tokens: False where texts are asked for. Tokens, keys and traces that are damaged are then
+        left out.
+        """
         ids = list(chunk_ids)
         rows = self._rows_in(f"SELECT {_COLUMNS} FROM {_RECORDS} WHERE id IN ({{}})", ids)
-        found = {row[0]: _to_record(row) for row in rows}
+        found = {row[0]: self._record_of(row, strict=tokens) for row in rows}
         return {chunk_id: found[chunk_id] for chunk_id in ids if chunk_id in found}
+
+    def readable(self, chunk_ids: Iterable[str]) -> dict[str, ChunkRecord]:
+        """Like `records` without `tokens`; those that can't be read are left out, and logged."""
+        ids = list(chunk_ids)
+        try:
+            return self.records(ids, tokens=False)
+        except CatalogRowError as error:
+            if len(ids) == 1:
+                logger.warning("A chunk isn't looked for in prompts. %s", error)
+                return {}
+            return {name: record for i in ids for name, record in self.readable([i]).items()}
+
+    def damage(self) -> Iterator[tuple[str, DocumentKey | None, str]]:
+        """Chunks whose rows are damaged, each with its document and with what is wrong.
+
+        The document is None where it is a captured text. A fused key must be that of the chunk's
+        neighbours as they are.
+        """
+        ids = self.text_ids()
+        for start in range(0, len(ids), BATCH):
+            query = f"SELECT {_COLUMNS} FROM {_RECORDS} WHERE id IN ({{}})"
+            for row in self._rows_in(query, ids[start : start + BATCH]):
+                try:
+                    record = self._record_of(row, strict=True)
+                    self._check_fused(record)
+                except CatalogRowError as error:
+                    yield row[0], None if row[1] else DocumentKey(row[3], row[2]), str(error)
+
+    def _check_fused(self, record: ChunkRecord) -> None:
+        query = """SELECT isolated_key FROM neighbours JOIN chunks ON id = neighbour_id
+            WHERE chunk_id = ? ORDER BY neighbours.position"""
+        keys = [row[0] for row in self._rows(query, (record.chunk.id,))]
+        if record.fused_key != (fused_key(record.isolated_key, keys) if keys else ""):
+            raise CatalogRowError(
+                f"The fused key of {self._named(record.chunk)} is not of its neighbours. {_MEND}"
+            )
+        if record.fused_key and record.trace is None:
+            raise CatalogRowError(f"The trace of {self._named(record.chunk)} is lost. {_MEND}")
 
     def scoped_texts(self, chunk_ids: Iterable[str]) -> list[tuple[str, str, str]]:
         """Chunk id, scope and text of these chunks, in any order; unknown ids are left out."""
@@ -383,32 +466,33 @@ class Catalog:
 
     def with_text(self, text: str) -> list[ChunkRecord]:
         """Records of the chunks that have this text, by document and index."""
-        query = f"""SELECT {_COLUMNS} FROM {_RECORDS} WHERE text_hash = ?
-            ORDER BY document_id, position"""
-        return [_to_record(row) for row in self._rows(query, (_text_hash(text),))]
+        query = f"SELECT {_COLUMNS} FROM {_RECORDS} WHERE text_hash = ? {_IN_ORDER}"
+        rows = self._rows(query, (_text_hash(text),))
+        return [self._record_of(row, strict=False) for row in rows]
 
     def kv_keys(self) -> list[tuple[str, str, str]]:
         """Chunk id, isolated key and fused key of all chunks, by document and index."""
-        query = """SELECT id, isolated_key, fused_key FROM chunks WHERE NOT captured
-            ORDER BY document_id, position"""
+        query = f"""SELECT id, isolated_key, fused_key FROM chunks WHERE NOT captured
+            {_IN_ORDER}"""
         return self._rows(query)
 
     def unfused(self) -> list[str]:
         """Ids of the chunks without fused KV, by document and index."""
-        query = """SELECT id FROM chunks WHERE fused_key = '' AND NOT captured
-            ORDER BY document_id, position"""
+        query = f"""SELECT id FROM chunks WHERE fused_key = '' AND NOT captured
+            {_IN_ORDER}"""
         return [row[0] for row in self._rows(query)]
 
     def predecessors(self, chunk_id: str, count: int) -> list[ChunkRecord]:
         """The `count` chunks right before this one in its document, in document order."""
         rows = self._rows(
             f"""SELECT {_COLUMNS} FROM {_RECORDS}
-            WHERE document_id = (SELECT document_id FROM chunks WHERE id = ?1)
+            WHERE (captured, scope, document_id) =
+                (SELECT captured, scope, document_id FROM chunks WHERE id = ?1)
             AND position < (SELECT position FROM chunks WHERE id = ?1)
             ORDER BY position DESC LIMIT ?2""",
             (chunk_id, count),
         )
-        return [_to_record(row) for row in reversed(rows)]
+        return [self._record_of(row, strict=True) for row in reversed(rows)]
 
     def neighbours(self, chunk_id: str) -> tuple[str, ...]:
         """Ids of the chunks that its fused KV was made behind, in order."""
@@ -426,6 +510,42 @@ class Catalog:
             total(fused_key != ''), total(length(token_ids)) / 4,
             (SELECT count(*) FROM chunks WHERE captured) FROM chunks WHERE NOT captured"""
         return CatalogCounts(*map(int, self._rows(query)[0]))
+
+    def _record_of(self, row: tuple[Any, ...], strict: bool) -> ChunkRecord:
+        """strict: whether damaged tokens, keys and traces are an error, or are left out."""
+        chunk_id, captured, scope, document_id, index, text, title, metadata, *rest = row
+        content_sum, token_ids, offsets, isolated_key, tokens_sum, *fused = rest
+        if content_sum != _checksum(*row[:8]):
+            raise CatalogRowError(
+                f"Chunk {index!r} of document {document_id!r} is damaged in {self._path}. {_MEND}"
+            )
+        chunk = Chunk(chunk_id, document_id, index, text, title, scope, json.loads(metadata))
+        if tokens_sum != _checksum(chunk_id, token_ids, offsets, isolated_key):
+            self._damaged(chunk, "tokens", strict)
+            return ChunkRecord(EncodedChunk(chunk, (), ()), "", captured=bool(captured))
+        ids = struct.unpack(f"<{len(token_ids) // 4}i", token_ids)
+        bounds = struct.unpack(f"<{len(offsets) // 4}i", offsets)
+        encoded = EncodedChunk(chunk, ids, tuple(zip(bounds[::2], bounds[1::2], strict=True)))
+        fused_key, fused_sum, traced_key, trace, traced_with, trace_sum = fused
+        if fused_key and fused_sum != _checksum(chunk_id, fused_key):
+            self._damaged(chunk, "fused key", strict)
+            fused_key = ""
+        known = None
+        if trace_sum is not None:
+            if trace_sum == _checksum(traced_key, trace, traced_with):
+                known = _to_trace(trace, traced_with, len(ids))
+            else:
+                self._damaged(chunk, "trace", strict)
+        return ChunkRecord(encoded, isolated_key, fused_key, known, bool(captured))
+
+    def _damaged(self, chunk: Chunk, what: str, strict: bool) -> None:
+        damage = f"The {what} of {self._named(chunk)} can't be used. {_MEND}"
+        if strict:
+            raise CatalogRowError(damage)
+        logger.warning(damage)
+
+    def _named(self, chunk: Chunk) -> str:
+        return f"chunk {chunk.index} of document {chunk.document_id!r} in {self._path}"
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -465,6 +585,8 @@ def _named_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _opening(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """A connection in autocommit mode, which is closed if the block raises."""
+    if path.is_symlink():
+        raise StoreError(f"{path} is a symbolic link, which is not followed. Put the file there.")
     with _named_errors(path):
         # One connection under a lock serves all threads: statements here take well under 1 ms.
         db = sqlite3.connect(
@@ -475,6 +597,8 @@ def _opening(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             check_same_thread=False,
         )
         try:
+            # Text that is no text any more is read all the same: its checksum tells.
+            db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA synchronous = FULL")
             yield db
@@ -499,12 +623,12 @@ def _clear_fused_with(db: sqlite3.Connection, chunk_ids: Iterable[str]) -> None:
         db.execute(f"DELETE FROM neighbours WHERE chunk_id IN {made_with}", chunk_id)
 
 
-def _forget_captured(db: sqlite3.Connection, isolated_keys: Iterable[str]) -> None:
-    """Delete what was captured of texts that are ingested now, and would be ambiguous."""
+def _forget_captured(db: sqlite3.Connection, column: str, values: Iterable[str]) -> None:
+    """Delete the captured chunks that have one of these values."""
     db.executemany(
-        """DELETE FROM documents WHERE captured
-        AND id IN (SELECT document_id FROM chunks WHERE isolated_key = ?)""",
-        _each(isolated_keys),
+        f"""DELETE FROM documents WHERE captured AND (scope, id) IN
+        (SELECT scope, document_id FROM chunks WHERE captured AND {column} = ?)""",
+        _each(values),
     )
 
 
@@ -517,41 +641,43 @@ def _each(values: Iterable[str]) -> list[tuple[str]]:
     return [(value,) for value in values]
 
 
-def _to_row(record: ChunkRecord) -> tuple[object, ...]:
-    """Values for `_WRITTEN` without the fused key. Integers are little-endian int32."""
+def _to_row(record: ChunkRecord, captured: bool) -> tuple[object, ...]:
+    """Values for `_WRITTEN`. Integers are little-endian int32."""
     chunk, encoded = record.chunk, record.encoded
     metadata_json(chunk.document_id, chunk.metadata)  # raises for what can't be kept
     metadata = json.dumps(dict(chunk.metadata))  # in the user's order, as prompts may show it
     bounds = [bound for pair in encoded.offsets for bound in pair]
-    return (
+    content = (
         chunk.id,
+        int(captured),
+        chunk.scope,
         chunk.document_id,
         chunk.index,
         chunk.text,
         chunk.title,
-        chunk.scope,
         metadata,
+    )
+    tokens = (
         struct.pack(f"<{len(encoded.token_ids)}i", *encoded.token_ids),
         struct.pack(f"<{len(bounds)}i", *bounds),
         record.isolated_key,
-        _text_hash(chunk.text),
-        record.captured,
     )
+    sums = _checksum(*content), _checksum(chunk.id, *tokens)
+    return (*content, sums[0], *tokens, sums[1], _text_hash(chunk.text))
+
+
+def _checksum(*values: object) -> bytes:
+    """Of a row's values: text, integers and bytes, as SQLite gives them back."""
+    digest = xxhash.xxh3_128()
+    for value in values:
+        content = value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
+        digest.update(f"{type(value).__name__} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.digest()
 
 
 def _text_hash(text: str) -> bytes:
     return sha256(text.encode(errors="surrogatepass")).digest()
-
-
-def _to_record(row: tuple[Any, ...]) -> ChunkRecord:
-    chunk_id, document_id, index, text, title, scope, metadata, *rest = row
-    token_ids, offsets, isolated_key, fused_key, captured, trace, traced_with = rest
-    ids = struct.unpack(f"<{len(token_ids) // 4}i", token_ids)
-    bounds = struct.unpack(f"<{len(offsets) // 4}i", offsets)
-    chunk = Chunk(chunk_id, document_id, index, text, title, scope, json.loads(metadata))
-    encoded = EncodedChunk(chunk, ids, tuple(zip(bounds[::2], bounds[1::2], strict=True)))
-    known = _to_trace(trace, traced_with, len(ids))
-    return ChunkRecord(encoded, isolated_key, fused_key, known, bool(captured))
 
 
 def _from_trace(trace: ContextTrace) -> tuple[bytes, str]:
@@ -561,9 +687,7 @@ def _from_trace(trace: ContextTrace) -> tuple[bytes, str]:
     return struct.pack(f"<{len(numbers)}f", *numbers), json.dumps(rest)
 
 
-def _to_trace(trace: bytes | None, traced_with: str | None, tokens: int) -> ContextTrace | None:
-    if trace is None or traced_with is None:
-        return None
+def _to_trace(trace: bytes, traced_with: str, tokens: int) -> ContextTrace:
     numbers = struct.unpack(f"<{len(trace) // 4}f", trace)
     sensitivity, outside, inside = (numbers[i * tokens : (i + 1) * tokens] for i in range(3))
     rest = json.loads(traced_with)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.corrections import DIRECTORY as CORRECTIONS_DIRECTORY
-from fusionrag_integrations.durable import make_directory
+from fusionrag_integrations.durable import close_to_others, locked, make_directory
 from fusionrag_integrations.embedding import Embedder, as_embedder
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -36,6 +36,7 @@ from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
     Document,
+    DocumentKey,
     KVHandle,
     Passage,
     SearchHit,
@@ -192,7 +193,7 @@ class Corpus:
         wanted = k
         while True:
             nearest = self._index.search(vector, wanted, scopes, where)
-            records = self.catalog.records([chunk_id for chunk_id, _ in nearest])
+            records = self.catalog.records([chunk_id for chunk_id, _ in nearest], tokens=False)
             # An interrupted ingest may leave chunks in the index that are gone.
             hits = [
                 SearchHit(records[chunk_id].chunk, score, records[chunk_id].handle)
@@ -230,7 +231,7 @@ class Corpus:
     ) -> KVHandle | None:
         """The handle of the chunk with this text; None where there is none, or more than one.
 
-        source decides where several documents have the same text: what `scoped_id` made an id of.
+        source decides where several documents have the same text: it is one's id.
         White space around the text doesn't matter.
         """
         records = [
@@ -238,9 +239,7 @@ class Corpus:
             for record in self.catalog.with_text(text.strip())
             if scopes is None or record.chunk.scope in scopes
         ]
-        of_document = [
-            r for r in records if r.chunk.document_id == scoped_id(source, r.chunk.scope)
-        ]
+        of_document = [record for record in records if record.chunk.document_id == source]
         candidates = of_document or records
         return candidates[0].handle if len(candidates) == 1 else None
 
@@ -250,28 +249,50 @@ class Corpus:
         Embedding comes first and the catalog decides, so that at any moment, and after a crash, a
         document is found by its old text or by its new one.
         """
-        old = set(self.catalog.chunk_ids(update.document.id for update in updates))
+        old = set(self.catalog.chunk_ids(update.document.key for update in updates))
         chunks = [record.chunk for update in updates for record in update.records]
         self._embed([chunk for chunk in chunks if chunk.id not in old])
         for update in updates:
-            unfused = ((),) * len(update.records)
-            self.manifests.write(
-                Manifest(update.document.id, update.content_hash, update.records, unfused)
-            )
-            self.catalog.replace_document(update.document, update.content_hash, update.records)
+            key, unfused = update.document.key, ((),) * len(update.records)
+            self.manifests.write(Manifest(key, update.content_hash, update.records, unfused))
+            self.catalog.replace_document(key, update.content_hash, update.records)
         self._index.remove(old - {chunk.id for chunk in chunks})
-        self._seen = self.catalog.revision
+        self._note_change()
 
-    def delete(self, document_ids: Iterable[str]) -> int:
-        """Delete documents; returns how many there were. The catalog goes first: it decides."""
-        ids = list(document_ids)
-        chunk_ids = self.catalog.chunk_ids(ids)
-        for document_id in ids:
-            self.manifests.remove(document_id)
-        deleted = self.catalog.delete_documents(ids)
+    def delete(self, documents: Iterable[DocumentKey]) -> int:
+        """Delete documents; returns how many there were.
+
+        Others whose deletion was cut short go with them.
+        """
+        keys = list(documents)
+        for key in keys:
+            self.manifests.begin_delete(key)
+        unfinished = self.unfinished_deletes()
+        chunk_ids = self.catalog.chunk_ids(unfinished)
+        deleted = self.catalog.delete_documents(unfinished)
         self._index.remove(chunk_ids)
-        self._seen = self.catalog.revision
+        self.manifests.finish_deletes()
+        self._note_change()
         return deleted
+
+    def unfinished_deletes(self) -> list[DocumentKey]:
+        """The documents that a delete which was cut short has left in the catalog."""
+        return self.manifests.deleted(self.catalog.documents())
+
+    def live_keys(self) -> set[str]:
+        """Keys of all KV in use, that of documents which the catalog doesn't know among it."""
+        unknown = self.manifests.unknown(self.catalog.documents())
+        of_unknown = {
+            key
+            for manifest in unknown
+            for record in manifest.records
+            for key in (record.isolated_key, record.fused_key)
+        }
+        return self.catalog.live_keys() | of_unknown
+
+    def _note_change(self) -> None:
+        self._seen = self.catalog.revision
+        self.manifests.note_revision(self._seen)
 
     def embed_missing(self, progress: Progress) -> None:
         """Bring the index in line with the catalog: drop strangers, embed what is missing."""
@@ -285,10 +306,10 @@ class Corpus:
             self._embed([record.chunk for record in records.values()])
         progress("embed", len(missing), len(missing))
 
-    def note_links(self, document_ids: Iterable[str]) -> None:
+    def note_links(self, documents: Iterable[DocumentKey]) -> None:
         """Write the manifests of documents whose chunks were fused, as the catalog has them."""
-        for document_id in document_ids:
-            self.manifests.write(manifest_of(self.catalog, document_id))
+        for document in documents:
+            self.manifests.write(manifest_of(self.catalog, document))
 
     def _embed(self, chunks: Sequence[Chunk]) -> None:
         for start in range(0, len(chunks), EMBEDDING_BATCH):
@@ -313,9 +334,8 @@ class Corpus:
 
         Raises `StoreError` while another does, and where the store can't be written.
         """
-        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
-            lock.acquire()
+            lock = locked(self.path / LOCK_FILE)
         except Timeout as error:
             raise StoreError(
                 f"Another ingest or delete is changing the store at {self.path}. "
@@ -326,11 +346,13 @@ class Corpus:
                 f"The store at {self.path} can't be written: {error}. Answering from it needs no "
                 "writing."
             ) from error
-        try:
+        with lock:
             self._follow()
-            yield
-        finally:
-            lock.release()
+            self.manifests.copy_info(self.catalog.info)
+            try:
+                yield
+            finally:
+                close_to_others(self.path / INDEX_DIRECTORY)
 
     def close(self) -> None:
         """Release the catalog's files."""
@@ -340,14 +362,23 @@ class Corpus:
 def open_catalog(store: Path) -> Catalog:
     """The catalog of a store.
 
-    Raises `StoreNotFoundError` where there is no store, and `StoreError` where only the catalog is
-    gone, and as `Catalog.open`.
+    Raises `StoreNotFoundError` where there is no store, `StoreError` where only the catalog is gone
+    or is older than the documents beside it, and as `Catalog.open`.
     """
+    noted = Manifests(store).revision()  # before the catalog's, which may be raised meanwhile
     try:
-        return Catalog.open(store / CATALOG_FILE)
+        catalog = Catalog.open(store / CATALOG_FILE)
     except StoreNotFoundError:
         _check_nothing_lost(store)
         raise
+    if catalog.revision < noted:
+        catalog.close()
+        raise StoreError(
+            f"The store at {store} has a catalog that is older than its documents: they have "
+            f"changed since, as they do where {CATALOG_FILE} is put back from a copy. `fusionrag "
+            "repair` makes it anew from the documents."
+        )
+    return catalog
 
 
 def _check_nothing_lost(store: Path) -> None:
@@ -368,20 +399,11 @@ def _has_files(directory: Path) -> bool:
     return any(path.is_file() for path in directory.rglob("*"))
 
 
-def manifest_of(catalog: Catalog, document_id: str) -> Manifest:
+def manifest_of(catalog: Catalog, document: DocumentKey) -> Manifest:
     """A document as the catalog has it."""
-    records = tuple(catalog.records(catalog.chunk_ids([document_id])).values())
+    records = tuple(catalog.records(catalog.chunk_ids([document])).values())
     neighbours = tuple(catalog.neighbours(record.chunk.id) for record in records)
-    return Manifest(document_id, catalog.document_hash(document_id) or "", records, neighbours)
-
-
-def scoped_id(source: str, scope: str) -> str:
-    """The document id of a source in a scope, where frameworks name sources without scopes.
-
-    The same file in two scopes is two documents, and neither replaces the other: the separator is
-    a control character, which names of scopes and sources don't have.
-    """
-    return f"{scope}\x1f{source}" if scope else source
+    return Manifest(document, catalog.document_hash(document) or "", records, neighbours)
 
 
 def group_passages(passages: Iterable[tuple[str, Passage]], scope: str) -> list[Document]:
@@ -396,8 +418,7 @@ def group_passages(passages: Iterable[tuple[str, Passage]], scope: str) -> list[
     for source, parts in by_source.items():
         titles = (part.metadata.get("title") for part in parts)
         title = next((title for title in titles if title and isinstance(title, str)), "")
-        identity = scoped_id(source, scope)
-        documents.append(Document(identity, title=title, scope=scope, passages=tuple(parts)))
+        documents.append(Document(source, title=title, scope=scope, passages=tuple(parts)))
     return documents
 
 
@@ -406,7 +427,7 @@ def document_order(hits: Sequence[SearchHit]) -> list[SearchHit]:
 
     A chunk may refer back to the one before it, so that one has to stand before it.
     """
-    rank: dict[str, int] = {}
+    rank: dict[DocumentKey, int] = {}
     for hit in hits:
-        rank.setdefault(hit.chunk.document_id, len(rank))
-    return sorted(hits, key=lambda hit: (rank[hit.chunk.document_id], hit.chunk.index))
+        rank.setdefault(hit.chunk.document, len(rank))
+    return sorted(hits, key=lambda hit: (rank[hit.chunk.document], hit.chunk.index))

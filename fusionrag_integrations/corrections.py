@@ -86,7 +86,7 @@ class Corrections:
         if (about["signature"], about["scope"]) != (self._signature, scope):
             return None
         chunk_ids = tuple(about["chunk_ids"])
-        there = self._catalog.records(chunk_ids)
+        there = self._catalog.readable(chunk_ids)
         if len(there) < len(set(chunk_ids)):
             return None
         return ScopeCorrection(correction, chunk_ids, about["chunks"])

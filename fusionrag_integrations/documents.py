@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.errors import DocumentFormatError
-from fusionrag_integrations.types import Document, MetadataValue
+from fusionrag_integrations.types import Document, DocumentKey, MetadataValue
 
 ENDINGS = (".txt", ".md", ".jsonl")
 
@@ -31,7 +31,8 @@ def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
     was met before gets a short hash behind it. Without an id or title, file and line name it.
 
     The same document met twice comes once. Raises DocumentFormatError, naming file and line,
-    for what can't be read, for two texts under one id, and where there is no document at all.
+    for what can't be read, for two texts under one id and scope, and where there is no document
+    at all.
     """
     roots = [Path(path).resolve() for path in paths]
     files = list(dict.fromkeys(file for root in roots for file in _files(root)))
@@ -41,21 +42,21 @@ def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
             f"give files that end in {_accepted()}, or directories that hold some."
         )
     base = Path(os.path.commonpath([p if p.is_dir() else p.parent for p in roots]))
-    seen: dict[str, str] = {}  # id -> hash of what it names
+    seen: dict[DocumentKey, str] = {}  # document -> hash of its text
     for file in files:
         name = file.relative_to(base).as_posix()
         read = _read_lines if file.suffix.lower() == ".jsonl" else _read_text
         for where, document, is_passage in read(file, name):
-            content = hashlib.blake2b(f"{document.scope}\0{document.text}".encode()).hexdigest()
-            if is_passage and seen.get(document.id, content) != content:
+            content = hashlib.blake2b(document.text.encode()).hexdigest()
+            if is_passage and seen.get(document.key, content) != content:
                 document = replace(document, id=f"{document.id}#{content[:8]}")
-            if document.id not in seen:
-                seen[document.id] = content
+            if document.key not in seen:
+                seen[document.key] = content
                 yield document
-            elif seen[document.id] != content:
+            elif seen[document.key] != content:
                 raise DocumentFormatError(
-                    f"{where}: the id {document.id!r} already names another text or scope; "
-                    "give each document an id of its own."
+                    f"{where}: the id {document.id!r} already names another text; "
+                    "give each document of a scope an id of its own."
                 )
     if not seen:
         raise DocumentFormatError(

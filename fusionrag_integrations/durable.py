@@ -11,9 +11,11 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from filelock import FileLock
 
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 STALE_SECONDS = 3600  # no write takes this long, so an older temporary file has no writer
@@ -127,6 +129,40 @@ def remove_file(path: Path) -> None:
     except FileNotFoundError:
         return
     sync_directory(path.parent)
+
+
+def move_file(path: Path, target: Path) -> None:
+    """Give a file another name on the same disk; nothing happens where there is none.
+
+    Raises `OSError`, for a link in either directory's place too.
+    """
+    for directory in (path.parent, target.parent):
+        if directory.is_symlink():
+            raise OSError(errno.ELOOP, "its directory is a symbolic link", str(directory))
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        return
+    sync_directory(target.parent)
+    sync_directory(path.parent)
+
+
+def locked(path: Path) -> AbstractContextManager[object]:
+    """The lock of a file, which one process at a time may hold, until the end of a `with`.
+
+    Raises `OSError`, for a link too, and `filelock.Timeout` while another holds it.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    return FileLock(path, timeout=0, mode=FILE_MODE).acquire()
+
+
+def close_to_others(directory: Path) -> None:
+    """Take from others what another library's files in a directory of ours let them do."""
+    for path in directory.rglob("*"):
+        with suppress(OSError):  # gone meanwhile, or another owner's
+            if not path.is_symlink() and path.stat().st_mode & 0o077:
+                path.chmod(DIRECTORY_MODE if path.is_dir() else FILE_MODE)
 
 
 def sync_directory(path: Path) -> None:

@@ -17,7 +17,7 @@ from fusionrag_integrations.calibration import (
 from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
 from fusionrag_integrations.check import CheckReport, check_store, estimate_ingest
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, scoped_id
+from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress
 from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
@@ -250,13 +250,11 @@ class FusionEngine:
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
 
-        scope: of documents that the frameworks' adapters ingested into one, which their sources
-        name. Chunks that had a deleted one as neighbour are served isolated until the next ingest.
-        Raises `InvalidInputError` for a single string, whose letters would pass for ids.
+        scope: theirs; a document of another with the same id stays. Chunks that had a deleted one
+        as neighbour are served isolated until the next ingest. Raises `InvalidInputError` for a
+        single string, whose letters would pass for ids.
         """
-        if scope and not isinstance(document_ids, str):
-            document_ids = [scoped_id(source, scope) for source in document_ids]
-        return delete_documents(self.corpus, self._kv, document_ids)
+        return delete_documents(self.corpus, self._kv, document_ids, scope)
 
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
         """Answer a prompt: a string, or chat messages for the tokenizer's template.

@@ -10,6 +10,7 @@ FusionRAGError
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
+    ├── CatalogRowError                       what the catalog says of a chunk is damaged
     └── KVRecordError                         one record can't be used; in serving, a counted miss
         ├── KVMissingError                    no such record
         ├── KVCorruptError                    damaged: truncated, altered, or no record at all
@@ -58,6 +59,10 @@ class StoreNotFoundError(StoreError):
 
 class StoreMismatchError(StoreError):
     """The store was made by another model, ingest prefix or embedding than the one in use."""
+
+
+class CatalogRowError(StoreError):
+    """What the catalog says of a chunk isn't what was written to it."""
 
 
 class KVRecordError(StoreError):

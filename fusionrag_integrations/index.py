@@ -51,6 +51,12 @@ class ChunkIndex:
         from chromadb.config import Settings
 
         directory = self._directory
+        for path in (directory, *directory.rglob("*")):
+            if path.is_symlink():
+                raise StoreError(
+                    f"{path} is a symbolic link, which is not followed. Put the index itself "
+                    "there, or delete the link: `fusionrag index` embeds the chunks anew."
+                )
         self._copy = None if _is_writable(directory) else _copied(directory)
         # A directory that failed to open half is answered with one of these.
         with self._errors(AttributeError, KeyError, ValueError):

@@ -35,7 +35,14 @@ from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
 from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store import TieredKV
-from fusionrag_integrations.types import Chunk, ChunkKV, ChunkRecord, ContextTrace, Document
+from fusionrag_integrations.types import (
+    Chunk,
+    ChunkKV,
+    ChunkRecord,
+    ContextTrace,
+    Document,
+    DocumentKey,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +123,11 @@ class Ingest:
         Others in it stay as they are, or are deleted once all of `documents` are in.
         """
         started = perf_counter()
+        self._corpus.delete([])  # what a delete that was cut short has left
         changes = self._update_catalog(documents)
         deleted = 0
         if delete_others:
-            others = set(self._catalog.document_ids()) - changes.keys()
+            others = set(self._catalog.documents()) - changes.keys()
             deleted = self._corpus.delete(sorted(others))
         self._corpus.embed_missing(self._progress)
         isolated = self._make_isolated()
@@ -141,14 +149,14 @@ class Ingest:
             without_room=self._without_kv() if self._full else 0,
         )
 
-    def _update_catalog(self, documents: Iterable[Document]) -> dict[str, Change]:
-        """What became of each document, by its id. A later one replaces one of the same id."""
+    def _update_catalog(self, documents: Iterable[Document]) -> dict[DocumentKey, Change]:
+        """What became of each document. A later one replaces one of the same id and scope."""
         if isinstance(documents, Document | str):
             raise InvalidInputError(
                 f"Give ingest a list of documents; got a single {type(documents).__name__}."
             )
         chunker = Chunker(self._catalog.info.chunk_tokens)
-        changes: dict[str, Change] = {}
+        changes: dict[DocumentKey, Change] = {}
         waiting: list[Update] = []
         total = len(documents) if isinstance(documents, Sized) else None
         try:
@@ -160,16 +168,17 @@ class Ingest:
                         "ingested; give this package's Document. The adapters' to_documents "
                         "makes it of the frameworks' own."
                     )
-                if document.id in changes:
+                key = document.key
+                if key in changes:
                     self._replace(waiting)
                 content = _content_hash(document)
-                before = self._catalog.document_hash(document.id)
+                before = self._catalog.document_hash(key)
                 if before == content:
-                    changes.setdefault(document.id, "unchanged")
+                    changes.setdefault(key, "unchanged")
                     continue
                 records = tuple(self._record(chunk) for chunk in chunker.split(document))
                 waiting.append(Update(document, content, records))
-                changes.setdefault(document.id, "new" if before is None else "changed")
+                changes.setdefault(key, "new" if before is None else "changed")
                 if sum(len(update.records) for update in waiting) >= EMBEDDING_BATCH:
                     self._replace(waiting)
         except InvalidInputError:  # those before the one that can't be used are kept
@@ -235,7 +244,7 @@ class Ingest:
         ]
         unfused = [*self._catalog.unfused(), *lost]
         traced = self._catalog.traced_keys()
-        touched: set[str] = set()
+        touched: set[DocumentKey] = set()
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
         for batch in _batches(self._to_fuse(unfused), lambda fusing: fusing.record):
@@ -250,7 +259,7 @@ class Ingest:
                 neighbours = [neighbour.chunk.id for neighbour in fusing.neighbours]
                 if key in self._stored:
                     self._catalog.set_fused(chunk_id, key, neighbours, traces.get(key))
-                    touched.add(fusing.record.chunk.document_id)
+                    touched.add(fusing.record.chunk.document)
             traced |= traces.keys()
             computed += len(missing)
             if self._full:
@@ -358,8 +367,10 @@ class Ingest:
             return self._prefill_isolated([record])[0]
 
 
-def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]) -> int:
-    """Delete documents with all KV made from or with them; returns how many there were.
+def delete_documents(
+    corpus: Corpus, store: Records, document_ids: Iterable[str], scope: str = ""
+) -> int:
+    """Delete documents of a scope with all KV made from or with them; returns how many there were.
 
     Raises `InvalidInputError` for ids that aren't strings, and for a single string, whose letters
     would pass for ids.
@@ -370,10 +381,9 @@ def delete_documents(corpus: Corpus, store: Records, document_ids: Iterable[str]
     if not all(isinstance(document_id, str) for document_id in ids):
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
-        catalog = corpus.catalog
-        scopes = {scope for _, scope, _ in catalog.scoped_texts(catalog.chunk_ids(ids))}
-        deleted = corpus.delete(ids)
-        Corrections(corpus.path, catalog).remove_stale(scopes)
+        scopes = {scope, *(key.scope for key in corpus.unfinished_deletes())}
+        deleted = corpus.delete(DocumentKey(document_id, scope) for document_id in ids)
+        Corrections(corpus.path, corpus.catalog).remove_stale(scopes)
         collect_garbage(corpus, store)
         return deleted
 
@@ -404,7 +414,7 @@ class Records(Protocol):
 
 def collect_garbage(corpus: Corpus, store: Records) -> int:
     """Delete the records, and traces, that no chunk uses; returns how many records."""
-    live = corpus.catalog.live_keys()
+    live = corpus.live_keys()
     dead = sorted(set(store.keys()) - live)
     for key in dead:
         store.delete(key)

@@ -49,6 +49,11 @@ def metadata_json(document_id: str, metadata: Mapping[str, object]) -> str:
         ) from error
 
 
+def document_name(scope: str, document_id: str) -> str:
+    """Stands for a document where its scope and id can't be written, such as in a file's name."""
+    return _digest("document", *(t.encode(errors="surrogatepass") for t in (scope, document_id)))
+
+
 def salt_id(salt: str) -> str:
     """Stands for a salt where it can be read; empty for none."""
     return _digest("salt", _utf8(salt)) if salt else ""

@@ -1,30 +1,48 @@
 """What the catalog holds, once more as one file a document, from which it can be rebuilt.
 
-<store>/store.json                what the store was made with
-<store>/documents/ab/abcd....json a document with its chunks and links; the name is a hash of its id
+<store>/store.json                  what the store was made with; a copy lies in documents/
+<store>/documents/ab/abcd....json   a document with its chunks and links, named by a hash of its key
+<store>/documents/deleted/          documents that are being deleted
+<store>/documents/revision.json     which revision of the catalog they are of, at least
 
-A manifest is written before the catalog changes and removed before it forgets, so after a crash it
-is of the document as it was or as it was to be. The catalog stays the truth while it is whole.
+A manifest is written before the catalog changes, so after a crash it is of the document as it was
+or as it was to be. One that is deleted moves aside before the catalog forgets it, and goes after:
+a delete that was cut short is finished by whoever changes the store next. A catalog that is older
+than the files say, one that was put back from a copy say, is not believed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from fusionrag_integrations.catalog import StoreInfo
-from fusionrag_integrations.durable import read_file, remove_file, sweep, write_file
+from fusionrag_integrations.durable import (
+    make_directory,
+    move_file,
+    read_file,
+    remove_file,
+    sweep,
+    write_file,
+)
 from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, EncodedChunk
+from fusionrag_integrations.keys import document_name
+from fusionrag_integrations.types import (
+    Chunk,
+    ChunkRecord,
+    ContextTrace,
+    DocumentKey,
+    EncodedChunk,
+)
 
 FORMAT = "fusionrag-document"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 30
 INFO_FILE = "store.json"
 DIRECTORY = "documents"
@@ -34,10 +52,26 @@ DIRECTORY = "documents"
 class Manifest:
     """A document as the catalog knows it. neighbours: of each record's fused KV, by chunk id."""
 
-    document_id: str
+    document: DocumentKey
     content_hash: str
     records: tuple[ChunkRecord, ...]
     neighbours: tuple[tuple[str, ...], ...]
+
+    def says(self, other: Manifest) -> bool:
+        """Whether two are of the same chunks and tokens, whatever is fused."""
+        return [*map(_core, self.records)] == [*map(_core, other.records)]
+
+
+def _core(record: ChunkRecord) -> tuple[object, ...]:
+    """A chunk's id stands for all that the chunk says."""
+    encoded = record.encoded
+    return (
+        record.chunk.id,
+        record.chunk.index,
+        encoded.token_ids,
+        encoded.offsets,
+        record.isolated_key,
+    )
 
 
 class Manifests:
@@ -46,6 +80,9 @@ class Manifests:
     def __init__(self, store: Path) -> None:
         self.info_path = store / INFO_FILE
         self._directory = store / DIRECTORY
+        self._info_copy = self._directory / INFO_FILE
+        self._revision = self._directory / "revision.json"
+        self._deleted = self._directory / "deleted"
         self._drafts = self._directory / "tmp"
         sweep(self._drafts)
 
@@ -53,12 +90,29 @@ class Manifests:
         """Note what the store was made with. Raises `StoreError`."""
         self._write(self.info_path, asdict(info), sync=True)
 
+    def copy_info(self, info: StoreInfo) -> None:
+        """Note it once more, beside the documents, if that isn't done. Raises `StoreError`."""
+        if not self._info_copy.exists():
+            self._write(self._info_copy, asdict(info), sync=True)
+
     def info(self) -> StoreInfo:
         """What the store was made with. Raises `StoreError`."""
+        return _info(self.info_path)
+
+    def copied_info(self) -> StoreInfo:
+        """The same from its copy. Raises `StoreError`."""
+        return _info(self._info_copy)
+
+    def note_revision(self, revision: int) -> None:
+        """Note that the catalog has reached a revision. Raises `StoreError`."""
+        self._write(self._revision, {"revision": revision}, sync=False)
+
+    def revision(self) -> int:
+        """The revision that the catalog had reached at least; 0 where nothing says."""
         try:
-            return StoreInfo(**_read(self.info_path))
-        except TypeError as error:
-            raise StoreError(f"{self.info_path} is damaged: {error}") from error
+            return int(_read(self._revision)["revision"])
+        except (StoreError, LookupError, TypeError, ValueError):
+            return 0  # it isn't waited for until it is on the disk
 
     def write(self, manifest: Manifest) -> None:
         """Put a document in the place of what its id named before. Raises `StoreError`.
@@ -66,9 +120,10 @@ class Manifests:
         It isn't waited for until it is on the disk: the catalog is, which it repeats.
         """
         self._write(
-            self.path_of(manifest.document_id),
+            self.path_of(manifest.document),
             {
-                "id": manifest.document_id,
+                "id": manifest.document.id,
+                "scope": manifest.document.scope,
                 "content_hash": manifest.content_hash,
                 "chunks": [
                     _to_json(record, neighbours)
@@ -80,13 +135,31 @@ class Manifests:
             sync=False,
         )
 
-    def remove(self, document_id: str) -> None:
-        """Remove a document; nothing happens where there is none. Raises `StoreError`."""
-        path = self.path_of(document_id)
+    def begin_delete(self, document: DocumentKey) -> None:
+        """Move a document aside; nothing happens where there is none. Raises `StoreError`."""
+        path = self.path_of(document)
         try:
-            remove_file(path)
+            make_directory(self._deleted)
+            move_file(path, self._deleted / path.name)
         except OSError as error:
             raise StoreError(f"Can't delete {path}: {error}") from error
+
+    def finish_deletes(self) -> None:
+        """Remove all that `begin_delete` moved aside. Raises `StoreError`."""
+        for path in self._deleted.glob("*.json"):
+            try:
+                remove_file(path)
+            except OSError as error:
+                raise StoreError(f"Can't delete {path}: {error}") from error
+
+    def deleted(self, documents: Iterable[DocumentKey]) -> list[DocumentKey]:
+        """Those of some documents whose deletion has begun, and isn't finished."""
+        left = {path.name for path in self._deleted.glob("*.json")}
+        return [key for key in documents if self.path_of(key).name in left] if left else []
+
+    def any(self) -> bool:
+        """Whether there is anything from which a store could be told."""
+        return self.info_path.exists() or self._info_copy.exists() or any(self.paths())
 
     def paths(self) -> list[Path]:
         """The files of all documents, ascending."""
@@ -97,23 +170,33 @@ class Manifests:
         """The document in one of `paths()`. Raises `StoreError`, naming the file."""
         content = _read(path)
         try:
-            document_id = content["id"]
-            pairs = [_from_json(document_id, chunk) for chunk in content["chunks"]]
+            document = DocumentKey(content["id"], content["scope"])
+            pairs = [_from_json(document, chunk) for chunk in content["chunks"]]
             manifest = Manifest(
-                document_id,
+                document,
                 content["content_hash"],
                 tuple(record for record, _ in pairs),
                 tuple(neighbours for _, neighbours in pairs),
             )
         except (LookupError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged: {error!r}") from error
-        if path != self.path_of(document_id):
-            raise StoreError(f"{path} is of another document, {document_id!r}.")
+        if path != self.path_of(document):
+            raise StoreError(f"{path} is of another document, {document.id!r}.")
         return manifest
 
-    def path_of(self, document_id: str) -> Path:
+    def unknown(self, known: Iterable[DocumentKey]) -> list[Manifest]:
+        """The documents that can be read and are not among those that are known."""
+        paths = {self.path_of(key) for key in known}
+        found: list[Manifest] = []
+        for path in self.paths():
+            if path not in paths:
+                with suppress(StoreError):  # named where the documents are checked
+                    found.append(self.read(path))
+        return found
+
+    def path_of(self, document: DocumentKey) -> Path:
         """Where a document's file lies."""
-        name = sha256(document_id.encode(errors="surrogatepass")).hexdigest()
+        name = document_name(document.scope, document.id)
         return self._directory / name[:2] / f"{name}.json"
 
     def _write(self, path: Path, content: dict[str, Any], sync: bool) -> None:
@@ -144,6 +227,13 @@ def _read(path: Path) -> Any:
         raise StoreError(f"{path} is damaged: {error!r}") from error
 
 
+def _info(path: Path) -> StoreInfo:
+    try:
+        return StoreInfo(**_read(path))
+    except TypeError as error:
+        raise StoreError(f"{path} is damaged: {error}") from error
+
+
 def _to_json(record: ChunkRecord, neighbours: Sequence[str]) -> dict[str, Any]:
     chunk, encoded = record.chunk, record.encoded
     return {
@@ -151,7 +241,6 @@ def _to_json(record: ChunkRecord, neighbours: Sequence[str]) -> dict[str, Any]:
         "index": chunk.index,
         "text": chunk.text,
         "title": chunk.title,
-        "scope": chunk.scope,
         "metadata": dict(chunk.metadata),
         "token_ids": encoded.token_ids,
         "offsets": encoded.offsets,
@@ -162,9 +251,9 @@ def _to_json(record: ChunkRecord, neighbours: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _from_json(document_id: str, said: dict[str, Any]) -> tuple[ChunkRecord, tuple[str, ...]]:
-    text = {name: said[name] for name in ("index", "text", "title", "scope", "metadata")}
-    chunk = Chunk(said["id"], document_id, **text)
+def _from_json(document: DocumentKey, said: dict[str, Any]) -> tuple[ChunkRecord, tuple[str, ...]]:
+    text = {name: said[name] for name in ("index", "text", "title", "metadata")}
+    chunk = Chunk(said["id"], document.id, scope=document.scope, **text)
     offsets = tuple((start, stop) for start, stop in said["offsets"])
     encoded = EncodedChunk(chunk, tuple(said["token_ids"]), offsets)
     trace = None if said["trace"] is None else _trace(**said["trace"])

@@ -298,6 +298,6 @@ def resolve(found: Sequence[FoundText], handles: Sequence[KVHandle]) -> list[Tex
 def _follows(record: ChunkRecord, previous: ChunkRecord | None) -> bool:
     return (
         previous is not None
-        and previous.chunk.document_id == record.chunk.document_id
+        and previous.chunk.document == record.chunk.document
         and previous.chunk.index + 1 == record.chunk.index
     )

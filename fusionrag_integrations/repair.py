@@ -1,8 +1,9 @@
 """Find what is damaged in a store, and mend it. Needs no model.
 
-catalog     damaged or missing: rebuilt from the documents' manifests
+catalog     missing, damaged as a whole, or older than the documents: rebuilt from their manifests;
+            rows of a document that are damaged: taken from its manifest
 documents   a manifest that is damaged or missing: written from the catalog; of a document that the
-            catalog doesn't know: taken up (a deleted document's goes before the catalog changes)
+            catalog doesn't know: taken up; a delete that was cut short is finished
 index       damaged as a whole: put aside; the next ingest embeds all chunks anew
 kv          damaged or foreign records: removed; the next ingest computes what is missing
 corrections damaged ones: removed; the next ingest measures them anew
@@ -19,13 +20,20 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-from fusionrag_integrations.corpus import INDEX_DIRECTORY, KV_DIRECTORY, LOCK_FILE, manifest_of
+from fusionrag_integrations.corpus import (
+    INDEX_DIRECTORY,
+    KV_DIRECTORY,
+    LOCK_FILE,
+    manifest_of,
+    open_catalog,
+)
 from fusionrag_integrations.corrections import Corrections
-from fusionrag_integrations.durable import remove_file
+from fusionrag_integrations.durable import locked, remove_file
 from fusionrag_integrations.errors import (
+    CatalogRowError,
     KVCorruptError,
     KVForeignError,
     StoreError,
@@ -34,8 +42,8 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.keys import fused_key
 from fusionrag_integrations.manifests import INFO_FILE, Manifest, Manifests
-from fusionrag_integrations.records import RecordFiles, verify
-from fusionrag_integrations.types import ChunkRecord, Document
+from fusionrag_integrations.records import RecordFiles, is_key, verify
+from fusionrag_integrations.types import ChunkRecord, DocumentKey
 
 Area = Literal["catalog", "documents", "index", "kv", "corrections"]
 Told = Callable[[int, int], object]
@@ -66,6 +74,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
         yield from (_problem("documents", path, error) for path, error in _unreadable(manifests))
         return
     with closing(catalog):
+        yield from (found.problem for found in _row_problems(store, manifests, catalog))
         yield from _document_problems(manifests, catalog)
         yield from _index_problems(store)
         yield from _record_problems(store, catalog, told)
@@ -80,9 +89,11 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
     """
     manifests = _manifests(store)
     try:
-        lock = FileLock(store / LOCK_FILE, timeout=0).acquire()
+        lock = locked(store / LOCK_FILE)
     except Timeout as error:
         raise StoreError(f"The store at {store} is being changed; wait for it to end.") from error
+    except OSError as error:
+        raise StoreError(f"The store at {store} can't be written: {error}.") from error
     with lock:
         try:
             catalog = _checked(store)
@@ -91,12 +102,16 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
             yield _problem("catalog", store / CATALOG_FILE, error, mended=True)
             catalog = _checked(store)
         with closing(catalog):
-            if not (store / INFO_FILE).exists():
-                manifests.write_info(catalog.info)
+            manifests.copy_info(catalog.info)
+            catalog.delete_documents(manifests.deleted(catalog.documents()))
+            manifests.finish_deletes()
+            damaged = list(_row_problems(store, manifests, catalog))
+            left = _mend_rows(damaged, manifests, catalog)
+            yield from (replace(f.problem, mended=f.document not in left) for f in damaged)
             problems = list(_document_problems(manifests, catalog))
             for problem in problems:
                 _mend_document(problem.path, manifests, catalog)
-            _take_up(_unknown(manifests, catalog), catalog)
+            _take_up(manifests.unknown(catalog.documents()), catalog)
             yield from (replace(problem, mended=True) for problem in problems)
             for problem in _index_problems(store):
                 _put_aside(problem.path)
@@ -111,14 +126,15 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
 
 
 def _manifests(store: Path) -> Manifests:
-    if not (store / CATALOG_FILE).exists() and not (store / INFO_FILE).exists():
+    manifests = Manifests(store)
+    if not (store / CATALOG_FILE).exists() and not manifests.any():
         raise StoreNotFoundError(f"There is no store at {store}.")
-    return Manifests(store)
+    return manifests
 
 
 def _checked(store: Path) -> Catalog:
-    """The catalog. Raises `StoreError` where anything in it is damaged."""
-    catalog = Catalog.open(store / CATALOG_FILE)
+    """The catalog. Raises `StoreError` where it is damaged as a whole, or too old."""
+    catalog = open_catalog(store)
     try:
         catalog.check()
     except BaseException:
@@ -139,6 +155,37 @@ def _unreadable(manifests: Manifests) -> Iterator[tuple[Path, StoreError]]:
             yield path, error
 
 
+@dataclass(frozen=True, slots=True)
+class _DamagedRow:
+    """document: whose rows they are; None where it is one captured text's."""
+
+    problem: Problem
+    chunk_id: str
+    document: DocumentKey | None
+
+
+def _row_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterator[_DamagedRow]:
+    """Rows of the catalog that are damaged, or aren't what a document's manifest says."""
+    path = store / CATALOG_FILE
+    damaged: set[DocumentKey | None] = set()
+    for chunk_id, document, message in catalog.damage():
+        damaged.add(document)
+        problem = _problem("catalog", path, CatalogRowError(message))
+        yield _DamagedRow(problem, chunk_id, document)
+    for key in catalog.documents():
+        if key in damaged:
+            continue
+        try:
+            said = manifests.read(manifests.path_of(key))
+        except StoreError:
+            continue  # named when the documents are checked
+        known = manifest_of(catalog, key)
+        # Another hash is that of a replacement which was cut short: the next ingest makes it.
+        if said.content_hash == known.content_hash and not said.says(known):
+            message = f"The chunks of document {key.id!r} in {path} aren't those of its manifest."
+            yield _DamagedRow(_problem("catalog", path, CatalogRowError(message)), "", key)
+
+
 def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
     try:
         if manifests.info() != catalog.info:
@@ -148,7 +195,8 @@ def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Probl
     unreadable = dict(_unreadable(manifests))
     for path, reason in unreadable.items():
         yield _problem("documents", path, reason)
-    known = {manifests.path_of(document_id) for document_id in catalog.document_ids()}
+    known = {manifests.path_of(key) for key in catalog.documents()}
+    known -= {manifests.path_of(key) for key in manifests.deleted(catalog.documents())}
     present = set(manifests.paths())
     for path in sorted(known - present):
         yield _problem("documents", path, StoreError(f"{path} is missing."))
@@ -172,7 +220,7 @@ def _record_problems(store: Path, catalog: Catalog, told: Told) -> Iterator[Prob
     for problem in verify(records, told):
         yield _problem("kv", problem.path, problem.error)
     # What was captured may have been evicted since, and is no loss.
-    for key in sorted(catalog.live_keys() - set(catalog.captured_keys()) - keys):
+    for key in sorted(filter(is_key, catalog.live_keys() - set(catalog.captured_keys()) - keys)):
         path = records.path_of(key)
         yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
 
@@ -188,34 +236,28 @@ def _problem(area: Area, path: Path, error: Exception, mended: bool = False) -> 
 
 def _rebuild(store: Path, manifests: Manifests) -> None:
     """Make the catalog anew from all manifests that can be read."""
-    info = manifests.info()
+    try:
+        info = manifests.info()
+    except StoreError:
+        info = manifests.copied_info()
+        manifests.write_info(info)
     draft = store / f"{CATALOG_FILE}.new"
     remove_file(draft)
     with Catalog.create(draft, info) as catalog:
-        _take_up(_unknown(manifests, catalog), catalog)
+        _take_up(manifests.unknown([]), catalog)
+        revision = catalog.revision
     # The old file's journal would be taken for the new one's.
     remove_file(store / f"{CATALOG_FILE}-journal")
     if (store / CATALOG_FILE).exists():
         _put_aside(store / CATALOG_FILE)
     draft.replace(store / CATALOG_FILE)
-
-
-def _unknown(manifests: Manifests, catalog: Catalog) -> list[Manifest]:
-    """The documents that can be read and that the catalog doesn't know."""
-    known = {manifests.path_of(document_id) for document_id in catalog.document_ids()}
-    found: list[Manifest] = []
-    for path in manifests.paths():
-        if path not in known:
-            with suppress(StoreError):  # named when the documents are checked
-                found.append(manifests.read(path))
-    return found
+    manifests.note_revision(revision)
 
 
 def _take_up(found: Sequence[Manifest], catalog: Catalog) -> None:
     """Put documents into the catalog, then their links: some are to one another."""
     for manifest in found:
-        document = Document(manifest.document_id)
-        catalog.replace_document(document, manifest.content_hash, manifest.records)
+        catalog.replace_document(manifest.document, manifest.content_hash, manifest.records)
     for manifest in found:
         for record, neighbours in zip(manifest.records, manifest.neighbours, strict=True):
             if _is_true(record, neighbours, catalog):
@@ -224,21 +266,45 @@ def _take_up(found: Sequence[Manifest], catalog: Catalog) -> None:
 
 def _is_true(record: ChunkRecord, neighbours: tuple[str, ...], catalog: Catalog) -> bool:
     """Whether a fused key is that of these neighbours as they are now."""
-    found = catalog.records(neighbours)
+    found = catalog.readable(neighbours)
     if not neighbours or len(found) < len(neighbours):
         return False
     keys = [found[neighbour].isolated_key for neighbour in neighbours]
     return record.fused_key == fused_key(record.isolated_key, keys)
 
 
+def _mend_rows(
+    damaged: Sequence[_DamagedRow], manifests: Manifests, catalog: Catalog
+) -> set[DocumentKey]:
+    """Put manifests in the place of documents' rows; returns those whose manifests can't be read.
+
+    A captured text is no loss.
+    """
+    catalog.forget_texts([found.chunk_id for found in damaged if found.document is None])
+    whole: list[Manifest] = []
+    left: set[DocumentKey] = set()
+    for document in dict.fromkeys(found.document for found in damaged):
+        if document is None:
+            continue
+        try:
+            whole.append(manifests.read(manifests.path_of(document)))
+        except StoreError:
+            catalog.mark_changed(document)
+            left.add(document)
+    _take_up(whole, catalog)
+    return left
+
+
 def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> None:
     if path == manifests.info_path:
         manifests.write_info(catalog.info)
         return
-    for document_id in catalog.document_ids():
-        if manifests.path_of(document_id) == path:
-            remove_file(path)
-            manifests.write(manifest_of(catalog, document_id))
+    for key in catalog.documents():
+        if manifests.path_of(key) == path:
+            with suppress(CatalogRowError):  # named as one of the catalog
+                manifest = manifest_of(catalog, key)
+                remove_file(path)
+                manifests.write(manifest)
             return
     try:
         manifests.read(path)

@@ -23,6 +23,7 @@ from fusionrag_integrations.chunk_kv import place_at, prefill_prefix
 from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.decode import TextStream, decode_tokens
 from fusionrag_integrations.errors import KVRecordError, PromptTooLongError
+from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.loading import ChunkLoading
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
@@ -200,13 +201,13 @@ class Server:
 
     def _neighbours(self, records: Sequence[ChunkRecord]) -> dict[str, list[Chunk]]:
         """The chunks that fused KV was made behind, of records that are still as they were."""
-        now = self._catalog.records(record.chunk.id for record in records)
+        now = self._catalog.readable(record.chunk.id for record in records)
         ids = {
             record.chunk.id: self._catalog.neighbours(record.chunk.id)
             for record in records
             if now.get(record.chunk.id, record).fused_key == record.fused_key
         }
-        known = self._catalog.records({i for neighbours in ids.values() for i in neighbours})
+        known = self._catalog.readable({i for neighbours in ids.values() for i in neighbours})
         return {
             chunk_id: [known[i].chunk for i in neighbours if i in known]
             for chunk_id, neighbours in ids.items()
@@ -306,12 +307,25 @@ class Server:
 
     def _matches(self, worded: WordedPrompt, settings: AnswerSettings) -> list[TextMatch]:
         """The known chunks in a prompt's text."""
-        read_records = self._catalog.records
         handles, scopes = settings.handles, settings.scopes
-        found = self._matcher().find(worded.text, read_records, handles, scopes)
+        found = self._matcher().find(worded.text, self._records, handles, scopes)
         known = resolve(found, handles)
         new = self._captures.find(worded.text, known, scopes)
         return sorted([*known, *new], key=lambda match: match.start)
+
+    def _records(self, chunk_ids: Sequence[str]) -> dict[str, ChunkRecord]:
+        """What is known of chunks. Tokens that are damaged are made anew: they are the text's."""
+        found = self._catalog.readable(chunk_ids)
+        return {
+            chunk_id: record if record.encoded.token_ids else self._encoded(record)
+            for chunk_id, record in found.items()
+        }
+
+    def _encoded(self, record: ChunkRecord) -> ChunkRecord:
+        encoded = encode_chunk(self._model.tokenizer, record.chunk)
+        signature = self._catalog.info.record_signature
+        key = isolated_key(encoded.token_ids, signature, record.chunk.scope)
+        return replace(record, encoded=encoded, isolated_key=key)
 
     def _matcher(self) -> ChunkMatcher:
         """The known texts; where documents changed, with those that came, without those gone."""

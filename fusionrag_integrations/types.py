@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Protocol,
+    TypedDict,
+    get_args,
+)
 
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -51,9 +60,16 @@ class Passage:
             raise InvalidInputError(f"A passage's text is {self.text!r}; give a string.")
 
 
+class DocumentKey(NamedTuple):
+    """What names a document: its id among those of its scope."""
+
+    id: str
+    scope: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to ingest. Ingesting another text under the same id replaces it.
+    """A text to ingest. Ingesting another text under the same id, in the same scope, replaces it.
 
     passages: the text as it was split elsewhere, in order, in the place of `text`. Each becomes
     one chunk, byte for byte but for white space around it.
@@ -80,6 +96,10 @@ class Document:
                 f"Document {self.id!r} has a text and passages; give one of them."
             )
 
+    @property
+    def key(self) -> DocumentKey:
+        return DocumentKey(self.id, self.scope)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -98,6 +118,11 @@ class Chunk:
             raise InvalidInputError(
                 f"Chunk {self.id!r} needs a non-empty text without surrounding white space."
             )
+
+    @property
+    def document(self) -> DocumentKey:
+        """The document that it is a piece of."""
+        return DocumentKey(self.document_id, self.scope)
 
     @property
     def embedding_text(self) -> str:

@@ -96,6 +96,11 @@ def town(number: int, paragraphs: int = 3) -> Document:
     return Document(id=f"town-{number}", text=text, title=f"Town {number}")
 
 
+def document_ids(catalog: Catalog) -> list[str]:
+    """The ids of all documents, by scope and id."""
+    return [document.id for document in catalog.documents()]
+
+
 def all_records(catalog: Catalog) -> list[ChunkRecord]:
     """The records of all chunks, by document and index."""
     return list(catalog.records(catalog.chunk_ids()).values())

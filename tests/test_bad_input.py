@@ -35,7 +35,8 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
     UnknownSelectorError,
 )
-from tests.conftest import town
+from fusionrag_integrations.types import DocumentKey
+from tests.conftest import document_ids, town
 
 QUESTION = "Where is house 7 of town number 1?"
 
@@ -114,7 +115,9 @@ def command(engine: FusionEngine, model_dir: Path) -> Command:
 def assert_nothing_lost(engine: FusionEngine) -> None:
     """Both towns are there, found, and answered from fused KV, and the store takes more."""
     for number in (0, 1):
-        records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids([f"town-{number}"]))
+        records = engine.corpus.catalog.records(
+            engine.corpus.catalog.chunk_ids([DocumentKey(f"town-{number}")])
+        )
         texts = [record.chunk.text for record in records.values()]
         assert "\n\n".join(texts) == town(number).text
         answer = engine.answer("\n\n".join(texts) + "\n\nWhere is the fox?")
@@ -293,7 +296,7 @@ class TestDocuments:
     def test_a_bad_document_among_good_ones(self, engine: FusionEngine) -> None:
         with pytest.raises(InvalidInputError, match="surrogate"):
             engine.ingest([town(5), Document("bad", "half \ud83d"), town(6)], delete_others=True)
-        assert engine.corpus.catalog.document_ids() == ["town-0", "town-1", "town-5"]
+        assert document_ids(engine.corpus.catalog) == ["town-0", "town-1", "town-5"]
         assert_nothing_lost(engine)
 
 

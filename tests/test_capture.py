@@ -13,7 +13,7 @@ from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngin
 from fusionrag_integrations.capture import HOT, Admission, Recent
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
-from tests.conftest import town
+from tests.conftest import document_ids, town
 
 UPLOAD = (
     "An upload says that the ferry to the island leaves at nine from the old pier, and that the "
@@ -123,7 +123,7 @@ def test_it_is_in_no_document_and_no_search(engine: FusionEngine) -> None:
     counts = engine.corpus.catalog.counts()
     engine.offer([UPLOAD])
     ask(engine, UPLOAD)
-    assert engine.corpus.catalog.document_ids() == ["town-0", "town-1"]
+    assert document_ids(engine.corpus.catalog) == ["town-0", "town-1"]
     assert UPLOAD not in {hit.chunk.text for hit in engine.corpus.search("ferry", 20)}
     report = engine.ingest([town(0)], delete_others=True)
     assert (report.documents_deleted, report.chunks) == (1, 3)

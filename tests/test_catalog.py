@@ -12,8 +12,14 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from fusionrag_integrations.types import Chunk, ChunkRecord, ContextTrace, Document, EncodedChunk
-from tests.conftest import all_records
+from fusionrag_integrations.types import (
+    Chunk,
+    ChunkRecord,
+    ContextTrace,
+    DocumentKey,
+    EncodedChunk,
+)
+from tests.conftest import all_records, document_ids
 
 INFO = StoreInfo(1, "signature", "tiny-llama", "lexical", 256, "float32")
 
@@ -27,7 +33,8 @@ def record(document_id, index, text, *, scope="", title="", metadata=None, key=N
 
 def put(catalog, document_id, texts, content_hash="hash", **settings):
     records = [record(document_id, i, text, **settings) for i, text in enumerate(texts)]
-    catalog.replace_document(Document(document_id, "source"), content_hash, records)
+    key = DocumentKey(document_id, settings.get("scope", ""))
+    catalog.replace_document(key, content_hash, records)
 
 
 def fuse(catalog, chunk_id, *neighbour_ids):
@@ -38,7 +45,7 @@ def everything(catalog):
     """All that a catalog says, for before-and-after comparisons."""
     ids = catalog.chunk_ids()
     return (
-        [(d, catalog.document_hash(d)) for d in catalog.document_ids()],
+        [(d, catalog.document_hash(d)) for d in catalog.documents()],
         all_records(catalog),
         [catalog.neighbours(i) for i in ids],
         catalog.counts(),
@@ -78,11 +85,11 @@ def fused_ids(catalog):
 def test_a_record_comes_back_as_it_was(catalog):
     metadata = {"page": 3, "score": 0.1, "draft": True, "source": 'é "quoted"'}
     wanted = record("d", 0, "Zoë's 日本 🙂", scope="s", title="Title", metadata=metadata)
-    catalog.replace_document(Document("d", "source"), "hash", [wanted])
+    catalog.replace_document(DocumentKey("d", "s"), "hash", [wanted])
     assert catalog.record(wanted.chunk.id) == wanted
     assert catalog.record("other") is None
-    assert catalog.document_hash("d") == "hash"
-    assert catalog.document_hash("other") is None
+    assert catalog.document_hash(DocumentKey("d", "s")) == "hash"
+    assert catalog.document_hash(DocumentKey("d")) is None
     assert all_records(catalog)[0].chunk.text == wanted.chunk.text
     assert catalog.scoped_texts(["other", wanted.chunk.id]) == [
         (wanted.chunk.id, "s", wanted.chunk.text)
@@ -92,10 +99,10 @@ def test_a_record_comes_back_as_it_was(catalog):
 def test_large_token_ids_and_no_tokens(catalog):
     chunk = Chunk("c", "d", 0, "text")
     large = ChunkRecord(EncodedChunk(chunk, (0, 2**31 - 1), ((0, 1), (1, 70_000))), "k")
-    catalog.replace_document(Document("d", "text"), "h", [large])
+    catalog.replace_document(DocumentKey("d"), "h", [large])
     assert catalog.record("c") == large
     none = ChunkRecord(EncodedChunk(chunk, (), ()), "k")
-    catalog.replace_document(Document("d", "text"), "h", [none])
+    catalog.replace_document(DocumentKey("d"), "h", [none])
     assert catalog.record("c") == none
 
 
@@ -126,8 +133,8 @@ def test_chunks_stand_by_document_and_index(catalog):
     assert [r.chunk.id for r in all_records(catalog)] == order
     assert catalog.chunk_ids() == order
     assert catalog.unfused() == order
-    assert catalog.document_ids() == ["a", "b"]
-    assert catalog.chunk_ids(["b", "none"]) == ["b:z", "b:y"]
+    assert document_ids(catalog) == ["a", "b"]
+    assert catalog.chunk_ids([DocumentKey("b"), DocumentKey("none")]) == ["b:z", "b:y"]
     assert catalog.chunk_ids([]) == []
 
 
@@ -167,7 +174,7 @@ def test_fusing_again_replaces_the_neighbours(fused):
     assert fused.set_fused("b:b1", "new", ["x:x2"])
     assert fused.record("b:b1").fused_key == "new"
     assert fused.neighbours("b:b1") == ("x:x2",)
-    fused.delete_documents(["a"])
+    fused.delete_documents([DocumentKey("a")])
     assert fused.record("b:b1").fused_key == "new"
 
 
@@ -195,7 +202,7 @@ def test_an_edited_neighbour_clears_the_fused_keys_made_with_it(fused):
     assert [fused.neighbours(i) for i in ("a:a2", "b:b1")] == [(), ()]
     assert fused.neighbours("b:b2") == ("a:a3", "b:b1")
     assert fused.record("a:a1") is None
-    assert fused.document_hash("a") == "new hash"
+    assert fused.document_hash(DocumentKey("a")) == "new hash"
 
 
 def test_the_documents_own_fused_keys_are_cleared_even_if_their_neighbours_stay(fused):
@@ -211,7 +218,7 @@ def test_an_unchanged_chunk_keeps_its_id_and_isolated_key(fused):
         (1, "iso-a3"),
         (2, "iso-a1"),
     ]
-    assert fused.chunk_ids(["a"]) == ["a:new", "a:a3", "a:a1"]
+    assert fused.chunk_ids([DocumentKey("a")]) == ["a:new", "a:a3", "a:a1"]
     # Only a2 went; it was nobody's neighbour.
     assert fused_ids(fused) == ["b:b1", "b:b2", "x:x2"]
 
@@ -223,16 +230,28 @@ def test_what_a_kept_chunk_says_of_itself_is_updated(fused):
     assert "b:b1" in fused_ids(fused)
 
 
-@pytest.mark.parametrize("change", [{"scope": "private"}, {"key": "iso-other"}])
-def test_a_neighbour_that_changed_scope_or_key_counts_as_gone(fused, change):
-    put(fused, "x", ["x1", "x2"], **change)
+def test_a_neighbour_whose_key_changed_counts_as_gone(fused):
+    put(fused, "x", ["x1", "x2"], key="iso-other")
     assert fused_ids(fused) == ["a:a2", "b:b2"]
 
 
+def test_documents_of_two_scopes_share_nothing_but_their_id(catalog):
+    """Whatever characters are in either."""
+    keys = [DocumentKey("memo"), DocumentKey("memo", "board"), DocumentKey("board\x1fmemo")]
+    for key in keys:
+        chunk = Chunk(f"{key.scope}/{key.id}", key.id, 0, "text", scope=key.scope)
+        catalog.replace_document(key, key.scope, [ChunkRecord(EncodedChunk(chunk, (), ()), "k")])
+    assert catalog.documents() == sorted(keys, key=lambda key: (key.scope, key.id))
+    assert catalog.document_hash(keys[1]) == "board"
+    assert catalog.chunk_ids([keys[1]]) == ["board/memo"]
+    assert catalog.delete_documents([keys[1]]) == 1
+    assert set(catalog.documents()) == {keys[0], keys[2]}
+
+
 def test_a_deleted_document_takes_the_fused_keys_made_with_it(fused):
-    assert fused.delete_documents(["a", "none", "a"]) == 1
+    assert fused.delete_documents([DocumentKey("a"), DocumentKey("none"), DocumentKey("a")]) == 1
     assert fused_ids(fused) == ["x:x2"]
-    assert fused.document_ids() == ["b", "x"]
+    assert document_ids(fused) == ["b", "x"]
     assert fused.chunk_ids() == ["b:b1", "b:b2", "x:x1", "x:x2"]
     assert fused.neighbours("b:b2") == ()
     assert fused.live_keys() == {"iso-b1", "iso-b2", "iso-x1", "iso-x2", "fused-x:x2"}
@@ -240,32 +259,32 @@ def test_a_deleted_document_takes_the_fused_keys_made_with_it(fused):
 
 def test_deleting_everything_and_nothing(fused):
     before = everything(fused)
-    assert fused.delete_documents(["none"]) == 0
+    assert fused.delete_documents([DocumentKey("none")]) == 0
     assert everything(fused) == before
-    assert fused.delete_documents(fused.document_ids()) == 3
+    assert fused.delete_documents(fused.documents()) == 3
     assert everything(fused)[:5] == ([], [], [], CatalogCounts(0, 0, 0, 0), set())
 
 
 def test_a_document_without_chunks_is_known(fused):
     put(fused, "x", [], "empty")
-    assert fused.document_hash("x") == "empty"
-    assert fused.chunk_ids(["x"]) == []
+    assert fused.document_hash(DocumentKey("x")) == "empty"
+    assert fused.chunk_ids([DocumentKey("x")]) == []
     assert fused_ids(fused) == ["a:a2", "b:b2"]
 
 
 def test_fused_keys_of_given_records_are_not_taken_over(catalog):
     base = record("d", 0, "text")
     given = ChunkRecord(base.encoded, base.isolated_key, "fused")
-    catalog.replace_document(Document("d", "text"), "h", [given])
+    catalog.replace_document(DocumentKey("d"), "h", [given])
     assert catalog.record(base.chunk.id) == base
 
 
 def test_wrong_records_are_refused(fused):
     before = everything(fused)
     with pytest.raises(InvalidInputError, match="another"):
-        fused.replace_document(Document("a", "s"), "h", [record("b", 0, "b9")])
+        fused.replace_document(DocumentKey("a"), "h", [record("b", 0, "b9")])
     with pytest.raises(InvalidInputError, match="same id"):
-        fused.replace_document(Document("a", "s"), "h", [record("a", i, "t") for i in (0, 1)])
+        fused.replace_document(DocumentKey("a"), "h", [record("a", i, "t") for i in (0, 1)])
     with pytest.raises(InvalidInputError, match="Metadata of document 'a'"):
         put(fused, "a", ["t"], metadata={"when": object()})
     assert everything(fused) == before
@@ -276,7 +295,7 @@ def test_a_change_that_fails_in_the_middle_changes_nothing(fused):
     taken = Chunk("b:b1", "a", 1, "text")  # an id of document b: fails when it is inserted
     records = [record("a", 0, "new"), ChunkRecord(EncodedChunk(taken, (), ()), "k")]
     with pytest.raises(StoreError, match="UNIQUE"):
-        fused.replace_document(Document("a", "s"), "h", records)
+        fused.replace_document(DocumentKey("a"), "h", records)
     assert everything(fused) == before
     with pytest.raises(InvalidInputError, match="surrogate"):
         put(fused, "a", ["new"], title="\ud800")
@@ -292,7 +311,7 @@ def test_a_failing_deletion_changes_nothing(fused, monkeypatch):
 
     monkeypatch.setattr("fusionrag_integrations.catalog._raise_revision", fail)
     for change in (
-        lambda: fused.delete_documents(["a"]),
+        lambda: fused.delete_documents([DocumentKey("a")]),
         lambda: put(fused, "a", ["new"]),
     ):
         with pytest.raises(KeyboardInterrupt):
@@ -320,7 +339,7 @@ def test_two_connections_see_one_anothers_changes(catalog, path):
         fuse(other, "d:u", "d:t")
         assert catalog.revision == revisions[-1]  # KV is no change of documents
         assert catalog.neighbours("d:u") == ("d:t",)
-        other.delete_documents(["d"])
+        other.delete_documents([DocumentKey("d")])
         revisions.append(catalog.revision)
         assert catalog.chunk_ids() == []
     assert revisions == sorted(set(revisions))
@@ -462,7 +481,7 @@ def test_a_trace_stays_when_a_neighbour_clears_the_fused_key(seen):
     put(seen, "a", ["a1 edited", "a2", "a3"], "new hash")
     record = seen.record("b:b1")
     assert (record.fused_key, record.trace) == ("", traced(1, "a1", "x1"))
-    seen.delete_documents(["a", "x"])
+    seen.delete_documents([DocumentKey("a"), DocumentKey("x")])
     seen.forget_traces()
     record = seen.record("b:b2")
     assert (record.fused_key, record.trace) == ("", traced(3, "a3"))
@@ -483,7 +502,7 @@ def test_a_trace_goes_with_its_text(seen):
     put(seen, "b", ["b1", "b2"])
     assert seen.record("b:b1").trace is None
     assert seen.record("b:b2").trace == traced(3, "a3")
-    seen.delete_documents(["b"])
+    seen.delete_documents([DocumentKey("b")])
     seen.forget_traces()
     assert seen.traced_keys() == set()
 

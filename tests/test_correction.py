@@ -26,7 +26,7 @@ from fusionrag_integrations.mixtures import (
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import find_damage, repair
 from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import ChunkKV, ChunkRecord
+from fusionrag_integrations.types import ChunkKV, ChunkRecord, DocumentKey
 from tests.conftest import all_records, town
 
 SHAPE = (3, 2, INDICES, 16)
@@ -133,7 +133,7 @@ class TestFiles:
 
     @pytest.fixture
     def ids(self, engine: FusionEngine, corrections: Corrections) -> tuple[str, ...]:
-        return tuple(engine.corpus.catalog.chunk_ids(["town-0"]))
+        return tuple(engine.corpus.catalog.chunk_ids([DocumentKey("town-0")]))
 
     def test_what_is_written_is_read(self, corrections: Corrections, ids: tuple[str, ...]) -> None:
         made = correction()
@@ -400,7 +400,8 @@ class TestIngest:
         scopes = {r.chunk.scope for r in catalog.records(measured.chunk_ids).values()}
         assert scopes == {"north"}
         assert corrections.read("south") is None
-        texts = [r.chunk.text for r in catalog.records(catalog.chunk_ids(["south"])).values()]
+        south = catalog.chunk_ids([DocumentKey("south", "south")])
+        texts = [record.chunk.text for record in catalog.records(south).values()]
         loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=("south",)))
         assert not any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
 

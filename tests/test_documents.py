@@ -96,8 +96,10 @@ def test_passages_come_once_and_share_titles_apart(tmp_path: Path) -> None:
         ("Lilu", "A demon.", "s"),
     ]
     assert [d.id for d in found[:2]] == ["Lilu", "qa.jsonl:1:1"]
-    assert all(d.id.startswith("Lilu#") and len(d.id) == 13 for d in found[2:])
-    assert len({d.id for d in found}) == 4
+    assert found[2].id.startswith("Lilu#")
+    assert len(found[2].id) == 13
+    assert found[3].id == "Lilu"  # in its own scope
+    assert len({d.key for d in found}) == 4
     assert [d.id for d in read(file)] == [d.id for d in found]
 
 

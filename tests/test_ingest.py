@@ -18,7 +18,7 @@ from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import AnswerSettings, ChunkKV, ChunkRecord
-from tests.conftest import town
+from tests.conftest import document_ids, town
 
 
 def records(engine: FusionEngine, *document_ids: str) -> list[ChunkRecord]:
@@ -134,7 +134,7 @@ def test_others_are_deleted_where_asked(engine: FusionEngine) -> None:
     engine.ingest([town(0), town(1), town(2)])
     report = engine.ingest(iter([town(1), town(3)]), delete_others=True)
     assert (report.documents_deleted, report.documents_unchanged, report.documents_new) == (2, 1, 1)
-    assert engine.corpus.catalog.document_ids() == ["town-1", "town-3"]
+    assert document_ids(engine.corpus.catalog) == ["town-1", "town-3"]
     assert {hit.chunk.document_id for hit in engine.corpus.search("town", 9)} == {
         "town-1",
         "town-3",
@@ -295,7 +295,7 @@ def test_the_lock_is_let_go_at_the_end(
         made.append(FileLock(*args, **settings))
         return made[-1]
 
-    monkeypatch.setattr("fusionrag_integrations.corpus.FileLock", kept)
+    monkeypatch.setattr("fusionrag_integrations.durable.FileLock", kept)
     engine.ingest([])
     assert [lock.is_locked for lock in made] == [False]
 

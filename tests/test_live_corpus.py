@@ -33,7 +33,7 @@ from fusionrag_integrations import Document
 from fusionrag_integrations.keys import chunk_id, fused_key
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import AnswerSettings, ChunkKV, KVHandle
-from tests.conftest import all_records
+from tests.conftest import all_records, document_ids
 from tests.live_corpus import (
     SCOPES,
     TEXTS,
@@ -361,7 +361,7 @@ class LiveCorpus(RuleBasedStateMachine):
             assert held.get(name) in sides, f"{name} is {held.get(name)}, not one of {sides}"
         self.pages = held
         expected = self.chunks()
-        assert catalog.document_ids() == sorted(held)
+        assert document_ids(catalog) == sorted(held)
         assert list(records) == list(expected)
         stored = set(store.keys())
         for record, chunk in zip(records.values(), expected.values(), strict=True):

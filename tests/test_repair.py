@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import StoreError, StoreNotFoundError
+from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
+from fusionrag_integrations.types import DocumentKey
 from tests.conftest import town
 
 
@@ -143,22 +147,189 @@ def test_a_manifest_is_written_anew_from_the_catalog(
     assert files(store, "documents/**/*") == before
 
 
-def test_documents_that_an_older_catalog_does_not_know_are_taken_up(
+def test_a_catalog_that_is_older_than_the_documents_is_not_believed(
     store: Path, model_dir: Path
 ) -> None:
-    """It was put back from a backup, say: the files are the younger."""
+    """It was put back from a backup, say. Nothing is deleted on its word; `repair` renews it."""
     before = (store / CATALOG_FILE).read_bytes()
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     engine.ingest([town(3), town(4)])
+    engine.delete(["town-0"])
     engine.corpus.close()
-    newest, manifests = rows(store), files(store, "documents/**/*")
+    newest, left = rows(store), files(store, "documents/??/*") | files(store, "kv/**/*")
     (store / CATALOG_FILE).write_bytes(before)
-    assert [problem.area for problem in find_damage(store)] == ["documents"] * 2
-    assert areas(list(repair(store))) == [("documents", True)] * 2
+    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+        with pytest.raises(StoreError, match="has a catalog that is older"):
+            opened(store)
+    assert [problem.area for problem in find_damage(store)] == ["catalog"]
+    assert areas(list(repair(store))) == [("catalog", True)]
     assert rows(store)["documents"] == newest["documents"]
-    assert [row[:11] for row in rows(store)["chunks"]] == [row[:11] for row in newest["chunks"]]
-    assert files(store, "documents/**/*") == manifests
+    to_fused_key = slice(0, 15)  # what is left of fused KV that went doesn't count
+    assert [r[to_fused_key] for r in rows(store)["chunks"]] == [
+        r[to_fused_key] for r in newest["chunks"]
+    ]
+    assert files(store, "documents/??/*") | files(store, "kv/**/*") == left
     assert list(find_damage(store)) == []
+
+
+def test_kv_of_documents_that_the_catalog_does_not_know_is_kept(
+    store: Path, model_dir: Path
+) -> None:
+    """Whatever became of it: one with other documents in it is as new as the files."""
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    known = engine.corpus.catalog.documents()
+    kept = keys_of_document(engine.corpus, "town-1") | keys_of_document(engine.corpus, "town-2")
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        catalog.delete_documents(known[1:])
+    engine.ingest([town(9)])
+    engine.delete(["town-9"])
+    engine.corpus.close()
+    assert kept <= {path.stem for path in files(store, "kv/??/*")}
+    list(repair(store))
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        assert catalog.documents() == known
+    assert list(find_damage(store)) == []
+
+
+@pytest.mark.parametrize("at", ["begin_delete", "delete_documents", "finish_deletes", "_index"])
+def test_a_delete_that_was_killed_is_finished_by_the_next_change(
+    store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Nothing needs to be mended. Before it began, nothing is deleted."""
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    corpus = engine.corpus
+    secret = keys_of_document(corpus, "town-1")
+    if at == "_index":
+        monkeypatch.setattr(corpus._index, "remove", killed)
+    else:
+        owner = corpus.catalog if at == "delete_documents" else corpus.manifests
+        monkeypatch.setattr(owner, at, killed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.delete(["town-1"])
+    monkeypatch.undo()
+    corpus.close()
+    assert [p for p in find_damage(store) if p.area != "index"] == []
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    engine.ingest([town(5)])
+    gone = at != "begin_delete"
+    assert (DocumentKey("town-1") not in engine.corpus.catalog.documents()) == gone
+    left = {path.stem for path in files(store, "kv/??/*")}
+    assert secret.isdisjoint(left) == gone
+    assert not list((store / "documents" / "deleted").glob("*"))
+    assert list(find_damage(store)) == []
+    engine.corpus.close()
+
+
+def killed(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def keys_of_document(corpus: Corpus, document_id: str) -> set[str]:
+    ids = corpus.catalog.chunk_ids([DocumentKey(document_id)])
+    records = corpus.catalog.records(ids).values()
+    return {key for record in records for key in (record.isolated_key, record.fused_key)}
+
+
+def said(catalog: Catalog) -> list[object]:
+    """All that is read from a catalog, as those who use it read it."""
+    ids = catalog.text_ids()
+    neighbours = [catalog.neighbours(i) for i in ids]
+    return [catalog.info, catalog.documents(), catalog.records(ids), neighbours]
+
+
+def test_whatever_bit_of_the_catalog_flips_is_found(store: Path, tmp_path: Path) -> None:
+    """What is read is what was written or a named error, and `verify` names it."""
+    flips_of_the_catalog(store, tmp_path / "flipped", flips=60)
+
+
+def flips_of_the_catalog(store: Path, copy: Path, flips: int) -> dict[str, int]:
+    """How many flips were found by `verify`, and how many left all as it was."""
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        before = said(catalog)
+    content = (store / CATALOG_FILE).read_bytes()
+    shutil.copytree(store, copy)
+    draw = random.Random(0)
+    counts = {"found": 0, "without effect": 0}
+    for _ in range(flips):
+        at, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
+        flipped = bytes([content[at] ^ bit])
+        (copy / CATALOG_FILE).write_bytes(content[:at] + flipped + content[at + 1 :])
+        try:
+            with Catalog.open(copy / CATALOG_FILE) as catalog:
+                same = said(catalog) == before
+        except StoreError:
+            same = False
+        found = [problem for problem in find_damage(copy) if problem.area != "index"]
+        assert found or same, f"bit {bit} of byte {at}"
+        counts["found" if found else "without effect"] += 1
+    return counts
+
+
+def flip_in(store: Path, column: str, document_id: str) -> None:
+    """Flip a bit in a column of the document's chunks."""
+    with sqlite3.connect(store / CATALOG_FILE) as db:
+        query = f"SELECT rowid, {column} FROM chunks WHERE document_id = ?"
+        for row, value in db.execute(query, (document_id,)).fetchall():
+            changed = bytes([value[0] ^ 1, *value[1:]]) if isinstance(value, bytes) else f"x{value}"
+            db.execute(f"UPDATE chunks SET {column} = ? WHERE rowid = ?", (changed, row))
+
+
+@pytest.mark.parametrize(
+    "column", ["token_ids", "offsets", "isolated_key", "text", "title", "metadata", "scope"]
+)
+def test_damaged_rows_are_taken_from_the_manifest(store: Path, column: str) -> None:
+    before = rows(store)
+    flip_in(store, column, "town-1")
+    problems = list(find_damage(store))
+    assert {problem.area for problem in problems} >= {"catalog"}
+    assert all(problem.mended for problem in repair(store))
+    after = rows(store)
+    assert {name: after[name] for name in ("documents", "info", "traces")} == {
+        name: before[name] for name in ("documents", "info", "traces")
+    }
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        assert len(catalog.records(catalog.text_ids())) == catalog.counts().chunks
+    assert list(find_damage(store)) == []
+
+
+def test_damaged_rows_without_a_manifest_are_named_until_the_document_comes_again(
+    store: Path, model_dir: Path
+) -> None:
+    flip_in(store, "token_ids", "town-1")
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        chunk_ids = catalog.chunk_ids([DocumentKey("town-1")])
+    corpus = Corpus.open(store)
+    corpus.manifests.path_of(DocumentKey("town-1")).unlink()
+    corpus.close()
+    left = [problem for problem in repair(store) if not problem.mended]
+    assert [problem.error for problem in left] == ["CatalogRowError"] * len(chunk_ids)
+    assert "ingest the document again or delete it" in left[0].message
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    assert engine.ingest([town(1)]).documents_changed == 1
+    assert list(find_damage(store)) == []
+
+
+def test_tokens_that_are_damaged_are_made_anew_from_the_text(
+    store: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The prompt is computed from its own tokens; that the KV is another is counted."""
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    texts = [hit.chunk.text for hit in engine.corpus.search("town number 1", 3)]
+    prompt = question_prompt(texts, "Which?")
+    settings = AnswerSettings(corrected=False, max_tokens=4)
+    before, full = (engine.answer(prompt, replace(settings, kv=kv)) for kv in ("fused", "none"))
+    assert before.fused_chunks == 3
+    engine.corpus.close()
+    flip_in(store, "token_ids", "town-1")
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    after = engine.answer(prompt, settings)
+    assert after.usage.prompt_tokens == before.usage.prompt_tokens
+    assert after.fused_chunks + len(after.fallbacks) == 3
+    assert len(after.fallbacks) == sum("number 1" in text for text in texts) > 0
+    assert "The tokens of chunk" in caplog.text
+    assert engine.answer(prompt, replace(settings, kv="none")).token_ids == full.token_ids
+    whole = replace(settings, selector="all", ratio=1.0)
+    assert engine.answer(prompt, whole).token_ids == full.token_ids
 
 
 def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: Path) -> None:
@@ -166,7 +337,7 @@ def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: P
     flip(path)
     damaged = path.read_bytes()
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        catalog.delete_documents(catalog.document_ids())
+        catalog.delete_documents(catalog.documents())
     assert areas(list(repair(store)))[:3] == [("documents", True)] * 3
     assert not path.exists()
     assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
@@ -184,7 +355,7 @@ def test_a_store_without_its_catalog_is_no_empty_place(
     """Nothing is changed, by whoever opens it, and `repair` restores all of it."""
     before = rows(store)
     damage(store / CATALOG_FILE)
-    said = (store / "store.json").read_bytes()
+    info = (store / "store.json").read_bytes()
     if file:
         (store / file).unlink()
     left = files(store, "**/*")
@@ -194,9 +365,9 @@ def test_a_store_without_its_catalog_is_no_empty_place(
     with pytest.raises(StoreError, match="has lost its catalog"):
         Corpus.open(store)
     assert files(store, "**/*") == left
-    (store / "store.json").write_bytes(said)
     assert areas(list(repair(store))) == [("catalog", True)]
     assert rows(store) == before
+    assert (store / "store.json").read_bytes() == info
 
 
 @pytest.mark.parametrize("directory", ["documents", "kv", "index"])
@@ -227,6 +398,7 @@ def test_what_the_store_was_made_with_is_written_anew(store: Path) -> None:
 def test_without_catalog_and_store_file_nothing_is_guessed(store: Path) -> None:
     destroyed(store / CATALOG_FILE)
     flip(store / "store.json")
+    flip(store / "documents" / "store.json")
     with pytest.raises(StoreError, match=r"store\.json"):
         list(repair(store))
     assert (store / CATALOG_FILE).read_bytes().startswith(b"no database")
@@ -286,10 +458,10 @@ def test_a_manifest_says_what_the_catalog_says(store: Path) -> None:
     corpus = Corpus.open(store)
     for path in corpus.manifests.paths():
         manifest = corpus.manifests.read(path)
-        records = corpus.catalog.records(corpus.catalog.chunk_ids([manifest.document_id]))
+        records = corpus.catalog.records(corpus.catalog.chunk_ids([manifest.document]))
         assert list(manifest.records) == list(records.values())
         assert list(manifest.neighbours) == list(map(corpus.catalog.neighbours, records))
-        assert json.loads(path.read_bytes().split(b"\n", 1)[1])["id"] == manifest.document_id
+        assert json.loads(path.read_bytes().split(b"\n", 1)[1])["id"] == manifest.document.id
     corpus.close()
 
 
@@ -301,6 +473,32 @@ def test_every_file_is_its_owners_alone(model_dir: Path, tmp_path: Path) -> None
         FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48).ingest([town(0)])
     finally:
         os.umask(before)
-    private = [p for p in path.rglob("*") if "index" not in p.relative_to(path).parts[:-1]]
-    open_to_others = {p.name for p in private if p.stat().st_mode & 0o077}
-    assert open_to_others <= {"writing.lock"}  # which is empty
+    assert not [p for p in path.rglob("*") if p.stat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("name", ["catalog.sqlite", "index", "index/chroma.sqlite3"])
+def test_no_link_in_a_store_is_followed(store: Path, model_dir: Path, name: str) -> None:
+    elsewhere = store.parent / "elsewhere"
+    (store / name).rename(elsewhere)
+    (store / name).symlink_to(elsewhere)
+    before = files(store.parent, "elsewhere*/**/*")
+    with pytest.raises(StoreError, match="is a symbolic link, which is not followed"):
+        FusionEngine.from_pretrained(model_dir, store=store)
+    assert [problem.mended for problem in find_damage(store)][:1] == [False]
+    assert files(store.parent, "elsewhere*/**/*") == before
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_written_through(
+    store: Path, model_dir: Path
+) -> None:
+    elsewhere = store.parent / "elsewhere"
+    elsewhere.write_text("mine")
+    (store / LOCK_FILE).unlink()
+    (store / LOCK_FILE).symlink_to(elsewhere)
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    with pytest.raises(StoreError, match="symbolic link"):
+        engine.ingest([town(5)])
+    with pytest.raises(StoreError, match="symbolic link"):
+        list(repair(store))
+    assert elsewhere.read_text() == "mine"
+    engine.corpus.close()

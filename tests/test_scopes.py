@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.llms import ChatMessage
+from llama_index.core.schema import TextNode
 
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
-from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.types import ChunkRecord, LayeredKV
 from tests.conftest import all_records, town
@@ -31,7 +33,8 @@ def engine(engine: FusionEngine) -> FusionEngine:
 
 def records(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
     catalog = engine.corpus.catalog
-    return list(catalog.records(catalog.chunk_ids([document_id])).values())
+    keys = [key for key in catalog.documents() if key.id == document_id]
+    return list(catalog.records(catalog.chunk_ids(keys)).values())
 
 
 def ask(
@@ -165,12 +168,50 @@ def test_retrievers_of_both_frameworks_search_their_scopes(
     assert {found.node_id for found in nodes.retrieve(QUESTION)} == expected
 
 
-def test_a_document_that_moves_takes_its_kv_along(
+def test_the_same_id_in_another_scope_is_another_document(
     engine: FusionEngine, served: list[LayeredKV]
 ) -> None:
+    """Whatever is done with one, the other stays as it is."""
+    before = all_records(engine.corpus.catalog)
     old = keys_of(engine, "north")
-    engine.ingest([replace(town(1), scope="south")])
-    assert ask(engine, "town-1", ("north",)).usage.reused_tokens == 0
-    served.clear()
-    assert ask(engine, "town-1", ("south",)).fused_chunks == 3
+    engine.ingest([replace(town(1), scope="elsewhere")])
+    both = ask(engine, "town-1", ("elsewhere",))  # its text, once for each document
+    assert both.fused_chunks == 6
     assert not {kv.key for kv in served} & old
+    assert engine.delete(["town-1"]) == 0
+    assert engine.delete(["town-1"], scope="elsewhere") == 1
+    assert all_records(engine.corpus.catalog) == before
+
+
+@pytest.mark.parametrize("source", ["north\x1ftown-0", "north/town-0", "north\0town-0"])
+@pytest.mark.parametrize("way", ["document", "langchain", "llama_index"])
+def test_no_id_reaches_into_another_scope(engine: FusionEngine, source: str, way: str) -> None:
+    before = all_records(engine.corpus.catalog)
+    text = "Another text, of which nobody knows who wrote it, takes no one's place."
+    given = {
+        "document": lambda: [Document(source, text)],
+        "langchain": lambda: lc.to_documents(
+            [LangChainDocument(text, metadata={"source": source})]
+        ),
+        "llama_index": lambda: li.to_documents([TextNode(id_=source, text=text)]),
+    }
+    engine.ingest(given[way]())
+    found = all_records(engine.corpus.catalog)
+    assert [record for record in found if record.chunk.document_id != source] == before
+    assert engine.delete([source]) == 1
+    assert all_records(engine.corpus.catalog) == before
+
+
+def test_no_id_is_that_of_a_captured_text(engine: FusionEngine) -> None:
+    """A document by whatever name stays visible, and so does what was captured."""
+    text = "A text that came with a question, and that no one has ever ingested before today."
+    engine.offer([text])
+    engine.answer(f"{text}\n\n{QUESTION}", AnswerSettings(max_tokens=1))
+    engine._server._background.submit(lambda: None).result()  # what was captured is kept now
+    (captured,) = engine.corpus.catalog.with_text(text)
+    ids = [captured.chunk.document_id, f"\x1fcaptured\x1f{captured.chunk.id}"]
+    engine.ingest([replace(town(6), id=name) for name in ids])
+    assert set(ids) <= {key.id for key in engine.corpus.catalog.documents()}
+    (kept,) = engine.corpus.catalog.with_text(text)
+    assert kept == captured
+    assert engine.delete(ids) == 2

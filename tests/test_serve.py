@@ -27,6 +27,7 @@ from fusionrag_integrations.types import (
     Calibration,
     ChunkKV,
     ChunkRecord,
+    DocumentKey,
     KVHandle,
     Message,
 )
@@ -57,7 +58,7 @@ def spoilt(model_dir: Path, tmp_path: Path) -> FusionEngine:
 
 def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
     catalog = engine.corpus.catalog
-    return list(catalog.records(catalog.chunk_ids([document_id])).values())
+    return list(catalog.records(catalog.chunk_ids([DocumentKey(document_id)])).values())
 
 
 def prompt(engine: FusionEngine, *document_ids: str) -> list[Message]:

@@ -10,7 +10,13 @@ import pytest
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import AnswerSettings, ChunkRecord, KVHandle, LayeredKV
+from fusionrag_integrations.types import (
+    AnswerSettings,
+    ChunkRecord,
+    DocumentKey,
+    KVHandle,
+    LayeredKV,
+)
 from tests.conftest import all_records, town
 
 BORN = "He was born in Paris, in a small house by the river, near the old bridge and the bank."
@@ -27,7 +33,7 @@ def life(name: str) -> Document:
 
 def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
     catalog = engine.corpus.catalog
-    return list(catalog.records(catalog.chunk_ids([document_id])).values())
+    return list(catalog.records(catalog.chunk_ids([DocumentKey(document_id)])).values())
 
 
 def ask(engine: FusionEngine, texts: list[str], *handles: KVHandle) -> Answer:

@@ -27,7 +27,7 @@ from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.keys import chunk_id
 from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.prompt import assemble, encode_chunk, encode_worded, word
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk, KVHandle
+from fusionrag_integrations.types import Chunk, ChunkRecord, DocumentKey, EncodedChunk, KVHandle
 
 CHUNKS_A_DOCUMENT = 100
 REPEATS = 21
@@ -64,7 +64,7 @@ def fill(catalog: Catalog, count: int, tokenizer: Any, chosen: set[int]) -> list
             encoded = encode_chunk(tokenizer, chunk) if wanted else EncodedChunk(chunk, (), ())
             records.append(ChunkRecord(encoded, identity))
             kept += [records[-1]] if wanted else []
-        catalog.replace_document(Document(name, "-"), name, records)
+        catalog.replace_document(DocumentKey(name), name, records)
     return kept
 
 

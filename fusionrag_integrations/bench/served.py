@@ -30,7 +30,7 @@ from fusionrag_integrations.types import (
     Chunk,
     ChunkKV,
     ChunkRecord,
-    Document,
+    DocumentKey,
     KVFormat,
     Prompt,
 )
@@ -89,7 +89,7 @@ def invented_store(
         files = FileKVStore(path / "kv", info.record_signature, kv_format)
         with Catalog.create(path / CATALOG_FILE, info) as catalog:
             records = _records(model, context)
-            catalog.replace_document(Document("invented", "-"), "-", records)
+            catalog.replace_document(DocumentKey("invented"), "-", records)
             for record in records:
                 files.put(_random_kv(model, record))
             keys = tuple(record.isolated_key for record in records)

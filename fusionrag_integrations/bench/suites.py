@@ -13,7 +13,7 @@ from fusionrag_integrations.bench.datasets import QADataset
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import BRIEFLY, question_prompt, worded_question
-from fusionrag_integrations.types import Document, Prompt
+from fusionrag_integrations.types import Document, DocumentKey, Prompt
 
 MAX_TOKENS = 32  # published answers are a few words
 
@@ -99,7 +99,7 @@ def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Quest
             item.kind,
             item.question,
             item.answers,
-            [i for document in item.context for i in catalog.chunk_ids([document])],
+            [i for document in item.context for i in catalog.chunk_ids([DocumentKey(document)])],
             MAX_TOKENS,
             make_prompt,
         )

@@ -96,7 +96,7 @@ def _chunks_for(corpus: Corpus, question: str, about: Chunk) -> list[SearchHit]:
     """
     hits = corpus.search(question, CHUNKS, scopes=[about.scope])
     found = {hit.chunk.id: hit for hit in hits if hit.score > LEAST_SCORE}
-    others = [i for i in corpus.catalog.chunk_ids([about.document_id]) if i not in found]
+    others = [i for i in corpus.catalog.chunk_ids([about.document]) if i not in found]
     records = corpus.catalog.records(others[: CHUNKS - len(found)]).values()
     own = [SearchHit(record.chunk, 0.0, record.handle) for record in records]
     return [*found.values(), *own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -95,11 +96,12 @@ def index(
 
 @click.command()
 @click.argument("document_ids", metavar="DOCUMENT...", nargs=-1, required=True)
+@click.option("--scope", default="", help="The scope of the documents.  [default: none]")
 @store_option
 @embedding_option
 @json_option
 def delete(
-    document_ids: tuple[str, ...], store: Path, embedding: str | None, as_json: bool
+    document_ids: tuple[str, ...], scope: str, store: Path, embedding: str | None, as_json: bool
 ) -> None:
     """Delete documents by their ids, with all KV made from or with them. Needs no model.
 
@@ -111,15 +113,21 @@ def delete(
     from fusionrag_integrations.records import RecordFiles
 
     corpus = Corpus.open(store, None if embedding is None else imported(embedding))
-    unknown = sorted(set(document_ids) - set(corpus.catalog.document_ids()))
+    scopes = defaultdict(list)
+    for known in corpus.catalog.documents():
+        scopes[known.id].append(known.scope)
+    unknown = sorted(name for name in set(document_ids) if scope not in scopes[name])
     records = RecordFiles(store / KV_DIRECTORY, corpus.catalog.info.record_signature)
-    deleted = delete_documents(corpus, records, document_ids)
+    deleted = delete_documents(corpus, records, document_ids, scope)
     if as_json:
         print_json({"deleted": deleted, "unknown": unknown})
     else:
         out.print(f"{deleted} documents deleted from {store}.", markup=False)
         for document_id in unknown:
-            err.print(f"There is no document {document_id!r}.", markup=False)
+            told = f"There is no document {document_id!r}{f' in scope {scope!r}' if scope else ''}"
+            if others := ", ".join(repr(other) for other in scopes[document_id]):
+                told += f", but in scope {others}: give it with --scope"
+            err.print(f"{told}.", markup=False)
     if unknown:
         raise click.exceptions.Exit(1)
 

@@ -14,7 +14,7 @@ from fusionrag_integrations.demo.tasks import MAX_TOKENS, make_questions
 from fusionrag_integrations.demo.world import QuestionKind
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Document
+from fusionrag_integrations.types import Document, DocumentKey
 
 # Bridges are rare: about one for three or four documents.
 DOCUMENTS_A_QUESTION = 4
@@ -62,7 +62,7 @@ def _check(kinds: Sequence[str], known: Sequence[str]) -> None:
 
 def _hard_question(engine: FusionEngine, asked: HardQuestion) -> Question:
     ids = {
-        document_id: engine.corpus.catalog.chunk_ids([document_id])
+        document_id: engine.corpus.catalog.chunk_ids([DocumentKey(document_id)])
         for document_id, _ in asked.context
     }
     chunk_ids = [ids[document_id][paragraph] for document_id, paragraph in asked.context]

@@ -12,7 +12,7 @@ from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.demo import QUESTIONS_PATH
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import ChunkRecord
+from fusionrag_integrations.types import ChunkRecord, DocumentKey
 
 MAX_TOKENS = 12  # answers are names of a few tokens
 NEAREST = 4
@@ -66,12 +66,13 @@ def _context(corpus: Corpus, question: str, gold: Sequence[str]) -> list[str]:
     draw = random.Random(question)
     near = dict.fromkeys(hit.chunk.document_id for hit in corpus.search(question, HITS))
     distractors = [i for i in near if i not in gold][:NEAREST]
-    others = corpus.catalog.document_ids()
+    others = [document.id for document in corpus.catalog.documents()]
     draw.shuffle(others)
     documents: list[list[ChunkRecord]] = []
     room = CHUNKS
     for document_id in dict.fromkeys([*gold, *distractors, *others]):
-        records = list(corpus.catalog.records(corpus.catalog.chunk_ids([document_id])).values())
+        chunk_ids = corpus.catalog.chunk_ids([DocumentKey(document_id)])
+        records = list(corpus.catalog.records(chunk_ids).values())
         if len(records) <= room:
             documents.append(records)
             room -= len(records)

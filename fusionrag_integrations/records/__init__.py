@@ -1,7 +1,7 @@
 """KV records as files, without torch. The format is described in docs/kv_format.md."""
 
 from fusionrag_integrations.records.files import RecordFile, RecordFiles, RecordProblem, verify
-from fusionrag_integrations.records.layout import FORMAT_VERSION, RecordHeader
+from fusionrag_integrations.records.layout import FORMAT_VERSION, RecordHeader, is_key
 
 __all__ = [
     "FORMAT_VERSION",
@@ -9,5 +9,6 @@ __all__ = [
     "RecordFiles",
     "RecordHeader",
     "RecordProblem",
+    "is_key",
     "verify",
 ]

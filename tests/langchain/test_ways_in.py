@@ -20,7 +20,8 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 from fusionrag_integrations import FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import FusionKVRetriever, to_documents
-from tests.conftest import town
+from fusionrag_integrations.types import DocumentKey
+from tests.conftest import document_ids, town
 from tests.embeddings import LangChainLexical
 from tests.langchain.chains import CHAINS, found_share
 
@@ -75,12 +76,12 @@ class TestFromDocuments:
     ) -> None:
         FusionKVRetriever.from_documents(splits, engine=engine)
         catalog = engine.corpus.catalog
-        assert catalog.document_ids() == [f"towns/{i}.txt" for i in range(4)]
+        assert document_ids(catalog) == [f"towns/{i}.txt" for i in range(4)]
         records = catalog.records(catalog.chunk_ids()).values()
         assert [r.chunk.text for r in records] == [s.page_content for s in splits]
         assert all(r.fused_key for r in records)
-        second = catalog.chunk_ids(["towns/1.txt"])[1]
-        assert catalog.neighbours(second)[-1] == catalog.chunk_ids(["towns/1.txt"])[0]
+        second = catalog.chunk_ids([DocumentKey("towns/1.txt")])[1]
+        assert catalog.neighbours(second)[-1] == catalog.chunk_ids([DocumentKey("towns/1.txt")])[0]
 
     def test_it_retrieves_what_was_put_in_with_its_metadata(
         self, engine: FusionEngine, splits: list[Document]
@@ -118,8 +119,8 @@ class TestFromDocuments:
     ) -> None:
         for scope in ("north", "south", ""):
             FusionKVRetriever.from_documents(splits[:3], engine=engine, scope=scope)
-        names = ["north\x1ftowns/0.txt", "south\x1ftowns/0.txt", "towns/0.txt"]
-        assert engine.corpus.catalog.document_ids() == names
+        known = engine.corpus.catalog.documents()
+        assert known == [("towns/0.txt", scope) for scope in ("", "north", "south")]
         for scope in ("north", "south", ""):
             mine = FusionKVRetriever(engine=engine, retriever=bm25(splits[:3]), scopes=[scope])
             for document in mine.invoke(QUESTION):
@@ -140,7 +141,7 @@ class TestFromDocuments:
         assert engine.delete(["memo"]) == 0
         assert engine.delete(["memo"], scope="board") == 1
         assert retriever.invoke("bridge") == []
-        assert engine.corpus.catalog.document_ids() == ["board/memo"]
+        assert document_ids(engine.corpus.catalog) == ["board/memo"]
 
     def test_metadata_in_another_order_is_the_same(self, engine: FusionEngine) -> None:
         text = "One fox jumps over the lazy dog."
@@ -161,7 +162,7 @@ class TestFromDocuments:
     def test_without_a_source_each_piece_is_a_document(self, engine: FusionEngine) -> None:
         pieces = [Document("One fox and a dog.", id="a"), Document("Two towns by the river.")]
         FusionKVRetriever.from_documents(pieces, engine=engine)
-        first, second = sorted(engine.corpus.catalog.document_ids(), key=len)
+        first, second = sorted(document_ids(engine.corpus.catalog), key=len)
         assert (first, len(second)) == ("a", 64)
 
     def test_metadata_that_cannot_be_kept_is_named(self, engine: FusionEngine) -> None:

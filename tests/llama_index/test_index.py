@@ -29,7 +29,7 @@ from fusionrag_integrations.llama_index import (
     FusionKVTransform,
     FusionRAGLLM,
 )
-from tests.conftest import all_records
+from tests.conftest import all_records, document_ids
 from tests.embeddings import LlamaIndexLexical
 from tests.llama_index.helpers import (
     MAX_TOKENS,
@@ -176,7 +176,7 @@ def own_index(engine: FusionEngine) -> VectorStoreIndex:
 def test_documents_that_an_index_takes_in_later_are_ingested(empty_engine: FusionEngine) -> None:
     index = own_index(empty_engine)
     index.insert(story(3, range(4)))
-    assert empty_engine.corpus.catalog.document_ids() == ["story-1", "story-2", "story-3"]
+    assert document_ids(empty_engine.corpus.catalog) == ["story-1", "story-2", "story-3"]
     response, share = asked(empty_engine, index.as_query_engine(llm=llm(empty_engine)), "house 22")
     assert response.source_nodes[0].node.ref_doc_id == "story-3"
     assert share >= 0.95

@@ -24,6 +24,7 @@ from llama_index.core.vector_stores import (
 from fusionrag_integrations import FusionEngine, IngestReport, KVHandle
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index import FusionKVRetriever, FusionRAGLLM
+from tests.conftest import document_ids
 from tests.llama_index.helpers import (
     MAX_TOKENS,
     QUESTION,
@@ -72,7 +73,7 @@ def test_nodes_of_one_source_are_one_document_in_their_order(empty_engine: Fusio
     first, second = town_nodes(range(2), chunks=3)[:3], town_nodes(range(2), chunks=3)[3:]
     mixed = [node for pair in zip(first, second, strict=True) for node in pair]
     retriever = FusionKVRetriever.from_nodes(mixed, engine=empty_engine, similarity_top_k=6)
-    assert empty_engine.corpus.catalog.document_ids() == ["town-0", "town-1"]
+    assert document_ids(empty_engine.corpus.catalog) == ["town-0", "town-1"]
     found = retriever.retrieve(QUESTION)
     assert [node.metadata["index"] for node in found] == [0, 1, 2] * 2
     texts = {node.node.ref_doc_id: [] for node in found}  # type: ignore[var-annotated]
@@ -86,7 +87,7 @@ def test_nodes_of_one_source_are_one_document_in_their_order(empty_engine: Fusio
 
 def test_a_node_without_a_source_is_a_document_of_its_own(empty_engine: FusionEngine) -> None:
     FusionKVRetriever.from_nodes([page(1, id_="alone"), page(2, id_="too")], engine=empty_engine)
-    assert empty_engine.corpus.catalog.document_ids() == ["alone", "too"]
+    assert document_ids(empty_engine.corpus.catalog) == ["alone", "too"]
 
 
 def test_documents_are_nodes_too(empty_engine: FusionEngine) -> None:

@@ -48,6 +48,59 @@ def damaged_document(world: World) -> list[Seen]:
     return verify(world, store)
 
 
+def changed_chunks(world: World, change: str) -> Path:
+    """A store whose chunks' rows say something else."""
+    return changed(world.copy(), f"UPDATE chunks SET {change}")
+
+
+@provoked.by("Chunk ... of document ... is damaged in ...")
+def damaged_text(world: World) -> list[Seen]:
+    return verify(world, changed_chunks(world, "text = text || 'x'"))
+
+
+@provoked.by("The tokens of chunk ... of document ... in ... can't be used. ...")
+def damaged_tokens(world: World) -> list[Seen]:
+    return verify(world, changed_chunks(world, "token_ids = zeroblob(length(token_ids))"))
+
+
+@provoked.by("The fused key of chunk ... of document ... in ... can't be used. ...")
+def damaged_key(world: World) -> list[Seen]:
+    return verify(world, changed_chunks(world, "fused_key = substr(fused_key, 2) || '0'"))
+
+
+@provoked.by("The trace of chunk ... of document ... in ... can't be used. ...")
+def damaged_trace(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "UPDATE traces SET trace = zeroblob(length(trace))"))
+
+
+@provoked.by("The trace of chunk ... of document ... in ... is lost. ...")
+def lost_trace(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "DELETE FROM traces"))
+
+
+@provoked.by("The fused key of chunk ... of document ... in ... is not of its neighbours. ...")
+def other_neighbours(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "DELETE FROM neighbours WHERE position = 0"))
+
+
+@provoked.by("The chunks of document ... in ... aren't those of its manifest.")
+def lost_chunk(world: World) -> list[Seen]:
+    """One that nothing else tells of."""
+    store = world.copy()
+    for statement in (
+        "UPDATE chunks SET fused_key = ''",
+        "DELETE FROM neighbours",
+        "DELETE FROM chunks WHERE document_id = 'town-0' AND position = 0",
+    ):
+        changed(store, statement)
+    return verify(world, store)
+
+
+@provoked.by("A chunk isn't looked for in prompts. ...")
+def damaged_text_in_use(world: World) -> list[Seen]:
+    return world.asked(world.open(changed_chunks(world, "title = title || 'x'")))
+
+
 @provoked.by("A KV record of chunk ... isn't used: ...")
 def damaged_in_use(world: World) -> list[Seen]:
     store = world.copy()

@@ -143,7 +143,7 @@ provoked.each(
         "An embedding can't be used: ...": lambda w: w.open(embedding=NoNumbers()).ingest(
             [town(0)]
         ),
-        "...: the id ... already names another text or scope; ...": lambda w: rows(
+        "...: the id ... already names another text; ...": lambda w: rows(
             w, b'{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}'
         ),
         "...: there is no such file or directory.": lambda w: list(

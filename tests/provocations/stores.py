@@ -55,6 +55,20 @@ def lost_catalog(world: World) -> None:
     world.open(store)
 
 
+@provoked.by("The store at ... has a catalog that is older than its documents: ...")
+def older_catalog(world: World) -> None:
+    store = changed(world.copy(), "UPDATE store SET revision = 0")
+    world.open(store)
+
+
+@provoked.by("... is a symbolic link, which is not followed. ...")
+def linked_catalog(world: World) -> None:
+    store = world.copy()
+    (store / CATALOG_FILE).rename(world.tmp / "elsewhere")
+    (store / CATALOG_FILE).symlink_to(world.tmp / "elsewhere")
+    world.open(store)
+
+
 @provoked.by("The store at ... was made by ... (signature ...), not by ... (signature ...): ...")
 def another_model(world: World) -> None:
     hf = deepcopy(world.engine.model.hf)
