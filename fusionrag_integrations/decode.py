@@ -1,7 +1,7 @@
 """Warm cache -> tokens, streamed, with sampling and stops.
 
-Logits processors and stopping criteria are transformers' own. Text comes out as whole characters,
-and is together what the tokenizer makes of all tokens at once.
+What processes logits and ends answers is transformers' own. Text comes out as whole characters, and
+is together what the tokenizer makes of all tokens at once.
 """
 
 from __future__ import annotations
@@ -12,20 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    EosTokenCriteria,
-    GenerationConfig,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import StoppingCriteriaList
 
-from fusionrag_integrations.model import StepFunction
-from fusionrag_integrations.types import AnswerSettings, FinishReason
+from fusionrag_integrations.model import Generation, StepFunction
+from fusionrag_integrations.types import FinishReason
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
 _REPLACED = "\ufffd"  # what bytes are decoded to that are no character, or not yet
@@ -40,41 +30,33 @@ class DecodedToken:
 
 
 def decode_tokens(
-    logits: torch.Tensor,
-    step: StepFunction,
-    prompt_ids: Sequence[int],
-    settings: AnswerSettings,
-    generation: GenerationConfig,
+    logits: torch.Tensor, step: StepFunction, generation: Generation, seed: int | None = None
 ) -> Iterator[DecodedToken]:
     """Generate from the prompt's last logits [V]; `step` appends a token and gives the next.
 
-    Ends at an end-of-sequence token of `generation`, or after `settings.max_tokens`.
+    Ends as `generation` says. seed: makes sampling repeatable.
     """
-    processors = _processors(settings, generation)
-    penalised = any(isinstance(one, RepetitionPenaltyLogitsProcessor) for one in processors)
-    # Nothing else asks what the prompt was, which takes milliseconds to copy where it is long.
-    history = [list(prompt_ids) if penalised else []]
-    ids = torch.tensor(history, dtype=torch.int64, device=logits.device)
-    limit = StoppingCriteriaList([MaxLengthCriteria(ids.shape[1] + settings.max_tokens)])
-    end = StoppingCriteriaList()
-    if generation.eos_token_id is not None:
-        end.append(EosTokenCriteria(generation.eos_token_id))
+    prompt = generation.token_ids
+    length = prompt.shape[1]
+    ids = prompt.new_empty(1, length + generation.max_tokens)
+    ids[:, :length] = prompt
     sampler = torch.Generator(logits.device)
-    if settings.seed is None:
+    if seed is None:
         sampler.seed()
     else:
-        sampler.manual_seed(settings.seed)
+        sampler.manual_seed(seed)
     while True:
-        scores = processors(ids, logits[None].float())
-        if settings.temperature > 0.0:
+        scores = _scores(ids[:, :length], logits, generation)
+        if generation.sampled:
             token = torch.multinomial(scores.softmax(-1), 1, generator=sampler)
         else:
             token = scores.argmax(-1, keepdim=True)
-        ids = torch.cat([ids, token], dim=1)
+        ids[:, length] = token[:, 0]
+        length += 1
         finished: FinishReason | None = None
-        if len(end) and bool(end(ids, scores).all()):
+        if _reached(generation.ends, ids[:, :length], scores):
             finished = "stop"
-        elif bool(limit(ids, scores).all()):
+        elif _reached(generation.limits, ids[:, :length], scores):
             finished = "length"
         token_id = int(token.item())
         yield DecodedToken(token_id, finished)
@@ -83,18 +65,17 @@ def decode_tokens(
         logits = step(token_id)
 
 
-def _processors(settings: AnswerSettings, generation: GenerationConfig) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
-    penalty = settings.repetition_penalty or generation.repetition_penalty
-    if penalty is not None and penalty != 1.0:
-        processors.append(RepetitionPenaltyLogitsProcessor(penalty))
-    if settings.temperature > 0.0:
-        processors.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            processors.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1.0:
-            processors.append(TopPLogitsWarper(settings.top_p))
-    return processors
+@torch.no_grad()
+def _scores(ids: torch.Tensor, logits: torch.Tensor, generation: Generation) -> torch.Tensor:
+    """What the processors make of logits [V], which stay as they are; float32 [1, V]."""
+    if not generation.processors:
+        return logits[None].float()
+    scores: torch.Tensor = generation.processors(ids, logits[None].to(torch.float32, copy=True))
+    return scores
+
+
+def _reached(criteria: StoppingCriteriaList, ids: torch.Tensor, scores: torch.Tensor) -> bool:
+    return len(criteria) > 0 and bool(criteria(ids, scores).all())
 
 
 class TextStream:

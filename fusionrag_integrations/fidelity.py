@@ -16,7 +16,6 @@ from fusionrag_integrations.decode import decode_tokens
 from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
 from fusionrag_integrations.types import (
-    AnswerSettings,
     AssembledPrompt,
     LayeredKV,
     LayerView,
@@ -27,7 +26,7 @@ from fusionrag_integrations.types import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FullAnswer:
-    """What the model answers greedily under full attention, without a repetition penalty.
+    """What the model answers greedily under full attention, by its logits as they are.
 
     token_ids: [A], the token that ended it among them. log_probs: float32 [A, V], of what might
     have stood at each place.
@@ -72,8 +71,7 @@ def answer_from(
         seen.append(step(token_id))
         return seen[-1]
 
-    settings = _greedy(max_tokens)
-    tokens = decode_tokens(logits, watched, (), settings, model.hf.generation_config)
+    tokens = decode_tokens(logits, watched, model.likeliest(max_tokens))
     ids = tuple(token.token_id for token in tokens)
     return FullAnswer(ids, torch.stack(seen).float().log_softmax(-1))
 
@@ -136,9 +134,7 @@ class ReusedPrompt:
         rest = decode_tokens(
             followed._warm.logits[same],
             step,
-            (),
-            _greedy(self._max_tokens - same),
-            self._model.hf.generation_config,
+            self._model.likeliest(self._max_tokens - same),
         )
         return (*ids[:same], *(token.token_id for token in rest))
 
@@ -195,7 +191,3 @@ class _SharedProbe:
         if depth == self.num_layers:
             self._placed.begin_as(seen.placed)
         return [seen.views[layer] for layer in layers]
-
-
-def _greedy(max_tokens: int) -> AnswerSettings:
-    return AnswerSettings(max_tokens=max_tokens, repetition_penalty=1.0)

@@ -147,6 +147,7 @@ class Server:
                 "Retrieve fewer or shorter chunks."
             )
         settings = replace(settings, max_tokens=min(settings.max_tokens, room))
+        generation = self._model.generation(encoded.token_ids, settings)
         watch.lap("encode")
         yield ""
         short = settings.break_even and reuses and len(encoded.token_ids) < self._break_even
@@ -166,13 +167,7 @@ class Server:
         pieces: list[str] = []
         token_ids: list[int] = []
         finish: FinishReason = "length"
-        for token in decode_tokens(
-            warm.logits,
-            warm.step,
-            encoded.token_ids,
-            settings,
-            self._model.hf.generation_config,
-        ):
+        for token in decode_tokens(warm.logits, warm.step, generation, settings.seed):
             if not token_ids:
                 watch.lap("first_token")
             token_ids.append(token.token_id)

@@ -443,7 +443,7 @@ class AnswerSettings:
     max_tokens: the longest answer. stop: strings that end it. temperature: 0 is greedy; top_p,
     top_k (0 is no limit) and seed are for sampling above that. repetition_penalty: of tokens that
     the prompt or the answer holds, above 1 against them; None takes what the model's own
-    generation config says. tools: what the model may call, as JSON schemas in OpenAI's form,
+    generation config says, which holds for all that has no setting here. tools: what the model may call, as JSON schemas in OpenAI's form,
     worded by its chat template.
     """
 

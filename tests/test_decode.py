@@ -6,10 +6,17 @@ from random import Random
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from fusionrag_integrations.decode import TextStream, decode_tokens, text_pieces
+from fusionrag_integrations.model import CausalModel, Generation
 from fusionrag_integrations.types import AnswerSettings
+from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 VOCABULARY = 10
@@ -31,10 +38,17 @@ def scripted(script: list[int]):
     return logits(0), step, fed
 
 
-def run(script: list[int], settings: AnswerSettings, **generation: object):
+def generation(prompt: list[int], settings: AnswerSettings, **config: object) -> Generation:
+    """What a model of this vocabulary, with such a generation config, is asked to generate by."""
+    shape = COMMON | {"vocab_size": VOCABULARY, "hidden_size": 8, "intermediate_size": 8}
+    hf = LlamaForCausalLM(LlamaConfig(**shape, **heads(2, 1)))
+    hf.generation_config = GenerationConfig(**config)
+    return CausalModel(hf, byte_level_tokenizer(), "tiny").generation(prompt, settings)
+
+
+def run(script: list[int], settings: AnswerSettings, **config: object):
     logits, step, fed = scripted(script)
-    config = GenerationConfig(**generation)
-    return list(decode_tokens(logits, step, [1, 1, 1], settings, config)), fed
+    return list(decode_tokens(logits, step, generation([1, 1, 1], settings, **config))), fed
 
 
 def test_greedy_ends_at_the_end_token() -> None:
@@ -60,41 +74,32 @@ def test_end_token_wins_over_length_limit() -> None:
     assert tokens[-1].finished == "stop"
 
 
-def test_repetition_penalty_is_the_models_own() -> None:
-    """After the prompt's 1s, a heavily penalised favourite 1 loses to the second best."""
-    logits = torch.zeros(VOCABULARY)
-    logits[1], logits[2] = 5.0, 4.0
-    config = GenerationConfig(repetition_penalty=2.0)
-    tokens = decode_tokens(logits, lambda _: logits, [1], AnswerSettings(max_tokens=1), config)
-    assert next(tokens).token_id == 2
-
-
 @pytest.mark.parametrize(("asked", "token"), [(None, 2), (1.0, 1), (1.1, 1), (3.0, 2)])
 def test_a_call_may_say_how_repetition_is_penalised(asked: float | None, token: int) -> None:
-    """Whatever the model's config says; 5 / 1.1 is still ahead of 4."""
+    """Whatever the model's config says of the prompt's 1; 5 / 1.1 is still ahead of 4."""
     logits = torch.zeros(VOCABULARY)
     logits[1], logits[2] = 5.0, 4.0
     settings = AnswerSettings(max_tokens=1, repetition_penalty=asked)
-    config = GenerationConfig(repetition_penalty=2.0)
-    assert next(decode_tokens(logits, lambda _: logits, [1], settings, config)).token_id == token
+    asked_for = generation([1], settings, repetition_penalty=2.0)
+    assert next(decode_tokens(logits, lambda _: logits, asked_for)).token_id == token
 
 
-def test_a_long_prompt_is_remembered_only_for_a_penalty() -> None:
-    """Without one, what was said before doesn't matter, so that nobody copies it."""
-    logits = torch.zeros(VOCABULARY)
-    prompt = range(10**12)  # as a tensor it would not fit
-    tokens = decode_tokens(
-        logits, lambda _: logits, prompt, AnswerSettings(max_tokens=2), GenerationConfig()
-    )
-    assert [token.finished for token in tokens] == [None, "length"]
+def test_logits_stay_as_they_are() -> None:
+    """Processors may write into what they are given, and whoever made it may need it yet."""
+    logits = torch.arange(VOCABULARY, dtype=torch.float32)
+    settings = AnswerSettings(max_tokens=3)
+    asked_for = generation([1], settings, suppress_tokens=[9], sequence_bias=[[[8], -5.0]])
+    tokens = [token.token_id for token in decode_tokens(logits, lambda _: logits, asked_for)]
+    assert tokens == [7, 7, 7]
+    assert logits.tolist() == list(range(VOCABULARY))
 
 
 def test_sampling_follows_the_seed_and_the_limits() -> None:
     flat = torch.tensor([3.0, 2.9, 2.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 
     def sample(seed: int, **more: object) -> list[int]:
-        settings = AnswerSettings(temperature=1.0, seed=seed, max_tokens=60, **more)
-        tokens = decode_tokens(flat, lambda _: flat, [1], settings, GenerationConfig())
+        settings = AnswerSettings(temperature=1.0, max_tokens=60, **more)
+        tokens = decode_tokens(flat, lambda _: flat, generation([1], settings), seed)
         return [t.token_id for t in tokens]
 
     assert sample(7) == sample(7)

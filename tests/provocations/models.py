@@ -9,7 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2Config
+from transformers import (
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    MambaConfig,
+    Qwen2Config,
+)
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.demo import pretrained
@@ -137,8 +144,20 @@ def two_models(world: World) -> list[Seen]:
     return world.run("index", world.file("a.txt"), "--store", "new", "--model", "demo")
 
 
+def generate_by(world: World, **asked: Any) -> list[Seen]:
+    """An answer of the model with such a generation config."""
+    world.patch.setattr(world.engine.model.hf, "generation_config", GenerationConfig(**asked))
+    return world.asked(world.engine)
+
+
 provoked.each(
     {
+        "The generation config of ... can't be used: ...": lambda w: generate_by(
+            w, bad_words_ids=[7]
+        ),
+        "The generation config of ... asks for ..., which is not supported and passed over: ...": (
+            lambda w: generate_by(w, num_beams=4)
+        ),
         "There is no file ...: give ...": lambda w: FusionEngine.from_pretrained(
             w.tmp / "own.gguf", store=w.tmp / "store"
         ),
