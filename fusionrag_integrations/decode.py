@@ -18,6 +18,7 @@ from fusionrag_integrations.model import Generation, StepFunction
 from fusionrag_integrations.types import FinishReason
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
+_FIRST_MARK = 0xD800  # half of a surrogate pair: no tokenizer decodes anything to it
 _REPLACED = "\ufffd"  # what bytes are decoded to that are no character, or not yet
 
 
@@ -82,36 +83,67 @@ class TextStream:
     """Turns tokens into text pieces and watches for stop strings.
 
     Text that may be the beginning of a stop string is held back until it is clear whether it is.
+    Special tokens aren't shown, but a stop string may hold some: one is found whole, as itself or
+    spelled out in other tokens.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._decoder = _Detokenizer(tokenizer)
-        self._stop = tuple(stop)
-        self._held = ""
+        self._marks = _special_tokens_in(tokenizer, stop)
+        self._unmarked = dict.fromkeys(map(ord, self._marks.values()))
+        self._stop = tuple({*stop, *(self._marked(tokenizer, string) for string in stop)})
+        self._held = ""  # with marks
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
-        self._add(self._decoder.push(token_id))
+        text, mark = self._decoder.push(token_id), self._marks.get(token_id, "")
+        if mark and not text:
+            unfinished = self._decoder.rest()  # half a character, which a stop leaves as it is
+            if self._find(self._held + unfinished + mark) >= 0:
+                text = unfinished
+        self._add(text + mark)
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        cut = len(self._held) - (0 if self.stopped else keep)
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        return self._take(len(self._held) - (0 if self.stopped else keep))
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""
         if not self.stopped:
             self._add(self._decoder.flush())
-        text, self._held = self._held, ""
-        return text
+        return self._take(len(self._held))
 
     def _add(self, text: str) -> None:
         """Put text behind what is held, up to a stop string."""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if found:
+        at = self._find(self._held)
+        if at >= 0:
             self.stopped = True
-            self._held = self._held[: min(found)]
+            self._held = self._held[:at]
+
+    def _find(self, text: str) -> int:
+        """Where the first stop string begins; -1 where there is none."""
+        return min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
+
+    def _take(self, count: int) -> str:
+        """The first so many characters that are held, as they are shown."""
+        text, self._held = self._held[:count], self._held[count:]
+        return text.translate(self._unmarked) if self._unmarked else text
+
+    def _marked(self, tokenizer: Any, stop: str) -> str:
+        """A stop string with marks in place of its special tokens, of which longer ones win."""
+        names = {tokenizer.convert_ids_to_tokens(i): mark for i, mark in self._marks.items()}
+        for name in sorted(names, key=len, reverse=True):
+            stop = stop.replace(name, names[name])
+        return stop
+
+
+def _special_tokens_in(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
+    """Ids of the special tokens that stop strings hold, each with a mark that no text has."""
+    if not stop:
+        return {}
+    known = tokenizer.added_tokens_decoder.items()
+    held = [i for i, token in known if token.special and any(token.content in s for s in stop)]
+    return {token_id: chr(_FIRST_MARK + number) for number, token_id in enumerate(held)}
 
 
 class _Detokenizer:
@@ -131,14 +163,15 @@ class _Detokenizer:
         # A run of bytes is characters or none of it is, which shows when it ends.
         if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id) or ""):
             return ""
-        text = self._new()
+        text = self.rest()
         return "" if text.endswith(_REPLACED) else self._tell(text)
 
     def flush(self) -> str:
         """What was to be changed yet, once no more tokens come."""
-        return self._tell(self._new())
+        return self._tell(self.rest())
 
-    def _new(self) -> str:
+    def rest(self) -> str:
+        """The same, which later tokens may change, without telling it."""
         before, now = (self._decoded(self._ids[: self._told]), self._decoded(self._ids))
         return now[len(before) :]
 

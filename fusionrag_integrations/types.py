@@ -440,11 +440,12 @@ class AnswerSettings:
     break_even: whether a prompt too short for reuse to pay is computed in full, where it was
     measured how long it must be (`fusionrag calibrate`).
 
-    max_tokens: the longest answer. stop: strings that end it. temperature: 0 is greedy; top_p,
+    max_tokens: the longest answer. stop: strings that end it, which may hold special tokens.
+    temperature: 0 is greedy; top_p,
     top_k (0 is no limit) and seed are for sampling above that. repetition_penalty: of tokens that
     the prompt or the answer holds, above 1 against them; None takes what the model's own
-    generation config says, which holds for all that has no setting here. tools: what the model may call, as JSON schemas in OpenAI's form,
-    worded by its chat template.
+    generation config says, which holds for all that has no setting here. tools: what the model may
+    call, as JSON schemas in OpenAI's form, worded by its chat template.
     """
 
     kv: KVSource = "fused"

@@ -157,6 +157,97 @@ class TestTextStream:
         assert stream.stopped
 
 
+class TestStopsThatHoldSpecialTokens:
+    """They are looked for in the text with special tokens, and what is shown is without."""
+
+    tokenizer = byte_level_tokenizer()
+    USER, SYSTEM = "<|user|>", "<|system|>"  # none of them is the end token
+
+    def ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def run(self, text: str, *stop: str) -> tuple[str, bool, int]:
+        """What is shown of a text, whether a stop was found, and behind how many tokens."""
+        stream, shown = TextStream(self.tokenizer, stop), ""
+        ids = self.ids(text)
+        for count, token in enumerate(ids, start=1):
+            shown += stream.push(token)
+            if stream.stopped:
+                return shown + stream.flush(), True, len(ids) - count
+        return shown + stream.flush(), stream.stopped, 0
+
+    @pytest.mark.parametrize(
+        ("stop", "shown"),
+        [
+            ((USER,), "the city by the sea"),
+            ((f"sea{USER}",), "the city by the "),
+            ((f"{USER}the old",), "the city by the sea"),
+            ((f"sea{USER}the old bank",), "the city by the "),
+            ((f"{USER}the new", "old"), "the city by the seathe "),
+            ((f"the{USER}", f"a{USER}t"), "the city by the se"),
+            ((f"{USER}{SYSTEM}", SYSTEM), "the city by the seathe old bank"),
+            ((f"bank{SYSTEM}{USER}",), "the city by the seathe old "),
+            ((f"bank{SYSTEM}{SYSTEM}",), "the city by the seathe old banka lamp"),
+        ],
+    )
+    def test_what_is_shown_ends_where_the_stop_begins(
+        self, stop: tuple[str, ...], shown: str
+    ) -> None:
+        text = f"the city by the sea{self.USER}the old bank{self.SYSTEM}{self.USER}a lamp"
+        assert self.run(text, *stop)[0] == shown
+
+    def test_the_answer_ends_with_the_token_that_completes_it(self) -> None:
+        shown, stopped, left = self.run(f"a lamp{self.USER}it", self.USER)
+        assert (shown, stopped, left) == ("a lamp", True, len(self.ids("it")))
+
+    def test_what_may_begin_it_is_held_back(self) -> None:
+        stream = TextStream(self.tokenizer, (f"lamp{self.USER}it",))
+        pieces = [stream.push(token) for token in self.ids(f"a lamp{self.USER}")]
+        assert "".join(pieces) == "a "
+        assert stream.push(self.ids("a")[0]) == "lampa"
+
+    def test_a_special_token_is_found_whole_or_not_at_all(self) -> None:
+        """Nobody sees its parts: a stop of plain text isn't looked for in them."""
+        assert self.run(f"a lamp{self.USER}it", "user", "|>", "s") == ("a lampit", False, 0)
+
+    def test_nor_does_one_that_no_stop_holds_part_what_is_shown(self) -> None:
+        assert self.run(f"a la{self.SYSTEM}mp", "lamp", self.USER) == ("a ", True, 0)
+
+    def test_the_same_text_in_plain_tokens_is_found_too(self) -> None:
+        ids = [i for part in ("a ", "<", "|", "user", "|", ">") for i in self.ids(part)]
+        stream = TextStream(self.tokenizer, (self.USER,))
+        assert "".join(map(stream.push, ids)) == "a "
+        assert stream.stopped
+
+    def test_half_a_character_before_it_is_shown_as_the_tokenizer_does(self) -> None:
+        """More of it could come behind a special token, but not behind a stop."""
+        half = self.ids("🙂")[:2]
+        stream = TextStream(self.tokenizer, (self.USER,))
+        shown = "".join(map(stream.push, [*half, *self.ids(self.USER)])) + stream.flush()
+        assert shown == self.tokenizer.decode(half)
+        assert stream.stopped
+
+    @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), metaspace_tokenizer()])
+    @pytest.mark.parametrize("seed", range(30))
+    def test_up_to_the_first_of_any_tokens(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int
+    ) -> None:
+        chosen = Random(seed)
+        ids = [chosen.randrange(2, len(tokenizer)) for _ in range(30)]
+        ids[20] = special = tokenizer.bos_token_id
+        stream = TextStream(tokenizer, (tokenizer.bos_token,))
+        shown = ""
+        for token in ids:
+            shown += stream.push(token)
+            if stream.stopped:
+                break
+        at = ids.index(special)
+        assert stream.stopped
+        assert token == special
+        assert shown + stream.flush() == tokenizer.decode(ids[:at], skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), metaspace_tokenizer()])
 class TestWhatTheTokenizerMakesOfThem:
     """Pieces are together what `tokenizer.decode` makes of all tokens, whatever these are."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.answer import Answer
@@ -307,6 +308,21 @@ def test_a_stop_string_ends_the_answer_before_it(indexed: FusionEngine) -> None:
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert answer.finish_reason == "stop"
     assert len(answer.token_ids) < 20
+
+
+@pytest.mark.parametrize("kv", ["fused", "none"])
+def test_a_stop_string_may_be_a_special_token(
+    indexed: FusionEngine, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that isn't the end token, and that nobody is shown."""
+    special = indexed.model.tokenizer.convert_tokens_to_ids("<|user|>")
+    first = ask(indexed, "town-0", kv=kv, max_tokens=1).token_ids
+    generation = GenerationConfig(sequence_bias=[[[*first, special], 1e4]])
+    monkeypatch.setattr(indexed.model.hf, "generation_config", generation)
+    answer = ask(indexed, "town-0", kv=kv, stop=("<|user|>",))
+    assert answer.token_ids == (*first, special)
+    assert answer.text == indexed.model.tokenizer.decode(first)
+    assert answer.finish_reason == "stop"
 
 
 def test_the_longest_answer_is_as_long_as_asked(indexed: FusionEngine) -> None:
