@@ -7,7 +7,7 @@ is together what the tokenizer makes of all tokens at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,12 @@ from fusionrag_integrations.types import FinishReason
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
 _FIRST_MARK = 0xD800  # half of a surrogate pair: no tokenizer decodes anything to it
+CALL_TOKENS = (
+    *("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<tool_call>", "</tool_call>"),
+    *("<|tool_call|>", "<|/tool_call|>", "<|python_tag|>"),
+)
+"""Tokens by which models mark calls of tools: special ones in some tokenizers, plain in others."""
+
 _REPLACED = "\ufffd"  # what bytes are decoded to that are no character, or not yet
 
 
@@ -87,21 +93,29 @@ class TextStream:
     spelled out in other tokens.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], shown: Sequence[str] = ()) -> None:
+        """shown: special tokens that are shown all the same, where the tokenizer has them."""
         self._decoder = _Detokenizer(tokenizer)
-        self._marks = _special_tokens_in(tokenizer, stop)
-        self._unmarked = dict.fromkeys(map(ord, self._marks.values()))
-        self._stop = tuple({*stop, *(self._marked(tokenizer, string) for string in stop)})
-        self._held = ""  # with marks
+        wanted = [
+            (token_id, name)
+            for token_id, name in (_special_tokens(tokenizer) if stop or shown else {}).items()
+            if name in shown or any(name in string for string in stop)
+        ]
+        # Until it is taken, each is a mark that no text has.
+        marks = {name: chr(_FIRST_MARK + number) for number, (_, name) in enumerate(wanted)}
+        self._marks = {token_id: marks[name] for token_id, name in wanted}
+        self._as_shown = {ord(mark): name if name in shown else "" for name, mark in marks.items()}
+        self._stop = tuple({*stop, *(_replaced(string, marks) for string in stop)})
+        self._held = ""
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
         text, mark = self._decoder.push(token_id), self._marks.get(token_id, "")
         if mark and not text:
-            unfinished = self._decoder.rest()  # half a character, which a stop leaves as it is
-            if self._find(self._held + unfinished + mark) >= 0:
-                text = unfinished
+            unfinished = self._decoder.rest()  # half a character, of which no more comes
+            if self._as_shown[ord(mark)] or self._find(self._held + unfinished + mark) >= 0:
+                text = self._decoder.flush()
         self._add(text + mark)
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         return self._take(len(self._held) - (0 if self.stopped else keep))
@@ -127,23 +141,20 @@ class TextStream:
     def _take(self, count: int) -> str:
         """The first so many characters that are held, as they are shown."""
         text, self._held = self._held[:count], self._held[count:]
-        return text.translate(self._unmarked) if self._unmarked else text
-
-    def _marked(self, tokenizer: Any, stop: str) -> str:
-        """A stop string with marks in place of its special tokens, of which longer ones win."""
-        names = {tokenizer.convert_ids_to_tokens(i): mark for i, mark in self._marks.items()}
-        for name in sorted(names, key=len, reverse=True):
-            stop = stop.replace(name, names[name])
-        return stop
+        return text.translate(self._as_shown) if self._as_shown else text
 
 
-def _special_tokens_in(tokenizer: Any, stop: Sequence[str]) -> dict[int, str]:
-    """Ids of the special tokens that stop strings hold, each with a mark that no text has."""
-    if not stop:
-        return {}
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and names of the tokens that a tokenizer doesn't show."""
     known = tokenizer.added_tokens_decoder.items()
-    held = [i for i, token in known if token.special and any(token.content in s for s in stop)]
-    return {token_id: chr(_FIRST_MARK + number) for number, token_id in enumerate(held)}
+    return {token_id: token.content for token_id, token in known if token.special}
+
+
+def _replaced(text: str, names: Mapping[str, str]) -> str:
+    """A text with something else in place of each name, of which longer ones win."""
+    for name in sorted(names, key=len, reverse=True):
+        text = text.replace(name, names[name])
+    return text
 
 
 class _Detokenizer:

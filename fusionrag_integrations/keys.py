@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+from base64 import b32encode
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
@@ -31,6 +32,16 @@ def chunk_id(
     """
     fields = (document_id, scope, title, metadata, text, str(occurrence))
     return _digest("chunk", *map(_utf8, fields))
+
+
+def tool_call_id(origin: str) -> str:
+    """An id for a call of a tool: nine letters and digits, which every chat template takes.
+
+    The same for the same origin; an origin that is such an id is it.
+    """
+    if len(origin) == 9 and origin.isascii() and origin.isalnum():
+        return origin
+    return b32encode(sha256(_utf8(origin)).digest()).decode()[:9]
 
 
 def metadata_json(document_id: str, metadata: Mapping[str, object]) -> str:

@@ -21,7 +21,7 @@ from fusionrag_integrations.capture import Captures
 from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.chunk_kv import place_at, prefill_prefix
 from fusionrag_integrations.corrections import Corrections
-from fusionrag_integrations.decode import TextStream, decode_tokens
+from fusionrag_integrations.decode import CALL_TOKENS, TextStream, decode_tokens
 from fusionrag_integrations.errors import KVRecordError, PromptTooLongError
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.loading import ChunkLoading
@@ -163,7 +163,9 @@ class Server:
             warm = self._prefix_cache(encoded, settings, watch)
         else:
             warm = self._reuse(encoded, matches, settings, selector, lease, watch)
-        text = TextStream(self._model.tokenizer, settings.stop)
+        text = TextStream(
+            self._model.tokenizer, settings.stop, CALL_TOKENS if settings.tools else ()
+        )
         pieces: list[str] = []
         token_ids: list[int] = []
         finish: FinishReason = "length"

@@ -3,8 +3,13 @@
 Models write calls in the form that their chat template taught them. Known are
 
     <tool_call>{"name": ..., "arguments": {...}}</tool_call>     Qwen, Hermes and others
-    [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]        Mistral
+    <|tool_call|>[{"name": ..., "arguments": {...}}]             Phi-4-mini
+    [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]        Mistral, up to 2024
+    [TOOL_CALLS]name[ARGS]{...}                                  Mistral since, once for each call,
+    [TOOL_CALLS]name[CALL_ID]id[ARGS]{...}                       some with ids
     {"name": ..., "parameters": {...}}                           Llama 3, as all of the text
+    name                                                         GLM4, likewise: the arguments are
+    {...}                                                        on the lines below
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -19,9 +25,14 @@ from uuid import uuid4
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_LISTED = re.compile(r"\[TOOL_CALLS\](.*)\Z", re.DOTALL)
-_MARKS = ("<tool_call>", "[TOOL_CALLS]")
+from fusionrag_integrations.keys import tool_call_id
+
+_TAGGED = (
+    re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL),
+    re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|\Z)", re.DOTALL),
+)
+_LISTED, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+_MARKS = ("<tool_call>", "<|tool_call|>", _LISTED)
 _PYTHON = "<|python_tag|>"
 _BARE_MARKS = (_PYTHON, "{", "[")  # of a call that is all of the text
 
@@ -51,24 +62,30 @@ class PlainText:
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self.tools = tools
         self.told = 0
-        self._text = ""
+        self._bare = (*_BARE_MARKS, *(f"{name}\n" for name in _names(tools)))
+        self._held = ""
+        self._calls = False  # whether all that comes may be one
 
     def push(self, piece: str) -> str:
         """What is certain after this piece; all of it where there are no tools."""
-        self._text += piece
-        text = self._text[self.told : self._certain()]
-        self.told += len(text)
+        if self._calls:
+            return ""
+        self._held += piece
+        certain = self._certain() if self.tools else len(self._held)
+        text, self._held = self._held[:certain], self._held[certain:]
+        self.told += certain
         return text
 
     def _certain(self) -> int:
         """How many characters are: those before what may begin a call, without white space."""
-        text = self._text
-        if not self.tools:
-            return len(text)
-        start = text.lstrip()
-        if any(start.startswith(mark[: len(start)]) for mark in _BARE_MARKS):
-            return 0
+        text = self._held
+        if not self.told:
+            start = text.lstrip()
+            self._calls = start.startswith(self._bare)
+            if any(start.startswith(mark[: len(start)]) for mark in self._bare):
+                return 0
         found = [at for at in map(text.find, _MARKS) if at >= 0]
+        self._calls = bool(found)
         open_ends = [
             len(text) - n for mark in _MARKS for n in range(1, len(mark)) if text.endswith(mark[:n])
         ]
@@ -79,32 +96,47 @@ def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
     """Find the calls in a text. Without tools there are none, whatever it looks like."""
     if not tools:
         return Said(text, [], [])
-    names = {tool["function"]["name"] for tool in tools}
-    for form in (_TAGGED, _LISTED):
+    names = _names(tools)
+    for form in _TAGGED:
         if written := form.findall(text):
-            calls, invalid = _read([one.strip() for one in written], names)
             before, *others = form.split(text)[:: form.groups + 1]
             parts = [before.rstrip(), *map(str.strip, others)]
-            return Said(" ".join(filter(None, parts)), calls, invalid)
+            return Said(" ".join(filter(None, parts)), *_read(written, names))
+    before, *written = text.split(_LISTED)
+    if written:
+        return Said(before.rstrip(), *_read(written, names))
     bare = text.strip().removeprefix(_PYTHON).strip()
-    if bare.startswith(("[", "{")) and bare.endswith(("]", "}")):
-        calls, invalid = _read([bare], names)
-        if calls and not invalid:  # else it is an answer that happens to be JSON
-            return Said("", calls, [])
-    return Said(text, [], [])
+    name, _, arguments = bare.partition("\n")
+    if name.strip() in names:
+        bare = f"{name}{_ARGUMENTS}{arguments}"
+    elif not bare.startswith(("[", "{")):
+        return Said(text, [], [])
+    calls, invalid = _read([bare], names)
+    if calls and not invalid:
+        return Said("", calls, [])
+    return Said(text, [], [])  # an answer that happens to look like a call
+
+
+def _names(tools: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {tool["function"]["name"] for tool in tools}
 
 
 def _read(written: Sequence[str], names: set[str]) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    """Calls that are JSON, alone or in a list, or that are named before their arguments."""
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
-    for one in written:
+    taken: set[str] = set()
+    for one in map(str.strip, written):
+        named, rest = _named(one)
         try:
-            content = json.loads(one)
+            content = json.loads(rest)
         except ValueError as error:
-            invalid.append(_invalid(None, one, f"This is no JSON: {error}"))
+            invalid.append(_invalid(named.get("name"), rest, f"This is no JSON: {error}"))
             continue
+        if named:
+            content = named | {"arguments": content}
         for call in content if isinstance(content, list) else [content]:
-            name, arguments = _parts(call)
+            name, arguments, given_id = _parts(call)
             if name not in names:
                 told = f"There is no tool {name!r}; there are {', '.join(sorted(names))}."
                 invalid.append(_invalid(name, json.dumps(call), told))
@@ -112,26 +144,36 @@ def _read(written: Sequence[str], names: set[str]) -> tuple[list[ToolCall], list
                 told = "The arguments are no object."
                 invalid.append(_invalid(name, json.dumps(arguments), told))
             else:
-                calls.append(tool_call(name=name, args=arguments, id=_new_id()))
+                origin = given_id if given_id and given_id not in taken else uuid4().hex
+                taken.add(given_id)
+                calls.append(tool_call(name=name, args=arguments, id=tool_call_id(origin)))
     return calls, invalid
 
 
-def _parts(call: Any) -> tuple[str, Any]:
-    if not isinstance(call, dict):
-        return "", None
-    call = call.get("function", call)
-    arguments = call.get("arguments", call.get("parameters", {}))
+def _named(written: str) -> tuple[dict[str, str], str]:
+    """A call's name and id where they stand before its arguments, and what should be JSON of it."""
+    head, mark, arguments = written.partition(_ARGUMENTS)
+    if not mark:  # not every tokenizer has it
+        head, brace, rest = written.partition("{")
+        arguments = brace + rest
+    if written.startswith(("[", "{")) or not (mark or arguments):
+        return {}, written
+    name, _, given_id = head.partition(_ID)
+    return {"name": name.strip(), "id": given_id.strip()}, arguments
+
+
+def _parts(call: Any) -> tuple[str, Any, str]:
+    """A call's name, its arguments, and its id, which is empty where it has none."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return "", None, ""
+    given_id = call.get("id")
+    arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):  # some write them as JSON within JSON
-        try:
+        with suppress(ValueError):  # then they are no object, which is told
             arguments = json.loads(arguments)
-        except ValueError:
-            return str(call.get("name", "")), arguments
-    return str(call.get("name", "")), arguments
+    return str(function.get("name", "")), arguments, given_id if isinstance(given_id, str) else ""
 
 
 def _invalid(name: str | None, args: str, error: str) -> InvalidToolCall:
-    return invalid_tool_call(name=name, args=args, id=_new_id(), error=error)
-
-
-def _new_id() -> str:
-    return f"call_{uuid4().hex}"
+    return invalid_tool_call(name=name, args=args, id=tool_call_id(uuid4().hex), error=error)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.keys import tool_call_id
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
@@ -120,10 +121,10 @@ def word(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()
             "This model's tokenizer has no chat template, so messages can't be worded for it. "
             "Give the prompt as one string, or a tokenizer with a template."
         )
+    options = {"tools": [dict(tool) for tool in tools]} if tools else {}
     try:
-        options = {"tools": [dict(tool) for tool in tools]} if tools else {}
-        text = _apply(tokenizer, messages, add_generation_prompt=True, **options)
-    except TemplateError as error:
+        text = _apply_to_any_ids(tokenizer, messages, add_generation_prompt=True, **options)
+    except (TemplateError, TypeError) as error:
         raise InvalidInputError(
             f"The model's chat template refuses these messages: {error}. Their roles are "
             f"{', '.join(message['role'] for message in messages)}."
@@ -145,6 +146,41 @@ def _of_tools(prompt: Prompt) -> bool:
 def _apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     return text
+
+
+def _apply_to_any_ids(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """The same. Where the template refuses the ids of tool calls, they get ones that fit."""
+    try:
+        return _apply(tokenizer, messages, **options)
+    except (TemplateError, TypeError):
+        fitting = _with_fitting_ids(messages)
+        if fitting == messages:
+            raise
+    return _apply(tokenizer, fitting, **options)
+
+
+def _with_fitting_ids(messages: Sequence[Message]) -> list[Message]:
+    """Messages whose tool calls and results have ids of nine letters and digits, as Mistral's.
+
+    A result keeps its call's id; one without an id is of the next call, in order.
+    """
+    fitting: list[Message] = []
+    waiting: Iterator[str] = iter(())
+    for number, message in enumerate(messages):
+        if calls := message.get("tool_calls"):
+            ids = [
+                tool_call_id(call.get("id") or f"{number}.{place}")
+                for place, call in enumerate(calls)
+            ]
+            waiting = iter(ids)
+            named = [dict(call) | {"id": i} for call, i in zip(calls, ids, strict=True)]
+            message = message | {"tool_calls": named}
+        elif message["role"] == "tool":
+            given = message.get("tool_call_id")
+            found = tool_call_id(given) if given else next(waiting, "")
+            message = message | {"tool_call_id": found}
+        fitting.append(message)
+    return fitting
 
 
 def _encodable(text: str) -> str:

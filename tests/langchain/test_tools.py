@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.answer import AnswerStream
@@ -22,7 +25,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import ChatFusionRAG
 from fusionrag_integrations.langchain.messages import to_messages
 from fusionrag_integrations.langchain.tool_calls import PlainText, read_tool_calls
-from tests.langchain.templates import WITH_TOOLS
+from tests.langchain.templates import FAMILIES, WITH_TOOLS, WITHOUT_TOOLS, Family
 
 QUESTION = "When does the ferry leave?"
 
@@ -232,6 +235,145 @@ class TestWhatItSaysIsRead:
         assert message.tool_calls == []
 
 
+@pytest.fixture(params=FAMILIES)
+def family(
+    request: pytest.FixtureRequest, chat: ChatFusionRAG, monkeypatch: pytest.MonkeyPatch
+) -> Family:
+    """A family whose template the model has."""
+    family = FAMILIES[request.param]
+    monkeypatch.setattr(chat.engine.model.tokenizer, "chat_template", family.template)
+    return family
+
+
+class TestTheFamiliesThatKnowTools:
+    CALLS: ClassVar[list[tuple[str, dict[str, Any]]]] = [
+        ("weather", {"place": "Bute, {by} the [sea]"}),
+        ("timetable", {"place": "Bute", "day": 2}),
+    ]
+
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_calls_are_read_and_go_back_with_their_results(
+        self, family: Family, chat: ChatFusionRAG, says: Says, streamed: bool
+    ) -> None:
+        calls = self.CALLS[: family.at_once]
+        says(family.write(calls))
+        bound = chat.bind_tools([weather, timetable])
+        message = reduce(add, bound.stream(QUESTION)) if streamed else bound.invoke(QUESTION)
+        assert [(c["name"], c["args"]) for c in message.tool_calls] == calls
+        assert (message.text, message.invalid_tool_calls) == ("", [])
+        assert len({c["id"] for c in message.tool_calls}) == len(calls)
+        tools = {"weather": weather, "timetable": timetable}
+        results = [tools[c["name"]].invoke(c) for c in message.tool_calls]
+        text = self.told(chat, [HumanMessage(QUESTION), message, *results])
+        assert all(result.content in text for result in results)
+
+    @pytest.mark.parametrize(
+        "known", ["call_8f3a0c", "x" * 40, "12", "", None, "abc-def_g", "ÄÖÜäöü123"]
+    )
+    def test_ids_from_elsewhere_fit_too(
+        self, family: Family, chat: ChatFusionRAG, known: str | None
+    ) -> None:
+        """A result still has its call's id, of however many there are."""
+        ids = [known, known and f"{known}2"][: family.at_once]
+        calls = [
+            {"name": name, "args": args, "id": i, "type": "tool_call"}
+            for i, (name, args) in zip(ids, self.CALLS, strict=False)
+        ]
+        results = [
+            ToolMessage(f"result {n}", tool_call_id=i or "", name=self.CALLS[n][0])
+            for n, i in enumerate(ids)
+        ]
+        chat_so_far = [HumanMessage(QUESTION), AIMessage("", tool_calls=calls), *results]
+        text = self.told(chat, chat_so_far)
+        assert text == self.told(chat, chat_so_far)
+        found = re.findall(r'(?:"id": "|"call_id": "|CALL_ID\]|TOOL_RESULTS\])(\w{9})\b', text)
+        if "nine" in str(family.template):
+            assert found == [*found[: len(calls)]] * 2
+            assert len(set(found)) == len(calls)
+            assert all(re.fullmatch("[A-Za-z0-9]{9}", i) for i in found)
+
+    def test_ids_that_fit_stay(self, family: Family, chat: ChatFusionRAG) -> None:
+        call = {"name": "weather", "args": {}, "id": "AbCdEf012", "type": "tool_call"}
+        result = ToolMessage("fair", tool_call_id="AbCdEf012")
+        text = self.told(chat, [HumanMessage(QUESTION), AIMessage("", tool_calls=[call]), result])
+        assert text.count("AbCdEf012") == (2 if "nine" in str(family.template) else 0)
+
+    def told(self, chat: ChatFusionRAG, messages: list[Any]) -> str:
+        """The text that the model reads of messages."""
+        bound: Any = chat.bind_tools([weather, timetable])
+        settings = AnswerSettings(max_tokens=1, tools=tuple(bound.kwargs["tools"]))
+        trace = chat.engine.answer(to_messages(messages), settings).trace
+        assert trace is not None
+        return trace.text
+
+    def test_text_before_calls_is_said(
+        self, family: Family, chat: ChatFusionRAG, says: Says
+    ) -> None:
+        written = family.write(self.CALLS[: family.at_once])
+        if not written.startswith(("[TOOL_CALLS]", "<tool_call>")):
+            pytest.skip("In this form a call is all of the text.")
+        says(f"Let me see.\n\n{written}")
+        message = reduce(add, chat.bind_tools([weather, timetable]).stream(QUESTION))
+        assert message.text == "Let me see."
+        assert [(c["name"], c["args"]) for c in message.tool_calls] == self.CALLS
+
+
+@pytest.mark.parametrize("template", WITHOUT_TOOLS.values(), ids=WITHOUT_TOOLS)
+def test_families_whose_template_is_not_told_of_tools(
+    template: str, chat: ChatFusionRAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.engine.model.tokenizer, "chat_template", template)
+    with pytest.raises(InvalidInputError, match="has no words for tools"):
+        chat.bind_tools([weather])
+
+
+@pytest.fixture
+def special_calls(chat: ChatFusionRAG, monkeypatch: pytest.MonkeyPatch) -> ChatFusionRAG:
+    """A model whose tokenizer has Mistral's marks as special tokens, in the place of others."""
+    tokenizer = chat.engine.model.tokenizer
+    text = tokenizer.backend_tokenizer.to_str()
+    marks = {"<|system|>": "[TOOL_CALLS]", "<|user|>": "[ARGS]", "<pad>": "[CALL_ID]"}
+    for old, new in marks.items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text),
+        bos_token="<s>",
+        eos_token="<|end|>",
+        extra_special_tokens=list(marks.values()),
+        chat_template=FAMILIES["mistral-v11"].template,
+    )
+    monkeypatch.setattr(chat.engine.model, "tokenizer", own)
+    return chat
+
+
+def generate(chat: ChatFusionRAG, text: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make the model generate this text, token by token."""
+    tokenizer = chat.engine.model.tokenizer
+    ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    biases = [[ids[: count + 1], 1e4 * (count + 1)] for count in range(len(ids))]
+    config = GenerationConfig(sequence_bias=biases, eos_token_id=tokenizer.eos_token_id)
+    monkeypatch.setattr(chat.engine.model.hf, "generation_config", config)
+    return ids
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("form", ["mistral-v3", "mistral-v11", "mistral-v13"])
+def test_marks_of_calls_that_are_special_tokens(
+    special_calls: ChatFusionRAG, form: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They aren't shown otherwise, and then no call could be told from text."""
+    calls: list[Any] = [("weather", {}), ("timetable", {"day": 2})]
+    written = f"So:{FAMILIES[form].write(calls)}"
+    ids = generate(special_calls, written, monkeypatch)
+    assert len(set(ids) & set(special_calls.engine.model.tokenizer.all_special_ids)) > 1
+    bound = special_calls.bind_tools([weather, timetable], max_tokens=len(ids))
+    message = reduce(add, bound.stream(QUESTION)) if streamed else bound.invoke(QUESTION)
+    assert message.text == "So:"
+    assert [(c["name"], c["args"]) for c in message.tool_calls] == calls
+    said = special_calls.invoke(QUESTION, max_tokens=len(ids))
+    assert "[" + "TOOL_CALLS]" not in said.text  # without tools they are what they always were
+
+
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "timetable")]
 
 
@@ -282,6 +424,17 @@ FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
         "",
         [("weather", {"day": 1})],
     ),
+    (
+        '[TOOL_CALLS]weather[ARGS]{"place": "A"}[TOOL_CALLS] timetable [ARGS] {} ',
+        "",
+        [("weather", {"place": "A"}), ("timetable", {})],
+    ),
+    ('[TOOL_CALLS]weather[CALL_ID]123456789[ARGS]{"day": 3}', "", [("weather", {"day": 3})]),
+    ('Well. [TOOL_CALLS]weather{"day": 3}', "Well.", [("weather", {"day": 3})]),
+    ('[TOOL_CALLS]{"name": "weather"}[TOOL_CALLS]weather[ARGS]{}', "", [("weather", {})] * 2),
+    ('weather\n{"place": "A"}', "", [("weather", {"place": "A"})]),
+    ('Weather\n{"place": "A"}', 'Weather\n{"place": "A"}', []),
+    ("weather\nis fair", "weather\nis fair", []),
     ('{"name": "Bute", "size": 3}', '{"name": "Bute", "size": 3}', []),
     ("[1, 2]", "[1, 2]", []),
     (f"It is {call('weather')} so.", f"It is {call('weather')} so.", []),
@@ -312,6 +465,49 @@ def test_calls_that_cannot_be(written: str, error: str) -> None:
     assert said.calls == []
     [found] = said.invalid
     assert str(found["error"]).startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "args", "error"),
+    [
+        ("weather[ARGS]{oh", "weather", "{oh", "This is no JSON"),
+        ("weather[ARGS]", "weather", "", "This is no JSON"),
+        ("weather[ARGS][1]", "weather", "[1]", "The arguments are no object."),
+        (
+            "sun[ARGS]{}",
+            "sun",
+            '{"name": "sun", "id": "", "arguments": {}}',
+            "There is no tool 'sun'",
+        ),
+        ("weather", None, "weather", "This is no JSON"),
+    ],
+)
+def test_named_calls_that_cannot_be(written: str, name: str | None, args: str, error: str) -> None:
+    said = read_tool_calls(f"So.[TOOL_CALLS]timetable[ARGS]{{}}[TOOL_CALLS]{written}", TOOLS)
+    assert (said.text, [c["name"] for c in said.calls]) == ("So.", ["timetable"])
+    [found] = said.invalid
+    assert (found["name"], found["args"]) == (name, args)
+    assert str(found["error"]).startswith(error)
+
+
+def test_ids_that_a_model_gives_are_its_calls() -> None:
+    """Where they can be, and no other call has them."""
+    text = "".join(f"[TOOL_CALLS]weather[CALL_ID]{i}[ARGS]{{}}" for i in ("a1B2c3D4e",) * 2)
+    first, second = (call["id"] for call in read_tool_calls(text, TOOLS).calls)
+    assert first == "a1B2c3D4e" != second
+    listed = '[TOOL_CALLS] [{"name": "weather", "arguments": {}, "id": "a1B2c3D4e"}]'
+    assert [call["id"] for call in read_tool_calls(listed, TOOLS).calls] == ["a1B2c3D4e"]
+    odd = "[TOOL_CALLS]weather[CALL_ID]call_7[ARGS]{}"
+    assert re.fullmatch("[A-Za-z0-9]{9}", str(read_tool_calls(odd, TOOLS).calls[0]["id"]))
+
+
+def test_long_answers_are_read_piece_by_piece_in_no_time() -> None:
+    """What was told isn't looked at again."""
+    for text in ("a <", "{", "[", " ", "weather ", "<tool_call>"):
+        plain, began = PlainText(TOOLS), perf_counter()
+        for _ in range(20_000):
+            plain.push(text)
+        assert perf_counter() - began < 2.0
 
 
 OTHERS = [
