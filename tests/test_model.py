@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, Phi3Config, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    Phi3Config,
+    Qwen2Config,
+)
 
+from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 from fusionrag_integrations.model import CausalModel, refuse_unsupported
 from fusionrag_integrations.model.supported import context_window
@@ -74,6 +86,79 @@ def test_unknown_dtype_lists_the_known(tmp_path: Path) -> None:
     build("llama_gqa2").save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match="bfloat16"):
         CausalModel.load(tmp_path, dtype="int3")
+
+
+class TestAdapters:
+    """LoRA and the like are refused by name: none is served as its base model."""
+
+    MERGE = r"merge_and_unload\(\)"
+
+    def adapter(self, directory: Path, kind: str = "LORA") -> Path:
+        """What peft saves of an adapter, but for its weights."""
+        directory.mkdir(exist_ok=True)
+        config = {"peft_type": kind, "base_model_name_or_path": "some/base-model"}
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        return directory
+
+    @pytest.mark.parametrize("kind", ["LORA", "PREFIX_TUNING"])
+    @pytest.mark.parametrize("as_text", [True, False])
+    def test_a_directory_of_one(self, tmp_path: Path, kind: str, as_text: bool) -> None:
+        path = self.adapter(tmp_path / "own-adapter", kind)
+        with pytest.raises(
+            UnsupportedModelError, match=f"own-adapter.*{kind}.*some/base-model"
+        ) as e:
+            CausalModel.load(str(path) if as_text else path)
+        assert re.search(self.MERGE, str(e.value))
+        with pytest.raises(UnsupportedModelError, match=self.MERGE):
+            FusionEngine.from_pretrained(path, store=tmp_path / "store")
+        assert not (tmp_path / "store").exists()
+
+    def test_one_beside_a_whole_model(self, model_dir: Path, tmp_path: Path) -> None:
+        """Whether transformers loads it depends on what else is installed."""
+        path = shutil.copytree(model_dir, tmp_path / "both")
+        with pytest.raises(UnsupportedModelError, match="adapter"):
+            CausalModel.load(self.adapter(path))
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}"])
+    def test_one_whose_config_says_nothing(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "adapter_config.json").write_text(content)
+        with pytest.raises(UnsupportedModelError, match=self.MERGE):
+            CausalModel.load(tmp_path)
+
+    def test_a_model_that_has_one(self, model_dir: Path) -> None:
+        """Around it, or put into its layers, as `load_adapter` does."""
+
+        class Wrapped(torch.nn.Module):
+            def __init__(self, base: torch.nn.Module) -> None:
+                super().__init__()
+                self.base_model = base
+
+        Wrapped.__module__ = "peft.tuners.lora.layer"  # as if it were peft's
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        with pytest.raises(UnsupportedModelError, match=f"adapter.*{self.MERGE}"):
+            CausalModel(Wrapped(model), tokenizer, str(model_dir))  # type: ignore[arg-type]
+        attention = model.model.layers[0].self_attn
+        plain = attention.q_proj
+        attention.q_proj = Wrapped(plain)
+        with pytest.raises(UnsupportedModelError, match=f"adapter.*{self.MERGE}"):
+            CausalModel(model, tokenizer, str(model_dir))
+        attention.q_proj = plain  # merged
+        assert CausalModel(model, tokenizer, str(model_dir)).num_layers == 3
+
+    def test_models_of_peft_itself(self, model_dir: Path, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False))
+        for given in (adapted, adapted.get_base_model()):
+            with pytest.raises(UnsupportedModelError, match=self.MERGE):
+                CausalModel(given, tokenizer, str(model_dir))
+        adapted.save_pretrained(tmp_path / "adapter")
+        with pytest.raises(UnsupportedModelError, match="LORA"):
+            CausalModel.load(tmp_path / "adapter")
+        merged = CausalModel(adapted.merge_and_unload(), tokenizer, str(model_dir))
+        assert merged.signature("") != CausalModel.load(model_dir).signature("")
 
 
 class TestSignature:

@@ -27,6 +27,7 @@ from transformers import (
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 from fusionrag_integrations.kernels import Rows
+from fusionrag_integrations.model.adapters import refuse_adapted, refuse_adapter
 from fusionrag_integrations.model.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.model.devices import torch_device, torch_dtype
 from fusionrag_integrations.model.generation import (
@@ -59,6 +60,7 @@ class CausalModel:
     """A supported model with its tokenizer. All tensors it takes and gives lie on `device`."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
+        refuse_adapted(model)
         refuse_unsupported(model.config)
         register()
         model.set_attn_implementation(ATTENTION)
@@ -115,6 +117,7 @@ class CausalModel:
         path = Path(name_or_path)
         source = str(path.resolve() if path.is_dir() else name_or_path)
         try:
+            refuse_adapter(name_or_path)
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InvalidInputError(

@@ -20,7 +20,7 @@ from transformers import (
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.demo import pretrained
-from fusionrag_integrations.model import gguf
+from fusionrag_integrations.model import CausalModel, gguf
 from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
 from tests.provocations.world import Provoked, Seen, World
 from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, rope
@@ -150,8 +150,24 @@ def generate_by(world: World, **asked: Any) -> list[Seen]:
     return world.asked(world.engine)
 
 
+@provoked.by(
+    "This ... has an adapter of peft's, which is not supported. Merge it into its base model, ..."
+)
+def adapted_model(world: World) -> None:
+    class Adapted(torch.nn.Module):
+        """As if it were peft's, which needn't be installed."""
+
+    Adapted.__module__ = "peft.peft_model"
+    CausalModel(Adapted(), world.engine.model.tokenizer, "adapted")  # type: ignore[arg-type]
+
+
 provoked.each(
     {
+        "... holds an adapter (...), which is not supported. Merge it into its base model, ...": (
+            lambda w: FusionEngine.from_pretrained(
+                w.file("adapter_config.json", '{"peft_type": "LORA"}').parent, store=w.tmp / "store"
+            )
+        ),
         "The generation config of ... can't be used: ...": lambda w: generate_by(
             w, bad_words_ids=[7]
         ),
