@@ -34,9 +34,9 @@ class FusionKVRetriever(BaseRetriever):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each document has the chunk's id, its text as content, and in its metadata the user's own
-    entries, `document_id`, `title`, `index`, `score` (cosine similarity) and the handle. Documents
-    come by their best hit, the chunks of each together in their order, because a chunk may refer
-    back to the one before it.
+    entries, `document_id`, `title`, `index` and the handle: nothing of the question, so that it is
+    equal whatever was asked. Documents come by their best hit, the chunks of each together in their
+    order, because a chunk may refer back to the one before it.
 
     With a `retriever` of your own, its documents come as they are and in its order; those whose
     text was ingested get their handle. What it searches by is its own then.
@@ -125,6 +125,22 @@ class FusionKVRetriever(BaseRetriever):
         engine.ingest(to_documents(collection_documents(vectorstore), scope), progress=progress)
         retriever = vectorstore.as_retriever(**as_retriever)
         return cls(engine=engine, retriever=retriever, scopes=[scope])
+
+    def similarity_search_with_score(
+        self, query: str, k: int | None = None
+    ) -> list[tuple[Document, float]]:
+        """What `invoke` finds, each with its score: cosine similarity, higher is nearer.
+
+        Raises as `invoke` does, and `InvalidInputError` with a retriever of your own, which has
+        scores of its own, if any.
+        """
+        if self.retriever is not None:
+            raise InvalidInputError(
+                "A retriever of your own has no scores here; ask what it searches for them, such "
+                "as vectorstore.similarity_search_with_score(query)."
+            )
+        hits = self._search(query, self.k if k is None else k)
+        return [(_to_document(hit), hit.score) for hit in hits]
 
     _source: Corpus = PrivateAttr()
 
@@ -219,7 +235,6 @@ def _to_document(hit: SearchHit) -> Document:
             "document_id": chunk.document_id,
             "title": chunk.title,
             "index": chunk.index,
-            "score": hit.score,
             **chunk.metadata,
             **hit.handle.to_metadata(),
         },

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_classic.retrievers import EnsembleRetriever, MultiQueryRetriever
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from pydantic import ValidationError
 
 from fusionrag_integrations import Corpus, FusionEngine, KVHandle
@@ -35,7 +36,7 @@ def test_documents_are_chunks_by_id_and_text(
 
 def test_metadata_holds_strings_and_numbers_only(documents: list[Document]) -> None:
     values = [value for document in documents for value in document.metadata.values()]
-    assert {type(value) for value in values} == {str, int, float}
+    assert {type(value) for value in values} == {str, int}
 
 
 def test_metadata_names_the_chunk_and_keeps_the_users_own(engine: FusionEngine) -> None:
@@ -53,7 +54,45 @@ def test_metadata_carries_the_handle(engine: FusionEngine, documents: list[Docum
 
 def test_scores_are_the_searchs(engine: FusionEngine, documents: list[Document]) -> None:
     hits = engine.corpus.search(QUESTION, 5)
-    assert {d.id: d.metadata["score"] for d in documents} == {h.chunk.id: h.score for h in hits}
+    found = FusionKVRetriever(engine=engine, k=5).similarity_search_with_score(QUESTION)
+    assert [document for document, _ in found] == documents
+    assert {d.id: score for d, score in found} == {h.chunk.id: h.score for h in hits}
+    retriever = FusionKVRetriever(engine=engine, k=5)
+    assert len(retriever.similarity_search_with_score(QUESTION, k=2)) == 2
+    around = FusionKVRetriever(engine=engine, retriever=retriever)
+    with pytest.raises(InvalidInputError, match="own has no scores"):
+        around.similarity_search_with_score(QUESTION)
+
+
+QUERIES = ["Which house is by the bridge?", "house 7 of town number 1", "the lazy dog", QUESTION]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"search_type": "mmr"}, {"score_threshold": 0.01}])
+def test_a_document_is_the_same_whatever_was_asked(
+    engine: FusionEngine, fields: dict[str, Any], wrapped: bool
+) -> None:
+    retriever = FusionKVRetriever(engine=engine, k=6, **fields)
+    if wrapped:
+        retriever = FusionKVRetriever(engine=engine, retriever=retriever)
+    found = [document for query in QUERIES for document in retriever.invoke(query)]
+    by_id = {document.id: document for document in found}
+    assert len(by_id) < len(found)
+    assert all(document == by_id[document.id] for document in found)
+
+
+@pytest.mark.asyncio
+async def test_several_queries_find_each_document_once(engine: FusionEngine) -> None:
+    """LangChain's own retrievers drop documents that are equal to one before."""
+    retriever = FusionKVRetriever(engine=engine, k=6)
+    several = MultiQueryRetriever(retriever=retriever, llm_chain=RunnableLambda(lambda _: QUERIES))
+    for found in (several.invoke(QUESTION), await several.ainvoke(QUESTION)):
+        assert len(found) == len({document.id for document in found}) > 6
+    wrapped = FusionKVRetriever(engine=engine, retriever=retriever)
+    both = EnsembleRetriever(retrievers=[retriever, wrapped], weights=[0.5, 0.5])
+    assert sorted(d.id for d in both.invoke(QUESTION)) == sorted(
+        d.id for d in retriever.invoke(QUESTION)
+    )
 
 
 def test_the_best_document_comes_first_and_its_chunks_in_order(engine: FusionEngine) -> None:

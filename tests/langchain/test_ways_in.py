@@ -320,6 +320,10 @@ class TestAroundAnyRetriever:
         assert handle(found) is None
 
 
+def scores_of(retriever: FusionKVRetriever) -> list[float]:
+    return [score for _, score in retriever.similarity_search_with_score(QUESTION)]
+
+
 class TestSearch:
     @pytest.fixture
     def retriever(self, engine: FusionEngine, splits: list[Document]) -> FusionKVRetriever:
@@ -355,23 +359,20 @@ class TestSearch:
     def test_a_threshold_leaves_out_what_is_less_similar(
         self, retriever: FusionKVRetriever
     ) -> None:
-        scores = sorted(d.metadata["score"] for d in retriever.invoke(QUESTION))
+        scores = sorted(scores_of(retriever))
         assert scores[0] < scores[6]
         limited = retriever.model_copy(update={"score_threshold": scores[6]})
-        found = [d.metadata["score"] for d in limited.invoke(QUESTION)]
-        assert sorted(found) == scores[6:]
+        assert sorted(scores_of(limited)) == scores[6:]
         assert retriever.model_copy(update={"score_threshold": 1.1}).invoke(QUESTION) == []
 
     def test_mmr_weighs_similarity_against_variety(self, retriever: FusionKVRetriever) -> None:
         fields = {"k": 4, "search_type": "mmr", "fetch_k": 12}
-        nearest = retriever.invoke(QUESTION, k=4)
+        nearest = retriever.similarity_search_with_score(QUESTION, k=4)
         alike = retriever.model_copy(update={**fields, "lambda_mult": 1.0})
         varied = retriever.model_copy(update={**fields, "lambda_mult": 0.0})
-        assert sorted(d.metadata["score"] for d in alike.invoke(QUESTION)) == pytest.approx(
-            sorted(d.metadata["score"] for d in nearest)
-        )
+        assert sorted(scores_of(alike)) == pytest.approx(sorted(score for _, score in nearest))
         assert len(varied.invoke(QUESTION)) == 4
-        assert {d.id for d in varied.invoke(QUESTION)} != {d.id for d in nearest}
+        assert {d.id for d in varied.invoke(QUESTION)} != {d.id for d, _ in nearest}
 
     @pytest.mark.parametrize(
         "field",

@@ -37,6 +37,17 @@ def test_scores_are_the_searchs(engine: FusionEngine, nodes: list[NodeWithScore]
     assert {node.node_id: node.score for node in nodes} == {h.chunk.id: h.score for h in hits}
 
 
+def test_a_node_is_the_same_whatever_was_asked(engine: FusionEngine) -> None:
+    """Its score isn't part of it; LlamaIndex tells nodes apart by their hashes."""
+    retriever = FusionKVRetriever(engine=engine, similarity_top_k=6)
+    found = [one.node for query in (QUESTION, "the lazy dog") for one in retriever.retrieve(query)]
+    by_id = {node.node_id: node for node in found}
+    assert len(by_id) < len(found)
+    assert all(
+        (node, node.hash) == (by_id[node.node_id], by_id[node.node_id].hash) for node in found
+    )
+
+
 def test_metadata_carries_the_handle(engine: FusionEngine, nodes: list[NodeWithScore]) -> None:
     for node in nodes:
         handle = KVHandle.from_metadata(node.metadata)

@@ -60,6 +60,11 @@ provoked.each(
                 engine=w.engine, retriever=lc.FusionKVRetriever(engine=w.engine), k=2
             )
         ),
+        "A retriever of your own has no scores here; ask what it searches for them, ...": lambda w: (
+            lc.FusionKVRetriever(
+                engine=w.engine, retriever=lc.FusionKVRetriever(engine=w.engine)
+            ).similarity_search_with_score("Where is the fox?")
+        ),
         "A ... can't list its documents; give a langchain_chroma.Chroma, ...": lambda w: (
             lc.FusionKVRetriever.from_chroma(
                 InMemoryVectorStore(LangChainLexical()), engine=w.engine
