@@ -60,8 +60,8 @@ provoked.each(
                 engine=w.engine, retriever=lc.FusionKVRetriever(engine=w.engine), k=2
             )
         ),
-        "A retriever of your own has no scores here; ask what it searches for them, ...": lambda w: (
-            lc.FusionKVRetriever(
+        "A retriever of your own has no scores here; ask what it searches for them, ...": (
+            lambda w: lc.FusionKVRetriever(
                 engine=w.engine, retriever=lc.FusionKVRetriever(engine=w.engine)
             ).similarity_search_with_score("Where is the fox?")
         ),
