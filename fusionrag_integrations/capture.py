@@ -96,8 +96,29 @@ class Captures:
 
         known: what stands there of known chunks. scopes: those of the request; None for all.
         """
-        taken = [range(match.start, match.stop) for match in known]
         found: list[TextMatch] = []
+        for scope, place in self._offered_in(prompt, known, scopes):
+            text = prompt[place.start : place.stop]
+            identity = chunk_id("", text, 0, scope=scope, title="", metadata="{}")
+            with self._lock:
+                admitted = self._admission.admits(identity)
+            if admitted:
+                record = self._record(identity, text, scope)
+                found.append(TextMatch(record, place.start, place.stop, "isolated"))
+        return sorted(found, key=lambda match: match.start)
+
+    def places(
+        self, prompt: str, known: Sequence[TextMatch], scopes: Sequence[str] | None
+    ) -> list[range]:
+        """The characters of all offered texts in a prompt, worth keeping or not; see `find`."""
+        return [place for _, place in self._offered_in(prompt, known, scopes)]
+
+    def _offered_in(
+        self, prompt: str, known: Sequence[TextMatch], scopes: Sequence[str] | None
+    ) -> list[tuple[str, range]]:
+        """Offered texts' scopes and places, without overlap; the longest first."""
+        taken = [range(match.start, match.stop) for match in known]
+        found: list[tuple[str, range]] = []
         with self._lock:
             offered = sorted(self._offered, key=lambda entry: -len(entry[1]))
         for scope, text in offered:
@@ -106,13 +127,8 @@ class Captures:
             if start < 0 or any(p.start < place.stop and place.start < p.stop for p in taken):
                 continue
             taken.append(place)
-            identity = chunk_id("", text, 0, scope=scope, title="", metadata="{}")
-            with self._lock:
-                admitted = self._admission.admits(identity)
-            if admitted:
-                record = self._record(identity, text, scope)
-                found.append(TextMatch(record, place.start, place.stop, "isolated"))
-        return sorted(found, key=lambda match: match.start)
+            found.append((scope, place))
+        return found
 
     def keep(self, record: ChunkRecord, kv: ChunkKV) -> None:
         """Store what was computed of a new chunk. Where that fails, it is logged: nobody waits."""

@@ -31,7 +31,6 @@ from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.prompt import (
     SEPARATOR,
-    encode,
     ingest_prefix,
     ingest_surroundings,
     words_tools,
@@ -207,12 +206,18 @@ class FusionEngine:
         ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def count_tokens(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    def count_tokens(
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool | None = None,
+    ) -> int:
         """Tokens that the model reads of a prompt, its chat template's and tools' among them.
 
-        Raises as `answer` does for a prompt that can't be.
+        raw: as in `AnswerSettings`. Raises as `answer` does for a prompt that can't be.
         """
-        return len(encode(self.model.tokenizer, prompt, tools).token_ids)
+        settings = AnswerSettings(tools=tuple(tools), raw=raw)
+        return len(self._server.encode(prompt, settings).token_ids)
 
     def ingest(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from hashlib import sha256
 from operator import add
@@ -23,7 +23,7 @@ import torch
 from fusionrag_integrations.correction import CorrectedKV, Correction, Deviations
 from fusionrag_integrations.fidelity import FullAnswer, ReusedPrompt, answer_from
 from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import assemble, encode, worded_question
+from fusionrag_integrations.prompt import assemble, encode_worded, word, worded_question
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.selectors.none import SelectNone
 from fusionrag_integrations.types import (
@@ -160,12 +160,15 @@ def assembled(model: CausalModel, records: Sequence[ChunkRecord]) -> AssembledPr
     about = asked.title or " ".join(asked.text.split()[:8])
     question = f'What does the text say about "{about}"?'
     prompt = worded_question(model.tokenizer, texts, question)
-    encoded = encode(model.tokenizer, prompt)
+    worded = word(model.tokenizer, prompt, on_one_day=True)
     matches: list[TextMatch] = []
     at = 0
     for record in records:
-        at = encoded.text.index(record.chunk.text, at)
+        at = worded.text.index(record.chunk.text, at)
         stop = at + len(record.chunk.text)
         matches.append(TextMatch(record, at, stop))
         at = stop
+    if worded.plain:
+        worded = replace(worded, quoted=tuple((match.start, match.stop) for match in matches))
+    encoded = encode_worded(model.tokenizer, worded)
     return assemble(encoded, matches, [record.handle for record in records])

@@ -42,6 +42,11 @@ class AnswerOptions(BaseModel):
         description="Above 1 against repetition; by default as the model's own config says.",
     )
     stop: list[str] = Field(default_factory=list, description="Strings that end the answer.")
+    raw: bool | None = Field(
+        default=None,
+        description="Whether a prompt that is one string is the whole text; by default it is where "
+        "it is in the model's chat format.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> AnswerOptions:
@@ -73,6 +78,7 @@ class AnswerOptions(BaseModel):
             seed=self.seed,
             repetition_penalty=self.repetition_penalty,
             stop=_frozen(self.stop if stop is None else stop),
+            raw=self.raw,
         )
         return settings.changed({name: _frozen(v) for name, v in (changes or {}).items()})
 

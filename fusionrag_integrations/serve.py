@@ -29,11 +29,14 @@ from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.model import CausalModel, StepFunction
 from fusionrag_integrations.prompt import (
     EncodedPrompt,
+    Places,
     WordedPrompt,
     assemble,
     encode_chunk,
     encode_worded,
     equal_at_start,
+    is_formatted,
+    spells_control_tokens,
     word,
 )
 from fusionrag_integrations.recompute import PlacedPrompt, lay
@@ -107,9 +110,13 @@ class Server:
         """Texts that prompts may hold from now on, and that were not ingested."""
         self._captures.offer(texts, scope)
 
+    def encode(self, prompt: Prompt, settings: AnswerSettings) -> EncodedPrompt:
+        """A prompt's tokens, as a request would read it."""
+        return encode_worded(self._model.tokenizer, self._worded(prompt, settings))
+
     def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as a request would place it."""
-        worded = word(self._model.tokenizer, prompt, settings.tools)
+        worded = self._worded(prompt, settings)
         matches = self._matches(worded, settings)
         encoded = encode_worded(self._model.tokenizer, worded, matches)
         with self._kv.lease() as lease:
@@ -130,7 +137,7 @@ class Server:
     ) -> Generator[str | Answer]:
         watch = Stopwatch(self._model.device)
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
-        worded = word(self._model.tokenizer, prompt, settings.tools)
+        worded = self._worded(prompt, settings)
         watch.lap("encode")
         reuses = settings.kv in get_args(KVKind)
         matches = []
@@ -302,13 +309,37 @@ class Server:
         for record in self._captures.hot(records.values()):
             self._background.submit(self._on_hot, record)
 
+    def _worded(self, prompt: Prompt, settings: AnswerSettings) -> WordedPrompt:
+        """A prompt's text; of one that goes through no template, chunks in it are quoted."""
+        tokenizer, raw = self._model.tokenizer, settings.raw
+        chunks: Places | None = None
+        if raw is None and isinstance(prompt, str) and is_formatted(tokenizer, prompt):
+            # It is so only where its author says so, not a chunk.
+            chunks = self._chunk_places(prompt, settings)
+            raw = is_formatted(tokenizer, _without(prompt, chunks))
+        worded = word(tokenizer, prompt, settings.tools, raw=bool(raw))
+        if worded.plain and spells_control_tokens(tokenizer, worded.text):
+            if chunks is None:
+                chunks = self._chunk_places(worded.text, settings)
+            worded = replace(worded, quoted=chunks)
+        return worded
+
+    def _chunk_places(self, text: str, settings: AnswerSettings) -> Places:
+        """Where chunks stand in a text, of those that the request may use."""
+        known = self._known_in(text, settings)
+        places = [range(match.start, match.stop) for match in known]
+        places += self._captures.places(text, known, settings.scopes)
+        return tuple(sorted((place.start, place.stop) for place in places))
+
     def _matches(self, worded: WordedPrompt, settings: AnswerSettings) -> list[TextMatch]:
         """The known chunks in a prompt's text."""
-        handles, scopes = settings.handles, settings.scopes
-        found = self._matcher().find(worded.text, self._records, handles, scopes)
-        known = resolve(found, handles)
-        new = self._captures.find(worded.text, known, scopes)
+        known = self._known_in(worded.text, settings)
+        new = self._captures.find(worded.text, known, settings.scopes)
         return sorted([*known, *new], key=lambda match: match.start)
+
+    def _known_in(self, text: str, settings: AnswerSettings) -> list[TextMatch]:
+        handles, scopes = settings.handles, settings.scopes
+        return resolve(self._matcher().find(text, self._records, handles, scopes), handles)
 
     def _records(self, chunk_ids: Sequence[str]) -> dict[str, ChunkRecord]:
         """What is known of chunks. Tokens that are damaged are made anew: they are the text's."""
@@ -334,3 +365,10 @@ class Server:
                 matcher = ChunkMatcher(catalog.text_ids(), catalog.scoped_texts, matcher)
                 self._known = revision, matcher
             return matcher
+
+
+def _without(text: str, places: Places) -> str:
+    """A text without these places, which are in order."""
+    starts = [0, *(stop for _, stop in places)]
+    stops = [*(start for start, _ in places), len(text)]
+    return "".join(text[start:stop] for start, stop in zip(starts, stops, strict=True))

@@ -441,11 +441,13 @@ class AnswerSettings:
     measured how long it must be (`fusionrag calibrate`).
 
     max_tokens: the longest answer. stop: strings that end it, which may hold special tokens.
-    temperature: 0 is greedy; top_p,
-    top_k (0 is no limit) and seed are for sampling above that. repetition_penalty: of tokens that
-    the prompt or the answer holds, above 1 against them; None takes what the model's own
-    generation config says, which holds for all that has no setting here. tools: what the model may
-    call, as JSON schemas in OpenAI's form, worded by its chat template.
+    temperature: 0 is greedy; top_p, top_k (0 is no limit) and seed are for sampling above that.
+    repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
+    takes what the model's own generation config says, which holds for all that has no setting here.
+    tools: what the model may call, as JSON schemas in OpenAI's form, worded by its chat template.
+    raw: whether a prompt that is one string is the model's whole text, control tokens included; else
+    the chat template makes a user's message of it, whose text spells none. None tells by whether the
+    string begins and ends turns as the template does. Chunks in it are text either way.
     """
 
     kv: KVSource = "fused"
@@ -463,6 +465,7 @@ class AnswerSettings:
     seed: int | None = None
     repetition_penalty: float | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    raw: bool | None = None
 
     def __post_init__(self) -> None:
         if self.kv not in get_args(KVSource):
@@ -500,6 +503,10 @@ class AnswerSettings:
             raise InvalidInputError(
                 f"tools is {self.tools!r}; give a tuple of schemas in OpenAI's form, each "
                 "{'type': 'function', 'function': {...}}."
+            )
+        if self.raw not in (None, True, False):
+            raise InvalidInputError(
+                f"raw is {self.raw!r}; give True, False, or None to tell by the prompt."
             )
         if not isinstance(self.stop, tuple) or not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")

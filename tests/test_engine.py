@@ -6,11 +6,13 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine
@@ -22,9 +24,12 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
     UnsupportedModelError,
 )
+from fusionrag_integrations.mixtures import assembled
+from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import question_prompt
 from tests.conftest import all_records, town
-from tests.tiny_tokenizers import byte_level_tokenizer
+from tests.test_prompt import set_clock
+from tests.tiny_tokenizers import DATED_TEMPLATES, byte_level_tokenizer
 
 
 class Letters:
@@ -226,6 +231,101 @@ def test_a_model_without_template_answers_strings(model_dir: Path, tmp_path: Pat
     texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
     answer = engine.answer("\n\n".join([*texts, "Which house?"]), AnswerSettings(max_tokens=2))
     assert (answer.fused_chunks, answer.isolated_chunks) == (2, 1)
+
+
+def test_a_store_outlives_the_day_that_its_models_template_writes(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "chat_template.jinja").write_text(DATED_TEMPLATES["given or asked"])
+    answers = []
+    for day in (1, 2):
+        set_clock(monkeypatch, datetime(2031, 12, day, 13, day))
+        engine = FusionEngine.from_pretrained(copy, store=tmp_path / "store", chunk_tokens=48)
+        report = engine.ingest([town(0), town(1)])
+        assert bool(report.isolated_computed) == (day == 1)
+        texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
+        prompt = question_prompt(texts, "Where is it?")
+        answer = engine.answer(prompt, AnswerSettings(max_tokens=4))
+        found = answer.usage.reused_tokens + answer.usage.recomputed_tokens
+        assert found == sum(len(r.encoded.token_ids) for r in all_records(engine.corpus.catalog))
+        assert (answer.usage.missed_tokens, answer.fallbacks) == (0, ())
+        exact = engine.answer(prompt, AnswerSettings(ratio=1.0, selector="all", max_tokens=4))
+        full = engine.answer(prompt, AnswerSettings(kv="none", max_tokens=4))
+        assert exact.token_ids == full.token_ids
+        assert exact.usage.prompt_tokens == full.usage.prompt_tokens
+        answers.append(answer)
+    assert answers[0].trace.text != answers[1].trace.text
+
+
+def test_what_ingest_stores_is_the_same_on_every_day(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "chat_template.jinja").write_text(DATED_TEMPLATES["given or asked"])
+    stored, measured = [], []
+    for day in (1, 2):
+        set_clock(monkeypatch, datetime(2031, 12, day, 13, day))
+        store = tmp_path / str(day)
+        engine = FusionEngine.from_pretrained(copy, store=store, chunk_tokens=48)
+        engine.ingest([town(0)])
+        files = [file for file in (store / "kv").rglob("*") if file.is_file()]
+        stored.append({file.relative_to(store): file.read_bytes() for file in files})
+        records = all_records(engine.corpus.catalog)
+        measured.append(assembled(engine.model, records).token_ids)  # for corrections
+    assert stored[0] == stored[1]
+    assert measured[0] == measured[1]
+
+
+class TestTokenizerState:
+    """What was last set on a tokenizer is no property of the model."""
+
+    @pytest.fixture
+    def cut_and_padded(self, copy: Path) -> Path:
+        file = copy / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.enable_truncation(8)
+        tokenizer.enable_padding(length=64, pad_id=0, pad_token="<pad>")
+        tokenizer.save(str(file))
+        return copy
+
+    def test_a_store_opens_whatever_was_called(
+        self, cut_and_padded: Path, model_dir: Path, tmp_path: Path
+    ) -> None:
+        model = CausalModel.load(cut_and_padded)
+        signatures = []
+        for call in (
+            lambda: None,
+            lambda: model.tokenizer("a", padding="max_length", max_length=9),
+            lambda: model.tokenizer(["a", "a b"], padding=True, truncation=True, max_length=1),
+            lambda: setattr(model.tokenizer, "padding_side", "left"),
+            lambda: model.tokenizer.backend_tokenizer.enable_padding(length=7),
+            lambda: model.tokenizer.backend_tokenizer.enable_truncation(3),
+        ):
+            call()
+            engine = FusionEngine.open(model, tmp_path / "store")
+            signatures.append(engine.corpus.catalog.info.signature)
+            engine.corpus.close()
+        fresh = FusionEngine.from_pretrained(model_dir, store=tmp_path / "fresh")
+        assert {*signatures} == {fresh.corpus.catalog.info.signature}
+
+    def test_no_text_is_cut_or_padded(
+        self, cut_and_padded: Path, model_dir: Path, tmp_path: Path
+    ) -> None:
+        model = CausalModel.load(cut_and_padded)
+        plain = FusionEngine.from_pretrained(model_dir, store=tmp_path / "plain", chunk_tokens=48)
+        engine = FusionEngine.open(model, tmp_path / "store", chunk_tokens=48)
+        tokens = []
+        for one in (engine, plain):
+            model.tokenizer(["a", "a b"], padding=True, truncation=True, max_length=2)
+            one.ingest([town(0)])
+            model.tokenizer.backend_tokenizer.enable_truncation(3)
+            records = all_records(one.corpus.catalog)
+            prompt = question_prompt([r.chunk.text for r in records], "Where is it?")
+            model.tokenizer(["a", "a b"], padding="max_length", truncation=True, max_length=2)
+            answer = one.answer(prompt, AnswerSettings(max_tokens=4))
+            tokens.append(
+                ([r.encoded.token_ids for r in records], answer.usage, answer.trace.offsets)
+            )
+        assert tokens[0] == tokens[1]
 
 
 def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fusionrag_integrations.bench.invented import make_tokenizer, texts
 from fusionrag_integrations.prompt import EncodedPrompt, WordedPrompt, encode_chunk, encode_worded
+from fusionrag_integrations.prompt.control_tokens import text_tokenizer
 from fusionrag_integrations.prompt.tokens import MARGIN, _inside, _stops_at_spaces
 from fusionrag_integrations.types import Chunk, ChunkRecord, TextMatch
 from tests.test_prompt import CHAT, METASPACE, PLAIN
@@ -88,7 +89,8 @@ def matched(tokenizer: Any, chunks: list[str], text: str) -> list[TextMatch]:
 
 
 def check(tokenizer: Any, text: str, matches: list[TextMatch], plain: bool = True) -> EncodedPrompt:
-    worded = WordedPrompt(text, len(text), plain)
+    places = tuple((match.start, match.stop) for match in matches)
+    worded = WordedPrompt(text, len(text), plain, quoted=places)
     pieced = encode_worded(tokenizer, worded, matches)
     assert pieced == encode_worded(tokenizer, worded)
     return pieced
@@ -97,13 +99,18 @@ def check(tokenizer: Any, text: str, matches: list[TextMatch], plain: bool = Tru
 def encoded_characters(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How long the texts are that are encoded from now on."""
     lengths: list[int] = []
-    call = type(tokenizer).__call__
+    own = text_tokenizer(tokenizer)
+    backend = own.backend
 
-    def watched(self: Any, text: str, **options: Any) -> Any:
-        lengths.append(len(text))
-        return call(self, text, **options)
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
 
-    monkeypatch.setattr(type(tokenizer), "__call__", watched)
+        def encode(self, text: str, **options: Any) -> Any:
+            lengths.append(len(text))
+            return backend.encode(text, **options)
+
+    monkeypatch.setattr(own, "backend", Watched())
     return lengths
 
 
@@ -185,8 +192,10 @@ def test_every_token_of_the_margins_is_compared(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_where_tokens_stop_at_spaces() -> None:
-    assert all(_stops_at_spaces(tokenizer, "a") for tokenizer in PIECED.values())
-    assert not any(_stops_at_spaces(tokenizer, "a") for tokenizer in WHOLE.values())
+    assert all(_stops_at_spaces(tokenizer.backend_tokenizer, "a") for tokenizer in PIECED.values())
+    assert not any(
+        _stops_at_spaces(tokenizer.backend_tokenizer, "a") for tokenizer in WHOLE.values()
+    )
 
 
 @pytest.mark.parametrize("cut", [200, 40, 3])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +28,7 @@ from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelErr
 from fusionrag_integrations.model import CausalModel, refuse_unsupported
 from fusionrag_integrations.model.supported import context_window
 from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
+from tests.tiny_tokenizers import byte_level_tokenizer
 
 
 @pytest.mark.parametrize("family", FACTORIES)
@@ -167,8 +171,7 @@ class TestSignature:
         hf = LlamaForCausalLM(LlamaConfig(**COMMON, **heads(4, 2)))
         for name, value in changes.items():
             setattr(hf.config, name, value)
-        tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "{}"))
-        return CausalModel(hf, tokenizer, "tiny")
+        return CausalModel(hf, deepcopy(byte_level_tokenizer()), "tiny")
 
     def test_is_the_same_for_the_same(self) -> None:
         assert self.model().signature("S") == self.model().signature("S")
@@ -180,14 +183,54 @@ class TestSignature:
             one_weight.hf.model.layers[1].self_attn.k_proj.weight[0, 0] += 1e-3
         half = self.model()
         half.hf.to(torch.bfloat16)
-        other_tokenizer = self.model()
-        other_tokenizer.tokenizer.backend_tokenizer.to_str = lambda: "{1}"
         signatures = [
             plain.signature("S"),
             plain.signature("S "),
             one_weight.signature("S"),
             half.signature("S"),
-            other_tokenizer.signature("S"),
             self.model(rope_parameters={"rope_type": "default", "rope_theta": 5e5}).signature("S"),
         ]
         assert len(set(signatures)) == len(signatures)
+
+    def test_changes_with_what_the_tokenizer_does(self) -> None:
+        signatures = [self.model().signature("S")]
+        for change in (
+            lambda t: t.add_tokens(["lamps"]),
+            lambda t: t.add_special_tokens({"additional_special_tokens": ["<|new|>"]}),
+            lambda t: setattr(t.backend_tokenizer, "normalizer", normalizers.NFC()),
+            lambda t: setattr(t.backend_tokenizer, "normalizer", normalizers.NFKC()),
+            lambda t: setattr(t.backend_tokenizer, "pre_tokenizer", pre_tokenizers.ByteLevel(True)),
+            lambda t: setattr(t, "_tokenizer", byte_level_tokenizer(vocabulary=300)._tokenizer),
+        ):
+            model = self.model()
+            change(model.tokenizer)
+            signatures.append(model.signature("S"))
+        assert len(set(signatures)) == len(signatures)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda t: t("a b", truncation=True, max_length=1),
+            lambda t: t(["a", "a b"], padding=True),
+            lambda t: t(["a", "a b"], padding="max_length", max_length=9, padding_side="left"),
+            lambda t: t("<s>", split_special_tokens=True),
+            lambda t: t.backend_tokenizer.enable_padding(length=5),
+            lambda t: t.backend_tokenizer.enable_truncation(5, stride=2),
+            lambda t: setattr(t, "padding_side", "left"),
+            lambda t: setattr(t, "model_max_length", 7),
+        ],
+    )
+    def test_stays_whatever_was_set_on_the_tokenizer(self, change: Any) -> None:
+        model = self.model()
+        change(model.tokenizer)
+        assert model.signature("S") == self.model().signature("S")
+
+    def test_stays_when_model_and_tokenizer_are_saved_elsewhere(self, tmp_path: Path) -> None:
+        signatures = []
+        for name, call in (("one", {}), ("other", {"padding": True, "truncation": True})):
+            model = self.model()
+            model.tokenizer(["a", "a b"], **call)
+            model.hf.save_pretrained(tmp_path / name)
+            model.tokenizer.save_pretrained(tmp_path / name)
+            signatures.append(CausalModel.load(tmp_path / name).signature("S"))
+        assert signatures[0] == signatures[1]

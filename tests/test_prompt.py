@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -36,7 +37,12 @@ from fusionrag_integrations.types import (
     Span,
     TextMatch,
 )
-from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer, metaspace_tokenizer
+from tests.tiny_tokenizers import (
+    CHAT_TEMPLATE,
+    DATED_TEMPLATES,
+    byte_level_tokenizer,
+    metaspace_tokenizer,
+)
 
 PLAIN = byte_level_tokenizer()
 CHAT = byte_level_tokenizer(chat=True)
@@ -52,6 +58,12 @@ def with_template(template: str) -> Any:
     tokenizer = deepcopy(CHAT)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, time: datetime) -> None:
+    """What chat templates are told of the time."""
+    clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, zone=None: time)})
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
 
 
 def record(text: str, name: str = "c", tokenizer: Any = PLAIN) -> ChunkRecord:
@@ -147,6 +159,24 @@ class TestIngestPrefix:
     def test_a_template_without_system_messages_gets_one_user_message(self, condition: str) -> None:
         prefix = ingest_prefix(with_template(condition + CHAT_TEMPLATE))
         assert prefix == f"<s><|user|>\n{NEUTRAL}\n\nContext:\n"
+
+    @pytest.mark.parametrize("name", DATED_TEMPLATES)
+    def test_knows_no_day(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokenizer, prefixes, prompts = with_template(DATED_TEMPLATES[name]), [], []
+        for day in (1, 2):
+            set_clock(monkeypatch, datetime(2031, 12, day, 13, day))
+            prefixes.append(ingest_prefix(tokenizer))
+            prompts.append(encode(tokenizer, question_prompt([FOX], "Who?")).text)
+        assert prefixes[0] == prefixes[1]
+        assert NEUTRAL in prefixes[0]
+        assert "%" not in prefixes[0]
+        assert prompts[0] != prompts[1]  # the model is told the day that it is
+
+    @pytest.mark.parametrize("start", ["\n", "  {% if true %}x{% endif %}", " ", "{#- no -#}\n"])
+    def test_keeps_the_white_space_that_a_template_begins_with(self, start: str) -> None:
+        tokenizer = with_template(start + "{% set day = strftime_now('%d') %}" + CHAT_TEMPLATE)
+        prompt = encode(tokenizer, question_prompt([FOX], "Who?")).text
+        assert prompt.startswith(ingest_prefix(tokenizer) + FOX)
 
 
 class TestEncodeChunk:

@@ -19,6 +19,34 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}"
     "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+# As Llama 3.2 and Mistral Small write the day into their system blocks.
+DATED_TEMPLATES = {
+    "given or asked": (
+        "{{ bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}"
+        "{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+        "{%- if messages[0]['role'] == 'system' %}{%- set told = messages[0]['content'] | trim %}"
+        "{%- set messages = messages[1:] %}{%- else %}{%- set told = '' %}{%- endif %}"
+        "{{- '<|system|>\nToday Date: ' + date_string + '\n\n' + told + '<|end|>\n' }}"
+        "{%- for m in messages %}{{- '<|' + m['role'] + '|>\n' + m['content'] | trim }}"
+        "{{- '<|end|>\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
+    ),
+    "in a macro": (
+        "{%- macro day() %}{{ strftime_now('%A %-d %B, %H:%M:%S') }}{% endmacro %}\n"
+        "{{- bos_token }}{%- for m in messages %}{{- '<|' + m['role'] + '|>\n' }}"
+        "{%- if m['role'] == 'system' %}{{- 'It is ' + day() + '. ' }}{%- endif %}"
+        "{{- m['content'] + '<|end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
+    ),
+    "yesterday's": (
+        "{%- set year = strftime_now('%Y') | int %}{%- set day = strftime_now('%j') | int - 1 %}"
+        "{{- bos_token }}{%- for m in messages %}{{- '<|' + m['role'] + '|>\n' }}"
+        "{%- if loop.first %}{{- year ~ '/' ~ day ~ '. ' }}{%- endif %}"
+        "{{- m['content'] + '<|end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
+    ),
+}
 SPECIAL = ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 

@@ -6,6 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import closing
 from typing import Any, TypeVar, cast
 
+from llama_index.core.base.llms.generic_utils import (
+    messages_to_prompt as generic_messages_to_prompt,
+)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -21,6 +24,11 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.llm import (
+    CompletionToPromptType,
+    MessagesToPromptType,
+    default_completion_to_prompt,
+)
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
 from fusionrag_integrations.answer import Answer, AnswerStream
@@ -28,7 +36,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
 from fusionrag_integrations.options import AnswerOptions
-from fusionrag_integrations.types import Message, Prompt
+from fusionrag_integrations.types import AnswerSettings, Message, Prompt
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -73,11 +81,15 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The model's real context window in tokens, and whether its tokenizer words chats."""
+        """The model's real context window in tokens, and whether it is asked by messages.
+
+        It is where its tokenizer words chats, or `messages_to_prompt` does; not where text is to
+        be `raw`, or `completion_to_prompt` words prompts.
+        """
         return LLMMetadata(
             context_window=self.engine.context_window,
             num_output=self.max_tokens,
-            is_chat_model=self.engine.has_chat_template,
+            is_chat_model=self._asked_by_messages,
             model_name=self.engine.model_name,
         )
 
@@ -97,23 +109,23 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     @_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        answer = self._stream(self._worded(prompt, formatted), kwargs).read()
+        answer = self._completing(prompt, formatted, kwargs).read()
         return _completed(answer.text, None, answer)
 
     @_completion
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        return _streamed(self._stream(self._worded(prompt, formatted), kwargs), _completed)
+        return _streamed(self._completing(prompt, formatted, kwargs), _completed)
 
     @_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        answer = self._stream(self._prompt(messages), kwargs).read()
+        answer = self._replying(messages, kwargs).read()
         return _said(answer.text, None, answer)
 
     @_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return _streamed(self._stream(self._prompt(messages), kwargs), _said)
+        return _streamed(self._replying(messages, kwargs), _said)
 
     # The parent's asynchronous methods block the event loop while the model works, and call the
     # decorated ones above, so that one call counts as two.
@@ -122,28 +134,40 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        answer = await self._stream(self._worded(prompt, formatted), kwargs).aread()
+        answer = await self._completing(prompt, formatted, kwargs).aread()
         return _completed(answer.text, None, answer)
 
     @_completion
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        return _astreamed(self._stream(self._worded(prompt, formatted), kwargs), _completed)
+        return _astreamed(self._completing(prompt, formatted, kwargs), _completed)
 
     @_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        answer = await self._stream(self._prompt(messages), kwargs).aread()
+        answer = await self._replying(messages, kwargs).aread()
         return _said(answer.text, None, answer)
 
     @_chat
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return _astreamed(self._stream(self._prompt(messages), kwargs), _said)
+        return _astreamed(self._replying(messages, kwargs), _said)
 
-    def _stream(self, prompt: Prompt, changes: Mapping[str, Any]) -> AnswerStream:
-        return self.engine.stream(prompt, self.settings(None, changes))
+    def _completing(self, prompt: str, formatted: bool, changes: Mapping[str, Any]) -> AnswerStream:
+        """LlamaIndex says of some prompts that they are worded, and lets users word the others."""
+        if not formatted and (given := self._given_for_prompts):
+            prompt, formatted = given(prompt), True
+        return self.engine.stream(prompt, self._settings(changes, formatted))
+
+    def _replying(
+        self, messages: Sequence[ChatMessage], changes: Mapping[str, Any]
+    ) -> AnswerStream:
+        prompt = self._prompt(messages)
+        return self.engine.stream(prompt, self._settings(changes, isinstance(prompt, str)))
+
+    def _settings(self, changes: Mapping[str, Any], worded: bool) -> AnswerSettings:
+        return self.settings(None, {**changes, "raw": True} if worded else changes)
 
     def _prompt_tokens(self, prompt: BasePromptTemplate) -> int:
         """Tokens that `predict` would put before the model, were each variable one letter."""
@@ -152,22 +176,36 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         letters = {name: "x" for name in prompt.template_vars if name not in prompt.kwargs}
         asked: Prompt
         if self.metadata.is_chat_model:
-            asked = to_messages(self._get_messages(prompt, **letters))
+            asked = self._prompt(self._get_messages(prompt, **letters))
         else:
             asked = self._get_prompt(prompt, **letters)
-        return self.engine.count_tokens(asked)
-
-    def _worded(self, prompt: str, formatted: bool) -> str:
-        """LlamaIndex lets users wrap prompts by a function of their own."""
-        if formatted or self.completion_to_prompt is None:
-            return prompt
-        return self.completion_to_prompt(prompt)
+        return self.engine.count_tokens(asked, raw=True)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
+        """Messages for the model's own template, or their text, where users word them."""
+        if given := self._given_for_messages:
+            return given(messages)
         converted = to_messages(messages)
-        if self.engine.has_chat_template or self.messages_to_prompt is None:
+        if self.engine.has_chat_template:
             return converted
-        return self.messages_to_prompt(messages)
+        return generic_messages_to_prompt(messages)
+
+    @property
+    def _given_for_messages(self) -> MessagesToPromptType | None:
+        """A user's own `messages_to_prompt`; LlamaIndex puts one of its own where there is none."""
+        given = self.messages_to_prompt
+        return None if given is generic_messages_to_prompt else given
+
+    @property
+    def _given_for_prompts(self) -> CompletionToPromptType | None:
+        given = self.completion_to_prompt
+        return None if given is default_completion_to_prompt else given
+
+    @property
+    def _asked_by_messages(self) -> bool:
+        if self._given_for_messages:
+            return True
+        return self.engine.has_chat_template and not self.raw and not self._given_for_prompts
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:

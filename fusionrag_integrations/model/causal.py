@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import xxhash
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -158,7 +159,7 @@ class CausalModel:
         for unrelated in ("_name_or_path", "architectures", "transformers_version", "torch_dtype"):
             config.pop(unrelated, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        digest.update(_tokenization(self.tokenizer).encode())
         digest.update(surroundings.encode())
         return digest.hexdigest()
 
@@ -413,6 +414,14 @@ class CausalModel:
             return logits
 
         return output.logits[0, -1], step
+
+
+def _tokenization(tokenizer: Any) -> str:
+    """What a tokenizer does, as JSON. Truncation and padding aren't part of it: calls set them."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return str(backend.to_str())
 
 
 def _shallow(module: Any) -> Any:

@@ -1,8 +1,11 @@
 """Prompt text or messages -> tokens, with the runs whose KV is known.
 
-wording.py   the text that the model reads
-tokens.py    its tokens, of which those of known chunks are not made again
-assembly.py  which of them a chunk's KV can stand for
+wording.py         the text that the model reads
+template.py        the model's chat template, rendered
+formatted.py       whether a string is in the model's chat format already
+control_tokens.py  control tokens, told apart from text that only spells them
+tokens.py          the text's tokens, of which those of known chunks are not made again
+assembly.py        which of them a chunk's KV can stand for
 """
 
 from fusionrag_integrations.prompt.assembly import (
@@ -11,6 +14,8 @@ from fusionrag_integrations.prompt.assembly import (
     assemble,
     equal_at_start,
 )
+from fusionrag_integrations.prompt.control_tokens import Places, spells_control_tokens
+from fusionrag_integrations.prompt.formatted import is_formatted
 from fusionrag_integrations.prompt.tokens import (
     EncodedPrompt,
     encode,
@@ -37,6 +42,7 @@ __all__ = [
     "NEUTRAL",
     "SEPARATOR",
     "EncodedPrompt",
+    "Places",
     "WordedPrompt",
     "assemble",
     "encode",
@@ -45,7 +51,9 @@ __all__ = [
     "equal_at_start",
     "ingest_prefix",
     "ingest_surroundings",
+    "is_formatted",
     "question_prompt",
+    "spells_control_tokens",
     "word",
     "worded_question",
     "words_tools",

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from fusionrag_integrations.prompt.control_tokens import Places, TextTokenizer, text_tokenizer
 from fusionrag_integrations.prompt.wording import WordedPrompt, word
 from fusionrag_integrations.types import Chunk, EncodedChunk, Prompt, TextMatch
 
 EDGE = 2  # tokens of a chunk, at either end, that what stands beside it may change
 MARGIN = 4  # tokens next to those that are made again, too, and must come out as they were
 SEARCH = 32  # tokens of a chunk among which a place to cut is looked for
-
-Offsets = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,9 @@ class EncodedPrompt:
         return bisect_left(self.offsets, (character,))
 
 
-def encode(
-    tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()
-) -> EncodedPrompt:
+def encode(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
     """Tokens of a prompt. Raises as `word` does."""
-    return encode_worded(tokenizer, word(tokenizer, prompt, tools))
+    return encode_worded(tokenizer, word(tokenizer, prompt))
 
 
 def encode_worded(
@@ -55,21 +54,23 @@ def encode_worded(
     as they were, else everything is encoded. So it is where the tokenizer's rules may reach across
     a space.
     """
-    if matches and (pieced := _pieced(tokenizer, worded, matches)):
+    own = text_tokenizer(tokenizer, worded.text)
+    renamed = own.rename(worded.text, worded.quoted)
+    # A text that begins as the tokenizer would begin it doesn't begin twice.
+    added = worded.plain and not (own.before and worded.text.startswith(own.beginning))
+    if matches and (pieced := _pieced(own, worded, renamed, added, matches)):
         return pieced
-    encoding = tokenizer(worded.text, add_special_tokens=worded.plain, return_offsets_mapping=True)
+    encoding = own.backend.encode(renamed, add_special_tokens=added)
     return EncodedPrompt(
-        worded.text,
-        tuple(encoding.input_ids),
-        _pairs(encoding.offset_mapping),
-        worded.content_stop,
+        worded.text, tuple(encoding.ids), _pairs(encoding.offsets), worded.content_stop
     )
 
 
 def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
-    """A chunk's text alone in the model's tokens, without special ones."""
-    encoding = tokenizer(chunk.text, add_special_tokens=False, return_offsets_mapping=True)
-    return EncodedChunk(chunk, tuple(encoding.input_ids), _pairs(encoding.offset_mapping))
+    """A chunk's text alone in the model's tokens. None is a control token, whatever it spells."""
+    own = text_tokenizer(tokenizer, chunk.text)
+    encoding = own.backend.encode(chunk.text, add_special_tokens=False)
+    return EncodedChunk(chunk, tuple(encoding.ids), _pairs(encoding.offsets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +93,29 @@ class _Inside:
     def ids(self, first: int, stop: int) -> tuple[int, ...]:
         return self.chunk.token_ids[first:stop]
 
-    def offsets(self, first: int, stop: int) -> Offsets:
+    def offsets(self, first: int, stop: int) -> Places:
         shift = self.shift
         return tuple([(a + shift, b + shift) for a, b in self.chunk.offsets[first:stop]])
 
 
 def _pieced(
-    tokenizer: Any, worded: WordedPrompt, matches: Sequence[TextMatch]
+    own: TextTokenizer,
+    worded: WordedPrompt,
+    renamed: str,
+    added: bool,
+    matches: Sequence[TextMatch],
 ) -> EncodedPrompt | None:
     """The tokens, of pieces; None where they might be others than those of the whole text."""
     text = worded.text
-    special = _special_before(tokenizer) if worded.plain else ()
-    if special is None or not _stops_at_spaces(tokenizer, text):
+    if (added and own.after) or not _stops_at_spaces(own.backend, text):
         return None
+    special = own.before if added else ()
     insides = [inside for match in matches if (inside := _inside(text, match))]
     if not insides:
         return None
     bounds = [0, *chain.from_iterable((i.begin(text), i.end(text)) for i in insides), len(text)]
-    pieces = [text[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)]
-    encodings = tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False)
+    pieces = [renamed[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)]
+    encodings = own.backend.encode_batch(pieces, add_special_tokens=False)
     ids: list[int] = list(special)
     offsets: list[tuple[int, int]] = [(0, 0)] * len(special)
     for number, (encoding, start) in enumerate(zip(encodings, bounds[::2], strict=True)):
@@ -176,12 +181,11 @@ def _is_cut(text: str, chunk: EncodedChunk, shift: int, token: int) -> bool:
     )
 
 
-def _stops_at_spaces(tokenizer: Any, text: str) -> bool:
+def _stops_at_spaces(backend: Tokenizer, text: str) -> bool:
     """Whether no token reaches over a space between words: byte-level BPE and the like.
 
     Their rule splits a text into words, read from left to right, before anything is merged.
     """
-    backend = tokenizer.backend_tokenizer
     normal = _parts(backend.normalizer, "normalizers")
     if any(part["type"] != "NFC" for part in normal):
         return False
@@ -202,13 +206,6 @@ def _parts(component: Any, of_sequence: str) -> list[dict[str, Any]]:
     settings = json.loads(component.__getstate__())
     parts: list[dict[str, Any]] = settings.get(of_sequence, [settings])
     return parts
-
-
-def _special_before(tokenizer: Any) -> tuple[int, ...] | None:
-    """Special tokens that the tokenizer puts before a text; None where it adds others, too."""
-    alone, whole = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
-    before = len(whole) - len(alone)
-    return tuple(whole[:before]) if whole[before:] == alone else None
 
 
 def _pairs(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

@@ -10,6 +10,9 @@ from jinja2 import TemplateError
 
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.keys import tool_call_id
+from fusionrag_integrations.prompt.control_tokens import Places
+from fusionrag_integrations.prompt.formatted import turn_end
+from fusionrag_integrations.prompt.template import MARK, apply, apply_quoting, timeless
 from fusionrag_integrations.types import Message, Prompt
 
 NEUTRAL = "Answer the question from the context."
@@ -18,19 +21,19 @@ CONTEXT = "Context:\n"
 SEPARATOR = "\n\n"
 """What chains put between chunks, and ingest between a chunk and its neighbours."""
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
-_MARK = "\u2063chunk\u2063"  # stands for a chunk while a template is rendered
 
 
 @dataclass(frozen=True, slots=True)
 class WordedPrompt:
     """A prompt's text. content_stop: the character behind the user's last word, where the
-    template's own text ends the prompt. plain: there is no template, so that the tokenizer adds
-    its special tokens.
+    template's own text ends the prompt. plain: it went through no template, so that the tokenizer
+    adds its special tokens. quoted: places where names of control tokens are text.
     """
 
     text: str
     content_stop: int
     plain: bool
+    quoted: Places = ()
 
 
 def question_prompt(chunks: Sequence[str], question: str, instruction: str = "") -> list[Message]:
@@ -61,23 +64,25 @@ def worded_question(
 def ingest_prefix(tokenizer: Any) -> str:
     """The text before every chunk at ingest: what `question_prompt` puts before the first one.
 
-    Chunks prefilled without it collapse, because a prompt's first tokens draw attention that
-    has nowhere else to go.
+    It is the same on every day, also where the template tells the model which day it is. Chunks
+    prefilled without it collapse, because a prompt's first tokens draw attention that has nowhere
+    else to go.
     """
     if tokenizer.chat_template is None:
         return f"{tokenizer.bos_token or ''}{NEUTRAL}\n\n{CONTEXT}"
     system: list[Message] = [
         {"role": "system", "content": NEUTRAL},
-        {"role": "user", "content": f"{CONTEXT}{_MARK}"},
+        {"role": "user", "content": f"{CONTEXT}{MARK}"},
     ]
-    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{CONTEXT}{_MARK}"}]
+    plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{CONTEXT}{MARK}"}]
+    template = timeless(tokenizer)
     try:
-        text = _apply(tokenizer, system)
+        text = apply(tokenizer, system, chat_template=template)
     except TemplateError:  # some templates refuse a system message
-        text = _apply(tokenizer, plain)
+        text = apply(tokenizer, plain, chat_template=template)
     if NEUTRAL not in text:  # and some drop it
-        text = _apply(tokenizer, plain)
-    return text[: text.index(_MARK)]
+        text = apply(tokenizer, plain, chat_template=template)
+    return text[: text.index(MARK)]
 
 
 def ingest_surroundings(tokenizer: Any) -> str:
@@ -92,47 +97,79 @@ def words_tools(tokenizer: Any) -> bool:
     function = {"name": "tool_of_no_use", "description": "None.", "parameters": _NO_PARAMETERS}
     messages: list[Message] = [{"role": "user", "content": NEUTRAL}]
     try:
-        text = _apply(tokenizer, messages, tools=[{"type": "function", "function": function}])
+        text = apply(tokenizer, messages, tools=[{"type": "function", "function": function}])
     except TemplateError:
         return False
     return str(function["name"]) in text
 
 
-def word(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> WordedPrompt:
+def word(
+    tokenizer: Any,
+    prompt: Prompt,
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    raw: bool = False,
+    on_one_day: bool = False,
+) -> WordedPrompt:
     """A prompt's text. A string is one user message where the tokenizer has a chat template.
 
-    tools: that the model is told it may call. Raises `InvalidInputError` for an empty or malformed
-    prompt, and for messages or tools where the tokenizer has no template for them.
+    A last message of the assistant's is one to continue. tools: that the model is told it may call.
+    raw: a string is the whole text, control tokens included. on_one_day: a template that writes the
+    date writes that of `ingest_prefix`. Raises `InvalidInputError` for an empty or malformed
+    prompt, and for messages or tools where there is no template for them.
     """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise InvalidInputError("The prompt is empty.")
+        if raw or tokenizer.chat_template is None:
+            if tools:
+                raise InvalidInputError(
+                    "A model is told of tools by its chat template, and this prompt goes through "
+                    "none. Ask by messages, or write the tools into the text."
+                )
+            return _plain(tokenizer, prompt)
+        prompt = [{"role": "user", "content": prompt}]
     if (tools or _of_tools(prompt)) and not words_tools(tokenizer):
         raise InvalidInputError(
             "This model's chat template has no words for tools. Ask without tools, their calls and "
             "results, or take a model whose template knows them."
         )
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise InvalidInputError("The prompt is empty.")
-        if tokenizer.chat_template is None:
-            return WordedPrompt(_encodable(prompt), len(prompt), plain=True)
-        prompt = [{"role": "user", "content": prompt}]
     messages = _checked(prompt)
     if tokenizer.chat_template is None:
         raise InvalidInputError(
             "This model's tokenizer has no chat template, so messages can't be worded for it. "
             "Give the prompt as one string, or a tokenizer with a template."
         )
-    options = {"tools": [dict(tool) for tool in tools]} if tools else {}
+    continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
+    options: dict[str, Any] = {"chat_template": timeless(tokenizer)} if on_one_day else {}
+    options["continue_final_message" if continued else "add_generation_prompt"] = True
+    schemas = [dict(tool) for tool in tools]
     try:
-        text = _apply_to_any_ids(tokenizer, messages, add_generation_prompt=True, **options)
+        text, quoted = _apply_to_any_ids(tokenizer, messages, schemas, **options)
     except (TemplateError, TypeError) as error:
         raise InvalidInputError(
             f"The model's chat template refuses these messages: {error}. Their roles are "
             f"{', '.join(message['role'] for message in messages)}."
         ) from error
-    last = messages[-1]["content"].strip()
+    except ValueError as error:
+        if not continued:
+            raise
+        raise InvalidInputError(
+            "The model's chat template changes the assistant's last message, so it can't be "
+            "continued. End the messages with the user's, or give the whole text with raw=True."
+        ) from error
+    asked = messages[-2] if continued and messages[1:] else messages[-1]
+    last = asked["content"].strip()
     at = text.rfind(last)
     stop = at + len(last) if at >= 0 else len(text)
-    return WordedPrompt(_encodable(text), stop, plain=False)
+    return WordedPrompt(_encodable(text), stop, plain=False, quoted=quoted)
+
+
+def _plain(tokenizer: Any, text: str) -> WordedPrompt:
+    """A text as it is; where it has turns, the last one that ends is the user's."""
+    end = turn_end(tokenizer)
+    stop = text.rfind(end) if end else -1
+    return WordedPrompt(_encodable(text), stop if stop >= 0 else len(text), plain=True)
 
 
 def _of_tools(prompt: Prompt) -> bool:
@@ -143,20 +180,17 @@ def _of_tools(prompt: Prompt) -> bool:
     )
 
 
-def _apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    return text
-
-
-def _apply_to_any_ids(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """The same. Where the template refuses the ids of tool calls, they get ones that fit."""
+def _apply_to_any_ids(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], **options: Any
+) -> tuple[str, Places]:
+    """As `apply_quoting`. Where a template refuses the ids of tool calls, they get ones that fit."""
     try:
-        return _apply(tokenizer, messages, **options)
+        return apply_quoting(tokenizer, messages, tools, **options)
     except (TemplateError, TypeError):
         fitting = _with_fitting_ids(messages)
         if fitting == messages:
             raise
-    return _apply(tokenizer, fitting, **options)
+    return apply_quoting(tokenizer, fitting, tools, **options)
 
 
 def _with_fitting_ids(messages: Sequence[Message]) -> list[Message]:

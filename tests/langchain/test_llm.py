@@ -11,9 +11,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document as Found
 from pydantic import ValidationError
 
-from fusionrag_integrations import AnswerSettings, Document, FusionEngine, KVHandle
+from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.langchain import FusionKVRetriever, FusionRAGLLM
+from fusionrag_integrations.types import Message
 from tests.conftest import town
 
 MAX_TOKENS = 12
@@ -216,3 +217,72 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(
 ) -> None:
     text = "The quick brown fox, naïve 日本."
     assert llm.get_num_tokens(text) == len(engine.encode(text)) > 0
+
+
+class TestRawText:
+    """A prompt in the model's chat format is the whole text; `raw` says so of others."""
+
+    @pytest.fixture
+    def formatted(self, prompt: str) -> str:
+        return f"<|system|>\nBe brief.<|end|>\n<|user|>\n{prompt}<|end|>\n<|assistant|>\n"
+
+    @pytest.fixture
+    def expected(self, engine: FusionEngine, prompt: str) -> Answer:
+        messages: list[Message] = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": prompt},
+        ]
+        return engine.answer(messages, AnswerSettings(max_tokens=MAX_TOKENS))
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("start", ["", "<s>", "\n"])
+    async def test_hand_written_turns_are_not_wrapped(
+        self, llm: FusionRAGLLM, formatted: str, expected: Answer, start: str
+    ) -> None:
+        prompt = start + formatted
+        told = usage(llm, prompt)
+        assert told["prompt_tokens"] == expected.usage.prompt_tokens - (start == "")
+        assert told["reused_tokens"] == expected.usage.reused_tokens > 0
+        text = llm.invoke(prompt)
+        if start == "<s>":
+            assert text == expected.text
+        assert "".join(llm.stream(prompt)) == text
+        assert await llm.ainvoke(prompt) == text
+        assert "".join([piece async for piece in llm.astream(prompt)]) == text
+
+    def test_a_begun_answer_is_continued(
+        self, llm: FusionRAGLLM, engine: FusionEngine, formatted: str, prompt: str
+    ) -> None:
+        messages: list[Message] = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": "The house"},
+        ]
+        expected = engine.answer(messages, AnswerSettings(max_tokens=MAX_TOKENS))
+        assert llm.invoke(f"<s>{formatted}The house") == expected.text
+        assert usage(llm, f"<s>{formatted}The house") == expected.report()["usage"]
+
+    def test_raw_says_what_a_string_is(
+        self, engine: FusionEngine, llm: FusionRAGLLM, formatted: str, prompt: str
+    ) -> None:
+        def seen(text: str, raw: bool | None) -> str:
+            settings = AnswerSettings(max_tokens=1, raw=raw)
+            return engine.answer(text, settings).trace.text
+
+        assert seen(prompt, None) == f"<s><|user|>\n{prompt}<|end|>\n<|assistant|>\n"
+        assert seen(prompt, True) == prompt
+        assert seen(formatted, False) == f"<s><|user|>\n{formatted.strip()}<|end|>\n<|assistant|>\n"
+        for raw in (True, False):
+            expected = usage(llm, prompt, raw=raw)
+            assert (
+                usage(FusionRAGLLM(engine=engine, max_tokens=MAX_TOKENS, raw=raw), prompt)
+                == expected
+            )
+        assert usage(llm, prompt, raw=True)["prompt_tokens"] < usage(llm, prompt)["prompt_tokens"]
+        assert usage(llm, prompt, raw=True)["reused_tokens"] > 0
+
+    def test_raw_is_true_false_or_none(self, llm: FusionRAGLLM, engine: FusionEngine) -> None:
+        with pytest.raises(InvalidInputError, match="raw is 'yes'"):
+            llm.invoke("Who?", raw="yes")
+        with pytest.raises(ValidationError, match="raw"):
+            FusionRAGLLM(engine=engine, raw="perhaps")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
+from llama_index.core.prompts import PromptTemplate
 from pydantic import ValidationError
 
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine, KVHandle
@@ -291,3 +293,103 @@ def test_blocks_of_text_are_joined() -> None:
 def test_an_empty_prompt_is_refused(llm: FusionRAGLLM) -> None:
     with pytest.raises(InvalidInputError, match="prompt is empty"):
         llm.complete(" ")
+
+
+class TestWordedPrompts:
+    """What LlamaIndex or the user has worded is the model's whole text."""
+
+    @pytest.fixture
+    def worded(self, prompt: str) -> str:
+        return (
+            f"<s><|system|>\nBe brief.<|end|>\n<|user|>\n{prompt}<|end|>\n<|assistant|>\nThe house"
+        )
+
+    @pytest.fixture
+    def expected(self, engine: FusionEngine, prompt: str) -> Answer:
+        """To the same as messages, with an answer that is begun."""
+        return engine.answer(
+            [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": "The house"},
+            ],
+            SETTINGS,
+        )
+
+    @pytest.mark.asyncio
+    async def test_formatted_prompts(
+        self, llm: FusionRAGLLM, worded: str, expected: Answer
+    ) -> None:
+        check_raw(llm.complete(worded, formatted=True).raw, expected)
+        check_raw(list(llm.stream_complete(worded, formatted=True))[-1].raw, expected)
+        check_raw((await llm.acomplete(worded, formatted=True)).raw, expected)
+        stream = await llm.astream_complete(worded, formatted=True)
+        check_raw([response async for response in stream][-1].raw, expected)
+
+    def test_formatted_is_raw_whatever_it_looks_like(
+        self, engine: FusionEngine, llm: FusionRAGLLM
+    ) -> None:
+        response = llm.complete(QUESTION, formatted=True)
+        expected = engine.answer(QUESTION, replace(SETTINGS, raw=True))
+        assert response.raw["usage"] == expected.report()["usage"]
+        wrapped = llm.complete(QUESTION).raw["usage"]["prompt_tokens"]
+        assert response.raw["usage"]["prompt_tokens"] < wrapped
+        as_field = FusionRAGLLM(engine=engine, max_tokens=12, raw=True)
+        assert as_field.complete(QUESTION).raw["usage"] == response.raw["usage"]
+
+    @pytest.mark.asyncio
+    async def test_completion_to_prompt(
+        self, engine: FusionEngine, prompt: str, worded: str, expected: Answer
+    ) -> None:
+        begin, end = worded.split(prompt)
+        llm = FusionRAGLLM(
+            engine=engine, max_tokens=12, completion_to_prompt=lambda p: begin + p + end
+        )
+        check_raw(llm.complete(prompt).raw, expected)
+        check_raw((await llm.acomplete(prompt)).raw, expected)
+        check_raw(list(llm.stream_complete(prompt))[-1].raw, expected)
+        check_raw(llm.complete(worded, formatted=True).raw, expected)
+        assert not llm.metadata.is_chat_model
+        assert llm.predict(PromptTemplate("{it}"), it=prompt) == expected.text
+        count = llm.prompt_helper()._prompt_tokens(PromptTemplate("{it}"))
+        assert count == engine.count_tokens(f"{begin}x{end}")
+
+    @pytest.mark.asyncio
+    async def test_messages_to_prompt(
+        self, engine: FusionEngine, prompt: str, worded: str, expected: Answer
+    ) -> None:
+        def word(messages: Sequence[ChatMessage]) -> str:
+            return worded.replace(prompt, messages[-1].content or "")
+
+        llm = FusionRAGLLM(engine=engine, max_tokens=12, messages_to_prompt=word)
+        messages = [ChatMessage(content=prompt)]
+        check_raw(llm.chat(messages).raw, expected)
+        check_raw((await llm.achat(messages)).raw, expected)
+        check_raw(list(llm.stream_chat(messages))[-1].raw, expected)
+        stream = await llm.astream_chat(messages)
+        check_raw([response async for response in stream][-1].raw, expected)
+        assert llm.predict(PromptTemplate("{it}"), it=prompt) == expected.text
+        count = llm.prompt_helper()._prompt_tokens(PromptTemplate("{it}"))
+        assert count == engine.count_tokens(worded.replace(prompt, "x"))
+
+    def test_a_begun_answer_of_a_chat(
+        self, llm: FusionRAGLLM, prompt: str, expected: Answer
+    ) -> None:
+        messages = [
+            ChatMessage(role="system", content="Be brief."),
+            ChatMessage(role="user", content=prompt),
+            ChatMessage(role="assistant", content="The house"),
+        ]
+        check_raw(llm.chat(messages).raw, expected)
+
+    def test_plain_prompts_are_still_a_users_message(
+        self, llm: FusionRAGLLM, engine: FusionEngine
+    ) -> None:
+        wrapped = engine.answer([{"role": "user", "content": QUESTION}], SETTINGS)
+        assert llm.complete(QUESTION).raw["usage"] == wrapped.report()["usage"]
+        assert llm.predict(PromptTemplate("{it}"), it=QUESTION) == wrapped.text
+
+    def test_raw_asks_query_engines_for_text(self, engine: FusionEngine) -> None:
+        llm = FusionRAGLLM(engine=engine, max_tokens=12, raw=True)
+        expected = engine.answer(QUESTION, replace(SETTINGS, raw=True)).text
+        assert llm.predict(PromptTemplate("{it}"), it=QUESTION) == expected

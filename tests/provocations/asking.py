@@ -34,6 +34,19 @@ def refusing_template(world: World) -> None:
     ask(world, "Where?")
 
 
+@provoked.by("The model's chat template changes the assistant's last message, ...")
+def dropping_template(world: World) -> None:
+    template = "{{ messages[0].content }}"
+    world.patch.setattr(world.engine.model.tokenizer, "chat_template", template)
+    begun = {"role": "assistant", "content": "It is"}
+    ask(world, [{"role": "user", "content": "Where?"}, begun])
+
+
+@provoked.by("The text holds all characters of Unicode's private use plane 16, ...")
+def no_characters_left(world: World) -> None:
+    ask(world, "".join(map(chr, range(0x100000, 0x110000))))
+
+
 @provoked.by("This answer has no trace of its prompt; only an engine's have.")
 def no_trace(world: World) -> None:
     replace(world.engine.answer("Where?", AnswerSettings(max_tokens=1)), trace=None).explain()
