@@ -82,6 +82,10 @@ class Captures:
         self._lock = Lock()
         kv.adopt(catalog.captured_keys())
 
+    def renew(self) -> None:
+        """In a forked child, where nobody is left to unlock what was locked."""
+        self._lock = Lock()
+
     def offer(self, texts: Iterable[str], scope: str) -> None:
         """Look for these texts in prompts to come. White space around them doesn't matter."""
         with self._lock:

@@ -33,11 +33,14 @@ from fusionrag_integrations.durable import FILE_MODE
 from fusionrag_integrations.errors import (
     CatalogRowError,
     InvalidInputError,
+    StoreClosedError,
     StoreError,
     StoreMismatchError,
     StoreNotFoundError,
 )
+from fusionrag_integrations.forks import Forkable
 from fusionrag_integrations.keys import fused_key, metadata_json, record_signature
+from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
@@ -131,17 +134,20 @@ class CatalogCounts:
     captured_chunks: int = 0
 
 
-class Catalog:
+class Catalog(Forkable, Closable):
     """The catalog of one store. Safe to use from several threads and processes.
 
-    Everything raises `StoreError` where the file is damaged, locked for too long, or closed; what
-    reads chunks raises `CatalogRowError` for one whose row isn't what was written.
+    Everything raises `StoreError` where the file is damaged or locked for too long, and
+    `StoreClosedError` once it is closed; what reads chunks raises `CatalogRowError` for one whose
+    row isn't what was written.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
-        self._db = connection
+        self._closed = False
+        self._db: sqlite3.Connection | None = connection
         self._lock = RLock()
+        super().__init__()
         columns = ", ".join(field.name for field in fields(StoreInfo))
         self._info = StoreInfo(*self._rows(f"SELECT {columns} FROM store")[0])
 
@@ -189,16 +195,34 @@ class Catalog:
                 )
             return cls(path, db)
 
-    def __enter__(self) -> Catalog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Release the file."""
+        """Release the file, once nobody reads or writes. Nothing happens the second time."""
         with self._lock:
+            self._closed = True
+            if self._db is not None:
+                self._db.close()
+
+    def check_open(self) -> None:
+        """Raises `StoreClosedError` once the catalog is closed."""
+        if self._closed:
+            raise StoreClosedError.of(self.store)
+
+    def hold(self) -> None:
+        """A forked child must neither use nor close SQLite's connections: both open new ones."""
+        self._lock.acquire()
+        if self._db is not None:
             self._db.close()
+            self._db = None
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def _connection(self) -> sqlite3.Connection:
+        self.check_open()
+        if self._db is None:
+            with _opening(self._path, "rw") as db:
+                self._db = db
+        return self._db
 
     def check(self) -> None:
         """Read all of the file. Raises `StoreError` where anything is damaged."""
@@ -208,6 +232,11 @@ class Catalog:
             if found == ["ok"]:
                 found = [f"{len(strays)} rows refer to others that are gone"]
             raise StoreError(f"The catalog {self._path} is damaged: {'; '.join(found)}")
+
+    @property
+    def store(self) -> Path:
+        """The directory of the store whose catalog this is."""
+        return self._path.parent
 
     @property
     def info(self) -> StoreInfo:
@@ -549,13 +578,13 @@ class Catalog:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _named_errors(self._path), self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
+        with self._lock, _named_errors(self._path), self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
 
     def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[Any]:
         with self._lock, _named_errors(self._path):
-            return self._db.execute(query, parameters).fetchall()
+            return self._connection().execute(query, parameters).fetchall()
 
     def _rows_in(self, query: str, values: Iterable[str], *parameters: str) -> list[Any]:
         """Rows of a query with `IN ({})`, asked in batches; `parameters` come behind the list."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
+from fusionrag_integrations.threads import Closable, Threads
 from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
@@ -103,8 +104,11 @@ class Update:
     records: tuple[ChunkRecord, ...]
 
 
-class Corpus:
-    """The text side of a store. `open` and `create` take Chroma for the index."""
+class Corpus(Closable):
+    """The text side of a store. `open` and `create` take Chroma for the index.
+
+    A context manager, which is closed at its end; using it afterwards raises `StoreClosedError`.
+    """
 
     def __init__(self, path: Path, catalog: Catalog, embedder: Embedder, index: Index) -> None:
         if catalog.info.embedding != embedder.name:
@@ -118,6 +122,8 @@ class Corpus:
         self._embedder = embedder
         self._index = index
         self._seen = catalog.revision  # when the index was last read or written
+        self._opened = ExitStack()  # what `open` or `create` opened
+        self.threads = Threads("fusionrag-search", self.path)  # what event loops wait for
 
     @classmethod
     def open(cls, path: str | Path, embedding: object | None = None) -> Corpus:
@@ -128,8 +134,7 @@ class Corpus:
         `StoreMismatchError` for another embedding.
         """
         path = Path(path)
-        catalog = open_catalog(path)
-        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
+        return cls._of(path, open_catalog(path), embedding)
 
     @classmethod
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
@@ -143,8 +148,17 @@ class Corpus:
         except OSError as error:
             raise StoreError(f"Can't make a store at {path}: {error}") from error
         Manifests(path).write_info(info)
-        catalog = Catalog.create(path / CATALOG_FILE, info)
-        return cls(path, catalog, as_embedder(embedding), ChunkIndex(path / INDEX_DIRECTORY))
+        return cls._of(path, Catalog.create(path / CATALOG_FILE, info), embedding)
+
+    @classmethod
+    def _of(cls, path: Path, catalog: Catalog, embedding: object | None) -> Corpus:
+        """What can't be opened leaves nothing open."""
+        with ExitStack() as opened:
+            opened.enter_context(catalog)
+            index = opened.enter_context(ChunkIndex(path / INDEX_DIRECTORY))
+            corpus = cls(path, catalog, as_embedder(embedding), index)
+            corpus._opened = opened.pop_all()
+        return corpus
 
     def search(
         self,
@@ -355,7 +369,12 @@ class Corpus:
                 close_to_others(self.path / INDEX_DIRECTORY)
 
     def close(self) -> None:
-        """Release the catalog's files."""
+        """Wait for what is under way, and release all files. May be called again.
+
+        An index that was given stays open.
+        """
+        self.threads.close()
+        self._opened.close()
         self.catalog.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +40,7 @@ from fusionrag_integrations.recompute import resident
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.serve import Server
 from fusionrag_integrations.store import Budgets, FileKVStore, StoreMetrics, TieredKV, format_of
+from fusionrag_integrations.threads import Closable, Threads
 from fusionrag_integrations.types import (
     AnswerSettings,
     Calibration,
@@ -56,8 +58,14 @@ DEFAULT_BUDGETS = Budgets()
 logger = logging.getLogger(__name__)
 
 
-class FusionEngine:
-    """Ingests documents into a store, and answers prompts from the KV that it keeps there."""
+class FusionEngine(Closable):
+    """Ingests documents into a store, and answers prompts from the KV that it keeps there.
+
+    A context manager, which is closed at its end:
+
+        with FusionEngine.from_pretrained("model", store="my-store") as engine:
+            ...
+    """
 
     def __init__(
         self,
@@ -86,6 +94,8 @@ class FusionEngine:
             break_even,
             on_hot=self._fuse_captured,
         )
+        self.threads = Threads("fusionrag-answer", corpus.path)  # what event loops wait for
+        self._owns_store = True
 
     @classmethod
     def from_pretrained(
@@ -152,7 +162,6 @@ class FusionEngine:
         path = Path(store)
         if (path / CATALOG_FILE).exists():
             corpus = Corpus.open(path, embedding)
-            _check_same(corpus, model.source, signature, chunk_tokens, kv_format, salt_id(salt))
         else:
             chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
             info = StoreInfo(
@@ -165,6 +174,18 @@ class FusionEngine:
                 salt_id=salt_id(salt),
             )
             corpus = Corpus.create(path, info, embedding)
+        with ExitStack() as opened:
+            opened.enter_context(corpus)
+            _check_same(corpus, model.source, signature, chunk_tokens, kv_format, salt_id(salt))
+            engine = cls._over(model, corpus, prefix, signature, budgets)
+            opened.pop_all()
+        return engine
+
+    @classmethod
+    def _over(
+        cls, model: CausalModel, corpus: Corpus, prefix: str, signature: str, budgets: Budgets
+    ) -> FusionEngine:
+        path = corpus.path
         measured = [place / CALIBRATION_FILE for place in (path, model.directory)]
         calibration = _calibration(measured, model, signature)
         device = device_name(model.device)
@@ -176,10 +197,34 @@ class FusionEngine:
         return cls(model, corpus, kv, prefix, calibration, break_even)
 
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
-        """An engine over the same store whose own selector works as `calibration` says."""
-        return FusionEngine(
+        """An engine over the same store whose own selector works as `calibration` says.
+
+        Closing this one closes the other, but not the other way round.
+        """
+        self._check_usable()
+        other = FusionEngine(
             self.model, self.corpus, self._kv, self._prefix, calibration, self._break_even
         )
+        other._owns_store = False
+        return other
+
+    def close(self) -> None:
+        """Release the store: files, threads and the memory of its tiers. May be called again.
+
+        Waits until what came with questions is kept, and reads and awaited requests have ended. An
+        answer or an ingest that is under way raises `StoreClosedError` at its next step, and so
+        does whatever is asked of the engine afterwards, or of retrievers and models over it.
+        """
+        self._server.close()
+        self.threads.close()
+        if self._owns_store:
+            self._kv.close()
+            self.corpus.close()
+
+    def _check_usable(self) -> None:
+        """Raises `StoreClosedError` once this is closed, `StoreError` on a GPU after a fork."""
+        self._server.check_open()
+        self.model.check_process()
 
     @property
     def model_name(self) -> str:
@@ -237,6 +282,7 @@ class FusionEngine:
         those before it are kept, and nothing is deleted. Raises `StoreError` while another
         process changes the same store, or where it can't be written.
         """
+        self._check_usable()
         with self.corpus.writing():
             return self._ingest(neighbours, progress).run(documents, delete_others)
 
@@ -249,8 +295,17 @@ class FusionEngine:
             tuple(self.encode(SEPARATOR)),
             self._corrections,
             neighbours,
-            progress or (lambda stage, done, total: None),
+            self._until_closed(progress or (lambda stage, done, total: None)),
         )
+
+    def _until_closed(self, progress: Progress) -> Progress:
+        """So that long work ends where another thread closes the engine."""
+
+        def told(stage: str, done: int, total: int) -> None:
+            self._check_usable()
+            progress(stage, done, total)
+
+        return told
 
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
@@ -259,6 +314,7 @@ class FusionEngine:
         as neighbour are served isolated until the next ingest. Raises `InvalidInputError` for a
         single string, whose letters would pass for ids.
         """
+        self._check_usable()
         return delete_documents(self.corpus, self._kv, document_ids, scope)
 
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
@@ -275,6 +331,7 @@ class FusionEngine:
 
         handles: in the prompt's order, as far as it is known: its first chunk is taken isolated.
         """
+        self._check_usable()
         given = list(handles)
         first = [handle.isolated_key for handle in given[:1]]
         rest = [handle.fused_key or handle.isolated_key for handle in given]
@@ -287,10 +344,12 @@ class FusionEngine:
         requests; no search finds it. scope: whose requests may use it, and behind whose chunks it
         is fused once it is used often.
         """
+        self._check_usable()
         self._server.offer(texts, scope)
 
     def metrics(self) -> StoreMetrics:
         """What the tiers of KV hold, and what they have done since the engine was opened."""
+        self._check_usable()
         return self._kv.metrics()
 
     def check(
@@ -306,7 +365,8 @@ class FusionEngine:
         documents of which to say what ingesting them into such a store would take. Raises
         `InvalidInputError` for a store without chunks.
         """
-        told = progress or (lambda stage, done, total: None)
+        self._check_usable()
+        told = self._until_closed(progress or (lambda stage, done, total: None))
         estimated = None
         if estimate is not None:
             info = self.corpus.catalog.info
@@ -320,11 +380,12 @@ class FusionEngine:
         try:
             with self.corpus.writing():
                 self._ingest(DEFAULT_NEIGHBOURS, None).fuse_captured(record)
-        except StoreError as error:
+        except StoreError as error:  # be it that the engine is being closed
             logger.info("A captured chunk stays isolated for now: %s", error)
 
     def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
         """A prompt with the KV that `answer` would place for it, to look into."""
+        self._check_usable()
         return self._server.load(prompt, settings or AnswerSettings())
 
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
@@ -332,7 +393,9 @@ class FusionEngine:
 
         `async for` and `await stream.aread()` do the work in threads; cancelled, it ends.
         """
-        return AnswerStream(self._server.run(prompt, settings or AnswerSettings()))
+        self._check_usable()
+        events = self._server.run(prompt, settings or AnswerSettings())
+        return AnswerStream(events, self.threads)
 
 
 def corpus_of(engine: FusionEngine | None, corpus: Corpus | None) -> Corpus:

@@ -11,6 +11,7 @@ FusionRAGError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
     ├── CatalogRowError                       what the catalog says of a chunk is damaged
+    ├── StoreClosedError                      what was opened has been closed
     └── KVRecordError                         one record can't be used; in serving, a counted miss
         ├── KVMissingError                    no such record
         ├── KVCorruptError                    damaged: truncated, altered, or no record at all
@@ -20,6 +21,11 @@ FusionRAGError
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FusionRAGError(Exception):
@@ -63,6 +69,15 @@ class StoreMismatchError(StoreError):
 
 class CatalogRowError(StoreError):
     """What the catalog says of a chunk isn't what was written to it."""
+
+
+class StoreClosedError(StoreError):
+    """An engine, corpus or retriever was closed, and is used all the same."""
+
+    @classmethod
+    def of(cls, store: Path) -> Self:
+        """The error for a store at this path."""
+        return cls(f"The store at {store} was closed here; open it again to use it.")
 
 
 class KVRecordError(StoreError):

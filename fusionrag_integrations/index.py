@@ -11,13 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from shutil import copyfile
-from tempfile import TemporaryDirectory
+from shutil import copyfile, rmtree
+from tempfile import mkdtemp
 from threading import RLock
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, ClassVar
+from weakref import finalize
 
 from fusionrag_integrations.durable import DIRECTORY_MODE
-from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreClosedError,
+    StoreError,
+    StoreMismatchError,
+)
+from fusionrag_integrations.forks import Forkable
+from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import Chunk, MetadataValue
 
 _COLLECTION = "chunks"
@@ -29,27 +38,28 @@ _MOST = 1 << 30  # results that Chroma can be asked for
 # than were asked for, ours come by their ids.
 _TIES = 16
 _openings = count()
+_SETTLING = 0.5  # seconds that threads of a closed client may take to end
 
 
-class ChunkIndex:
+class ChunkIndex(Forkable, Closable):
     """Embeddings of chunks in a directory, created where there is none.
 
     One that is read-only is searched in a temporary copy, since Chroma writes even to search.
 
     Vectors all have the length of the first one that was added; scores are cosine similarity,
     higher is nearer. Every method raises StoreError where the directory can't be read or
-    written.
+    written, and StoreClosedError once the index is closed.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
         self._lock = RLock()  # nobody may ask while the directory is being opened anew
+        self._closed = False
         self._open()
+        super().__init__()
 
     def _open(self) -> None:
-        import chromadb
-        from chromadb.config import Settings
-
+        _Chroma.check()
         directory = self._directory
         for path in (directory, *directory.rglob("*")):
             if path.is_symlink():
@@ -57,24 +67,43 @@ class ChunkIndex:
                     f"{path} is a symbolic link, which is not followed. Put the index itself "
                     "there, or delete the link: `fusionrag index` embeds the chunks anew."
                 )
-        self._copy = None if _is_writable(directory) else _copied(directory)
         # A directory that failed to open half is answered with one of these.
-        with self._errors(AttributeError, KeyError, ValueError):
-            if self._copy is None:
+        with self._named_errors(AttributeError, KeyError, ValueError):
+            copy = None if _is_writable(directory) else _copied(directory)
+            if copy is None:
                 directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._client: Any = chromadb.PersistentClient(
-                path=_new_name(self._copy.name if self._copy else str(directory.resolve())),
-                settings=Settings(anonymized_telemetry=False),
-            )
-            self._collection: Any = self._client.get_or_create_collection(
-                _COLLECTION, embedding_function=None, configuration={"hnsw": _HNSW}
-            )
+            try:
+                self._client: Any = _opened(copy or directory.resolve())
+            except BaseException:
+                _removed(copy)
+                raise
+            # Chroma keeps its own reference, so that collecting ours alone would close nothing.
+            self._release = finalize(self, _close_client, self._client, copy)
+            try:
+                self._collection: Any = self._client.get_or_create_collection(
+                    _COLLECTION, embedding_function=None, configuration={"hnsw": _HNSW}
+                )
+            except BaseException:
+                self._release()
+                raise
 
     def refresh(self) -> None:
         """Read the directory anew. Chroma never sees by itself what another process has written."""
-        with self._lock:
-            self.close()
+        with self._errors():
+            self._release()
             self._open()
+
+    def hold(self) -> None:
+        """Chroma must not be open in a process that forks: parent and child open it when needed.
+
+        A child can neither use nor close it, for want of its threads.
+        """
+        self._lock.acquire()
+        self._release()
+        self._client = self._collection = None
+
+    def release(self) -> None:
+        self._lock.release()
 
     def __len__(self) -> int:
         with self._errors():
@@ -165,11 +194,10 @@ class ChunkIndex:
         return neighbours
 
     def close(self) -> None:
-        """Release the directory's files; the index can't be used afterwards."""
-        with self._errors():
-            self._client.close()
-            if self._copy is not None:
-                self._copy.cleanup()
+        """Release the directory's files, once nobody searches. May be called again."""
+        with self._lock, self._named_errors():
+            self._closed = True
+            self._release()
 
     def _stored(self, chunk_ids: Sequence[str]) -> dict[str, dict[str, Sequence[float]]]:
         """scope -> chunk id -> embedding."""
@@ -213,13 +241,23 @@ class ChunkIndex:
         return (slice(start, start + size) for start in range(0, count, size))
 
     @contextmanager
-    def _errors(self, *others: type[Exception]) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
+        """Use Chroma, one thread at a time."""
+        with self._lock, self._named_errors():
+            if self._closed:
+                raise StoreClosedError.of(self._directory.parent)
+            if self._client is None:
+                self._open()
+            _Chroma.use()
+            yield
+
+    @contextmanager
+    def _named_errors(self, *others: type[Exception]) -> Iterator[None]:
         """Chroma's errors, the system's and `others` as ours, with the directory."""
         from chromadb.errors import ChromaError, InvalidArgumentError
 
         try:
-            with self._lock:
-                yield
+            yield
         except InvalidArgumentError as error:
             if "dimension" in str(error):
                 raise StoreMismatchError(
@@ -251,15 +289,78 @@ def _is_writable(directory: Path) -> bool:
     return os.access(directory, os.W_OK, effective_ids=effective)
 
 
-def _copied(directory: Path) -> TemporaryDirectory[str]:
-    """A writable copy that goes away with the object."""
-    copy = TemporaryDirectory(prefix="fusionrag-index-")
-    for file in directory.rglob("*"):
-        if file.is_file():
-            target = Path(copy.name) / file.relative_to(directory)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copyfile(file, target)
+def _copied(directory: Path) -> Path:
+    """A writable copy in a temporary directory."""
+    copy = Path(mkdtemp(prefix="fusionrag-index-"))
+    try:
+        for file in directory.rglob("*"):
+            if file.is_file():
+                target = copy / file.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copyfile(file, target)
+    except BaseException:
+        _removed(copy)
+        raise
     return copy
+
+
+def _removed(copy: Path | None) -> None:
+    if copy is not None:
+        rmtree(copy, ignore_errors=True)
+
+
+def _opened(directory: Path) -> Any:
+    """A client of Chroma's over a directory."""
+    import chromadb
+    from chromadb.config import Settings
+
+    return chromadb.PersistentClient(
+        path=_new_name(str(directory)), settings=Settings(anonymized_telemetry=False)
+    )
+
+
+class _Chroma:
+    """Chroma's own threads: one pool a process, which begins with the first use of a collection.
+
+    In a child that is forked afterwards they are gone, and whatever needs them waits for ever.
+    """
+
+    process: ClassVar[int | None] = None  # whose pool it is
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises StoreError where the pool was left behind in the parent."""
+        if cls.process not in (None, os.getpid()):
+            raise StoreError(
+                "Chroma can't be used in this process: it was forked from one that had searched "
+                "or changed an index. Search in the parent only after all workers are forked, or "
+                "start workers by 'spawn'."
+            )
+
+    @classmethod
+    def use(cls) -> None:
+        """The same; from here on the pool is this process's."""
+        cls.check()
+        cls.process = os.getpid()
+
+
+def _close_client(client: Any, copy: Path | None) -> None:
+    """Close a client, and wait until its threads have ended.
+
+    They hold SQLite's locks meanwhile, which would stay locked in a child that is forked just then.
+    """
+    client.close()
+    _removed(copy)
+    before, deadline = -1, monotonic() + _SETTLING
+    while (now := _native_threads()) != before and monotonic() < deadline:
+        before = now
+        sleep(0.01)
+
+
+def _native_threads() -> int:
+    """How many threads this process has, Chroma's among them; 0 where the system doesn't tell."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
 def _metadata(chunk: Chunk) -> dict[str, MetadataValue]:

@@ -209,7 +209,8 @@ def _index_problems(store: Path) -> Iterator[Problem]:
     if not path.exists():
         return  # made by the next ingest
     try:
-        ChunkIndex(path).ids()
+        with ChunkIndex(path) as index:
+            index.ids()
     except StoreError as error:
         yield _problem("index", path, error)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from threading import Lock
@@ -22,7 +21,8 @@ from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.chunk_kv import place_at, prefill_prefix
 from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.decode import CALL_TOKENS, TextStream, decode_tokens
-from fusionrag_integrations.errors import KVRecordError, PromptTooLongError
+from fusionrag_integrations.errors import KVRecordError, PromptTooLongError, StoreClosedError
+from fusionrag_integrations.forks import Forkable
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.loading import ChunkLoading
 from fusionrag_integrations.match import ChunkMatcher, resolve
@@ -42,6 +42,7 @@ from fusionrag_integrations.prompt import (
 from fusionrag_integrations.recompute import PlacedPrompt, lay
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.store import Lease, TieredKV
+from fusionrag_integrations.threads import Closable, Threads
 from fusionrag_integrations.timing import Stopwatch
 from fusionrag_integrations.types import (
     AnswerSettings,
@@ -72,7 +73,7 @@ class _Computed:
     reuse: Reuse | None = None
 
 
-class Server:
+class Server(Forkable, Closable):
     """Answers prompts over the chunks of one catalog, from several threads at once.
 
     Requests share what they read, and nothing that they change.
@@ -102,9 +103,27 @@ class Server:
         self._on_hot = on_hot
         self._loading = ChunkLoading(model, kv, corrections, lambda: self._prefix, len(prefix_ids))
         self._captures = Captures(catalog, kv, partial(encode_chunk, model.tokenizer))
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="fusionrag-keep")
+        self._background = Threads("fusionrag-keep", catalog.store, 1)
         self._known: tuple[int, ChunkMatcher] | None = None
         self._refreshing = Lock()
+        self._closed = False
+        super().__init__()
+
+    def renew(self) -> None:
+        """In a forked child, where nobody is left to unlock what was locked."""
+        self._refreshing = Lock()
+        self._captures.renew()
+
+    def close(self) -> None:
+        """Wait until what was captured is kept. Requests under way end at their next token."""
+        self._closed = True
+        self._background.close()
+
+    def check_open(self) -> None:
+        """Raises `StoreClosedError` once this or the catalog is closed."""
+        self._catalog.check_open()
+        if self._closed:
+            raise StoreClosedError.of(self._catalog.store)
 
     def offer(self, texts: Iterable[str], scope: str) -> None:
         """Texts that prompts may hold from now on, and that were not ingested."""
@@ -116,6 +135,7 @@ class Server:
 
     def load(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as a request would place it."""
+        self.check_open()
         worded = self._worded(prompt, settings)
         matches = self._matches(worded, settings)
         encoded = encode_worded(self._model.tokenizer, worded, matches)
@@ -128,9 +148,13 @@ class Server:
         """Yields pieces of text, and at last the answer. Closed, it computes nothing more.
 
         There is a piece before the prompt is computed, and one for each token; some are empty.
+        Raises `StoreClosedError` at the first step after `close`.
         """
+        self.check_open()
         with self._kv.lease() as lease:
-            yield from self._run(prompt, settings, lease)
+            for event in self._run(prompt, settings, lease):
+                yield event
+                self.check_open()
 
     def _run(
         self, prompt: Prompt, settings: AnswerSettings, lease: Lease

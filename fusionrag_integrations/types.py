@@ -445,9 +445,9 @@ class AnswerSettings:
     repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
     takes what the model's own generation config says, which holds for all that has no setting here.
     tools: what the model may call, as JSON schemas in OpenAI's form, worded by its chat template.
-    raw: whether a prompt that is one string is the model's whole text, control tokens included; else
-    the chat template makes a user's message of it, whose text spells none. None tells by whether the
-    string begins and ends turns as the template does. Chunks in it are text either way.
+    raw: whether a prompt that is one string is the model's whole text, control tokens included;
+    else the chat template makes a user's message of it, whose text spells none. None tells by
+    whether the string begins and ends turns as the template does. Chunks in it are text either way.
     """
 
     kv: KVSource = "fused"

@@ -18,7 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
     {"types"},
-    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo"},
+    {"forks"},
+    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo", "threads"},
     {"kernels", "records", "answer"},
     {"attention", "model"},
     {"observed"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from threading import Event, Lock
 
 from fusionrag_integrations.answer.answer import Answer
-from fusionrag_integrations.errors import FusionRAGError
+from fusionrag_integrations.errors import FusionRAGError, StoreError
+from fusionrag_integrations.threads import Threads
 
 
 class AnswerStream(Iterator[str], AsyncIterator[str]):
@@ -17,9 +19,14 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
     until it is closed or collected: `with contextlib.closing(engine.stream(prompt)) as stream`.
     """
 
-    def __init__(self, events: Generator[str | Answer]) -> None:
-        """events: pieces, empty ones where work may stop without one, and at last the answer."""
+    def __init__(self, events: Generator[str | Answer], threads: Threads | None = None) -> None:
+        """events: pieces, empty ones where work may stop without one, and at last the answer.
+
+        threads: where an event loop's steps run; by default in threads of its own.
+        """
         self._events = events
+        self._in_thread = asyncio.to_thread if threads is None else threads.run
+        self._process = os.getpid()
         self._answer: Answer | None = None
         self._closed = Event()
         self._running = Lock()
@@ -35,7 +42,7 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         try:
-            piece = await asyncio.to_thread(next, self, None)
+            piece = await self._in_thread(next, self, None)
         except asyncio.CancelledError:
             self.close()
             raise
@@ -44,6 +51,11 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         return piece
 
     def _step(self) -> str | Answer | None:
+        if self._process != os.getpid():
+            raise StoreError(
+                "This answer was begun before its process was forked, and goes on in the parent "
+                "alone. Ask again in the child."
+            )
         with self._running:
             event = next(self._events, None)
         if self._closed.is_set():  # meanwhile, by another thread
@@ -57,6 +69,8 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         Where another thread is at work, it does so as soon as its token is there, or its prompt
         computed. Nothing happens where the stream has ended.
         """
+        if self._process != os.getpid():
+            return  # its KV is held in the parent
         self._closed.set()
         if self._running.acquire(blocking=False):
             try:
@@ -73,7 +87,7 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
     async def aread(self) -> Answer:
         """`read` in a thread. Cancelled, it closes the stream."""
         try:
-            return await asyncio.to_thread(self.read)
+            return await self._in_thread(self.read)
         except asyncio.CancelledError:
             self.close()
             raise

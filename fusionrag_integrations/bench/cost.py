@@ -54,10 +54,11 @@ def count_work(
         calibration,
         layers=tuple(sorted({i * layers // calibrated.num_layers for i in calibration.layers})),
     )
-    with TemporaryDirectory(prefix="fusionrag-cost-") as directory:
-        engine = FusionEngine.open(
-            model, Path(directory), chunk_tokens=suite.chunk_tokens
-        ).calibrated(deeper)
+    with (
+        TemporaryDirectory(prefix="fusionrag-cost-") as directory,
+        FusionEngine.open(model, Path(directory), chunk_tokens=suite.chunk_tokens) as opened,
+    ):
+        engine = opened.calibrated(deeper)
         engine.ingest(suite.documents, progress=progress)
         questions = suite.questions(engine)
         rows = []
@@ -67,7 +68,6 @@ def count_work(
             ]
             work = mean(u.token_layers / (u.prompt_tokens * layers) for u in usages)
             rows.append(CostRow(strategy.name, strategy.placed, strategy.ratio, layers, work))
-        engine.corpus.close()
     return rows
 
 

@@ -104,7 +104,7 @@ def measure_formats(
     questions = suite.questions(engines[REFERENCE])
     scores = _ask(engines, questions, ratios, suite.max_tokens, progress)
     for engine in engines.values():
-        engine.corpus.close()
+        engine.close()
     return {
         **where_and_when(),
         **described(model),

@@ -118,12 +118,15 @@ def measure_ingest(model: CausalModel, chunks: int, progress: Progress) -> dict[
         for start in range(0, chunks, PASSAGES)
     ]
     clock = _Stages(progress)
-    with TemporaryDirectory(prefix="fusionrag-ingest-") as directory:
-        engine = FusionEngine.open(model, Path(directory))
+    with (
+        TemporaryDirectory(prefix="fusionrag-ingest-") as directory,
+        FusionEngine.open(model, Path(directory)) as engine,
+    ):
         report = engine.ingest(documents, progress=clock)
+        catalog = engine.corpus.catalog
         tokens = sum(
             len(record.encoded.token_ids)
-            for record in engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids()).values()
+            for record in catalog.records(catalog.chunk_ids()).values()
         )
     stages = clock.ms_until(report.seconds)
     times = IngestTimes(

@@ -102,8 +102,12 @@ def served_prompt(
     model: CausalModel, context: int, tier: Tier, calibration: Calibration | None
 ) -> Iterator[tuple[Server, Prompt]]:
     """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""
-    with invented_store(model, context, format_of(model.dtype)) as store:
-        yield store.server(store.tiers_at(tier), calibration), store.prompt
+    with (
+        invented_store(model, context, format_of(model.dtype)) as store,
+        store.tiers_at(tier) as kv,
+        store.server(kv, calibration) as server,
+    ):
+        yield server, store.prompt
 
 
 def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:

@@ -9,7 +9,7 @@ from importlib import import_module
 from math import inf
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -20,6 +20,9 @@ from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fusionrag_integrations.engine import FusionEngine
+    from fusionrag_integrations.threads import Closable
+
+Opened = TypeVar("Opened", bound="Closable")
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -69,7 +72,7 @@ def open_engine(
     else:
         found = find_model(model)
     with err.status("Loading the model"):
-        return FusionEngine.from_pretrained(
+        engine = FusionEngine.from_pretrained(
             found,
             store=store,
             embedding=None if embedding is None else imported(embedding),
@@ -77,6 +80,13 @@ def open_engine(
             kv_format=kv_format,
             salt=salt,
         )
+    return closed_later(engine)
+
+
+def closed_later(opened: Opened) -> Opened:
+    """What was opened, which is closed when the command ends."""
+    click.get_current_context().with_resource(opened)
+    return opened
 
 
 def existing(store: Path) -> Path:

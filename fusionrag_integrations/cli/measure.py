@@ -341,15 +341,16 @@ def _opened(
     """An engine over the store in a directory, and progress bars."""
     from fusionrag_integrations.engine import FusionEngine
 
-    with bars() as progress:
-        engine = FusionEngine.from_pretrained(
+    with (
+        bars() as progress,
+        FusionEngine.from_pretrained(
             find_model(model),
             store=directory / "store",
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=suite.chunk_tokens,
-        )
+        ) as engine,
+    ):
         yield engine, progress
-        engine.corpus.close()
 
 
 @contextmanager

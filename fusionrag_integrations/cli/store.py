@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fusionrag_integrations.cli.console import (
     bars,
+    closed_later,
     embedding_option,
     err,
     existing,
@@ -112,7 +113,7 @@ def delete(
     from fusionrag_integrations.ingest import delete_documents
     from fusionrag_integrations.records import RecordFiles
 
-    corpus = Corpus.open(store, None if embedding is None else imported(embedding))
+    corpus = closed_later(Corpus.open(store, None if embedding is None else imported(embedding)))
     scopes = defaultdict(list)
     for known in corpus.catalog.documents():
         scopes[known.id].append(known.scope)
@@ -369,5 +370,5 @@ def _opened(store: Path) -> tuple[Catalog, RecordFiles]:
     from fusionrag_integrations.corpus import KV_DIRECTORY, open_catalog
     from fusionrag_integrations.records import RecordFiles
 
-    catalog = open_catalog(store)
+    catalog = closed_later(open_catalog(store))
     return catalog, RecordFiles(store / KV_DIRECTORY, catalog.info.record_signature)

@@ -91,16 +91,16 @@ def run_demo(model: str | Path, demo: Demo, progress: Progress) -> DemoResult:
     where the model's context holds too few tokens for the questions.
     """
     with TemporaryDirectory(prefix="fusionrag-demo-") as directory:
-        engine = FusionEngine.from_pretrained(
-            model, store=Path(directory) / "store", chunk_tokens=demo.chunk_tokens
-        )
-        report = engine.ingest(demo.documents, progress=progress)
-        outcomes = compare(
-            engine,
-            demo.questions(engine),
-            demo.strategies,
-            reference="full_attention",
-            progress=lambda done, total: progress("ask", done, total),
-        )
-        engine.corpus.close()
+        store = Path(directory) / "store"
+        with FusionEngine.from_pretrained(
+            model, store=store, chunk_tokens=demo.chunk_tokens
+        ) as engine:
+            report = engine.ingest(demo.documents, progress=progress)
+            outcomes = compare(
+                engine,
+                demo.questions(engine),
+                demo.strategies,
+                reference="full_attention",
+                progress=lambda done, total: progress("ask", done, total),
+            )
     return DemoResult(engine.model_name, report, tuple(outcomes), tuple(summarise(outcomes)))

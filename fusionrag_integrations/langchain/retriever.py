@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,6 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
@@ -25,12 +25,13 @@ from fusionrag_integrations.langchain.documents import (
     source_of,
     to_documents,
 )
+from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import KVHandle, SearchHit
 
 _OF_THE_SEARCH = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
 
-class FusionKVRetriever(BaseRetriever):
+class FusionKVRetriever(BaseRetriever, Closable):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each document has the chunk's id, its text as content, and in its metadata the user's own
@@ -47,7 +48,8 @@ class FusionKVRetriever(BaseRetriever):
         FusionKVRetriever.from_documents(splits, engine=engine, k=5)
         FusionKVRetriever.from_chroma(vectorstore, engine=engine)
         FusionKVRetriever(engine=engine, retriever=any_retriever)
-        FusionKVRetriever.from_store("my-store", k=5)                 # loads no weights
+        with FusionKVRetriever.from_store("my-store", k=5) as retriever:  # loads no weights
+            ...
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -81,9 +83,14 @@ class FusionKVRetriever(BaseRetriever):
     ) -> FusionKVRetriever:
         """A retriever over the store at `path`, which needs no model.
 
-        embedding: the one that the store was made with. Raises as `Corpus.open` does.
+        embedding: the one that the store was made with. Raises as `Corpus.open` does. The
+        retriever is a context manager, which closes the store at its end; so does `close`.
         """
-        return cls(corpus=Corpus.open(path, embedding), **fields)
+        with ExitStack() as opened:
+            corpus = opened.enter_context(Corpus.open(path, embedding))
+            retriever = cls(corpus=corpus, **fields)
+            retriever._opened = opened.pop_all()
+        return retriever
 
     @classmethod
     def from_documents(
@@ -143,6 +150,7 @@ class FusionKVRetriever(BaseRetriever):
         return [(_to_document(hit), hit.score) for hit in hits]
 
     _source: Corpus = PrivateAttr()
+    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)  # what `from_store` opened
 
     @model_validator(mode="after")
     def _choose_source(self) -> FusionKVRetriever:
@@ -153,6 +161,13 @@ class FusionKVRetriever(BaseRetriever):
                 "that one what it should search by."
             )
         return self
+
+    def close(self) -> None:
+        """Close the store that `from_store` opened; an engine or corpus that was given stays open.
+
+        Afterwards `invoke` raises `StoreClosedError`.
+        """
+        self._opened.close()
 
     def _get_relevant_documents(
         self,
@@ -177,12 +192,13 @@ class FusionKVRetriever(BaseRetriever):
         k: int | None = None,
     ) -> list[Document]:
         if self.retriever is None:
-            return await run_in_executor(
-                None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
+            return await self._source.threads.run(
+                self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
             )
         config = {"callbacks": run_manager.get_child()}
         found = await self.retriever.ainvoke(query, config=config)  # type: ignore[arg-type]
-        return await run_in_executor(None, self._with_handles, found if k is None else found[:k])
+        kept = found if k is None else found[:k]
+        return await self._source.threads.run(self._with_handles, kept)
 
     def _search(self, query: str, k: int) -> list[SearchHit]:
         vector = self._source.embed_question(query)

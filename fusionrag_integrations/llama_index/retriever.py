@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
+from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import KVHandle
 
 
-class FusionKVRetriever(BaseRetriever):
+class FusionKVRetriever(BaseRetriever, Closable):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each node has the chunk's id and text; its metadata holds the user's own entries, and
@@ -35,7 +36,8 @@ class FusionKVRetriever(BaseRetriever):
 
         FusionKVRetriever.from_nodes(nodes, engine=engine, similarity_top_k=5)
         FusionKVRetriever(engine=engine, retriever=index.as_retriever())
-        FusionKVRetriever.from_store("my-store", similarity_top_k=5)     # loads no weights
+        with FusionKVRetriever.from_store("my-store") as retriever:     # loads no weights
+            ...
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class FusionKVRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._corpus = corpus_of(engine, corpus)
+        self._opened = ExitStack()  # what `from_store` opened
         self._engine = engine
         _check(retriever, similarity_top_k, scopes, filters)
         self.retriever = retriever
@@ -68,9 +71,14 @@ class FusionKVRetriever(BaseRetriever):
     ) -> FusionKVRetriever:
         """A retriever over the store at `path`, which needs no model.
 
-        embedding: the one that the store was made with. Raises as `Corpus.open` does.
+        embedding: the one that the store was made with. Raises as `Corpus.open` does. The
+        retriever is a context manager, which closes the store at its end; so does `close`.
         """
-        return cls(corpus=Corpus.open(path, embedding), **arguments)
+        with ExitStack() as opened:
+            corpus = opened.enter_context(Corpus.open(path, embedding))
+            retriever = cls(corpus=corpus, **arguments)
+            retriever._opened = opened.pop_all()
+        return retriever
 
     @classmethod
     def from_nodes(
@@ -92,6 +100,13 @@ class FusionKVRetriever(BaseRetriever):
         arguments.setdefault("scopes", [scope])
         return cls(engine=engine, **arguments)
 
+    def close(self) -> None:
+        """Close the store that `from_store` opened; an engine or corpus that was given stays open.
+
+        Afterwards `retrieve` raises `StoreClosedError`.
+        """
+        self._opened.close()
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is not None:
             return self._marked(self.retriever.retrieve(query_bundle))
@@ -105,9 +120,9 @@ class FusionKVRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is None:
-            return await asyncio.to_thread(self._retrieve, query_bundle)
+            return await self._corpus.threads.run(self._retrieve, query_bundle)
         found = await self.retriever.aretrieve(query_bundle)
-        return await asyncio.to_thread(self._marked, found)
+        return await self._corpus.threads.run(self._marked, found)
 
     def _marked(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         return self._expected(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -53,4 +52,4 @@ class FusionKVTransform(EngineComponent, TransformComponent):
         return [mark(self.engine.corpus, node, [self.scope]) for node in nodes]
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        return await asyncio.to_thread(self.__call__, nodes, **kwargs)
+        return await self.engine.threads.run(self.__call__, nodes, **kwargs)

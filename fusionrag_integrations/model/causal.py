@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from copy import copy, deepcopy
@@ -26,7 +27,8 @@ from transformers import (
     StopStringCriteria,
 )
 
-from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.errors import InvalidInputError, StoreError, UnsupportedModelError
+from fusionrag_integrations.forks import Forkable
 from fusionrag_integrations.kernels import Rows
 from fusionrag_integrations.model.adapters import refuse_adapted, refuse_adapter
 from fusionrag_integrations.model.buffer import KVBuffer, SequenceKV
@@ -57,7 +59,7 @@ class Run:
     capture: Capture | None = None
 
 
-class CausalModel:
+class CausalModel(Forkable):
     """A supported model with its tokenizer. All tensors it takes and gives lie on `device`."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
@@ -93,6 +95,22 @@ class CausalModel:
         self._uppers: dict[int, Any] = {}
         self._passed_over: dict[str, Any] = {}
         self._stop_strings: StopStringCriteria | None = None
+        self._process = os.getpid()
+        super().__init__()
+
+    def renew(self) -> None:
+        """In a forked child: OpenMP's threads are gone there, and PyTorch would wait for them."""
+        self._one_graph = Lock()
+        torch.set_num_threads(1)
+
+    def check_process(self) -> None:
+        """Raises `StoreError` in a child that was forked with this model on a GPU."""
+        if self.device.type == "cuda" and self._process != os.getpid():
+            raise StoreError(
+                f"{self.name} was loaded on {self.device} before this process was forked, and CUDA "
+                "can't be used in a forked child. Load the model in the child, or start workers by "
+                "'spawn'."
+            )
 
     @classmethod
     def load(

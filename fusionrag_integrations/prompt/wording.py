@@ -183,7 +183,7 @@ def _of_tools(prompt: Prompt) -> bool:
 def _apply_to_any_ids(
     tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], **options: Any
 ) -> tuple[str, Places]:
-    """As `apply_quoting`. Where a template refuses the ids of tool calls, they get ones that fit."""
+    """As `apply_quoting`. Tool calls whose ids the template refuses get ones that fit."""
     try:
         return apply_quoting(tokenizer, messages, tools, **options)
     except (TemplateError, TypeError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -24,6 +24,7 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.records import RecordFile, RecordFiles
 from fusionrag_integrations.store.stored import Arrivals, StoredKV
+from fusionrag_integrations.threads import Threads
 
 STAGES = 4  # groups of layers that are read one after another
 WHOLE_BYTES = 1 << 20  # a smaller record is read at once
@@ -81,15 +82,15 @@ class Loader:
         self._events = events
         self._order = count()
         self._waiting: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fusionrag-load")
+        self._threads = Threads("fusionrag-load", files.directory.parent, THREADS)
 
     def start(self, load: Load) -> None:
-        """Begin a load; returns at once."""
+        """Begin a load; returns at once. Raises `StoreClosedError` once this is closed."""
         self._submit(0, partial(self._open, load))
 
     def close(self) -> None:
         """Let the reads that were asked for end; no more can be."""
-        self._threads.shutdown()
+        self._threads.close()
 
     def _submit(self, stage: int, task: Callable[[], None]) -> None:
         """Run a task after those of earlier stages, whichever was asked for first."""

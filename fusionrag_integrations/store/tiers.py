@@ -22,6 +22,7 @@ from fusionrag_integrations.errors import (
     KVMissingError,
     KVRecordError,
 )
+from fusionrag_integrations.forks import Forkable
 from fusionrag_integrations.records.layout import is_key
 from fusionrag_integrations.store.disk import FileKVStore
 from fusionrag_integrations.store.heat import Heat
@@ -30,6 +31,7 @@ from fusionrag_integrations.store.metrics import StoreMetrics, TierMetrics
 from fusionrag_integrations.store.shelf import Budgets, Shelf
 from fusionrag_integrations.store.stored import StoredKV
 from fusionrag_integrations.store.tier import Tier
+from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import ChunkKV, LayeredKV
 
 # Uses of any record after which a use counts half. Under Zipf's law with 3,000 records, room for
@@ -39,8 +41,11 @@ HALF_LIFE = 4096
 MoveToDevice = Callable[[LayeredKV], ChunkKV]
 
 
-class TieredKV:
-    """KV records of one store, shared by requests in several threads."""
+class TieredKV(Forkable, Closable):
+    """KV records of one store, shared by requests in several threads.
+
+    Reading and writing raise `StoreClosedError` once it is closed.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class TieredKV:
     ) -> None:
         """to_device: gives a record's form on `device` that requests attend to where it lies."""
         self._store = store
+        self._pinned_memory = device.type == "cuda"
         self._to_device = to_device
         self._lock = RLock()
         self._heat = Heat(HALF_LIFE)
@@ -62,8 +68,8 @@ class TieredKV:
         self._reading: WeakValueDictionary[str, Load] = WeakValueDictionary()
         self._held: WeakValueDictionary[str, StoredKV] = WeakValueDictionary()
         self._counts: Counter[str] = Counter()
-        events = LoaderEvents(self._opened, self._read, self._waited, self._failed)
-        self._loader = Loader(store.files, device.type == "cuda", events)
+        self._loader = self._new_loader()
+        super().__init__()
 
     # What requests use.
 
@@ -156,8 +162,25 @@ class TieredKV:
             )
 
     def close(self) -> None:
-        """Let reads that are under way end; nothing can be read afterwards."""
+        """Let reads that are under way end, and let go of all memory. May be called again."""
         self._loader.close()
+        with self._lock:
+            self._forget_memory()
+
+    # Over a fork.
+
+    def hold(self) -> None:
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Reads that were under way never end in a forked child: it reads all records anew."""
+        self._forget_memory()
+        self._loads.clear()
+        self._reading.clear()
+        self._loader = self._new_loader()
 
     # What ingest uses.
 
@@ -200,6 +223,16 @@ class TieredKV:
 
     # The rest is called with the lock held, or takes it.
 
+    def _new_loader(self) -> Loader:
+        events = LoaderEvents(self._opened, self._read, self._waited, self._failed)
+        return Loader(self._store.files, self._pinned_memory, events)
+
+    def _forget_memory(self) -> None:
+        for tier in (self._device, self._host):
+            for key in tier:
+                tier.discard(key)
+        self._held.clear()
+
     def _forget(self, key: str) -> None:
         """Let requests to come read the record anew."""
         self._device.discard(key)
@@ -214,9 +247,10 @@ class TieredKV:
     def _load(self, key: str) -> Load:
         load = self._loads.get(key)
         if load is None:
-            load = self._loads[key] = self._reading[key] = Load(key)
+            load = Load(key)
             self._heat.touch(key)  # what was never used would find no room
-            self._loader.start(load)
+            self._loader.start(load)  # which waits for the lock before it looks for the load
+            self._loads[key] = self._reading[key] = load
         return load
 
     def _let_go(self, key: str) -> None:

@@ -13,7 +13,8 @@ from fusionrag_integrations.catalog import CATALOG_FILE
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.store import Budgets
-from tests.provocations.world import Provoked, World
+from tests.processes import in_child
+from tests.provocations.world import Provoked, Seen, World
 
 provoked = Provoked()
 
@@ -88,6 +89,42 @@ def made_twice(world: World) -> None:
     """What the slower of two processes meets that make the same store."""
     store = world.copy()
     Corpus.create(store, world.engine.corpus.catalog.info)
+
+
+@provoked.by("The store at ... was closed here; open it again to use it.")
+def closed(world: World) -> None:
+    engine = world.open(world.store)
+    engine.close()
+    engine.answer("Where is the fox?")
+
+
+@provoked.by(
+    "Chroma can't be used in this process: it was forked from one that had searched or changed an "
+    "index. ...",
+)
+def searched_before_the_fork(world: World) -> list[Seen]:
+    world.engine.corpus.search("Where is the fox?")
+    return told(in_child(lambda: world.engine.corpus.search("Where is the fox?")))
+
+
+@provoked.by("This answer was begun before its process was forked, ...")
+def begun_before_the_fork(world: World) -> list[Seen]:
+    stream = world.engine.stream("Where is the fox?")
+    next(stream)
+    return told(in_child(lambda: next(stream)))
+
+
+@provoked.by("... was loaded on ... before this process was forked, and CUDA can't be used ...")
+def forked_with_a_gpu(world: World) -> list[Seen]:
+    engine = world.open(world.store)
+    world.patch.setattr(engine.model, "device", torch.device("cuda"))
+    return told(in_child(lambda: engine.answer("Where is the fox?")))
+
+
+def told(said: str) -> list[Seen]:
+    """What a child said of an error."""
+    kind, _, message = said.partition(": ")
+    return [(kind, message)]
 
 
 provoked.pairs += [

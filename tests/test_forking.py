@@ -1,0 +1,164 @@
+"""Engines, corpora and streams in a child that was forked while they were open."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
+from fusionrag_integrations.langchain import FusionKVRetriever
+from tests.conftest import town
+from tests.processes import in_child
+from tests.steps import PATIENCE, Steps
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
+
+SHORT = AnswerSettings(max_tokens=3)
+REFUSED = "StoreError: Chroma can't be used in this process: it was forked from one "
+
+# A server that opens its engine, then forks its workers, which end as gunicorn's do.
+PRELOADED = """
+import os, sys
+import torch
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.langchain import FusionKVRetriever
+
+torch.set_num_threads(1)
+model, store, text = sys.argv[1:]
+engine = FusionEngine.from_pretrained(model, store=store)
+retriever = FusionKVRetriever.from_store(store)
+engine.answer(text, AnswerSettings(kv="none", max_tokens=2))
+torch.set_num_threads(2)  # PyTorch keeps threads, too, from the first use of several on
+torch.ones(1000, 1000).exp().sum()
+
+def work():
+    (found,) = retriever.invoke("Where is the river?", k=1)
+    assert engine.corpus.search("bridge", 1)
+    answer = engine.answer(found.page_content + text, AnswerSettings(max_tokens=2))
+    assert answer.usage.reused_tokens, answer
+    with FusionEngine.open(engine.model, f"{store}-{os.getpid()}") as own:
+        own.ingest([Document(id="own", text=text)])
+        assert own.corpus.search("bridge", 1)
+    engine.ingest([Document(id=str(os.getpid()), text=text)])
+    torch.ones(1000, 1000).exp().sum()
+
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        work()
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert retriever.invoke("Where is the river?")
+print(len(engine.corpus.catalog.document_ids()))
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
+    store = tmp_path_factory.mktemp("forking") / "store"
+    engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
+    engine.ingest([town(0)])
+    assert engine.answer(town(0).text, SHORT).usage.reused_tokens
+    return engine
+
+
+def test_a_child_reads_kv_and_answers(engine: FusionEngine) -> None:
+    expected = engine.answer(town(0).text, SHORT)
+
+    def ask() -> str:
+        answer = engine.answer(town(0).text, SHORT)
+        return f"{answer.text} {answer.usage} {engine.metrics().disk.hits > 0}"
+
+    assert in_child(ask) == f"{expected.text} {expected.usage} True"
+    assert engine.answer(town(0).text, SHORT).text == expected.text
+
+
+def test_a_child_begins_to_read_what_it_will_need(engine: FusionEngine) -> None:
+    chunk_ids = engine.corpus.catalog.chunk_ids()
+    handles = [record.handle for record in engine.corpus.catalog.records(chunk_ids).values()]
+
+    def read() -> int:
+        engine.prefetch(handles)
+        return engine.answer(town(0).text, SHORT).missed_chunks
+
+    assert in_child(read) == "0"
+
+
+def test_searching_is_refused_at_once_where_the_parent_has_searched(
+    engine: FusionEngine, tmp_path: Path
+) -> None:
+    engine.corpus.search("river", 1)
+    retriever = FusionKVRetriever.from_store(engine.corpus.path)
+    calls = (
+        lambda: engine.corpus.search("river", 1),
+        lambda: retriever.invoke("river"),
+        lambda: Corpus.open(engine.corpus.path),
+        lambda: FusionEngine.open(engine.model, tmp_path / "new"),
+        lambda: engine.ingest([town(1)]),
+    )
+    for call in calls:
+        assert in_child(call).startswith(REFUSED)
+    assert engine.corpus.search("river", 1)
+    assert retriever.invoke("river")
+
+
+def test_what_other_threads_are_at_is_no_matter(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    steps.hold_at(1)
+    stream = engine.stream(town(0).text, SHORT)
+    reader = threading.Thread(target=stream.read)
+    reader.start()
+    assert steps._held.wait(PATIENCE)
+    steps.hold_at(-1)
+    try:
+        assert in_child(stream.read).startswith("StoreError: This answer was begun before")
+        assert in_child(stream.close) == "None"
+        assert (
+            in_child(lambda: engine.answer(town(0).text, SHORT).usage.reused_tokens > 0) == "True"
+        )
+    finally:
+        steps.go_on()
+        reader.join(PATIENCE)
+    assert stream.answer.usage.completion_tokens == 3
+
+
+@pytest.mark.asyncio
+async def test_a_child_has_threads_of_its_own(engine: FusionEngine) -> None:
+    import asyncio
+
+    await engine.stream(town(0).text, SHORT).aread()
+
+    def ask() -> str:
+        return (
+            asyncio.new_event_loop()
+            .run_until_complete(engine.stream(town(0).text, SHORT).aread())
+            .text
+        )
+
+    said = await asyncio.to_thread(in_child, ask)
+    assert said == engine.answer(town(0).text, SHORT).text
+
+
+def test_a_closed_engine_is_closed_in_a_child(model_dir: Path, tmp_path: Path) -> None:
+    engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
+    engine.close()
+    assert in_child(lambda: engine.answer("a", SHORT)).startswith("StoreClosedError")
+    assert in_child(lambda: engine.corpus.search("a")).startswith("StoreClosedError")
+    assert in_child(engine.close) == "None"
+
+
+def test_workers_of_a_server_that_has_only_opened_its_engine_do_everything(
+    engine: FusionEngine, model_dir: Path, tmp_path: Path
+) -> None:
+    with FusionEngine.open(engine.model, tmp_path / "store", chunk_tokens=48) as made:
+        made.ingest([town(0), town(1)])
+    arguments = [sys.executable, "-c", PRELOADED, model_dir, tmp_path / "store", town(2).text]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
+    assert (done.stdout.split(), done.returncode) == (["4"], 0), done.stderr
