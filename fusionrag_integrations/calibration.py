@@ -12,14 +12,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+from fusionrag_integrations.durable import read_file, write_output
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import parse_json
 from fusionrag_integrations.types import Calibration
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
+MAX_BYTES = 1 << 26
 
 _NOT_OF_SELECTION = ("break_even", "measured")
 
@@ -56,15 +60,13 @@ def write_calibration(
     """Put a model's calibration into the file, beside those of others.
 
     measured: how it was found, for people to read. break_even: tokens by device; those of other
-    devices stay.
+    devices stay. Raises `InvalidInputError` where the file is damaged or can't be written.
     """
     lengths = _break_even(path, signature) | dict(break_even or {})
     entry = asdict(calibration) | ({"break_even": lengths} if lengths else {})
     entries = _entries(path) | {signature: entry | {"measured": dict(measured)}}
     text = json.dumps({"format": FORMAT, "calibrations": entries}, indent=2)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text + "\n")
-    draft.replace(path)
+    write_output(path, f"{text}\n".encode())
 
 
 def _break_even(path: Path, signature: str) -> dict[str, int]:
@@ -87,12 +89,12 @@ def _damaged(path: Path, error: Exception) -> InvalidInputError:
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_file(Path(realpath(path)), MAX_BYTES))
         found, entries = content["format"], content["calibrations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInputError(
             f"{path} is no calibration ({error!r}). Delete it and calibrate again."
         ) from error

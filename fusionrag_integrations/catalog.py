@@ -39,6 +39,7 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.forks import Forkable
+from fusionrag_integrations.inputs import check_fields
 from fusionrag_integrations.keys import fused_key, metadata_json, record_signature
 from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import (
@@ -113,6 +114,9 @@ class StoreInfo:
     chunk_tokens: int
     kv_format: KVFormat
     salt_id: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def record_signature(self) -> str:

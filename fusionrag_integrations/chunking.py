@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+from fusionrag_integrations.inputs import check_fields
 from fusionrag_integrations.keys import chunk_id, metadata_json
-from fusionrag_integrations.types import Chunk, Document
+from fusionrag_integrations.types import Chunk, Document, canonical_text
 
 MIN_CHUNK_TOKENS = 16
+MAX_CHUNK_TOKENS = 1_000_000  # no model's context holds more
 
 _LONGEST_TOKEN = 128  # characters in the longest token of cl100k_base
 
-_PARAGRAPH_END = re.compile(r"\n\s*\n\s*")
-_LINE_END = re.compile(r"[\r\n]\s*")
+_PARAGRAPH_END = re.compile(r"\n\s*\n")  # what follows keeps its indentation
+_LINE_END = re.compile(r"[\r\n](?:\s*[\r\n])?")
 _SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+|[。！？]["'”’」』）]*\s*""")
 _WORD_END = re.compile(r"\s+")
 _ANY_CHARACTER = re.compile(r"(?s:.)")
@@ -45,16 +47,18 @@ class Chunker:
     """Cuts documents at the coarsest boundary that helps, and packs the pieces greedily.
 
     Boundaries, coarsest first: paragraphs, lines, sentences, words, grapheme clusters.
-    `chunk_tokens` is the most cl100k_base tokens in a chunk, at least 16.
-    Raises InvalidInputError where it is less.
+    `chunk_tokens` is the most cl100k_base tokens in a chunk, from 16 to a million.
+    Raises InvalidInputError where it isn't.
     """
 
     chunk_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.chunk_tokens < MIN_CHUNK_TOKENS:
+        check_fields(self)
+        if not MIN_CHUNK_TOKENS <= self.chunk_tokens <= MAX_CHUNK_TOKENS:
             raise InvalidInputError(
-                f"chunk_tokens is {self.chunk_tokens}; it must be at least {MIN_CHUNK_TOKENS}."
+                f"chunk_tokens is {self.chunk_tokens}; it must be at least {MIN_CHUNK_TOKENS}, and "
+                f"at most {MAX_CHUNK_TOKENS}."
             )
 
     def split(self, document: Document) -> list[Chunk]:
@@ -68,8 +72,8 @@ class Chunker:
         for passage in (document.text, *(passage.text for passage in document.passages)):
             _check_unicode(document.id, passage)
         if document.passages:
-            stripped = ((passage.text.strip(), passage.metadata) for passage in document.passages)
-            pieces = [(text, metadata) for text, metadata in stripped if text]
+            given = ((canonical_text(p.text), p.metadata) for p in document.passages)
+            pieces = [(text, metadata) for text, metadata in given if text]
         else:
             pieces = [(text, {}) for text in self._texts(document.text)]
         seen: Counter[str] = Counter()
@@ -99,7 +103,7 @@ class Chunker:
         return chunks
 
     def _texts(self, text: str) -> Iterator[str]:
-        """Stripped slices: as many pieces as fit together, from the first piece on."""
+        """Canonical slices: as many pieces as fit together, from the first piece on."""
         pieces = list(self._pieces(text, 0, len(text), _levels()))
         first = 0
         while first < len(pieces):
@@ -120,7 +124,7 @@ class Chunker:
                 hi=min(first + step, len(pieces)),
                 key=too_long,
             )
-            if chunk := text[start : pieces[stop - 1][1]].strip():
+            if chunk := canonical_text(text[start : pieces[stop - 1][1]]):
                 yield chunk
             first = stop
 
@@ -137,7 +141,7 @@ class Chunker:
                 yield from self._pieces(text, a, b, levels[1:])
 
     def _fits(self, text: str) -> bool:
-        text = text.strip()
+        text = canonical_text(text)
         if len(text) > self.chunk_tokens * _LONGEST_TOKEN:
             return False  # without counting the tokens of a whole book
         return len(_encoding().encode_ordinary(text)) <= self.chunk_tokens

@@ -11,6 +11,7 @@ A corpus opens without a model, so a retriever needs no weights.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.inputs import checked
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.threads import Closable, Threads
@@ -41,6 +43,7 @@ from fusionrag_integrations.types import (
     KVHandle,
     Passage,
     SearchHit,
+    canonical_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -126,6 +129,7 @@ class Corpus(Closable):
         self.threads = Threads("fusionrag-search", self.path)  # what event loops wait for
 
     @classmethod
+    @checked()
     def open(cls, path: str | Path, embedding: object | None = None) -> Corpus:
         """Open the corpus of an existing store.
 
@@ -160,6 +164,7 @@ class Corpus(Closable):
             corpus._opened = opened.pop_all()
         return corpus
 
+    @checked(leave=("question", "where"))
     def search(
         self,
         question: str,
@@ -245,12 +250,12 @@ class Corpus(Closable):
     ) -> KVHandle | None:
         """The handle of the chunk with this text; None where there is none, or more than one.
 
-        source decides where several documents have the same text: it is one's id.
-        White space around the text doesn't matter.
+        source decides where several documents have the same text: it is one's id. Blank lines
+        before the text and white space behind it don't matter.
         """
         records = [
             record
-            for record in self.catalog.with_text(text.strip())
+            for record in self.catalog.with_text(canonical_text(text))
             if scopes is None or record.chunk.scope in scopes
         ]
         of_document = [record for record in records if record.chunk.document_id == source]
@@ -428,11 +433,22 @@ def manifest_of(catalog: Catalog, document: DocumentKey) -> Manifest:
 def group_passages(passages: Iterable[tuple[str, Passage]], scope: str) -> list[Document]:
     """One document a source, of its passages in the order given.
 
-    passages: each with its source. A document's title is the first in its passages' metadata.
+    passages: each with its source; those without text, such as a book's empty pages, are passed
+    over, and logged. A document's title is the first in its passages' metadata.
     """
     by_source: dict[str, list[Passage]] = {}
+    empty: Counter[str] = Counter()
     for source, passage in passages:
-        by_source.setdefault(source, []).append(passage)
+        of_source = by_source.setdefault(source, [])
+        if passage.text.strip():
+            of_source.append(passage)
+        else:
+            empty[source] += 1
+    if empty:
+        logger.warning(
+            "%d passages without text are passed over, of %d sources, %r the first of them.",
+            *(empty.total(), len(empty), next(iter(empty))),
+        )
     documents: list[Document] = []
     for source, parts in by_source.items():
         titles = (part.metadata.get("title") for part in parts)

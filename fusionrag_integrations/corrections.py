@@ -28,6 +28,7 @@ from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.correction import Correction
 from fusionrag_integrations.durable import read_file, remove_file, sweep, write_file
 from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.inputs import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Correction | None]:
         if xxhash.xxh3_128(rest).digest() != digest:
             raise ValueError("its checksum is another")
         tensors = load(rest)
-        about = json.loads(bytes(tensors["about"].tolist()))
+        about = parse_json(bytes(tensors["about"].tolist()))
         about = {name: about[name] for name in ("signature", "scope", "chunk_ids", "chunks")}
         if "keys" not in tensors:
             return about, None

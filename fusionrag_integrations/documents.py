@@ -6,21 +6,29 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fusionrag_integrations.errors import DocumentFormatError
+from fusionrag_integrations.errors import DocumentFormatError, InvalidInputError
+from fusionrag_integrations.inputs import holds_several, shown
 from fusionrag_integrations.types import Document, DocumentKey, MetadataValue
 
 ENDINGS = (".txt", ".md", ".jsonl")
 
+_TOOLS = ("__pycache__", "node_modules")
 _HEADING = re.compile(r"^#{1,6}[ \t](.*)$", re.MULTILINE)
 
 
-def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
+def read_documents(
+    paths: Sequence[Path], passed_over: Callable[[Path], object] = lambda path: None
+) -> Iterator[Document]:
     """The documents in files and, recursively and in sorted order, in directories.
+
+    Within directories, what is hidden (`.git`), virtual environments (with a `pyvenv.cfg`),
+    `__pycache__` and `node_modules` are passed over; what `paths` name is read whatever it is.
+    passed_over: called with each.
 
     .txt, .md: one document a file. Its id is the path relative to the deepest directory that
     holds all of `paths`; its title is the first Markdown heading, or the file's stem.
@@ -34,8 +42,10 @@ def read_documents(paths: Sequence[Path]) -> Iterator[Document]:
     for what can't be read, for two texts under one id and scope, and where there is no document
     at all.
     """
+    if not holds_several(paths) or isinstance(paths, Path):
+        raise InvalidInputError(f"paths is {shown(paths)}; give a list of paths.")
     roots = [Path(path).resolve() for path in paths]
-    files = list(dict.fromkeys(file for root in roots for file in _files(root)))
+    files = list(dict.fromkeys(file for root in roots for file in _files(root, passed_over)))
     if not files:
         raise DocumentFormatError(
             f"No documents found in {', '.join(map(str, paths)) or 'no paths'}; "
@@ -68,9 +78,9 @@ _Found = Iterator[tuple[str, Document, bool]]
 """Where a document stands, the document, and whether it is a passage."""
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, passed_over: Callable[[Path], object]) -> list[Path]:
     if root.is_dir():
-        return sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+        return sorted(_below(root, passed_over))
     if not root.is_file():
         raise DocumentFormatError(f"{root}: there is no such file or directory.")
     if root.suffix.lower() not in ENDINGS:
@@ -78,6 +88,24 @@ def _files(root: Path) -> list[Path]:
             f"{root}: can't read files that end in {root.suffix!r}; accepted: {_accepted()}."
         )
     return [root]
+
+
+def _below(directory: Path, passed_over: Callable[[Path], object]) -> Iterator[Path]:
+    """The files in a directory that can be read, and in those below it; links aren't entered."""
+    for path in sorted(directory.iterdir()):
+        enters = path.is_dir() and not path.is_symlink()
+        reads = path.suffix.lower() in ENDINGS and path.is_file()
+        if (enters or reads) and _is_of_tools(path):
+            passed_over(path)
+        elif enters:
+            yield from _below(path, passed_over)
+        elif reads:
+            yield path
+
+
+def _is_of_tools(path: Path) -> bool:
+    """Whether a name in a directory is for programs, and no document of the user's."""
+    return path.name.startswith(".") or path.name in _TOOLS or (path / "pyvenv.cfg").is_file()
 
 
 def _accepted() -> str:

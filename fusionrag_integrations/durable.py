@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, for their owner alone, and never through a link.
+"""Files that are there whole or not at all, and never through a link; those of a store for their
+owner alone.
 
 Each call that touches the disk ends in one of the `os` module's, so that tests can let it fail, or
 be the last.
@@ -17,9 +18,20 @@ from uuid import uuid4
 
 from filelock import FileLock
 
+from fusionrag_integrations.errors import InvalidInputError
+
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 STALE_SECONDS = 3600  # no write takes this long, so an older temporary file has no writer
 
+_STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
 
@@ -41,19 +53,24 @@ def make_directory(path: Path) -> None:
 
 
 def write_file(
-    path: Path, parts: Sequence[bytes | memoryview], drafts: Path, *, sync: bool = True
+    path: Path,
+    parts: Sequence[bytes | memoryview],
+    drafts: Path,
+    *,
+    sync: bool = True,
+    mode: int = FILE_MODE,
 ) -> None:
     """Put a file in the place of one that is there: a reader sees the old one or the new one.
 
     drafts: a directory of the same file system, where the file lies until it is complete. sync:
-    when the call returns, content and name are on the disk. Raises `OSError`.
+    when the call returns, content and name are on the disk. mode: of the file. Raises `OSError`.
     """
     make_directory(drafts)
     make_directory(path.parent)
     draft = drafts / f"{path.name}.{uuid4().hex}"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINKS
-        descriptor = os.open(draft, flags, FILE_MODE)
+        descriptor = os.open(draft, flags, mode)
         try:
             for part in parts:
                 _write_all(descriptor, part)
@@ -67,6 +84,57 @@ def write_file(
     finally:
         with suppress(OSError):  # gone after the rename, of no use after a failure
             draft.unlink()
+
+
+def check_output(path: Path) -> None:
+    """See that a user's path is one that `write_output` writes to, before work is put into it.
+
+    Raises `InvalidInputError` where anything but a regular file stands there, or no directory
+    holds it.
+    """
+    if _stream(path) is not None:
+        return
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"There is no directory {path.parent} to write {path.name} to.")
+    try:
+        found = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be written: {error.strerror or error}.") from error
+    if not stat.S_ISREG(found):
+        kind = _KINDS.get(stat.S_IFMT(found), "a special file")
+        raise InvalidInputError(
+            f"{path} is {kind}, and is left as it is; give the path of a file, or a new one."
+        )
+
+
+def write_output(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file where a user wants it: whole or not at all, in the place of a regular file.
+
+    A new file's mode is what the user's umask says, of a private one its owner's alone; a file
+    that is there keeps its own. The process's own output (`/dev/stdout`, `/dev/stderr`, `-`) is
+    written to as it stands. Raises `InvalidInputError`.
+    """
+    check_output(path)
+    stream = _stream(path)
+    try:
+        if stream is not None:
+            _write_all(stream, content)
+            return
+        place = path.parent.resolve() / path.name
+        mode = FILE_MODE if private else 0o666
+        kept = stat.S_IMODE(place.lstat().st_mode) if place.exists() else None
+        write_file(place, [content], place.parent, mode=mode)
+        if kept is not None and not private:
+            place.chmod(kept)
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be written: {error.strerror or error}.") from error
+
+
+def _stream(path: Path) -> int | None:
+    """The descriptor of the process's own output that a path names; None for any other path."""
+    return _STREAMS.get(str(path))
 
 
 @contextmanager

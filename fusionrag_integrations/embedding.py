@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import shown
 
 
 @runtime_checkable
@@ -79,7 +80,12 @@ def _name(embedding: object) -> str:
 
 
 def _floats(vector: Sequence[float]) -> list[float]:
-    return [float(x) for x in vector]
+    try:
+        return [float(x) for x in vector]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"An embedding can't be used: {shown(vector)} is no list of numbers."
+        ) from error
 
 
 class LexicalEmbedder:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.calibration import (
@@ -27,6 +27,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
+from fusionrag_integrations.inputs import checked
 from fusionrag_integrations.keys import salt_id
 from fusionrag_integrations.model import CausalModel, device_name
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
@@ -98,6 +99,7 @@ class FusionEngine(Closable):
         self._owns_store = True
 
     @classmethod
+    @checked()
     def from_pretrained(
         cls,
         model_name_or_path: str | Path,
@@ -139,6 +141,7 @@ class FusionEngine(Closable):
         )
 
     @classmethod
+    @checked()
     def open(
         cls,
         model: CausalModel,
@@ -151,12 +154,6 @@ class FusionEngine(Closable):
         budgets: Budgets = DEFAULT_BUDGETS,
     ) -> FusionEngine:
         """Like `from_pretrained`, with a model that is loaded already."""
-        if not isinstance(salt, str):
-            raise InvalidInputError(f"The salt is a {type(salt).__name__}; give a string.")
-        if kv_format is not None and kv_format not in get_args(KVFormat):
-            raise InvalidInputError(
-                f"Unknown kv_format {kv_format!r}; choose {', '.join(get_args(KVFormat))}."
-            )
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
@@ -196,6 +193,7 @@ class FusionEngine(Closable):
         kv = TieredKV(files, budgets, model.device, partial(resident, model))
         return cls(model, corpus, kv, prefix, calibration, break_even)
 
+    @checked()
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
         """An engine over the same store whose own selector works as `calibration` says.
 
@@ -246,11 +244,13 @@ class FusionEngine(Closable):
         """Whether the model's chat template has words for tools that it may call."""
         return words_tools(self.model.tokenizer)
 
+    @checked()
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""
         ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    @checked(leave=("prompt",))
     def count_tokens(
         self,
         prompt: Prompt,
@@ -264,6 +264,7 @@ class FusionEngine(Closable):
         settings = AnswerSettings(tools=tuple(tools), raw=raw)
         return len(self._server.encode(prompt, settings).token_ids)
 
+    @checked(leave=("documents",))
     def ingest(
         self,
         documents: Iterable[Document],
@@ -307,6 +308,7 @@ class FusionEngine(Closable):
 
         return told
 
+    @checked(leave=("document_ids",))
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
 
@@ -317,6 +319,7 @@ class FusionEngine(Closable):
         self._check_usable()
         return delete_documents(self.corpus, self._kv, document_ids, scope)
 
+    @checked(leave=("prompt",))
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
         """Answer a prompt: a string, or chat messages for the tokenizer's template.
 
@@ -326,6 +329,7 @@ class FusionEngine(Closable):
         """
         return self.stream(prompt, settings).read()
 
+    @checked()
     def prefetch(self, handles: Iterable[KVHandle]) -> None:
         """Begin to load the KV of chunks that a prompt is about to hold; returns at once.
 
@@ -337,6 +341,7 @@ class FusionEngine(Closable):
         rest = [handle.fused_key or handle.isolated_key for handle in given]
         self._kv.prefetch([*first, *rest])
 
+    @checked()
     def offer(self, texts: Iterable[str], *, scope: str = "") -> None:
         """Texts that prompts may hold from now on and that were not ingested, such as an upload's.
 
@@ -352,6 +357,7 @@ class FusionEngine(Closable):
         self._check_usable()
         return self._kv.metrics()
 
+    @checked(leave=("estimate",))
     def check(
         self,
         questions: int = 20,
@@ -383,11 +389,13 @@ class FusionEngine(Closable):
         except StoreError as error:  # be it that the engine is being closed
             logger.info("A captured chunk stays isolated for now: %s", error)
 
+    @checked(leave=("prompt",))
     def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
         """A prompt with the KV that `answer` would place for it, to look into."""
         self._check_usable()
         return self._server.load(prompt, settings or AnswerSettings())
 
+    @checked(leave=("prompt",))
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins with the first.
 

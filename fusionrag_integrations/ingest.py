@@ -30,6 +30,7 @@ from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
 from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
+from fusionrag_integrations.inputs import holds_several
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
@@ -151,7 +152,7 @@ class Ingest:
 
     def _update_catalog(self, documents: Iterable[Document]) -> dict[DocumentKey, Change]:
         """What became of each document. A later one replaces one of the same id and scope."""
-        if isinstance(documents, Document | str):
+        if not holds_several(documents):
             raise InvalidInputError(
                 f"Give ingest a list of documents; got a single {type(documents).__name__}."
             )
@@ -375,7 +376,7 @@ def delete_documents(
     Raises `InvalidInputError` for ids that aren't strings, and for a single string, whose letters
     would pass for ids.
     """
-    if isinstance(document_ids, str):
+    if not holds_several(document_ids):
         raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
     ids = list(document_ids)
     if not all(isinstance(document_id, str) for document_id in ids):

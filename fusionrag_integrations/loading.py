@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -128,6 +129,10 @@ class ChunkLoading:
         kvs = prefill_chunks(self._model, self._prefix(), tokens)
         return {new[kv.key].chunk.id: kv for kv in kvs}
 
+    def _told(self, error: KVRecordError) -> str:
+        """A reason for those who read a report: where the store lies isn't theirs to know."""
+        return str(error).replace(f"{self._kv.path.parent}{os.sep}", "")
+
     def _correction(self, record: ChunkRecord, settings: AnswerSettings) -> Correction | None:
         """What is added to the chunk's fused KV."""
         if not settings.corrected or not record.fused_key:
@@ -162,7 +167,7 @@ class ChunkLoading:
                 if record.captured and isinstance(error, KVMissingError):
                     continue  # it is computed in this request, for this and later ones
                 logger.warning("A KV record of chunk %s isn't used: %s", record.chunk.id, error)
-                reason = str(error)
+                reason = self._told(error)
         return None, reason
 
 

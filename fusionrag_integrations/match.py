@@ -4,6 +4,9 @@ prompt --fingerprints--> sites --records, compared--> FoundText --resolve--> Tex
 
 Of the texts only fingerprints are kept, a few numbers a chunk. They say where to look; what is
 found there was compared character by character, so texts that share a fingerprint do no harm.
+
+Texts are looked for without their first line's indentation, which frameworks cut: LlamaIndex strips
+nodes. Where it stands in the prompt, it is reused as all else is.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ Rows = Integers
 
 @dataclass(frozen=True, slots=True)
 class FoundText:
-    """Characters [start, stop) of a prompt that equal the first characters of a known text.
+    """Characters [start, stop) of a prompt that equal a known text from its indentation on.
 
     records: the chunks that have this text; where very many have it, some, but never only one.
     complete: whether it is the whole text.
@@ -104,7 +107,7 @@ class ChunkMatcher:
         allowed = None if scopes is None else [self._scopes.get(scope, -1) for scope in scopes]
         rows = [self._row_of[h.chunk_id] for h in handles if h.chunk_id in self._row_of]
         named = self._allowed(np.array(rows, np.int64), allowed)
-        texts = [record.chunk.text for record in reader.records(self._names(named))]
+        texts = [_body(record) for record in reader.records(self._names(named))]
         prints = Prints(prompt)
         places = self._places(prints)
         for text in dict.fromkeys(text for text in texts if len(text) < ANCHOR):
@@ -142,8 +145,9 @@ class ChunkMatcher:
         for start in range(0, len(missing), _BATCH):
             read = list(read_texts(missing[start : start + _BATCH]))
             rows = [self._row_of[chunk_id] for chunk_id, _, _ in read]
-            self._hashes[rows] = fingerprints([text for _, _, text in read], _BEGINNINGS)
-            self._lengths[rows] = [len(text) for _, _, text in read]
+            bodies = [text.lstrip() for _, _, text in read]
+            self._hashes[rows] = fingerprints(bodies, _BEGINNINGS)
+            self._lengths[rows] = [len(body) for body in bodies]
             self._scope_of[rows] = [
                 self._scopes.setdefault(scope, len(self._scopes)) for _, scope, _ in read
             ]
@@ -224,19 +228,38 @@ class _Reader:
     def common(self, start: int, chunk_id: str) -> int:
         """How many of the chunk's first characters stand at `start`; 0 where it is gone."""
         records = self.records([chunk_id])
-        return _common(self._prompt, start, records[0].chunk.text) if records else 0
+        return _common(self._prompt, start, _body(records[0])) if records else 0
 
     def compared(self, start: int, chunk_ids: Sequence[str]) -> list[FoundText]:
         """What stands at `start` of the text of these chunks: one finding or none."""
         records = self.records(chunk_ids)
         if not records:
             return []
-        text = records[0].chunk.text
-        length = _common(self._prompt, start, text)
-        if length < min(len(text), MIN_PREFIX):
+        body = _body(records[0])
+        length = _common(self._prompt, start, body)
+        if length < min(len(body), MIN_PREFIX):
             return []
-        same = tuple(record for record in records if record.chunk.text == text)
-        return [FoundText(start, start + length, same, length == len(text))]
+        same = [record for record in records if _body(record) == body]
+        before = self._prompt[max(0, start - max(map(_indentation, same))) : start]
+        text = max((r.chunk.text for r in same), key=lambda text: _standing(before, text, body))
+        alike = tuple(record for record in same if record.chunk.text == text)
+        return [FoundText(start, start + length, alike, length == len(body))]
+
+
+def _body(record: ChunkRecord) -> str:
+    """A chunk's text behind its first line's indentation."""
+    return record.chunk.text.lstrip()
+
+
+def _indentation(record: ChunkRecord) -> int:
+    """Characters before a chunk's body."""
+    return len(record.chunk.text) - len(_body(record))
+
+
+def _standing(before: str, text: str, body: str) -> int:
+    """How much of a text's indentation stands before its body; below 0 where not all of it does."""
+    indentation = text.removesuffix(body)
+    return len(indentation) if before.endswith(indentation) else -len(indentation)
 
 
 def _occurrences(prompt: str, text: str) -> Iterator[int]:
@@ -291,7 +314,8 @@ def resolve(found: Sequence[FoundText], handles: Sequence[KVHandle]) -> list[Tex
         else:
             record, certain = candidates[0], False
         variant: KVKind = "fused" if certain else "isolated"
-        matches.append(TextMatch(record, text.start, text.stop, variant))
+        start = text.start - _indentation(record)
+        matches.append(TextMatch(record, start, text.stop, variant))
     return matches
 
 

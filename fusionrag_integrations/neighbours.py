@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import check_fields
 from fusionrag_integrations.types import ChunkRecord
 
 MAX_NEIGHBOUR_TOKENS = 4_096
@@ -26,6 +27,7 @@ class Candidates:
     max_tokens: int
 
 
+@runtime_checkable
 class NeighbourPolicy(Protocol):
     """Chooses a chunk's neighbours from candidates, of which it says how many it wants."""
 
@@ -58,6 +60,7 @@ class Neighbours:
     predecessors: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.predecessors <= self.count:
             raise InvalidInputError(
                 f"Neighbours are {self.predecessors} predecessors of {self.count} in all; give "

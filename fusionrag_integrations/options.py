@@ -9,15 +9,21 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from fusionrag_integrations.components import Component
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.types import AnswerSettings, KVSource
 
+FRAMEWORK_ARGUMENTS = frozenset({"stream"})  # of calls: LangChain reads it, and passes it on
 
-class AnswerOptions(BaseModel):
-    """An engine, and how it answers unless a call says otherwise."""
+
+class AnswerOptions(Component):
+    """An engine, and how it answers unless a call says otherwise.
+
+    `max_new_tokens`, as transformers calls it, is `max_tokens`. Raises `InvalidInputError` for
+    other names that aren't fields, and for values that can't be.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -50,8 +56,7 @@ class AnswerOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> AnswerOptions:
-        settings = self.settings()
-        make_selector(settings.selector, settings.ratio)
+        self.settings()
         return self
 
     @property
@@ -80,7 +85,8 @@ class AnswerOptions(BaseModel):
             stop=_frozen(self.stop if stop is None else stop),
             raw=self.raw,
         )
-        return settings.changed({name: _frozen(v) for name, v in (changes or {}).items()})
+        given = {name: v for name, v in (changes or {}).items() if name not in FRAMEWORK_ARGUMENTS}
+        return settings.changed({name: _frozen(value) for name, value in given.items()})
 
     def identity(self) -> dict[str, Any]:
         """What tells one configuration from another, in logs and in a framework's cache."""

@@ -1,4 +1,4 @@
-"""The state that flows through the package. Leaf file: imports nothing of ours but errors.
+"""The state that flows through the package. Leaf file: of ours it imports what checks inputs.
 
 text --chunk--> Chunk --prefill--> ChunkKV --put--> store                          (ingest)
 prompt text --match--> AssembledPrompt --select--> TokenSelection --> Answer       (answer)
@@ -9,8 +9,10 @@ N tokens of a prompt, D head size. Positions count tokens from 0 at the prompt's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,7 +24,15 @@ from typing import (
     get_args,
 )
 
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
+from fusionrag_integrations.inputs import (
+    check_fields,
+    checked_value,
+    refuse_unknown,
+    renamed,
+    shown,
+)
+from fusionrag_integrations.metadata import plain_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +41,19 @@ MetadataValue = str | int | float | bool
 KVKind = Literal["isolated", "fused"]
 KVFormat = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 KVSource = Literal["isolated", "fused", "prefix", "none"]
+SEEDS = 1 << 63  # of a generator of random numbers, on either side of 0
+SelectorName = Literal[
+    "none",
+    "all",
+    "random",
+    "cacheblend",
+    "cache_craft",
+    "epic",
+    "fusionrag_paper",
+    "prophetkv",
+    "infoflow",
+    "fusionrag",
+]
 FinishReason = Literal["stop", "length"]
 
 
@@ -48,16 +71,38 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
 
 
+_BLANK_LINES = re.compile(r"\s*[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # ends of lines, to Python
+
+
+def canonical_text(text: str) -> str:
+    """A text without blank lines before it and white space behind it.
+
+    The first line keeps its indentation, which says something in code.
+    """
+    text = text.rstrip()
+    blank = _BLANK_LINES.match(text)
+    return text[blank.end() :] if blank else text
+
+
+def _keep_metadata(given: Any) -> None:
+    checked_value("metadata", given.metadata, Mapping[str, Any])
+    object.__setattr__(given, "metadata", plain_metadata(given.metadata))
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document that was split already. Its metadata comes on top of the document's."""
+    """A piece of a document that was split already. Its metadata comes on top of the document's.
+
+    Metadata are kept as `plain_metadata` makes them: paths and dates as strings.
+    """
 
     text: str
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise InvalidInputError(f"A passage's text is {self.text!r}; give a string.")
+            raise InvalidInputError(f"A passage's text is {shown(self.text)}; give a string.")
+        _keep_metadata(self)
 
 
 class DocumentKey(NamedTuple):
@@ -72,7 +117,7 @@ class Document:
     """A text to ingest. Ingesting another text under the same id, in the same scope, replaces it.
 
     passages: the text as it was split elsewhere, in order, in the place of `text`. Each becomes
-    one chunk, byte for byte but for white space around it.
+    one chunk, byte for byte but for blank lines before it and white space behind it.
     """
 
     id: str
@@ -89,8 +134,10 @@ class Document:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise InvalidInputError(
-                    f"The {name} of document {self.id!r} is {value!r}; give a string."
+                    f"The {name} of document {self.id!r} is {shown(value)}; give a string."
                 )
+        _keep_metadata(self)
+        checked_value("passages", self.passages, tuple[Passage, ...])
         if self.text and self.passages:
             raise InvalidInputError(
                 f"Document {self.id!r} has a text and passages; give one of them."
@@ -103,7 +150,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document. `text` is canonical: stripped, otherwise byte for byte the source."""
+    """A piece of a document. `text` is canonical, otherwise byte for byte the source."""
 
     id: str
     document_id: str
@@ -114,9 +161,10 @@ class Chunk:
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.text or self.text != self.text.strip():
+        if not self.text or self.text != canonical_text(self.text):
             raise InvalidInputError(
-                f"Chunk {self.id!r} needs a non-empty text without surrounding white space."
+                f"Chunk {self.id!r} needs a non-empty text without blank lines before it or white "
+                "space behind it."
             )
 
     @property
@@ -303,7 +351,10 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class TextMatch:
-    """Characters [start, stop) of a prompt that equal the first characters of a known chunk."""
+    """Characters [start, stop) of a prompt that equal the first characters of a known chunk.
+
+    Where the prompt has cut the chunk's indentation, start is where that would begin.
+    """
 
     record: ChunkRecord
     start: int
@@ -424,6 +475,18 @@ class TokenSelection:
         return len(self.positions)
 
 
+def _is_schema(tool: object) -> bool:
+    return isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+
+
+def check_selector(name: str) -> None:
+    """Raises `UnknownSelectorError` for a name that no selector has."""
+    if name not in get_args(SelectorName):
+        raise UnknownSelectorError(
+            f"There is no selector {name!r}. Known selectors: {', '.join(get_args(SelectorName))}."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
     """How to answer: which KV, which tokens to recompute, and how to generate.
@@ -468,56 +531,44 @@ class AnswerSettings:
     raw: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.kv not in get_args(KVSource):
+        if not isinstance(self.tools, tuple) or not all(map(_is_schema, self.tools)):
             raise InvalidInputError(
-                f"Unknown kv {self.kv!r}; choose one of {', '.join(get_args(KVSource))}."
+                f"tools is {shown(self.tools)}; give a tuple of schemas in OpenAI's form, each "
+                "{'type': 'function', 'function': {...}}."
             )
+        if isinstance(self.handles, tuple):
+            object.__setattr__(self, "handles", tuple(h for h in self.handles if h is not None))
+        check_fields(self)
+        check_selector(self.selector)
         if not 0.0 <= self.ratio <= 1.0:
             raise InvalidInputError(f"ratio is {self.ratio}; it must lie in [0, 1].")
         if self.max_tokens < 1:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if self.temperature < 0.0:
-            raise InvalidInputError(f"temperature is {self.temperature}; it must not be negative.")
+        if not 0.0 <= self.temperature < inf:
+            raise InvalidInputError(
+                f"temperature is {self.temperature}; it must not be negative, and be finite."
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0.0:
+        if self.seed is not None and not -SEEDS <= self.seed < SEEDS:
+            raise InvalidInputError(f"seed is {self.seed}; it must fit 64 bits, with its sign.")
+        if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty < inf:
             raise InvalidInputError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be above 0. 1 is none."
             )
-        if not isinstance(self.handles, tuple) or not all(
-            isinstance(handle, KVHandle | None) for handle in self.handles
-        ):
-            raise InvalidInputError(f"handles is {self.handles!r}; give a tuple of KVHandle.")
-        object.__setattr__(self, "handles", tuple(h for h in self.handles if h is not None))
-        if self.scopes is not None and not (
-            isinstance(self.scopes, tuple) and all(isinstance(s, str) for s in self.scopes)
-        ):
-            raise InvalidInputError(
-                f"scopes is {self.scopes!r}; give a tuple of strings, or None for all of them."
-            )
-        if not isinstance(self.tools, tuple) or not all(
-            isinstance(tool, Mapping) and "function" in tool for tool in self.tools
-        ):
-            raise InvalidInputError(
-                f"tools is {self.tools!r}; give a tuple of schemas in OpenAI's form, each "
-                "{'type': 'function', 'function': {...}}."
-            )
-        if self.raw not in (None, True, False):
-            raise InvalidInputError(
-                f"raw is {self.raw!r}; give True, False, or None to tell by the prompt."
-            )
-        if not isinstance(self.stop, tuple) or not all(self.stop):
+        if not all(self.stop):
             raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")
 
     def changed(self, changes: Mapping[str, Any]) -> AnswerSettings:
-        """These settings with some of them changed; raises `InvalidInputError` for other names."""
+        """These settings with some of them changed; `max_new_tokens` is `max_tokens`.
+
+        Raises `InvalidInputError` for other names.
+        """
         known = {f.name for f in fields(self)}
-        if unknown := sorted(changes.keys() - known):
-            raise InvalidInputError(
-                f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
-            )
+        changes = renamed(changes, known)
+        refuse_unknown("AnswerSettings", changes, known)
         return replace(self, **changes)
 
 
@@ -555,10 +606,13 @@ class Calibration:
     sensitivity: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
             raise InvalidInputError(f"Layers are {self.layers}; give some from 0 on, ascending.")
-        if self.sensitivity < 0.0:
-            raise InvalidInputError(f"sensitivity is {self.sensitivity}; it can't be negative.")
+        if not 0.0 <= self.sensitivity < inf:
+            raise InvalidInputError(
+                f"sensitivity is {self.sensitivity}; it can't be negative, and must be finite."
+            )
 
 
 class Layered(Protocol):

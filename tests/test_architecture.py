@@ -17,9 +17,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by layer; a room imports from earlier layers only.
 LAYERS = (
     {"errors"},
+    {"inputs", "metadata"},
     {"types"},
     {"forks"},
-    {"rope", "keys", "timing", "fingerprints", "durable", "bootstrap", "echo", "threads"},
+    {
+        "rope",
+        "keys",
+        "timing",
+        "fingerprints",
+        "durable",
+        "bootstrap",
+        "echo",
+        "threads",
+        "components",
+    },
     {"kernels", "records", "answer"},
     {"attention", "model"},
     {"observed"},

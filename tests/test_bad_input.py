@@ -499,3 +499,64 @@ class TestAnInterrupt:
         assert_nothing_lost(engine)
         ingest()
         assert engine.corpus.catalog.counts().fused_chunks == 13
+
+
+class TestTheCommand:
+    """Says in one line what was wrong with what it was given; never a traceback."""
+
+    @pytest.mark.parametrize(
+        "embedding",
+        ["json:dumps", "json", "json:loads", ":", "", "os:environ", "tests.test_bad_input:Command"],
+    )
+    def test_an_embedding_that_is_none(self, command: Command, embedding: str) -> None:
+        said = command("ask", QUESTION, "--embedding", embedding)
+        assert "InvalidInputError" in said
+
+    @pytest.mark.parametrize("value", ["nan", "1e400", "-1", "2"])
+    def test_numbers_that_are_none(self, command: Command, value: str) -> None:
+        assert "InvalidInputError: ratio is" in command("ask", QUESTION, "--ratio", value)
+
+    def test_numbers_without_bounds(self, model_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "new.txt").write_text("A new text.")
+        index = Command(tmp_path / "store", model_dir)
+        for tokens in (str(10**20), "-1", "0"):
+            said = index("index", str(tmp_path / "new.txt"), "--chunk-tokens", tokens)
+            assert "InvalidInputError: chunk_tokens is" in said
+        assert not (tmp_path / "store").exists()
+
+    @pytest.mark.parametrize("name", ["ask", "delete", "inspect", "verify", "repair"])
+    def test_a_store_that_is_no_directory(self, name: str, model_dir: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("text")
+        words = ["x"] if name in ("ask", "delete") else []
+        Command(tmp_path / "file" / "store", model_dir)(name, *words)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "[1]", "null", "", "\x00"])
+    @pytest.mark.parametrize("name", ["store.json", "calibration.json"])
+    def test_files_of_a_store_that_are_odd(self, command: Command, name: str, content: str) -> None:
+        (command.store / name).write_text(content)
+        if name == "calibration.json":
+            assert "is no calibration" in command("ask", QUESTION)
+        else:
+            assert "store.json" in command("verify")
+            assert "mended" in command("repair", code=0)
+
+    @pytest.mark.parametrize("name", ["store.json", "calibration.json"])
+    def test_pipes_in_the_place_of_files_hang_nothing(self, command: Command, name: str) -> None:
+        (command.store / name).unlink(missing_ok=True)
+        os.mkfifo(command.store / name)
+        if name == "calibration.json":
+            assert "not a regular file" in command("ask", QUESTION)
+        else:
+            assert "not a regular file" in command("verify")
+
+    def test_says_what_it_passed_over(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "docs" / ".git").mkdir(parents=True)
+        (tmp_path / "docs" / "new.txt").write_text("A new text.")
+        said = command("index", str(tmp_path / "docs"), code=0)
+        assert "Passed over 1: " in said
+        assert "1 documents added" in said
+
+    @pytest.mark.parametrize("name", ["inspect", "verify", "repair"])
+    def test_a_path_that_is_no_unicode(self, name: str, model_dir: Path, tmp_path: Path) -> None:
+        said = Command(tmp_path / "store\udcff", model_dir)(name)
+        assert "StoreNotFoundError" in said

@@ -14,7 +14,7 @@ from fusionrag_integrations import chunking
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 from fusionrag_integrations.keys import chunk_id
-from fusionrag_integrations.types import Document
+from fusionrag_integrations.types import Document, Passage
 
 SENTENCE = "the river rose in spring and the millers of Ardenne moved their carts uphill."
 WORDS = SENTENCE.removesuffix(".").split()
@@ -70,7 +70,8 @@ def texts(text: str, chunk_tokens: int = 16) -> list[str]:
 def test_chunks_are_slices_in_order_with_only_white_space_between(text: str, limit: int) -> None:
     position = 0
     for chunk in texts(text, limit):
-        assert chunk == chunk.strip()
+        assert chunk == chunk.rstrip()
+        assert chunk.splitlines()[0].strip()
         assert 0 < count(chunk) <= limit
         start = text.index(chunk, position)
         assert text[position:start].strip() == ""
@@ -80,7 +81,7 @@ def test_chunks_are_slices_in_order_with_only_white_space_between(text: str, lim
 
 def test_a_text_that_fits_is_one_chunk_byte_for_byte() -> None:
     text = "A line.\r\n\tIndented\u00a0text — with   spaces.\r\n\r\nSecond paragraph."
-    assert texts(f"  {text}\n", 64) == [text]
+    assert texts(f"\n \n{text}\n", 64) == [text]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\r\n\t\u00a0\u3000\n"])
@@ -204,7 +205,7 @@ socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 os.environ["TIKTOKEN_CACHE_DIR"] = tempfile.mkdtemp()
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.types import Document
+from fusionrag_integrations.types import Document, Passage
 print([m for m in ("tiktoken", "regex") if m in sys.modules])
 print(len(Chunker(16).split(Document("d", "one two three " * 30))))
 print([m for m in ("llama_index", "torch") if m in sys.modules])
@@ -212,3 +213,25 @@ print(os.listdir(os.environ["TIKTOKEN_CACHE_DIR"]))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.splitlines() == ["[]", "6", "[]", "[]"], run.stderr
+
+
+CODE = "    def open(self):\n        return self.door\n\n    def shut(self):\n        pass"
+
+
+@pytest.mark.parametrize(
+    "document", [Document("d", CODE), Document("d", passages=(Passage(CODE),))]
+)
+def test_a_first_lines_indentation_is_kept(document: Document) -> None:
+    assert [c.text for c in Chunker(64).split(document)] == [CODE]
+    around = Document("d", passages=(Passage(f"\n \t\r\n{CODE} \n "),))
+    assert [c.text for c in Chunker(64).split(around)] == [CODE]
+
+
+def test_parts_of_code_keep_their_indentation() -> None:
+    method = "    def number_{0}(self):\n        return [{0}, self.left, self.right]"
+    code = "\n\n".join(method.format(i) for i in range(9))
+    parts = texts(code, 32)
+    assert len(parts) > 3
+    assert "\n\n".join(parts) == code
+    lines = texts("\n".join(f"    value_{i} = first + second * third" for i in range(9)), 16)
+    assert all(line.startswith("    value_") for line in lines)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations.documents import read_documents
-from fusionrag_integrations.errors import DocumentFormatError
+from fusionrag_integrations.errors import DocumentFormatError, InvalidInputError
 from fusionrag_integrations.types import Document
 
 
@@ -171,3 +171,24 @@ def test_nothing_found(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DocumentFormatError, match="hold no rows"):
         read(tmp_path)
+
+
+def test_what_programs_keep_in_a_directory_is_passed_over(tmp_path: Path) -> None:
+    tools = [".git/notes.md", ".venv/a.txt", "node_modules/x/README.md", "src/__pycache__/a.txt"]
+    for name in (*tools, "env/lib/licence.txt", "env/pyvenv.cfg", "src/.draft.md", "src/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    told: list[Path] = []
+    found = list(read_documents([tmp_path], told.append))
+    assert [document.id for document in found] == ["src/b.txt"]
+    assert {path.relative_to(tmp_path).as_posix() for path in told} == {
+        *(".git", ".venv", "node_modules", "src/__pycache__", "env", "src/.draft.md"),
+    }
+    named = read(tmp_path / "src/.draft.md", tmp_path / "env", tmp_path / ".git/notes.md")
+    assert [d.id for d in named] == ["src/.draft.md", "env/lib/licence.txt", ".git/notes.md"]
+
+
+@pytest.mark.parametrize("paths", ["docs", Path("docs"), None, 5])
+def test_paths_are_a_list(paths: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"paths is .*; give a list of paths"):
+        list(read_documents(paths))

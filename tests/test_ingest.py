@@ -158,7 +158,7 @@ def test_a_document_that_was_split_keeps_its_passages(engine: FusionEngine) -> N
     engine.ingest([Document("fox", passages=passages, metadata={"page": 0, "author": "Ada"})])
     found = [(r.chunk.text, r.chunk.metadata) for r in records(engine, "fox")]
     assert found == [
-        ("The fox jumps.", {"page": 1, "author": "Ada"}),
+        ("  The fox jumps.", {"page": 1, "author": "Ada"}),
         (("word " * 100).strip(), {"page": 2, "author": "Ada"}),
     ]
     with pytest.raises(InvalidInputError, match="has a text and passages; give one"):

@@ -33,7 +33,7 @@ def test_values_that_cannot_be(given: dict[str, Any], message: str) -> None:
 
 
 def test_names_that_are_no_settings() -> None:
-    with pytest.raises(InvalidInputError, match=r"Unknown settings heat; known are .*top_k"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'heat'\. Accepted are .*top_k"):
         AnswerSettings().changed({"heat": 1.0})
 
 

@@ -8,9 +8,9 @@ page.py     both as a page for a browser or a notebook (page.html)
 """
 
 from fusionrag_integrations.answer.answer import Answer
-from fusionrag_integrations.answer.page import Explanation, page_path
+from fusionrag_integrations.answer.page import Explanation
 from fusionrag_integrations.answer.reuse import Fallback, Reuse
 from fusionrag_integrations.answer.stream import AnswerStream
 from fusionrag_integrations.answer.trace import PromptTrace
 
-__all__ = ["Answer", "AnswerStream", "Explanation", "Fallback", "PromptTrace", "Reuse", "page_path"]
+__all__ = ["Answer", "AnswerStream", "Explanation", "Fallback", "PromptTrace", "Reuse"]

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from fusionrag_integrations.answer.reuse import Fallback
 from fusionrag_integrations.answer.trace import Passage, PromptTrace
-from fusionrag_integrations.durable import write_file
+from fusionrag_integrations.durable import write_output
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import Chunk, TTFTBreakdown, Usage
 
@@ -29,15 +29,18 @@ class Explanation:
     def save(self, path: str | Path) -> None:
         """Write the page to a file, for its owner alone: it holds the prompt.
 
-        Raises `InvalidInputError` where there is no such directory.
+        Raises `InvalidInputError` where there is no such directory, and where something other than
+        a file stands there.
         """
-        target = page_path(path)
-        write_file(target, [self.html.encode()], target.parent)
+        write_output(Path(path), self.html.encode(), private=True)
 
     def _repr_html_(self) -> str:
-        """In a frame, so that a notebook's styles and the page's leave each other alone."""
+        """In a frame, so that a notebook's styles and the page's leave each other alone.
+
+        Sandboxed: whatever a document's text may do to the page, no script of it would run.
+        """
         return (
-            f'<iframe srcdoc="{escape(self.html)}" title="How the answer came about" '
+            f'<iframe sandbox srcdoc="{escape(self.html)}" title="How the answer came about" '
             'style="width: 100%; height: 40em; border: 0"></iframe>'
         )
 
@@ -59,14 +62,6 @@ class _Card:
     title: str
     neighbours: tuple[str, ...]
     reason: str
-
-
-def page_path(path: str | Path) -> Path:
-    """Where a page is to be written. Raises `InvalidInputError` where there is no directory."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"There is no directory {target.parent} to write the page to.")
-    return target
 
 
 def explained(

@@ -13,6 +13,7 @@ from fusionrag_integrations.bench.leads import Lead, PublishedLead
 from fusionrag_integrations.bench.machine import where_and_when
 from fusionrag_integrations.bench.summary import QualityRow
 from fusionrag_integrations.bench.tables import quality_markdown
+from fusionrag_integrations.durable import write_output
 
 
 def run_result(
@@ -35,6 +36,6 @@ def run_result(
 
 def write_run(directory: Path, result: Mapping[str, Any], rows: Sequence[QualityRow]) -> None:
     """run.json, table.md, and all figures of each kind of question on each kind of stored KV."""
-    (directory / "run.json").write_text(json.dumps(result, indent=2) + "\n")
-    (directory / "table.md").write_text(quality_markdown(rows) + "\n")
+    write_output(directory / "run.json", f"{json.dumps(result, indent=2)}\n".encode())
+    write_output(directory / "table.md", f"{quality_markdown(rows)}\n".encode())
     draw_all(directory, result["rows"])

@@ -31,7 +31,9 @@ from fusionrag_integrations.bench.store import measure_store
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.tables import kernel_markdown, store_markdown, ttft_markdown
 from fusionrag_integrations.bench.ttft import measure_ttft
+from fusionrag_integrations.durable import write_output
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import parse_json
 from fusionrag_integrations.model import CausalModel, torch_device
 
 logger = logging.getLogger(__name__)
@@ -123,8 +125,8 @@ def run_suite(out: Path, chosen: Mapping[str, Callable[[], Result]], seconds: fl
             logger.exception("%s failed", name)
             left.append(f"{name}: {error}")
             continue
-        (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "summary.md").write_text(summary(out, left))
+        write_output(out / f"{name}.json", f"{json.dumps(result, indent=2)}\n".encode())
+    write_output(out / "summary.md", summary(out, left).encode())
     return left
 
 
@@ -132,7 +134,7 @@ def summary(directory: Path, left: list[str]) -> str:
     """The results of a directory as tables."""
     parts = []
     for path in sorted(directory.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = parse_json(path.read_text())
         parts.append(f"## {path.stem}\n")
         facts = {k: v for k, v in result.items() if k not in ("rows", "fit", "load")}
         parts.append(", ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
@@ -202,7 +204,7 @@ def main(
         chosen = {name: chosen[name] for name in names.split(",")}
     out.mkdir(parents=True, exist_ok=True)
     if not skip_tests:
-        (out / "tests.json").write_text(json.dumps(check(), indent=2) + "\n")
+        write_output(out / "tests.json", f"{json.dumps(check(), indent=2)}\n".encode())
     left = run_suite(out, chosen, minutes * 60 - (monotonic() - started))
     logger.info("Results are in %s.%s", out, "".join(f" Left out: {reason}." for reason in left))
 

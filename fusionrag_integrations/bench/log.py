@@ -15,7 +15,9 @@ from fusionrag_integrations.bench.closeness import Closeness
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy
+from fusionrag_integrations.durable import check_output, write_output
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import parse_json
 
 FORMAT = 3
 """Of the lines; a log in another format is of another run."""
@@ -33,10 +35,11 @@ def open_log(path: Path, identity: Mapping[str, Any]) -> Done:
     """
     mine = dict(identity) | {"format": FORMAT}
     head = json.dumps(mine, sort_keys=True)
-    if not path.exists() or not path.read_text():
+    text = _text(path)
+    if not text:
         _write(path, [head])
         return {}
-    first, *lines = path.read_text().splitlines()
+    first, *lines = text.splitlines()
     if first != head:
         raise InvalidInputError(
             f"{path} is of another run: {_differences(first, mine)}. Give another directory, or "
@@ -51,20 +54,27 @@ def open_log(path: Path, identity: Mapping[str, Any]) -> Done:
 
 def append(path: Path, measured: Iterable[Measurement]) -> None:
     """Add what was measured of a question at once; where a strategy is there, this one counts."""
-    with path.open("a") as lines:
+    with path.open("a") as lines:  # a regular file since the log was opened
         lines.write("".join(json.dumps(asdict(m)) + "\n" for m in measured))
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text("\n".join(lines) + "\n")
-    draft.replace(path)
+    write_output(path, ("\n".join(lines) + "\n").encode())
+
+
+def _text(path: Path) -> str:
+    """The log's text; none where it isn't there."""
+    check_output(path)
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} is damaged: {error}. Give another directory.") from error
 
 
 def _differences(first: str, mine: Mapping[str, Any]) -> str:
     """What a log says of its run, where this run's is another."""
     try:
-        theirs = dict(json.loads(first))
+        theirs = dict(parse_json(first))
     except (TypeError, ValueError):
         return f"it begins with {first!r}"
     names = sorted(n for n in theirs.keys() | mine.keys() if theirs.get(n) != mine.get(n))
@@ -76,7 +86,7 @@ def _differences(first: str, mine: Mapping[str, Any]) -> str:
 def _read(path: Path, lines: Sequence[str]) -> Iterator[Measurement]:
     for number, line in enumerate(lines, start=2):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             look = row.pop("inspection")
             if look is not None:
                 lists = {name: tuple(look[name]) for name in ("deviation", "places")}

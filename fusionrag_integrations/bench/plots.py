@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import chain, cycle, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fusionrag_integrations.durable import write_output
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -149,6 +151,9 @@ def _figure(path_stem: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height))
         yield figure
         path_stem.parent.mkdir(parents=True, exist_ok=True)
-        # Not with_suffix, which would cut a stem like "f1-0.15".
-        figure.savefig(f"{path_stem}.png")
-        figure.savefig(f"{path_stem}.svg", metadata={"Date": None})
+        options: dict[str, dict[str, Any]] = {"png": {}, "svg": {"metadata": {"Date": None}}}
+        for kind, given in options.items():
+            drawn = BytesIO()
+            figure.savefig(drawn, format=kind, **given)
+            # Not with_suffix, which would cut a stem like "f1-0.15".
+            write_output(Path(f"{path_stem}.{kind}"), drawn.getvalue())

@@ -34,7 +34,6 @@ Figures are drawn in `figures/` beside the document.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +53,7 @@ from fusionrag_integrations.bench.tables import (
     with_interval,
 )
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import parse_json
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def _paths(results: Path, name: str) -> list[Path]:
 
 
 def _load(path: Path) -> Result:
-    result: Result = json.loads(path.read_text())
+    result: Result = parse_json(path.read_text())
     return result
 
 

@@ -18,6 +18,7 @@ from fusionrag_integrations.check.report import Estimate
 from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import Progress
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import holds_several, shown
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS
@@ -46,6 +47,8 @@ def estimate_ingest(
 
     Raises `InvalidInputError` for what are no documents, and where they hold no text.
     """
+    if not holds_several(documents):
+        raise _no_documents(documents)
     chunker = Chunker(chunk_tokens)
     total = len(documents) if isinstance(documents, Sized) else None
     sizes: list[_Size] = []
@@ -53,9 +56,7 @@ def estimate_ingest(
     count = 0
     for count, document in enumerate(documents, start=1):
         if not isinstance(document, Document):
-            raise InvalidInputError(
-                f"An estimate is of this package's Documents, in a list; got {document!r:.80}."
-            )
+            raise _no_documents(document)
         for chunk in chunker.split(document):
             encoded = encode_chunk(model.tokenizer, chunk)
             key = isolated_key(encoded.token_ids, "", chunk.scope)
@@ -77,6 +78,12 @@ def estimate_ingest(
         + sum(file_bytes("fused", size.tokens, neighbours) for size, neighbours in fused),
         seconds=pace.isolated * sum(size.tokens for size in isolated)
         + pace.fused * sum(size.tokens for size, _ in fused),
+    )
+
+
+def _no_documents(given: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"An estimate is of this package's Documents, in a list; got {shown(given)}."
     )
 
 

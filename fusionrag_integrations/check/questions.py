@@ -44,7 +44,8 @@ def store_questions(
         raise InvalidInputError(
             f"The store at {corpus.path} holds no chunks; index documents first."
         )
-    spread = [ids[number * len(ids) // count] for number in range(count)]
+    many = min(count, len(ids))
+    spread = [ids[number * len(ids) // many] for number in range(many)]
     asked: dict[tuple[str, str], StoreQuestion] = {}
     for chunk_id in dict.fromkeys([*spread, *ids]):
         if len(asked) == count:

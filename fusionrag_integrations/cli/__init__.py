@@ -21,9 +21,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except FusionRAGError as error:
+        except (FusionRAGError, OSError, UnicodeError) as error:  # the last two: paths, and a disk
             err.print(f"[red]error:[/red] {type(error).__name__}: ", end="")
-            err.print(str(error), markup=False)
+            # Names of files may be no Unicode.
+            err.print(str(error).encode(errors="backslashreplace").decode(), markup=False)
             ctx.exit(1)
         except KeyboardInterrupt:
             err.print("Interrupted. What is on disk is kept: run the command again to go on.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from math import inf
@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 
 if TYPE_CHECKING:
+    from fusionrag_integrations.embedding import Embedder
     from fusionrag_integrations.engine import FusionEngine
     from fusionrag_integrations.threads import Closable
 
@@ -99,11 +100,46 @@ def existing(store: Path) -> Path:
 
 def imported(name: str) -> object:
     """The embedding that MODULE:NAME names, called first where it is a class or a function."""
+    from fusionrag_integrations.embedding import as_embedder
+
     found = find("--embedding", name)
-    if isinstance(found, type | FunctionType):
-        made: object = found()
-        return made
-    return found
+    try:
+        made = found() if isinstance(found, type | FunctionType) else found
+    except Exception as error:  # it is the user's, and may raise anything
+        raise InvalidInputError(
+            f"--embedding {name!r} can't be made ({type(error).__name__}: {error}). Name a class "
+            "or function that takes no arguments, or an object."
+        ) from error
+    return _Named(name, as_embedder(made))
+
+
+class _Named:
+    """An embedder of the user's, whose errors are told by the option that named it."""
+
+    def __init__(self, option: str, embedder: Embedder) -> None:
+        self.name = embedder.name
+        self._option = option
+        self._embedder = embedder
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        with self._telling():
+            return self._embedder.embed_documents(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        with self._telling():
+            return self._embedder.embed_query(text)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except FusionRAGError:
+            raise
+        except Exception as error:  # it is the user's, and may raise anything
+            raise InvalidInputError(
+                f"--embedding {self._option!r} failed ({type(error).__name__}: {error}). Call it "
+                "with a few texts by itself."
+            ) from error
 
 
 def find(option: str, name: str) -> object:
@@ -111,7 +147,7 @@ def find(option: str, name: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         found: object = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # a module runs when it is imported, and may raise anything
         raise InvalidInputError(
             f"{option} {name!r} can't be imported ({error}). Give MODULE:NAME of something in an "
             "installed module, or in one on PYTHONPATH."

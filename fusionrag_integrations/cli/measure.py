@@ -110,12 +110,14 @@ def calibrate(
         read_calibration,
         write_calibration,
     )
+    from fusionrag_integrations.durable import check_output
     from fusionrag_integrations.model import device_name
 
     if not target.is_dir():
         raise InvalidInputError(
             f"There is no directory {target}; give --out a store's, or the model's own."
         )
+    check_output(target / CALIBRATION_FILE)
     suite = make_suite()
     with (
         _directory(None) as path,
@@ -328,10 +330,20 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
 def report(document: Path, results: Path) -> None:
     """Fill a Markdown document's tables from results and draw its figures; see bench/report.py."""
     from fusionrag_integrations.bench.report import draw_figures, fill
+    from fusionrag_integrations.durable import check_output, write_output
 
-    filled = fill(document.read_text(), results)
+    check_output(document)
+
+    filled = fill(_text(document), results)
     draw_figures(filled, results, document.parent)
-    document.write_text(filled)
+    write_output(document, filled.encode())
+
+
+def _text(document: Path) -> str:
+    try:
+        return document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{document} can't be read: {error}.") from error
 
 
 @contextmanager
@@ -356,7 +368,10 @@ def _opened(
 @contextmanager
 def _directory(path: Path | None) -> Iterator[Path]:
     if path is not None:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"--out {path} can't be made: {error.strerror}.") from error
         yield path
         return
     with TemporaryDirectory(prefix="fusionrag-bench-") as made:

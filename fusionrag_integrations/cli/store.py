@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from fusionrag_integrations.records import RecordFiles
     from fusionrag_integrations.repair import Problem
 
+PASSED_OVER_SHOWN = 5
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
@@ -68,6 +70,9 @@ def index(
 ) -> None:
     """Chunk, embed and prefill files: .txt, .md and .jsonl, or directories of them.
 
+    In directories, what is hidden (.git), virtual environments, __pycache__ and node_modules are
+    passed over; a file or directory that PATHS name is read whatever it is called.
+
     A .jsonl file holds one document a line: {"text": ...}, with an optional "id", "title",
     "scope" and "metadata". Documents whose ids are known and whose text has changed replace the
     old ones; with --update the store then holds just these documents. Give the same PATHS each
@@ -76,13 +81,18 @@ def index(
     """
     from fusionrag_integrations.documents import read_documents
 
-    documents = list(read_documents(paths))
+    passed_over: list[Path] = []
+    documents = list(read_documents(paths, passed_over.append))
     engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format)
     with bars() as progress:
         report = engine.ingest(documents, delete_others=update, progress=progress)
     if as_json:
-        print_json(asdict(report))
+        print_json(asdict(report) | {"passed_over": [str(path) for path in passed_over]})
         return
+    if passed_over:
+        shown = ", ".join(str(path) for path in passed_over[:PASSED_OVER_SHOWN])
+        more = "" if len(passed_over) <= PASSED_OVER_SHOWN else ", ..."
+        err.print(f"Passed over {len(passed_over)}: {shown}{more}", style="dim", markup=False)
     out.print(
         f"{report.documents_new} documents added, {report.documents_changed} replaced, "
         f"{report.documents_unchanged} unchanged, {report.documents_deleted} deleted; "
@@ -155,7 +165,7 @@ def delete(
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
 @click.option(
     "--explain",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Write a page (HTML) that shows how the answer came about.",
 )
 @json_option
@@ -175,13 +185,13 @@ def ask(
     as_json: bool,
 ) -> None:
     """Retrieve the chunks nearest to QUESTION and answer from their stored KV."""
-    from fusionrag_integrations.answer import page_path
     from fusionrag_integrations.corpus import document_order
+    from fusionrag_integrations.durable import check_output
     from fusionrag_integrations.prompt import question_prompt
     from fusionrag_integrations.types import AnswerSettings
 
     if explain is not None:
-        page_path(explain)  # before the work, not behind it
+        check_output(explain)  # before the work, not behind it
     engine = open_engine(model, existing(store), embedding, salt)
     hits = document_order(engine.corpus.search(question, k, scopes=scopes or None))
     if not hits:

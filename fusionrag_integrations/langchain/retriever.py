@@ -17,9 +17,11 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from fusionrag_integrations.components import Component
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import checked_value, refuse_unknown
 from fusionrag_integrations.langchain.documents import (
     collection_documents,
     source_of,
@@ -31,7 +33,7 @@ from fusionrag_integrations.types import KVHandle, SearchHit
 _OF_THE_SEARCH = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
 
-class FusionKVRetriever(BaseRetriever, Closable):
+class FusionKVRetriever(Component, BaseRetriever, Closable):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each document has the chunk's id, its text as content, and in its metadata the user's own
@@ -52,7 +54,7 @@ class FusionKVRetriever(BaseRetriever, Closable):
             ...
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
     corpus: Corpus | None = Field(default=None, exclude=True, repr=False)
@@ -175,7 +177,9 @@ class FusionKVRetriever(BaseRetriever, Closable):
         *,
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
+        **unknown: Any,
     ) -> list[Document]:
+        _check_call(k, unknown)
         if self.retriever is not None:
             config = {"callbacks": run_manager.get_child()}
             found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
@@ -190,7 +194,9 @@ class FusionKVRetriever(BaseRetriever, Closable):
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
+        **unknown: Any,
     ) -> list[Document]:
+        _check_call(k, unknown)
         if self.retriever is None:
             return await self._source.threads.run(
                 self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
@@ -240,6 +246,14 @@ class FusionKVRetriever(BaseRetriever, Closable):
         if self.engine is not None:
             self.engine.offer(unknown, scope=self.scopes[0] if self.scopes else "")
         return marked
+
+
+def _check_call(k: int | None, unknown: dict[str, Any]) -> None:
+    """Refuse what a call may not change."""
+    refuse_unknown("A call of FusionKVRetriever", unknown, ["k"])
+    checked_value("k", k, int | None)
+    if k is not None and k < 1:
+        raise InvalidInputError(f"k is {k}; it must be at least 1.")
 
 
 def _to_document(hit: SearchHit) -> Document:

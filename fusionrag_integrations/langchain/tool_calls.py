@@ -25,6 +25,7 @@ from uuid import uuid4
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
+from fusionrag_integrations.inputs import parse_json
 from fusionrag_integrations.keys import tool_call_id
 
 _TAGGED = (
@@ -129,7 +130,7 @@ def _read(written: Sequence[str], names: set[str]) -> tuple[list[ToolCall], list
     for one in map(str.strip, written):
         named, rest = _named(one)
         try:
-            content = json.loads(rest)
+            content = parse_json(rest)
         except ValueError as error:
             invalid.append(_invalid(named.get("name"), rest, f"This is no JSON: {error}"))
             continue
@@ -171,7 +172,7 @@ def _parts(call: Any) -> tuple[str, Any, str]:
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):  # some write them as JSON within JSON
         with suppress(ValueError):  # then they are no object, which is told
-            arguments = json.loads(arguments)
+            arguments = parse_json(arguments)
     return str(function.get("name", "")), arguments, given_id if isinstance(given_id, str) else ""
 
 

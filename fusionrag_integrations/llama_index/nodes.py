@@ -8,12 +8,16 @@ from typing import Any
 
 from llama_index.core.schema import (
     BaseNode,
+    ImageNode,
     MetadataMode,
     Node,
     NodeRelationship,
     NodeWithScore,
     RelatedNodeInfo,
     TextNode,
+)
+from llama_index.core.schema import (
+    Document as LlamaIndexDocument,
 )
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
 
@@ -53,14 +57,15 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
     Ids must be the same when a source is read again: LlamaIndex's readers and nodes make random
     ones where they aren't told otherwise.
 
-    Raises `InvalidInputError` for nodes other than text.
+    Nodes of text without any, such as empty pages, are passed over, and logged. Raises
+    `InvalidInputError` for nodes of images and the like.
     """
     return group_passages(((source_of(node), _passage(node)) for node in nodes), scope)
 
 
 def _passage(node: BaseNode) -> Passage:
     text = _text(node) if isinstance(node, TextNode | Node) else ""
-    if not text.strip() and type(node) is not TextNode:
+    if not text.strip() and not _is_empty_page(node):
         raise InvalidInputError(
             f"A {type(node).__name__} without text can't be ingested; give nodes of text."
         )
@@ -70,6 +75,15 @@ def _passage(node: BaseNode) -> Passage:
     if hidden:
         metadata[HIDDEN_KEY] = json.dumps(hidden)
     return Passage(text, metadata)
+
+
+def _is_empty_page(node: BaseNode) -> bool:
+    """Whether a node without text is of text all the same, and not of an image or the like."""
+    if isinstance(node, Node):
+        others = (node.image_resource, node.audio_resource, node.video_resource)
+        of_text = node.text_resource is not None or isinstance(node, LlamaIndexDocument)
+        return of_text and not any(others)
+    return isinstance(node, TextNode) and not isinstance(node, ImageNode)
 
 
 def source_of(node: BaseNode) -> str:

@@ -14,6 +14,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from fusionrag_integrations.errors import PromptTooLongError
+from fusionrag_integrations.inputs import checked
 
 WORDS_IN_MEMORY = 4096  # LlamaIndex asks three times for the tokens of each word that it cuts
 
@@ -31,6 +32,7 @@ class ModelPromptHelper(PromptHelper):
 
     _prompt_tokens: Callable[[BasePromptTemplate], int] = PrivateAttr()
 
+    @checked()
     def __init__(
         self,
         *,

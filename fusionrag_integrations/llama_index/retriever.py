@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from llama_index.core.vector_stores import MetadataFilters
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import checked
 from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
 from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import KVHandle
@@ -40,6 +41,7 @@ class FusionKVRetriever(BaseRetriever, Closable):
             ...
     """
 
+    @checked()
     def __init__(
         self,
         *,
@@ -47,14 +49,14 @@ class FusionKVRetriever(BaseRetriever, Closable):
         corpus: Corpus | None = None,
         retriever: BaseRetriever | None = None,
         similarity_top_k: int = 5,
-        scopes: list[str] | None = None,
+        scopes: Sequence[str] | None = None,
         filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._corpus = corpus_of(engine, corpus)
         self._opened = ExitStack()  # what `from_store` opened
         self._engine = engine
-        _check(retriever, similarity_top_k, scopes, filters)
+        _check(retriever, similarity_top_k, filters)
         self.retriever = retriever
         self.similarity_top_k = similarity_top_k
         self.scopes = scopes
@@ -148,23 +150,14 @@ class FusionKVRetriever(BaseRetriever, Closable):
         return nodes
 
 
-def _check(retriever: object, similarity_top_k: object, scopes: object, filters: object) -> None:
+def _check(
+    retriever: BaseRetriever | None, similarity_top_k: int, filters: MetadataFilters | None
+) -> None:
     """Refuse at once what would only fail at the first question, or find nothing."""
-    if retriever is not None and not isinstance(retriever, BaseRetriever):
-        raise InvalidInputError(
-            f"retriever is a {type(retriever).__name__}; give a LlamaIndex retriever, such as "
-            "index.as_retriever()."
-        )
-    if not isinstance(similarity_top_k, int) or similarity_top_k < 1:
+    if similarity_top_k < 1:
         raise InvalidInputError(f"similarity_top_k is {similarity_top_k!r}; it must be at least 1.")
-    if scopes is not None and not (
-        isinstance(scopes, list | tuple) and all(isinstance(scope, str) for scope in scopes)
-    ):
-        raise InvalidInputError(f"scopes is {scopes!r}; give a list of strings, or None.")
     if filters is None:
         return
-    if not isinstance(filters, MetadataFilters):
-        raise InvalidInputError(f"filters is {filters!r}; give LlamaIndex's MetadataFilters.")
     if retriever is not None:
         raise InvalidInputError("filters don't reach another retriever; give them to that one.")
     to_where(filters)

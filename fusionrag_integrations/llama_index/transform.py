@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from fusionrag_integrations.components import Component
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.nodes import mark, to_documents
 
 
-class FusionKVTransform(EngineComponent, TransformComponent):
+class FusionKVTransform(Component, EngineComponent, TransformComponent):
     """Ingests the nodes that come through a pipeline, and gives them their handles.
 
     Put it last, behind whatever changes a node's text or embeds it. A pipeline's cache skips it
@@ -24,7 +25,7 @@ class FusionKVTransform(EngineComponent, TransformComponent):
     pipeline with a docstore sees to that for whole documents that it splits itself, but passes on
     only the new ones of nodes that were split already.
 
-    Raises `InvalidInputError` for nodes without text, and as `FusionEngine.ingest` does.
+    Raises `InvalidInputError` for nodes of images and the like, and as `FusionEngine.ingest` does.
 
         IngestionPipeline(transformations=[SentenceSplitter(), FusionKVTransform(engine=engine)])
     """
@@ -43,6 +44,12 @@ class FusionKVTransform(EngineComponent, TransformComponent):
         """A pipeline's cache asks by this whether nodes may skip it: not once the store changed."""
         state = {"opened": self._opened, "revision": self.engine.corpus.catalog.revision}
         return {**super().to_dict(**kwargs), **state}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """What `to_dict` says of the store's state is no setting."""
+        settings = {name: data[name] for name in data.keys() - {"opened", "revision"}}
+        return super().from_dict(settings, **kwargs)
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Ingest the nodes; raises as `FusionEngine.ingest` does."""

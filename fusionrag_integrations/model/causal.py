@@ -138,7 +138,7 @@ class CausalModel(Forkable):
         try:
             refuse_adapter(name_or_path)
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of many kinds: what a file says wrongly shows anywhere
             raise InvalidInputError(
                 f"{str(name_or_path)!r} is not a model that transformers can load: {error} "
                 "Give a directory with config.json, weights and tokenizer, a .gguf file, or a hub "
@@ -147,14 +147,25 @@ class CausalModel(Forkable):
         refuse_unsupported(config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                name_or_path, dtype=weights_dtype, trust_remote_code=False
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                name_or_path,
+                dtype=weights_dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # `safetensors` and `tokenizers` have errors of their own
             raise InvalidInputError(
                 f"The model at {str(name_or_path)!r} can't be loaded: {error} "
                 "Its directory needs whole weights and a tokenizer beside config.json."
             ) from error
+        if missing := sorted(loaded["missing_keys"]):  # transformers would make them up
+            raise InvalidInputError(
+                f"The model at {str(name_or_path)!r} can't be loaded: its weights lack "
+                f"{len(missing)} tensors, {missing[0]} among them. Its directory needs whole "
+                "weights and a tokenizer beside config.json."
+            )
         if not tokenizer.is_fast:
             raise UnsupportedModelError(
                 f"{str(name_or_path)!r} has no fast tokenizer, which finding chunks by their "

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from fusionrag_integrations.prompt.control_tokens import (
     Places,
     TextTokenizer,
@@ -40,8 +42,19 @@ _FIXED_CLOCK = (
 
 
 def apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """The text of messages. Raises jinja2's `TemplateError` where the template refuses them."""
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    """The text of messages.
+
+    Raises jinja2's `TemplateError`, whatever went wrong in the template, and `ValueError` where a
+    last message that is to be continued doesn't stand in the text.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except TemplateError:
+        raise
+    except Exception as error:  # a template is a program, and may fail in any way
+        if isinstance(error, ValueError) and options.get("continue_final_message"):
+            raise
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
     return text
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.inputs import holds_several, shown
 from fusionrag_integrations.keys import tool_call_id
 from fusionrag_integrations.prompt.control_tokens import Places
 from fusionrag_integrations.prompt.formatted import turn_end
@@ -76,13 +77,19 @@ def ingest_prefix(tokenizer: Any) -> str:
     ]
     plain: list[Message] = [{"role": "user", "content": f"{NEUTRAL}\n\n{CONTEXT}{MARK}"}]
     template = timeless(tokenizer)
-    try:
-        text = apply(tokenizer, system, chat_template=template)
-    except TemplateError:  # some templates refuse a system message
-        text = apply(tokenizer, plain, chat_template=template)
-    if NEUTRAL not in text:  # and some drop it
-        text = apply(tokenizer, plain, chat_template=template)
-    return text[: text.index(MARK)]
+    for messages in (system, plain):  # some templates refuse a system message, and some drop it
+        failed: TemplateError | None = None
+        try:
+            text = apply(tokenizer, messages, chat_template=template)
+        except TemplateError as error:
+            failed = error
+            continue
+        if NEUTRAL in text and MARK in text:
+            return text[: text.index(MARK)]
+    raise UnsupportedModelError(
+        f"The model's chat template can't be used: {failed or 'it leaves out what messages say'}. "
+        "Take the template that the model was published with."
+    ) from failed
 
 
 def ingest_surroundings(tokenizer: Any) -> str:
@@ -129,6 +136,10 @@ def word(
                 )
             return _plain(tokenizer, prompt)
         prompt = [{"role": "user", "content": prompt}]
+    if not holds_several(prompt):
+        raise InvalidInputError(
+            f"The prompt is {shown(prompt)}; give a string, or a list of messages."
+        )
     if (tools or _of_tools(prompt)) and not words_tools(tokenizer):
         raise InvalidInputError(
             "This model's chat template has no words for tools. Ask without tools, their calls and "
@@ -146,7 +157,7 @@ def word(
     schemas = [dict(tool) for tool in tools]
     try:
         text, quoted = _apply_to_any_ids(tokenizer, messages, schemas, **options)
-    except (TemplateError, TypeError) as error:
+    except TemplateError as error:
         raise InvalidInputError(
             f"The model's chat template refuses these messages: {error}. Their roles are "
             f"{', '.join(message['role'] for message in messages)}."
@@ -186,7 +197,7 @@ def _apply_to_any_ids(
     """As `apply_quoting`. Tool calls whose ids the template refuses get ones that fit."""
     try:
         return apply_quoting(tokenizer, messages, tools, **options)
-    except (TemplateError, TypeError):
+    except TemplateError:
         fitting = _with_fitting_ids(messages)
         if fitting == messages:
             raise

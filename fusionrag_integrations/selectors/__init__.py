@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusionrag_integrations.errors import UnknownSelectorError
 from fusionrag_integrations.selectors.all import SelectAll
 from fusionrag_integrations.selectors.cache_craft import CacheCraft
 from fusionrag_integrations.selectors.cacheblend import cacheblend
@@ -16,7 +15,7 @@ from fusionrag_integrations.selectors.none import SelectNone
 from fusionrag_integrations.selectors.prophetkv import prophetkv
 from fusionrag_integrations.selectors.random import random
 from fusionrag_integrations.selectors.scoring import TopScores
-from fusionrag_integrations.types import Calibration, Selector
+from fusionrag_integrations.types import Calibration, Selector, check_selector
 
 __all__ = ["FusionRAGScorer", "TopScores", "make_selector", "middle_layers", "selector_names"]
 
@@ -46,8 +45,5 @@ def make_selector(name: str, ratio: float, calibration: Calibration | None = Non
 
     calibration: what was measured for the model; only "fusionrag" makes use of it.
     """
-    if name not in _FACTORIES:
-        raise UnknownSelectorError(
-            f"There is no selector {name!r}. Known selectors: {', '.join(_FACTORIES)}."
-        )
+    check_selector(name)
     return _FACTORIES[name](ratio, calibration)

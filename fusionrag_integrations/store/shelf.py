@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import RLock
 
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import check_fields
 from fusionrag_integrations.store.disk import FileKVStore
 from fusionrag_integrations.store.heat import Heat
 from fusionrag_integrations.store.tier import Tier
@@ -20,13 +22,19 @@ class Budgets:
     """Bytes that each tier may hold; None for no bound.
 
     device: beside the model. captured: of what is on disk, the part of chunks that came with
-    requests.
+    requests. Raises `InvalidInputError` for less than 0.
     """
 
     device: int | None = 0
     host: int | None = 2 * GIB
     disk: int | None = None
     captured: int | None = GIB
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for budget in (self.device, self.host, self.disk, self.captured):
+            if budget is not None and budget < 0:
+                raise InvalidInputError(f"A budget is {budget} bytes; give 0 or more, or None.")
 
 
 class Shelf:

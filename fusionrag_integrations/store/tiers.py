@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from threading import RLock
 from time import perf_counter_ns
 from types import TracebackType
@@ -132,6 +133,11 @@ class TieredKV(Forkable, Closable):
         """Count a record that turned out to be of another text."""
         with self._lock:
             self._counts["stale"] += 1
+
+    @property
+    def path(self) -> Path:
+        """The directory of the store whose records these are."""
+        return self._store.files.directory.parent
 
     def metrics(self) -> StoreMetrics:
         """What the tiers hold now, and what they did so far."""

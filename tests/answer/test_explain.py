@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -148,6 +149,10 @@ class TestReasons:
         assert answer.full_reason == "no KV of its chunks could be used."
         assert [fallback.used for fallback in answer.fallbacks] == [None] * 4
         assert all("There is no KV record" in fallback.reason for fallback in answer.fallbacks)
+        store = indexed.corpus.path
+        told = f"{json.dumps(answer.report())} {answer.explain().html}"
+        assert f"{store.name}/kv/" in told
+        assert str(store.parent) not in told
         (one,) = [f for f in answer.report()["fallbacks"] if f["document_id"] == "town-1"][:1]
         assert one["reason"] == answer.fallbacks[-1].reason
         assert all(p.kind is None for p in traced(answer).passages())

@@ -18,7 +18,6 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
 )
-from pydantic import ValidationError
 
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
@@ -171,12 +170,12 @@ def test_a_cache_tells_the_settings_of_calls_apart(
 
 
 def test_an_unknown_setting_of_a_call_is_named(chat: ChatFusionRAG) -> None:
-    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'raito'\. Did you mean 'ratio'"):
         chat.invoke(QUESTION, raito=0.3)
 
 
 def test_an_impossible_field_is_refused(engine: FusionEngine) -> None:
-    with pytest.raises(ValidationError, match=r"ratio is 2\.0"):
+    with pytest.raises(InvalidInputError, match="ratio is 2"):
         ChatFusionRAG(engine=engine, ratio=2)
 
 

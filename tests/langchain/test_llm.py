@@ -9,7 +9,6 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document as Found
-from pydantic import ValidationError
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
@@ -170,14 +169,14 @@ def test_a_seed_repeats_a_sample(llm: FusionRAGLLM, prompt: str) -> None:
 
 
 def test_an_unknown_setting_of_a_call_is_named(llm: FusionRAGLLM, prompt: str) -> None:
-    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'raito'\. Did you mean 'ratio'"):
         llm.invoke(prompt, raito=0.3)
-    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'raito'\. Did you mean 'ratio'"):
         list(llm.stream(prompt, raito=0.3))
 
 
 def test_impossible_values_are_refused(engine: FusionEngine, llm: FusionRAGLLM) -> None:
-    with pytest.raises(ValidationError, match=r"ratio is 2\.0"):
+    with pytest.raises(InvalidInputError, match="ratio is 2"):
         FusionRAGLLM(engine=engine, ratio=2)
     with pytest.raises(InvalidInputError, match="ratio is 2"):
         llm.invoke("Where is it?", ratio=2)
@@ -284,5 +283,5 @@ class TestRawText:
     def test_raw_is_true_false_or_none(self, llm: FusionRAGLLM, engine: FusionEngine) -> None:
         with pytest.raises(InvalidInputError, match="raw is 'yes'"):
             llm.invoke("Who?", raw="yes")
-        with pytest.raises(ValidationError, match="raw"):
+        with pytest.raises(InvalidInputError, match="raw"):
             FusionRAGLLM(engine=engine, raw="perhaps")

@@ -11,7 +11,6 @@ from langchain_classic.retrievers import EnsembleRetriever, MultiQueryRetriever
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
-from pydantic import ValidationError
 
 from fusionrag_integrations import Corpus, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
@@ -140,12 +139,12 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [(), ("engine", "corpus")])
 def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str, ...]) -> None:
     given: dict[str, Any] = {"engine": engine, "corpus": Corpus.open(engine.corpus.path)}
-    with pytest.raises(ValidationError, match="either an engine or a corpus"):
+    with pytest.raises(InvalidInputError, match="either an engine or a corpus"):
         FusionKVRetriever(**{name: given[name] for name in names})
 
 
 def test_k_below_one_is_refused(engine: FusionEngine) -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+    with pytest.raises(InvalidInputError, match="greater than or equal to 1"):
         FusionKVRetriever(engine=engine, k=0)
     with pytest.raises(InvalidInputError, match="k is 0"):
         FusionKVRetriever(engine=engine).invoke(QUESTION, k=0)

@@ -17,7 +17,6 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.prompts import PromptTemplate
-from pydantic import ValidationError
 
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError
@@ -215,14 +214,14 @@ def test_a_stop_string_ends_the_answer_before_it(
 
 
 def test_an_unknown_setting_of_a_call_is_named(llm: FusionRAGLLM) -> None:
-    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'raito'\. Did you mean 'ratio'"):
         llm.complete(QUESTION, raito=0.3)
-    with pytest.raises(InvalidInputError, match="Unknown settings raito"):
+    with pytest.raises(InvalidInputError, match=r"takes no 'raito'\. Did you mean 'ratio'"):
         llm.chat([ChatMessage(content=QUESTION)], raito=0.3)
 
 
 def test_impossible_values_are_refused(engine: FusionEngine, llm: FusionRAGLLM) -> None:
-    with pytest.raises(ValidationError, match=r"ratio is 2\.0"):
+    with pytest.raises(InvalidInputError, match="ratio is 2"):
         FusionRAGLLM(engine=engine, ratio=2)
     with pytest.raises(InvalidInputError, match="ratio is 2"):
         llm.complete(QUESTION, ratio=2)

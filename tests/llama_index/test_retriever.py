@@ -155,8 +155,8 @@ FILTER = MetadataFilters(filters=[MetadataFilter(key="page", value=7)])
         ({"similarity_top_k": "5"}, "similarity_top_k is '5'"),
         ({"scopes": "north"}, "scopes is 'north'; give a list"),
         ({"scopes": [7]}, r"scopes is \[7\]"),
-        ({"filters": {"page": 7}}, "give LlamaIndex's MetadataFilters"),
-        ({"retriever": "index"}, "retriever is a str"),
+        ({"filters": {"page": 7}}, "give a MetadataFilters"),
+        ({"retriever": "index"}, "retriever is 'index'; give a BaseRetriever"),
         ({"retriever": FixedRetriever([]), "filters": FILTER}, "don't reach another retriever"),
     ],
 )

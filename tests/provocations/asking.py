@@ -75,6 +75,14 @@ provoked.pairs += [
         lambda w: w.engine.corpus.search("Where?", where="page"),  # type: ignore[arg-type]
     ),
 ]
+
+
+def written_to_a_full_disk(world: World) -> None:
+    page = world.engine.answer("Where?", AnswerSettings(max_tokens=1)).explain()
+    world.full_disk()
+    page.save(world.tmp / "why.html")
+
+
 provoked.each(
     {
         "The prompt is empty.": lambda w: ask(w, " "),
@@ -91,11 +99,16 @@ provoked.each(
         "The prompt has ... tokens; the context of ... holds ..., and the answer needs ...": (
             lambda w: ask(w, "the river and the bridge " * 1000)
         ),
+        "The prompt is ...; give a string, or a list of messages.": lambda w: ask(w, 5),
+        "... is ..., and is left as it is; give the path of a file, or a new one.": lambda w: w.run(
+            *("ask", "Where?", "--store", w.store, "--explain", w.tmp)
+        ),
+        "... can't be written: ....": written_to_a_full_disk,
         "k is ...; it must be at least 1.": lambda w: w.engine.corpus.search("Where?", 0),
         "The answer is there once its stream has been read to the end.": lambda w: (
             w.engine.stream("Where?").answer
         ),
-        "There is no directory ... to write the page to.": lambda w: w.run(
+        "There is no directory ... to write ... to.": lambda w: w.run(
             *("ask", "Where?", "--store", w.store, "--explain", w.tmp / "none" / "why.html")
         ),
     }

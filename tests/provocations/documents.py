@@ -10,6 +10,7 @@ from langchain_core.documents import Document as LangChainDocument
 from fusionrag_integrations import Document, Passage
 from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.langchain import to_documents
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
 from tests.conftest import town
@@ -134,6 +135,9 @@ provoked.each(
         ).ingest([Document("a", "word " * 2500)]),
         "Neighbours are ... predecessors of ... in all; ...": lambda w: w.engine.ingest(
             [], neighbours=Neighbours(count=1, predecessors=2)
+        ),
+        "... passages without text are passed over, of ... sources, ... the first of them.": (
+            lambda w: to_documents([LangChainDocument("")]) and w.logged()
         ),
         "Give delete a list of document ids: ...": lambda w: w.engine.delete("town-0"),
         "Document ids are strings; delete was given ...": lambda w: w.engine.delete([0]),  # type: ignore[list-item]

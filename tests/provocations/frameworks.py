@@ -82,13 +82,13 @@ provoked.each(
         "A ... can't leave its process; run the pipeline without num_workers.": (
             lambda w: pickle.dumps(li.FusionKVTransform(engine=w.engine))
         ),
-        "retriever is a ...; give a LlamaIndex retriever, ...": lambda w: retrieve(
+        "retriever is ...; give a BaseRetriever, or None.": lambda w: retrieve(
             w, retriever=lc.FusionKVRetriever(engine=w.engine)
         ),
         "similarity_top_k is ...; it must be at least 1.": lambda w: retrieve(
             w, similarity_top_k=0
         ),
-        "filters is ...; give LlamaIndex's MetadataFilters.": lambda w: retrieve(
+        "filters is ...; give a MetadataFilters, or None.": lambda w: retrieve(
             w, filters={"page": 7}
         ),
         "filters don't reach another retriever; give them to that one.": lambda w: retrieve(

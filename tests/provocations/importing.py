@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import tiktoken
 
@@ -12,6 +13,7 @@ from fusionrag_integrations import FusionEngine, chunking
 from fusionrag_integrations.bench.extra import require_bench_extra
 from fusionrag_integrations.bench.metrics import rouge1
 from fusionrag_integrations.bench.plots import lines_plot
+from fusionrag_integrations.embedding import LexicalEmbedder
 from tests.provocations.world import Provoked, Seen, World
 
 provoked = Provoked()
@@ -70,6 +72,15 @@ def interrupted(world: World) -> list[Seen]:
     return world.run("index", world.file("a.txt", "Some text."), *where)
 
 
+class Failing(LexicalEmbedder):
+    """An embedding of the user's, out of order."""
+
+    name = "failing"
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        raise ConnectionError("no such host")
+
+
 provoked.each(
     {
         "module 'fusionrag_integrations' has no attribute ...": lambda w: (
@@ -80,6 +91,13 @@ provoked.each(
         "Invalid value for ...": lambda w: w.run("index", w.tmp / "none", "--store", w.tmp / "new"),
         "--embedding ... can't be imported (...). Give MODULE:NAME ...": lambda w: w.run(
             *("ask", "Where?", "--store", w.store, "--embedding", "nowhere:Thing")
+        ),
+        "--embedding ... can't be made (...). ...": lambda w: w.run(
+            *("ask", "Where?", "--store", w.store, "--embedding", "json:dumps")
+        ),
+        "--embedding ... failed (...). Call it with a few texts by itself.": lambda w: w.run(
+            *("index", w.file("a.txt", "text"), "--store", w.tmp / "new", "--model", w.model_dir),
+            *("--embedding", "tests.provocations.importing:Failing"),
         ),
         "--judge ... names ...; name a function.": lambda w: w.run(
             *("bench", "quality", "--limit", 1, "--judge", "json:__doc__")

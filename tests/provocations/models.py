@@ -43,6 +43,12 @@ def slow_tokenizer(world: World) -> None:
     load(world)
 
 
+@provoked.by("The model's chat template can't be used: ...")
+def broken_template(world: World) -> None:
+    world.patch.setattr(world.engine.model.tokenizer, "chat_template", "{{ messages + 5 }}")
+    world.open()
+
+
 @provoked.by("... contains custom code which must be executed to correctly load the model. ...")
 def custom_code(world: World) -> None:
     """Nobody is asked whether it may run."""

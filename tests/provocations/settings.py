@@ -9,6 +9,7 @@ from langchain_core.tools import tool
 
 import fusionrag_integrations.langchain as lc
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations.documents import read_documents
 from tests.langchain.templates import WITH_TOOLS
 from tests.provocations.world import Provocation, Provoked, Seen, World
 
@@ -50,10 +51,9 @@ provoked.each(
         "There is no selector .... Known selectors: ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(selector="best")
         ),
-        "... validation error for ...": lambda w: lc.FusionRAGLLM(engine=w.engine, ratio=2.0),
         "ratio is ...; it must lie in [0, 1].": setting(ratio=2.0),
         "max_tokens is ...; it must be at least 1.": setting(max_tokens=0),
-        "temperature is ...; it must not be negative.": setting(temperature=-1.0),
+        "temperature is ...; it must not be negative, and be finite.": setting(temperature=-1.0),
         "top_p is ...; it must lie in (0, 1].": setting(top_p=0.0),
         "top_k is ...; use 0 for no limit.": setting(top_k=-1),
         "repetition_penalty is ...; it must be above 0. 1 is none.": setting(
@@ -67,9 +67,20 @@ provoked.each(
         "A model is told of tools by its chat template, ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(raw=True, tools=({"type": "function", "function": {}},))
         ),
-        "Unknown settings ...; known are ...": lambda w: lc.FusionRAGLLM(engine=w.engine).invoke(
-            "Where?", raito=0.3
+        "... takes no .... ...Accepted are ...": lambda w: lc.FusionRAGLLM(
+            engine=w.engine, scope=["board"]
         ),
+        "... and ... are the same; give one of them.": lambda w: lc.FusionRAGLLM(
+            engine=w.engine, max_tokens=1, max_new_tokens=1
+        ),
+        "seed is ...; it must fit 64 bits, with its sign.": setting(seed=10**30),
+        "max_tokens is ...; give a whole number.": setting(max_tokens=True),
+        "engine is ...; give a FusionEngine.": lambda w: lc.FusionRAGLLM(engine="mine"),
+        "... needs engine: ...(engine=...).": lambda w: lc.FusionRAGLLM(),
+        "budgets is ...; give a Budgets.": lambda w: w.open(budgets={"host": 1}),
+        "texts is ...; give a list of strings.": lambda w: w.engine.offer("text"),
+        "texts holds ...; give a list of strings.": lambda w: w.engine.offer([1]),
+        "paths is ...; give a list of paths.": lambda w: list(read_documents("docs")),
         "This model's chat template has no words for tools. ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(tools=({"type": "function", "function": {"name": "weather"}},))
         ),

@@ -155,7 +155,7 @@ provoked.each(
         "Can't make a store at ...: ...": lambda w: w.open(w.file("notes.txt") / "store"),
         "Unknown kv_format ...; choose ...": lambda w: w.open(kv_format="int2"),
         "chunk_tokens is ...; it must be at least ...": lambda w: w.open(chunk_tokens=1),
-        "The salt is a ...; give a string.": lambda w: w.open(salt=5),
+        "salt is ...; give a string.": lambda w: w.open(salt=5),
         "A budget is ... bytes; give 0 or more, or None.": lambda w: w.open(
             w.store, budgets=Budgets(host=-1)
         ),
