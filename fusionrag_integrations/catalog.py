@@ -1,6 +1,7 @@
 """What has been ingested, and which KV belongs to which chunk: a SQLite file.
 
 documents ──< chunks ──< neighbours      a fused key and the chunks it was made with, in order
+              chunks ─── vectors         what the index is made of, and can be made of again
               chunks >── traces          what fusing showed, by the fused key: a chunk's last one
 
 Documents are named by scope and id; captured texts, which are in none, by what no user can name.
@@ -19,7 +20,8 @@ import json
 import logging
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
@@ -54,6 +56,7 @@ from fusionrag_integrations.types import (
 logger = logging.getLogger(__name__)
 
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
+UNFINISHED_FILE = "unfinished"  # beside it while a store is changed, and after a crash
 SCHEMA_VERSION = 5
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
@@ -64,7 +67,8 @@ _SCHEMA = (
     """CREATE TABLE store (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
-        salt_id TEXT NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
+        salt_id TEXT NOT NULL, probes TEXT NOT NULL, revision INTEGER NOT NULL,
+        texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,
         content_hash TEXT NOT NULL, PRIMARY KEY (captured, scope, id)) WITHOUT ROWID""",
@@ -83,12 +87,17 @@ _SCHEMA = (
     "CREATE INDEX chunks_in_order ON chunks (captured, scope, document_id, position)",
     "CREATE INDEX chunks_by_text ON chunks (text_hash)",
     "CREATE INDEX chunks_by_key ON chunks (isolated_key)",
+    "CREATE INDEX chunks_by_fused_key ON chunks (fused_key)",
+    "CREATE INDEX chunks_by_trace ON chunks (traced_key)",
     """CREATE TABLE neighbours (
         chunk_id TEXT NOT NULL REFERENCES chunks (id) ON DELETE CASCADE,
         position INTEGER NOT NULL,
         neighbour_id TEXT NOT NULL REFERENCES chunks (id),
         PRIMARY KEY (chunk_id, position)) WITHOUT ROWID""",
     "CREATE INDEX made_with ON neighbours (neighbour_id)",
+    """CREATE TABLE vectors (
+        chunk_id TEXT PRIMARY KEY REFERENCES chunks (id) ON DELETE CASCADE,
+        vector BLOB NOT NULL) WITHOUT ROWID""",
 )
 _WRITTEN = """id, captured, scope, document_id, position, text, title, metadata, content_sum,
     token_ids, offsets, isolated_key, tokens_sum, text_hash"""
@@ -104,7 +113,8 @@ class StoreInfo:
     """What a store was made with; none of it can change afterwards.
 
     model_source: the directory or hub name that the model was loaded from. kv_format: in which
-    KV is kept. salt_id: stands for the store's salt, which itself is kept nowhere.
+    KV is kept. salt_id: stands for the store's salt, which itself is kept nowhere. probes: what
+    the embedding makes of a few texts; `embedding` is only what messages call it by.
     """
 
     format_version: int
@@ -114,6 +124,7 @@ class StoreInfo:
     chunk_tokens: int
     kv_format: KVFormat
     salt_id: str = ""
+    probes: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -171,7 +182,7 @@ class Catalog(Forkable, Closable):
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     db.execute(statement)
-                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)", astuple(info))
+                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0)", astuple(info))
                 db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             return cls(path, db)
@@ -236,6 +247,14 @@ class Catalog(Forkable, Closable):
             if found == ["ok"]:
                 found = [f"{len(strays)} rows refer to others that are gone"]
             raise StoreError(f"The catalog {self._path} is damaged: {'; '.join(found)}")
+        ids = self.text_ids()
+        for start in range(0, len(ids), BATCH):
+            self.vectors(ids[start : start + BATCH])
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
 
     @property
     def store(self) -> Path:
@@ -321,12 +340,17 @@ class Catalog(Forkable, Closable):
             _raise_revision(db, searchable=False)
 
     def replace_document(
-        self, document: DocumentKey, content_hash: str, records: Sequence[ChunkRecord]
+        self,
+        document: DocumentKey,
+        content_hash: str,
+        records: Sequence[ChunkRecord],
+        vectors: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Put a document and its chunks in the place of what it names.
 
-        Chunks whose ids stay keep their isolated keys. Fused keys of all of the document's
-        chunks are cleared, and so are those of others made with a chunk that went. Fused keys in
+        Chunks whose ids stay keep their isolated keys and vectors; vectors: of the others, by
+        chunk id. Fused keys of all of the document's chunks are cleared, and so are those of
+        others made with a chunk that went. Fused keys in
         `records` are not taken over.
 
         Raises `InvalidInputError` for records of another document or with repeated ids.
@@ -337,6 +361,8 @@ class Catalog(Forkable, Closable):
             raise InvalidInputError(f"Document {document.id!r} was given another one's chunks.")
         with self._transaction() as db:
             self._put(db, document, content_hash, records, captured=False)
+            known = {record.chunk.id for record in records}
+            _write_vectors(db, {i: v for i, v in (vectors or {}).items() if i in known})
 
     def _put(
         self,
@@ -430,11 +456,36 @@ class Catalog(Forkable, Closable):
             )
         return True
 
-    def forget_traces(self) -> None:
-        """Delete the traces that are no chunk's last one any more."""
+    def set_vectors(self, vectors: Mapping[str, Sequence[float]]) -> None:
+        """Note chunks' vectors, by chunk id, in the place of those that were known."""
         with self._transaction() as db:
-            keys = "(SELECT traced_key FROM chunks)"
-            db.execute(f"DELETE FROM traces WHERE traced_key NOT IN {keys}")
+            _write_vectors(db, vectors)
+
+    def vectors(self, chunk_ids: Iterable[str]) -> dict[str, list[float]]:
+        """The vectors that chunks are found by, by chunk id; unknown ones are left out."""
+        query = "SELECT chunk_id, vector FROM vectors WHERE chunk_id IN ({})"
+        try:
+            return {i: _to_vector(vector) for i, vector in self._rows_in(query, chunk_ids)}
+        except (zlib.error, struct.error, TypeError) as error:
+            raise StoreError(
+                f"The catalog {self._path} is damaged: a vector of its chunks can't be read "
+                f"({error}). `fusionrag repair` rebuilds it."
+            ) from error
+
+    def raise_revision(self) -> None:
+        """Let everybody who has the store open read its index anew."""
+        with self._transaction() as db:
+            _raise_revision(db, searchable=True)
+
+    def forget_traces(self, keys: Iterable[str] | None = None) -> None:
+        """Delete the traces, of these fused keys or all, that are no chunk's last one any more."""
+        unused = """DELETE FROM traces WHERE NOT EXISTS
+            (SELECT 1 FROM chunks WHERE chunks.traced_key = traces.traced_key)"""
+        with self._transaction() as db:
+            if keys is None:
+                db.execute(unused)
+            else:
+                db.executemany(f"{unused} AND traced_key = ?", _each(keys))
 
     def traced_keys(self) -> set[str]:
         """Fused keys of the KV whose traces are known."""
@@ -531,6 +582,23 @@ class Catalog(Forkable, Closable):
         """Ids of the chunks that its fused KV was made behind, in order."""
         query = "SELECT neighbour_id FROM neighbours WHERE chunk_id = ? ORDER BY position"
         return tuple(row[0] for row in self._rows(query, (chunk_id,)))
+
+    def keys_of(self, documents: Iterable[DocumentKey]) -> set[str]:
+        """Keys of the KV that was made of, or behind, the chunks of these documents."""
+        chunk_ids = self.chunk_ids(documents)
+        own = "SELECT isolated_key, fused_key, traced_key FROM chunks WHERE id IN ({})"
+        behind = """SELECT fused_key, traced_key FROM chunks
+            WHERE id IN (SELECT chunk_id FROM neighbours WHERE neighbour_id IN ({}))"""
+        rows = [*self._rows_in(own, chunk_ids), *self._rows_in(behind, chunk_ids)]
+        return {key for row in rows for key in row} - {""}
+
+    def dead_keys(self, keys: Iterable[str]) -> list[str]:
+        """Those of these keys that no chunk uses, ascending."""
+        keys = set(keys)
+        for column in ("isolated_key", "fused_key"):
+            query = f"SELECT {column} FROM chunks WHERE {column} IN ({{}})"
+            keys -= {row[0] for row in self._rows_in(query, keys)}
+        return sorted(keys)
 
     def live_keys(self) -> set[str]:
         """Keys of all KV in use; a record under another key is garbage."""
@@ -665,6 +733,11 @@ def _forget_captured(db: sqlite3.Connection, column: str, values: Iterable[str])
     )
 
 
+def _write_vectors(db: sqlite3.Connection, vectors: Mapping[str, Sequence[float]]) -> None:
+    rows = [(chunk_id, _from_vector(vector)) for chunk_id, vector in vectors.items()]
+    db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+
 def _raise_revision(db: sqlite3.Connection, searchable: bool) -> None:
     """searchable: whether what an index holds has changed, not only what is known."""
     db.execute("UPDATE store SET texts = texts + 1, revision = revision + ?", (searchable,))
@@ -732,3 +805,13 @@ def _to_trace(trace: bytes, traced_with: str, tokens: int) -> ContextTrace:
         by_neighbour=numbers[3 * tokens :],
         neighbour_tokens=rest["tokens"],
     )
+
+
+def _from_vector(vector: Sequence[float]) -> bytes:
+    """Little-endian float32, with zlib, which checks them: lexical ones are mostly zeros."""
+    return zlib.compress(struct.pack(f"<{len(vector)}f", *vector), level=1)
+
+
+def _to_vector(packed: bytes) -> list[float]:
+    numbers = zlib.decompress(packed)
+    return list(struct.unpack(f"<{len(numbers) // 4}f", numbers))

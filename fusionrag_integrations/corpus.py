@@ -14,16 +14,23 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import Timeout
 
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
+from fusionrag_integrations.catalog import CATALOG_FILE, UNFINISHED_FILE, Catalog, StoreInfo
 from fusionrag_integrations.corrections import DIRECTORY as CORRECTIONS_DIRECTORY
-from fusionrag_integrations.durable import close_to_others, locked, make_directory
-from fusionrag_integrations.embedding import Embedder, as_embedder
+from fusionrag_integrations.durable import (
+    close_to_others,
+    locked,
+    make_directory,
+    remove_file,
+    touch_file,
+)
+from fusionrag_integrations.embedding import Embedder, as_embedder, makes_the_same, probe
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreError,
@@ -114,10 +121,11 @@ class Corpus(Closable):
     """
 
     def __init__(self, path: Path, catalog: Catalog, embedder: Embedder, index: Index) -> None:
-        if catalog.info.embedding != embedder.name:
+        if not makes_the_same(catalog.info.probes, probe(embedder)):
             raise StoreMismatchError(
                 f"The store at {path} was indexed with the embedding {catalog.info.embedding!r}, "
-                f"not {embedder.name!r}. Open it with the same embedding, or make a new store."
+                f"which makes other vectors of the same texts than {embedder.name!r} that was "
+                "given. Open it with the same embedding, or make a new store."
             )
         self.path = path.absolute()  # whatever becomes of the working directory
         self.catalog = catalog
@@ -134,11 +142,13 @@ class Corpus(Closable):
         """Open the corpus of an existing store.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
-        `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does, and
-        `StoreMismatchError` for another embedding.
+        `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does,
+        `StoreMismatchError` for another embedding, and `StoreError` where the index has lost
+        chunks.
         """
         path = Path(path)
-        return cls._of(path, open_catalog(path), embedding)
+        catalog = open_catalog(path)
+        return cls._of(path, catalog, as_embedder(embedding), partial(_open_index, path))
 
     @classmethod
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
@@ -147,20 +157,29 @@ class Corpus(Closable):
         Raises `StoreError` where anything of a store is there already.
         """
         _check_nothing_lost(path)
+        embedder = as_embedder(embedding)
+        info = replace(info, probes=probe(embedder))
         try:
             make_directory(path)
         except OSError as error:
             raise StoreError(f"Can't make a store at {path}: {error}") from error
         Manifests(path).write_info(info)
-        return cls._of(path, Catalog.create(path / CATALOG_FILE, info), embedding)
+        catalog = Catalog.create(path / CATALOG_FILE, info)
+        return cls._of(path, catalog, embedder, lambda _: ChunkIndex(path / INDEX_DIRECTORY))
 
     @classmethod
-    def _of(cls, path: Path, catalog: Catalog, embedding: object | None) -> Corpus:
+    def _of(
+        cls,
+        path: Path,
+        catalog: Catalog,
+        embedder: Embedder,
+        open_index: Callable[[Catalog], ChunkIndex],
+    ) -> Corpus:
         """What can't be opened leaves nothing open."""
         with ExitStack() as opened:
             opened.enter_context(catalog)
-            index = opened.enter_context(ChunkIndex(path / INDEX_DIRECTORY))
-            corpus = cls(path, catalog, as_embedder(embedding), index)
+            index = opened.enter_context(open_index(catalog))
+            corpus = cls(path, catalog, embedder, index)
             corpus._opened = opened.pop_all()
         return corpus
 
@@ -270,33 +289,48 @@ class Corpus(Closable):
         """
         old = set(self.catalog.chunk_ids(update.document.key for update in updates))
         chunks = [record.chunk for update in updates for record in update.records]
-        self._embed([chunk for chunk in chunks if chunk.id not in old])
+        vectors = self._embed([chunk for chunk in chunks if chunk.id not in old])
+        vectors |= self.catalog.vectors(chunk.id for chunk in chunks if chunk.id in old)
         for update in updates:
-            key, unfused = update.document.key, ((),) * len(update.records)
-            self.manifests.write(Manifest(key, update.content_hash, update.records, unfused))
-            self.catalog.replace_document(key, update.content_hash, update.records)
+            key, content, records = update.document.key, update.content_hash, update.records
+            unfused = ((),) * len(records)
+            known = {r.chunk.id: vectors[r.chunk.id] for r in records if r.chunk.id in vectors}
+            self.manifests.write(Manifest(key, content, records, unfused, known))
+            self.catalog.replace_document(key, content, records, known)
         self._index.remove(old - {chunk.id for chunk in chunks})
         self._note_change()
 
     def delete(self, documents: Iterable[DocumentKey]) -> int:
-        """Delete documents; returns how many there were.
-
-        Others whose deletion was cut short go with them.
-        """
+        """Delete documents; returns how many there were."""
         keys = list(documents)
         for key in keys:
             self.manifests.begin_delete(key)
-        unfinished = self.unfinished_deletes()
-        chunk_ids = self.catalog.chunk_ids(unfinished)
-        deleted = self.catalog.delete_documents(unfinished)
+        chunk_ids = self.catalog.chunk_ids(keys)
+        deleted = self.catalog.delete_documents(keys)
         self._index.remove(chunk_ids)
         self.manifests.finish_deletes()
         self._note_change()
         return deleted
 
-    def unfinished_deletes(self) -> list[DocumentKey]:
-        """The documents that a delete which was cut short has left in the catalog."""
-        return self.manifests.deleted(self.catalog.documents())
+    @contextmanager
+    def change(self) -> Iterator[bool]:
+        """Whether the change before this one was cut short: it may have left records of no chunk.
+
+        What it had begun to delete is deleted now.
+        """
+        note = self.path / UNFINISHED_FILE
+        cut_short = note.exists() or self.manifests.deleting()
+        try:
+            touch_file(note)
+        except OSError as error:
+            raise StoreError(f"The store at {self.path} can't be written: {error}.") from error
+        if cut_short:
+            self.delete(self.manifests.deleted(self.catalog.documents()))
+        yield cut_short
+        try:
+            remove_file(note)
+        except OSError as error:
+            raise StoreError(f"The store at {self.path} can't be written: {error}.") from error
 
     def live_keys(self) -> set[str]:
         """Keys of all KV in use, that of documents which the catalog doesn't know among it."""
@@ -321,8 +355,7 @@ class Corpus(Closable):
         missing = sorted(known - indexed)
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
-            records = self.catalog.records(missing[start : start + EMBEDDING_BATCH])
-            self._embed([record.chunk for record in records.values()])
+            self._restore(missing[start : start + EMBEDDING_BATCH])
         progress("embed", len(missing), len(missing))
 
     def note_links(self, documents: Iterable[DocumentKey]) -> None:
@@ -330,11 +363,24 @@ class Corpus(Closable):
         for document in documents:
             self.manifests.write(manifest_of(self.catalog, document))
 
-    def _embed(self, chunks: Sequence[Chunk]) -> None:
+    def _restore(self, chunk_ids: Sequence[str]) -> None:
+        """Put chunks into the index by the vectors that the catalog has; embed the others."""
+        vectors = self.catalog.vectors(chunk_ids)
+        records = self.catalog.records(chunk_ids)
+        known = [record.chunk for chunk_id, record in records.items() if chunk_id in vectors]
+        self._index.add(known, [vectors[chunk.id] for chunk in known])
+        unknown = [record.chunk for chunk_id, record in records.items() if chunk_id not in vectors]
+        self.catalog.set_vectors(self._embed(unknown))
+
+    def _embed(self, chunks: Sequence[Chunk]) -> dict[str, list[float]]:
+        """Put chunks into the index; returns their vectors, by chunk id."""
+        vectors: dict[str, list[float]] = {}
         for start in range(0, len(chunks), EMBEDDING_BATCH):
             batch = chunks[start : start + EMBEDDING_BATCH]
-            texts = [chunk.embedding_text for chunk in batch]
-            self._index.add(batch, self._embedder.embed_documents(texts))
+            made = self._embedder.embed_documents([chunk.embedding_text for chunk in batch])
+            self._index.add(batch, made)
+            vectors.update(zip((chunk.id for chunk in batch), made, strict=True))
+        return vectors
 
     def similar(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """The `k` chunks most similar to each chunk, of its own scope, nearest first."""
@@ -405,6 +451,29 @@ def open_catalog(store: Path) -> Catalog:
     return catalog
 
 
+def _open_index(store: Path, catalog: Catalog) -> ChunkIndex:
+    """The index of a store. Raises `StoreError` where it has fewer chunks than the catalog.
+
+    It may have more: chunks are added to it first, and removed from it last.
+    """
+    directory = store / INDEX_DIRECTORY
+    while True:
+        revision = catalog.revision
+        chunks = catalog.counts().chunks
+        lost = StoreError(
+            f"The index in {directory} has lost chunks: the catalog has {chunks}. `fusionrag "
+            "repair` makes it anew from the catalog, without a model."
+        )
+        if chunks and not _has_files(directory):
+            raise lost
+        index = ChunkIndex(directory)
+        if chunks <= len(index):
+            return index
+        index.close()
+        if catalog.revision == revision:
+            raise lost
+
+
 def _check_nothing_lost(store: Path) -> None:
     """A directory without a catalog that holds documents or KV is no empty place."""
     catalog = store / CATALOG_FILE
@@ -427,7 +496,9 @@ def manifest_of(catalog: Catalog, document: DocumentKey) -> Manifest:
     """A document as the catalog has it."""
     records = tuple(catalog.records(catalog.chunk_ids([document])).values())
     neighbours = tuple(catalog.neighbours(record.chunk.id) for record in records)
-    return Manifest(document, catalog.document_hash(document) or "", records, neighbours)
+    content = catalog.document_hash(document) or ""
+    vectors = catalog.vectors(record.chunk.id for record in records)
+    return Manifest(document, content, records, neighbours, vectors)
 
 
 def group_passages(passages: Iterable[tuple[str, Passage]], scope: str) -> list[Document]:

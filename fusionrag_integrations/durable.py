@@ -199,6 +199,11 @@ def remove_file(path: Path) -> None:
     sync_directory(path.parent)
 
 
+def touch_file(path: Path) -> None:
+    """See that there is a file. Raises `OSError`, for a link too."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | _NO_LINKS | _NO_WAITING, FILE_MODE))
+
+
 def move_file(path: Path, target: Path) -> None:
     """Give a file another name on the same disk; nothing happens where there is none.
 

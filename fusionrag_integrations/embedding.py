@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import zlib
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +20,7 @@ from fusionrag_integrations.inputs import shown
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Vectors of one length for texts. `name` tells a store which embedding made its index."""
+    """Vectors of one length for texts. `name` is what messages call it by."""
 
     @property
     def name(self) -> str: ...
@@ -54,6 +56,62 @@ def as_embedder(embedding: object | None) -> Embedder:
         "embed_documents and embed_query, one with LlamaIndex's get_text_embedding_batch and "
         "get_query_embedding, or None for the built-in lexical embedding."
     )
+
+
+def probe(embedder: Embedder) -> str:
+    """What an embedding makes of a few texts: by this it is known again, whatever it is called.
+
+    Vectors of length 1 in float32, compressed, in base64: of each text as a document's, then of
+    one as a question's. Raises `InvalidInputError` where they aren't vectors.
+    """
+    vectors = [*embedder.embed_documents(_PROBES), embedder.embed_query(_PROBES[0])]
+    finite = all(math.isfinite(x) for vector in vectors for x in vector)
+    if len(vectors) != len(_PROBES) + 1 or len({*map(len, vectors)}) > 1 or not finite:
+        raise InvalidInputError(
+            f"The embedding {embedder.name!r} can't be used: it has to make one vector of each "
+            "text, all of one length, of finite numbers."
+        )
+    parts = (struct.pack(f"<I{len(v)}f", len(v), *_direction(v)) for v in vectors)
+    return b64encode(zlib.compress(b"".join(parts))).decode()
+
+
+def makes_the_same(noted: str, found: str) -> bool:
+    """Whether two results of `probe` come from one embedding.
+
+    One may differ from run to run, by rounding, batches or hardware, but far less than texts
+    differ from one another.
+    """
+    before, now = _probed(noted), _probed(found)
+    if not before or list(map(len, before)) != list(map(len, now)):
+        return False
+    documents = before[:-1]
+    mean = [sum(column) / len(documents) for column in zip(*documents, strict=True)]
+    spread = max(math.dist(vector, mean) for vector in documents)
+    most = _ROUNDING + _OF_SPREAD * spread
+    return all(math.dist(a, b) <= most for a, b in zip(before, now, strict=True))
+
+
+_PROBES = (
+    "The ferry across the river leaves every hour from the old harbour.",
+    "Profits rose by 4% in the third quarter of 1998, the bank said.",
+    "Proteins fold into shapes that decide which molecules they bind.",
+)
+_ROUNDING, _OF_SPREAD = 1e-3, 0.15
+
+
+def _direction(vector: Sequence[float]) -> list[float]:
+    length = math.hypot(*vector)
+    return [x / length for x in vector] if length else list(vector)
+
+
+def _probed(packed: str) -> list[tuple[float, ...]]:
+    numbers = zlib.decompress(b64decode(packed)) if packed else b""
+    vectors = []
+    while numbers:
+        (length,) = struct.unpack_from("<I", numbers)
+        vectors.append(struct.unpack_from(f"<{length}f", numbers, 4))
+        numbers = numbers[4 + 4 * length :]
+    return vectors
 
 
 class _FrameworkEmbedder:

@@ -86,6 +86,7 @@ class ChunkIndex(Forkable, Closable):
             except BaseException:
                 self._release()
                 raise
+            self._is_read = bool(self._collection.get(limit=1, include=["embeddings"])["ids"])
 
     def refresh(self) -> None:
         """Read the directory anew. Chroma never sees by itself what another process has written."""
@@ -133,8 +134,10 @@ class ChunkIndex(Forkable, Closable):
                     ids=[chunk.id for chunk in chunks[part]],
                     embeddings=[list(vector) for vector in embeddings[part]],
                     documents=[chunk.text for chunk in chunks[part]],
-                    metadatas=[_metadata(chunk) for chunk in chunks[part]],
+                    metadatas=[shown_metadata(chunk) for chunk in chunks[part]],
                 )
+                if not self._is_read:
+                    self.refresh()
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks; ids that aren't in the index are passed over."""
@@ -177,6 +180,15 @@ class ChunkIndex(Forkable, Closable):
                 vectors = ([float(x) for x in vector] for vector in rows["embeddings"])
                 found.update(zip(rows["ids"], vectors, strict=True))
         return found
+
+    def entries(
+        self, chunk_ids: Sequence[str]
+    ) -> dict[str, tuple[Sequence[float], Mapping[str, MetadataValue]]]:
+        """Vector and metadata of chunks by their ids; ids that aren't in the index are left out."""
+        with self._errors():
+            rows = self._collection.get(ids=list(chunk_ids), include=["embeddings", "metadatas"])
+        pairs = zip(rows["embeddings"], rows["metadatas"], strict=True)
+        return dict(zip(rows["ids"], pairs, strict=True))
 
     def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         """For each chunk the `k` most similar others of its own scope, nearest first.
@@ -269,7 +281,7 @@ class ChunkIndex(Forkable, Closable):
         except (ChromaError, OSError, *others) as error:
             raise StoreError(
                 f"The index in {self._directory} can't be used: {error}. If it is damaged, "
-                "delete that directory and ingest again."
+                "`fusionrag repair` makes it anew."
             ) from error
 
 
@@ -363,7 +375,7 @@ def _native_threads() -> int:
     return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
-def _metadata(chunk: Chunk) -> dict[str, MetadataValue]:
+def shown_metadata(chunk: Chunk) -> dict[str, MetadataValue]:
     """What Chroma keeps beside a chunk, to filter by: all of it stands in the chunk's id.
 
     Values that Chroma can't hold, such as lists, can't be filtered by; the catalog has them.

@@ -124,17 +124,17 @@ class Ingest:
         Others in it stay as they are, or are deleted once all of `documents` are in.
         """
         started = perf_counter()
-        self._corpus.delete([])  # what a delete that was cut short has left
-        changes = self._update_catalog(documents)
-        deleted = 0
-        if delete_others:
-            others = set(self._catalog.documents()) - changes.keys()
-            deleted = self._corpus.delete(sorted(others))
-        self._corpus.embed_missing(self._progress)
-        isolated = self._make_isolated()
-        fused = self._make_fused()
-        self._measure_corrections()
-        collect_garbage(self._corpus, self._store)
+        with self._corpus.change():
+            changes = self._update_catalog(documents)
+            deleted = 0
+            if delete_others:
+                others = set(self._catalog.documents()) - changes.keys()
+                deleted = self._corpus.delete(sorted(others))
+            self._corpus.embed_missing(self._progress)
+            isolated = self._make_isolated()
+            fused = self._make_fused()
+            self._measure_corrections()
+            collect_garbage(self._corpus, self._store)
         if self._full:
             logger.warning("The disk's budget is full: some chunks' KV was not kept.")
         counts = Counter(changes.values())
@@ -382,10 +382,18 @@ def delete_documents(
     if not all(isinstance(document_id, str) for document_id in ids):
         raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
     with corpus.writing():
-        scopes = {scope, *(key.scope for key in corpus.unfinished_deletes())}
-        deleted = corpus.delete(DocumentKey(document_id, scope) for document_id in ids)
-        Corrections(corpus.path, corpus.catalog).remove_stale(scopes)
-        collect_garbage(corpus, store)
+        catalog = corpus.catalog
+        documents = [DocumentKey(document_id, scope) for document_id in ids]
+        keys = catalog.keys_of(documents)
+        with corpus.change() as cut_short:
+            deleted = corpus.delete(documents)
+            Corrections(corpus.path, catalog).remove_stale(None if cut_short else [scope])
+            if cut_short:
+                collect_garbage(corpus, store)
+            else:
+                for key in catalog.dead_keys(keys):
+                    store.delete(key)
+                catalog.forget_traces(keys)
         return deleted
 
 

@@ -14,7 +14,9 @@ than the files say, one that was put back from a copy say, is not believed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,12 +52,16 @@ DIRECTORY = "documents"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A document as the catalog knows it. neighbours: of each record's fused KV, by chunk id."""
+    """A document as the catalog knows it.
+
+    neighbours: of each record's fused KV, by chunk id. vectors: of its chunks, by chunk id.
+    """
 
     document: DocumentKey
     content_hash: str
     records: tuple[ChunkRecord, ...]
     neighbours: tuple[tuple[str, ...], ...]
+    vectors: Mapping[str, Sequence[float]]
 
     def says(self, other: Manifest) -> bool:
         """Whether two are of the same chunks and tokens, whatever is fused."""
@@ -127,6 +133,7 @@ class Manifests:
                 "content_hash": manifest.content_hash,
                 "chunks": [
                     _to_json(record, neighbours)
+                    | {"vector": _packed(manifest.vectors.get(record.chunk.id))}
                     for record, neighbours in zip(
                         manifest.records, manifest.neighbours, strict=True
                     )
@@ -151,6 +158,10 @@ class Manifests:
                 remove_file(path)
             except OSError as error:
                 raise StoreError(f"Can't delete {path}: {error}") from error
+
+    def deleting(self) -> bool:
+        """Whether a deletion has begun, and isn't finished."""
+        return any(self._deleted.glob("*.json"))
 
     def deleted(self, documents: Iterable[DocumentKey]) -> list[DocumentKey]:
         """Those of some documents whose deletion has begun, and isn't finished."""
@@ -177,8 +188,9 @@ class Manifests:
                 content["content_hash"],
                 tuple(record for record, _ in pairs),
                 tuple(neighbours for _, neighbours in pairs),
+                {c["id"]: _unpacked(c["vector"]) for c in content["chunks"] if c["vector"]},
             )
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, struct.error) as error:
             raise StoreError(f"{path} is damaged: {error!r}") from error
         if path != self.path_of(document):
             raise StoreError(f"{path} is of another document, {document.id!r}.")
@@ -265,3 +277,13 @@ def _trace(neighbour_tokens: int, **numbers: list[Any]) -> ContextTrace:
     return ContextTrace(
         neighbour_tokens=neighbour_tokens, **{name: tuple(v) for name, v in numbers.items()}
     )
+
+
+def _packed(vector: Sequence[float] | None) -> str:
+    """float32, little-endian, in base64; empty where there is none."""
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if vector else ""
+
+
+def _unpacked(said: str) -> list[float]:
+    numbers = b64decode(said, validate=True)
+    return [number for (number,) in struct.iter_unpack("<f", numbers)]

@@ -4,7 +4,8 @@ catalog     missing, damaged as a whole, or older than the documents: rebuilt fr
             rows of a document that are damaged: taken from its manifest
 documents   a manifest that is damaged or missing: written from the catalog; of a document that the
             catalog doesn't know: taken up; a delete that was cut short is finished
-index       damaged as a whole: put aside; the next ingest embeds all chunks anew
+index       not what the catalog says, or finds other chunks: put aside, and made of the catalog's
+            vectors
 kv          damaged or foreign records: removed; the next ingest computes what is missing
 corrections damaged ones: removed; the next ingest measures them anew
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 from filelock import Timeout
 
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+from fusionrag_integrations.catalog import BATCH, CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import (
     INDEX_DIRECTORY,
     KV_DIRECTORY,
@@ -40,6 +41,7 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.keys import fused_key
 from fusionrag_integrations.manifests import INFO_FILE, Manifest, Manifests
 from fusionrag_integrations.records import RecordFiles, is_key, verify
@@ -76,7 +78,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
     with closing(catalog):
         yield from (found.problem for found in _row_problems(store, manifests, catalog))
         yield from _document_problems(manifests, catalog)
-        yield from _index_problems(store)
+        yield from _index_problems(store, catalog)
         yield from _record_problems(store, catalog, told)
         yield from _correction_problems(store, catalog)
 
@@ -113,8 +115,8 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
                 _mend_document(problem.path, manifests, catalog)
             _take_up(manifests.unknown(catalog.documents()), catalog)
             yield from (replace(problem, mended=True) for problem in problems)
-            for problem in _index_problems(store):
-                _put_aside(problem.path)
+            for problem in _index_problems(store, catalog):
+                _rebuild_index(problem.path, catalog)
                 yield replace(problem, mended=True)
             records = _records(store, catalog)
             for problem in _record_problems(store, catalog, told):
@@ -204,15 +206,16 @@ def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Probl
         yield _problem("documents", path, StoreError(f"{path} is of no document."))
 
 
-def _index_problems(store: Path) -> Iterator[Problem]:
+def _index_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
+    """One problem, of all that is wrong with the index: it is made anew as a whole."""
     path = store / INDEX_DIRECTORY
-    if not path.exists():
+    if not catalog.counts().chunks and not path.exists():
         return  # made by the next ingest
-    try:
-        with ChunkIndex(path) as index:
-            index.ids()
-    except StoreError as error:
-        yield _problem("index", path, error)
+    found = index_faults(catalog, path) if path.exists() else ["it is missing"]
+    if found:
+        yield _problem(
+            "index", path, StoreError(f"The index in {path} is damaged: {'; '.join(found)}")
+        )
 
 
 def _record_problems(store: Path, catalog: Catalog, told: Told) -> Iterator[Problem]:
@@ -255,10 +258,25 @@ def _rebuild(store: Path, manifests: Manifests) -> None:
     manifests.note_revision(revision)
 
 
+def _rebuild_index(path: Path, catalog: Catalog) -> None:
+    """Make the index of the catalog's vectors; chunks without one wait for the next ingest."""
+    if path.exists():
+        _put_aside(path)
+    with closing(ChunkIndex(path)) as index:
+        ids = catalog.chunk_ids()
+        for start in range(0, len(ids), BATCH):
+            vectors = catalog.vectors(ids[start : start + BATCH])
+            chunks = [record.chunk for record in catalog.readable(vectors).values()]
+            index.add(chunks, [vectors[chunk.id] for chunk in chunks])
+    catalog.raise_revision()
+
+
 def _take_up(found: Sequence[Manifest], catalog: Catalog) -> None:
     """Put documents into the catalog, then their links: some are to one another."""
     for manifest in found:
-        catalog.replace_document(manifest.document, manifest.content_hash, manifest.records)
+        catalog.replace_document(
+            manifest.document, manifest.content_hash, manifest.records, manifest.vectors
+        )
     for manifest in found:
         for record, neighbours in zip(manifest.records, manifest.neighbours, strict=True):
             if _is_true(record, neighbours, catalog):

@@ -19,7 +19,7 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
 from fusionrag_integrations.corpus import Corpus, Index
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.embedding import LexicalEmbedder, probe
 from fusionrag_integrations.errors import KVMissingError, StoreError
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.model import CausalModel
@@ -69,6 +69,7 @@ def store_info() -> StoreInfo:
         embedding=LexicalEmbedder.name,
         chunk_tokens=CHUNK_TOKENS,
         kv_format="float32",
+        probes=probe(LexicalEmbedder()),
     )
 
 

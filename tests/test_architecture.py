@@ -40,7 +40,7 @@ LAYERS = (
         *("store", "match", "prompt", "selectors", "recompute", "decode", "calibration"),
         "correction",
     },
-    {"manifests", "corrections", "fidelity"},
+    {"manifests", "corrections", "fidelity", "index_check"},
     {"corpus", "capture", "loading", "mixtures"},
     {"ingest", "serve", "repair"},
     {"check"},
@@ -168,7 +168,7 @@ from functools import partial
 from pathlib import Path
 from fusionrag_integrations import Corpus, Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog, StoreInfo
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.embedding import LexicalEmbedder, probe
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import ingest_prefix, ingest_surroundings
 from fusionrag_integrations.recompute import resident
@@ -191,7 +191,10 @@ model = CausalModel.load(sys.argv[1])
 prefix = ingest_prefix(model.tokenizer)
 path = Path(sys.argv[2])
 signature = model.signature(ingest_surroundings(model.tokenizer))
-info = StoreInfo(FORMAT_VERSION, signature, model.source, LexicalEmbedder.name, 48, "float32")
+info = StoreInfo(
+    *(FORMAT_VERSION, signature, model.source, LexicalEmbedder.name, 48, "float32"),
+    probes=probe(LexicalEmbedder()),
+)
 catalog = Catalog.create(path / "catalog.sqlite", info)
 corpus = Corpus(path, catalog, LexicalEmbedder(), NearestByOrder())
 files = FileKVStore(path / "kv", info.record_signature, "float32")

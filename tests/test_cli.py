@@ -23,9 +23,10 @@ Run = Callable[..., Result]
 
 
 class OtherEmbedding(LexicalEmbedder):
-    """Like the built-in one, under another name."""
+    """Another, under the built-in one's name."""
 
-    name = "other"
+    def embed_query(self, text: str) -> list[float]:
+        return super().embed_query(text[::-1])
 
 
 def run_command(*arguments: object) -> Result:

@@ -3,17 +3,24 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.embeddings import MockEmbedding
 
+from fusionrag_integrations import Corpus
+from fusionrag_integrations.catalog import StoreInfo
 from fusionrag_integrations.embedding import Embedder, LexicalEmbedder, as_embedder
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError
+from fusionrag_integrations.records import FORMAT_VERSION
+from tests.embeddings import LangChainLexical, LlamaIndexLexical
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
@@ -164,3 +171,79 @@ def test_frameworks_are_not_imported() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+class Model:
+    """A hosted model: its texts' directions by their letters, its vectors never quite the same."""
+
+    def __init__(self, model: str, noise: float = 1e-4, questions: str = "") -> None:
+        self.deployment = model
+        self._seed, self._noise, self._prompt = zlib.crc32(model.encode()), noise, questions
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        mix = np.random.default_rng(self._seed).standard_normal((256, 24))
+        counts = np.array([np.bincount(list(text.encode()), minlength=256) for text in texts])
+        vectors = np.tanh(counts @ mix / 10)
+        jitter = np.random.default_rng().standard_normal(vectors.shape)
+        return [list(map(float, row)) for row in vectors + self._noise * jitter]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([self._prompt + text])[0]
+
+
+class Through:
+    """The same model, as the other framework has it."""
+
+    def __init__(self, model: Model) -> None:
+        self.get_text_embedding_batch = model.embed_documents
+        self.get_query_embedding = model.embed_query
+
+
+class CacheBacked(Model):
+    """As `CacheBackedEmbeddings`, with the model inside."""
+
+    def __init__(self, model: Model) -> None:
+        self.embed_documents = model.embed_documents  # type: ignore[method-assign]
+        self.embed_query = model.embed_query  # type: ignore[method-assign]
+
+
+def made_with(path: Path, embedding: object) -> Path:
+    info = StoreInfo(FORMAT_VERSION, "-", "-", as_embedder(embedding).name, 48, "float32")
+    Corpus.create(path, info, embedding).close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Model("a"), Model("a")),
+        (Model("a"), Through(Model("a"))),
+        (Through(Model("a")), CacheBacked(Model("a"))),
+        (None, LangChainLexical()),
+        (LangChainLexical(), LlamaIndexLexical()),
+        (MockEmbedding(embed_dim=5), MockEmbedding(embed_dim=5)),
+    ],
+)
+def test_one_embedding_opens_its_store_by_whichever_name(
+    tmp_path: Path, first: object, second: object
+) -> None:
+    Corpus.open(made_with(tmp_path / "store", first), second).close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Model("a"), Model("b")),
+        (CacheBacked(Model("a")), CacheBacked(Model("b"))),
+        (Model("a"), Model("a", questions="Represent this question for retrieval: ")),
+        (Model("a"), None),
+        (MockEmbedding(embed_dim=5), MockEmbedding(embed_dim=6)),
+        (DeterministicFakeEmbedding(size=7), MockEmbedding(embed_dim=7)),
+    ],
+)
+def test_another_embedding_is_refused_by_whichever_name(
+    tmp_path: Path, first: object, second: object
+) -> None:
+    store = made_with(tmp_path / "store", first)
+    with pytest.raises(StoreMismatchError, match="makes other vectors"):
+        Corpus.open(store, second)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -129,6 +130,24 @@ def test_a_directory_made_anew_is_empty(tmp_path: Path) -> None:
     again = ChunkIndex(tmp_path / "x")
     assert len(again) == 0
     again.close()
+
+
+@pytest.mark.parametrize("spread", [0.01, 100.0], ids=["similar", "diverse"])
+def test_the_first_removal_after_many_additions_costs_what_it_removes(
+    index: ChunkIndex, spread: float
+) -> None:
+    """Chroma would add once more what it keeps in no file yet, which takes far longer."""
+    vectors = 1.0 + spread * np.random.default_rng(3).standard_normal((900, 128))
+    chunks = [chunk(f"c{i:03}") for i in range(900)]
+    started = perf_counter()
+    for first in range(0, 900, 60):
+        index.add(chunks[first : first + 60], vectors[first : first + 60].tolist())
+    added = perf_counter() - started
+    assert index.search(vectors[700].tolist(), 1)[0][0] == "c700"
+    started = perf_counter()
+    index.remove(["c700"])
+    assert perf_counter() - started < added / 2
+    assert index.search(vectors[701].tolist(), 1)[0][0] == "c701"
 
 
 def test_more_than_one_batch(index: ChunkIndex, monkeypatch: pytest.MonkeyPatch) -> None:

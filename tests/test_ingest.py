@@ -16,6 +16,7 @@ from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.records import RecordFiles
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import AnswerSettings, ChunkKV, ChunkRecord
 from tests.conftest import document_ids, town
@@ -196,6 +197,21 @@ def test_deleting_takes_all_kv_made_from_or_with_the_document(engine: FusionEngi
     assert set(stored(engine).keys()) == isolated
     hits = engine.corpus.search("Town number 1", 9)
     assert {hit.chunk.document_id for hit in hits} == {"town-0"}
+
+
+def test_deleting_looks_at_no_other_record(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.ingest([town(0), town(1), town(2)])
+
+    def listed(*_: object) -> None:
+        raise AssertionError("all records were listed")
+
+    with monkeypatch.context() as patch:
+        for name in ("paths", "keys", "listed"):
+            patch.setattr(RecordFiles, name, listed)
+        assert engine.delete(["town-1"]) == 1
+    assert set(stored(engine).keys()) == engine.corpus.catalog.live_keys()
 
 
 def test_deleting_leaves_isolated_kv_that_another_document_shares(engine: FusionEngine) -> None:

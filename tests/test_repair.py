@@ -18,9 +18,11 @@ from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import StoreError, StoreNotFoundError
+from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.index_check import faults
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
-from fusionrag_integrations.types import DocumentKey
+from fusionrag_integrations.types import Chunk, DocumentKey
 from tests.conftest import town
 
 
@@ -39,10 +41,19 @@ def store(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "store")
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph is damaged here, so that the index needs no process of its own, which takes long."""
+    monkeypatch.setattr(
+        "fusionrag_integrations.repair.index_faults",
+        lambda catalog, index: list(faults(catalog, index)),
+    )
+
+
 def rows(store: Path) -> dict[str, list[tuple[object, ...]]]:
     """All that a catalog says."""
     with sqlite3.connect(store / CATALOG_FILE) as db:
-        tables = ("documents", "chunks", "neighbours", "traces")
+        tables = ("documents", "chunks", "neighbours", "traces", "vectors")
         found = {table: sorted(db.execute(f"SELECT * FROM {table}")) for table in tables}
     with Catalog.open(store / CATALOG_FILE) as catalog:
         return found | {"info": [(catalog.info,)]}
@@ -162,7 +173,7 @@ def test_a_catalog_that_is_older_than_the_documents_is_not_believed(
         with pytest.raises(StoreError, match="has a catalog that is older"):
             opened(store)
     assert [problem.area for problem in find_damage(store)] == ["catalog"]
-    assert areas(list(repair(store))) == [("catalog", True)]
+    assert areas(list(repair(store))) == [("catalog", True), ("index", True)]
     assert rows(store)["documents"] == newest["documents"]
     to_fused_key = slice(0, 15)  # what is left of fused KV that went doesn't count
     assert [r[to_fused_key] for r in rows(store)["chunks"]] == [
@@ -431,14 +442,86 @@ def test_what_a_dead_writer_left_goes(store: Path) -> None:
     assert not draft.exists()
 
 
-def test_a_broken_index_is_put_aside_and_made_anew(store: Path, model_dir: Path) -> None:
-    for path in (store / "index").glob("*.sqlite3"):
-        path.write_bytes(b"x" * 5000)
+def without_database(index: Path) -> None:
+    (index / "chroma.sqlite3").unlink()
+
+
+def with_empty_database(index: Path) -> None:
+    (index / "chroma.sqlite3").write_bytes(b"")
+
+
+def with_another_database(index: Path) -> None:
+    (index / "chroma.sqlite3").write_bytes(b"x" * 5000)
+
+
+def without_files(index: Path) -> None:
+    shutil.rmtree(index)
+    index.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(without_database, with_empty_database, with_another_database),
+        *(without_files, shutil.rmtree),
+    ],
+)
+def test_a_lost_index_is_noticed_and_made_of_the_catalog(
+    store: Path, damage: Callable[[Path], None]
+) -> None:
+    corpus = Corpus.open(store)
+    before = corpus.search("Where is the fox?", 9)
+    corpus.close()
+    damage(store / "index")
+    left = files(store, "index/**/*")
     assert areas(list(find_damage(store))) == [("index", False)]
+    assert files(store, "index/**/*") == left
+    with pytest.raises(StoreError, match="`fusionrag repair`"):
+        Corpus.open(store)
     assert areas(list(repair(store))) == [("index", True)]
-    engine = FusionEngine.from_pretrained(model_dir, store=store)
-    engine.ingest([])
-    assert len(engine.corpus.search("town", 20)) == 9
+    assert Corpus.open(store).search("Where is the fox?", 9) == before
+    assert list(find_damage(store)) == []
+
+
+def with_other_vectors(index: Path) -> None:
+    with sqlite3.connect(index / "chroma.sqlite3") as db:
+        db.execute(
+            "UPDATE embeddings_queue SET vector = (SELECT max(vector) FROM embeddings_queue)"
+        )
+
+
+def with_another_scope(index: Path) -> None:
+    with sqlite3.connect(index / "chroma.sqlite3") as db:
+        db.execute("UPDATE embedding_metadata SET string_value = 'x' WHERE key = 'scope'")
+
+
+def without_a_chunk(index: Path) -> None:
+    with sqlite3.connect(index / "chroma.sqlite3") as db:
+        db.execute("DELETE FROM embeddings WHERE id = 1")
+
+
+def with_a_stranger(index: Path) -> None:
+    opened = ChunkIndex(index)
+    opened.add([Chunk("x", "x", 0, "x")], [[0.5] * 2048])
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (with_other_vectors, "the vectors or the metadata"),
+        (with_another_scope, "the vectors or the metadata"),
+        (without_a_chunk, "1 chunks are missing"),
+        (with_a_stranger, "holds 1 chunks that the catalog doesn't know"),
+    ],
+)
+def test_an_index_that_is_another_than_the_catalogs_is_found(
+    store: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    damage(store / "index")
+    (problem,) = find_damage(store)
+    assert said in problem.message
+    assert areas(list(repair(store))) == [("index", True)]
     assert list(find_damage(store)) == []
 
 

@@ -310,6 +310,7 @@ def inspect(store: Path, as_json: bool) -> None:
             "kv_bytes": kv.size_bytes(),
         }
     )
+    del facts["probes"]
     if as_json:
         print_json(facts)
         return

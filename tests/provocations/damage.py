@@ -243,6 +243,29 @@ def damaged_index(world: World) -> None:
     Corpus.open(store)
 
 
+@provoked.by("The index in ... has lost chunks: ...")
+def lost_index(world: World) -> None:
+    store = world.copy()
+    (store / "index" / "chroma.sqlite3").unlink()
+    Corpus.open(store)
+
+
+@provoked.by("The index in ... is damaged: ...")
+def index_of_other_chunks(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / "index" / "chroma.sqlite3").unlink()
+    return verify(world, store)
+
+
+@provoked.by("The index in ... can't be checked: ...")
+def no_process(world: World) -> list[Seen]:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    world.patch.setattr("fusionrag_integrations.index_check.subprocess.run", full)
+    return verify(world, world.copy())
+
+
 @provoked.by("The store at ... is being changed; wait for it to end.")
 def repaired_while_changing(world: World) -> list[Seen]:
     store = world.copy()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 from langchain_core.documents import Document as LangChainDocument
@@ -20,15 +22,23 @@ provoked = Provoked()
 
 
 class FewEmbeddings(LexicalEmbedder):
-    """Forgets a text."""
+    """Forgets texts of towns."""
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return super().embed_documents(texts)[1:]
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        return super().embed_documents([text for text in texts if "Town" not in text])
 
 
 class NoNumbers(LexicalEmbedder):
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return [[float("nan")] * len(v) for v in super().embed_documents(texts)]
+    """Of texts of towns."""
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        made = zip(texts, super().embed_documents(texts), strict=True)
+        return [[nan] * len(v) if "Town" in text else v for text, v in made]
+
+
+class NothingEmbedded(LexicalEmbedder):
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        return []
 
 
 def row(world: World, content: object) -> list[Document]:
@@ -144,6 +154,9 @@ provoked.each(
         "... chunks were given with ... embeddings; give one embedding a chunk.": lambda w: w.open(
             embedding=FewEmbeddings()
         ).ingest([town(0)]),
+        "The embedding ... can't be used: it has to make one vector of each text, ...": lambda w: (
+            w.open(embedding=NothingEmbedded())
+        ),
         "An embedding can't be used: ...": lambda w: w.open(embedding=NoNumbers()).ingest(
             [town(0)]
         ),
