@@ -69,6 +69,13 @@ def faults(catalog: Catalog, directory: Path) -> Iterator[str]:
     if damaged := _database_fault(directory / "chroma.sqlite3"):
         yield damaged
         return  # opening it might change it
+    try:
+        yield from _faults_inside(catalog, directory)
+    except StoreError as error:
+        yield str(error)
+
+
+def _faults_inside(catalog: Catalog, directory: Path) -> Iterator[str]:
     before = set(catalog.chunk_ids())
     with closing(ChunkIndex(directory)) as index:
         indexed = index.ids()
@@ -186,8 +193,5 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 if __name__ == "__main__":
     with Catalog.open(sys.argv[1]) as opened:
-        try:
-            listed = list(faults(opened, Path(sys.argv[2])))
-        except StoreError as error:
-            listed = [str(error)]
+        listed = list(faults(opened, Path(sys.argv[2])))
     sys.stdout.write(json.dumps(listed))
