@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,8 @@ def _damaged(path: Path, error: Exception) -> InvalidInputError:
 
 def _entries(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_file(Path(realpath(path)), MAX_BYTES))
+        # Its directory may be a link, as a store may lie behind one; the file itself may not.
+        content = parse_json(read_file(path.parent.resolve() / path.name, MAX_BYTES))
         found, entries = content["format"], content["calibrations"]
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -127,7 +127,7 @@ class Corpus(Closable):
                 f"which makes other vectors of the same texts than {embedder.name!r} that was "
                 "given. Open it with the same embedding, or make a new store."
             )
-        self.path = path.absolute()  # whatever becomes of the working directory
+        self.path = path.resolve()  # whatever becomes of the working directory, or of a link to it
         self.catalog = catalog
         self.manifests = Manifests(self.path)
         self._embedder = embedder
@@ -156,7 +156,7 @@ class Corpus(Closable):
 
         Raises `StoreError` where anything of a store is there already.
         """
-        _check_nothing_lost(path)
+        check_nothing_lost(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder))
         try:
@@ -439,7 +439,7 @@ def open_catalog(store: Path) -> Catalog:
     try:
         catalog = Catalog.open(store / CATALOG_FILE)
     except StoreNotFoundError:
-        _check_nothing_lost(store)
+        check_nothing_lost(store)
         raise
     if catalog.revision < noted:
         catalog.close()
@@ -474,17 +474,23 @@ def _open_index(store: Path, catalog: Catalog) -> ChunkIndex:
             raise lost
 
 
-def _check_nothing_lost(store: Path) -> None:
-    """A directory without a catalog that holds documents or KV is no empty place."""
+def check_nothing_lost(store: Path) -> None:
+    """A directory without a catalog that holds documents or KV is no empty place: `StoreError`."""
     catalog = store / CATALOG_FILE
     if catalog.exists() and catalog.stat().st_size:
         return
     left = [name for name in _BESIDE_THE_CATALOG if _has_files(store / name)]
     if left:
+        told = (
+            "`fusionrag repair` makes it anew from the documents; a new store needs another "
+            "directory."
+            if DOCUMENTS_DIRECTORY in left
+            else f"It can't be made anew without {DOCUMENTS_DIRECTORY}: put that back, or ingest "
+            "into another directory."
+        )
         raise StoreError(
             f"The store at {store} has lost its catalog: {CATALOG_FILE} is missing or empty beside "
-            f"{', '.join(left)}. `fusionrag repair` makes it anew from the documents; a new store "
-            "needs another directory."
+            f"{', '.join(left)}. {told}"
         )
 
 

@@ -182,14 +182,14 @@ class FusionEngine(Closable):
     def _over(
         cls, model: CausalModel, corpus: Corpus, prefix: str, signature: str, budgets: Budgets
     ) -> FusionEngine:
-        path = corpus.path
-        measured = [place / CALIBRATION_FILE for place in (path, model.directory)]
+        beside_weights = (model.directory / CALIBRATION_FILE).resolve()  # the hub's cache has links
+        measured = [corpus.path / CALIBRATION_FILE, beside_weights]
         calibration = _calibration(measured, model, signature)
         device = device_name(model.device)
         lengths = [read_break_even(file, signature, device) for file in measured]
         break_even = next(filter(None, lengths), 0)
         info = corpus.catalog.info
-        files = FileKVStore(path / KV_DIRECTORY, info.record_signature, info.kv_format)
+        files = FileKVStore(corpus.path / KV_DIRECTORY, info.record_signature, info.kv_format)
         kv = TieredKV(files, budgets, model.device, partial(resident, model))
         return cls(model, corpus, kv, prefix, calibration, break_even)
 

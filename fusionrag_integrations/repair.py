@@ -28,6 +28,7 @@ from fusionrag_integrations.corpus import (
     INDEX_DIRECTORY,
     KV_DIRECTORY,
     LOCK_FILE,
+    check_nothing_lost,
     manifest_of,
     open_catalog,
 )
@@ -68,6 +69,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
 
     Raises `StoreNotFoundError` where there is no store.
     """
+    store = store.resolve()
     manifests = _manifests(store)
     try:
         catalog = _checked(store)
@@ -89,6 +91,7 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
     Raises `StoreNotFoundError`, and `StoreError` while the store is being changed, or where neither
     the catalog nor `store.json` says what it was made with.
     """
+    store = store.resolve()
     manifests = _manifests(store)
     try:
         lock = locked(store / LOCK_FILE)
@@ -130,6 +133,7 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
 def _manifests(store: Path) -> Manifests:
     manifests = Manifests(store)
     if not (store / CATALOG_FILE).exists() and not manifests.any():
+        check_nothing_lost(store)
         raise StoreNotFoundError(f"There is no store at {store}.")
     return manifests
 

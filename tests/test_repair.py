@@ -17,7 +17,7 @@ from filelock import FileLock
 from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
-from fusionrag_integrations.errors import StoreError, StoreNotFoundError
+from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreNotFoundError
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.index_check import faults
 from fusionrag_integrations.prompt import question_prompt
@@ -388,6 +388,10 @@ def test_any_part_of_a_store_is_enough(
     shutil.copytree(store / directory, tmp_path / "left" / directory)
     with pytest.raises(StoreError, match=rf"is missing or empty beside {directory}\."):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "left")
+    if directory != "documents":  # without store.json, too, there is nothing to make it of
+        for work in (find_damage, repair):
+            with pytest.raises(StoreError, match="can't be made anew without documents"):
+                list(work(tmp_path / "left"))
 
 
 def test_what_a_making_that_was_stopped_leaves_is_an_empty_place(
@@ -569,6 +573,26 @@ def test_no_link_in_a_store_is_followed(store: Path, model_dir: Path, name: str)
         FusionEngine.from_pretrained(model_dir, store=store)
     assert [problem.mended for problem in find_damage(store)][:1] == [False]
     assert files(store.parent, "elsewhere*/**/*") == before
+
+
+def test_no_calibration_in_a_store_is_a_link(store: Path, model_dir: Path) -> None:
+    elsewhere = store.parent / "elsewhere.json"
+    elsewhere.write_text('{"format": 1, "calibrations": {}}')
+    (store / "calibration.json").symlink_to(elsewhere)
+    with pytest.raises(InvalidInputError, match=r"calibration\.json is no calibration"):
+        FusionEngine.from_pretrained(model_dir, store=store)
+
+
+def test_a_store_may_lie_behind_a_link(store: Path, model_dir: Path) -> None:
+    link = store.parent / "link"
+    link.symlink_to(store)
+    with FusionEngine.from_pretrained(model_dir, store=link) as engine:
+        assert engine.ingest([town(5)]).documents_new == 1
+        assert engine.delete(["town-0"]) == 1
+    (store / "calibration.json").write_text('{"format": 1, "calibrations": {}}')
+    with FusionEngine.from_pretrained(model_dir, store=link) as engine:
+        assert len(engine.corpus.catalog.documents()) == 3
+    assert list(find_damage(link)) == list(repair(link)) == []
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_written_through(
