@@ -22,6 +22,7 @@ from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.demo import smollm2
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.index_check import faults
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.model.gguf import require_gguf_extra
 from fusionrag_integrations.store import TieredKV
@@ -42,6 +43,15 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: a worker that ends with one would leave the other idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def index_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no graph is damaged, the index needs no process of its own, which takes seconds."""
+    monkeypatch.setattr(
+        "fusionrag_integrations.repair.index_faults",
+        lambda catalog, index: list(faults(catalog, index)),
+    )
 
 
 @pytest.fixture(scope="session")

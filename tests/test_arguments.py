@@ -22,7 +22,7 @@ from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
-from tests.conftest import town
+from tests.conftest import document_ids, town
 
 QUESTION = "Where is house 7 of town number 1?"
 MODELS = (lc.FusionRAGLLM, lc.ChatFusionRAG, li.FusionRAGLLM)
@@ -227,7 +227,7 @@ class TestTheEngine:
     ) -> None:
         with pytest.raises(InvalidInputError, match=r"[Gg]ive |are strings|; got "):
             call(engine)
-        assert engine.corpus.catalog.document_ids() == ["town-0", "town-1"]
+        assert document_ids(engine.corpus.catalog) == ["town-0", "town-1"]
 
     @pytest.mark.parametrize(
         "given",

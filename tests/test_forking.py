@@ -54,7 +54,7 @@ for _ in range(2):
         sys.exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert retriever.invoke("Where is the river?")
-print(len(engine.corpus.catalog.document_ids()))
+print(len(engine.corpus.catalog.documents()))
 """
 
 

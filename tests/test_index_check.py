@@ -13,6 +13,11 @@ from fusionrag_integrations.repair import repair
 from tests.synthetic_store import RandomEmbedding, index_problems, make_store, wrong_searches
 
 
+@pytest.fixture(autouse=True)
+def index_checked_here() -> None:
+    """In a process of its own, as always."""
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As many chunks as Chroma keeps in HNSW files."""

@@ -19,7 +19,6 @@ from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreNotFoundError
 from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.index_check import faults
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
 from fusionrag_integrations.types import Chunk, DocumentKey
@@ -39,15 +38,6 @@ def made(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "store")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No graph is damaged here, so that the index needs no process of its own, which takes long."""
-    monkeypatch.setattr(
-        "fusionrag_integrations.repair.index_faults",
-        lambda catalog, index: list(faults(catalog, index)),
-    )
 
 
 def rows(store: Path) -> dict[str, list[tuple[object, ...]]]:

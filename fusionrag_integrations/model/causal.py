@@ -138,6 +138,8 @@ class CausalModel(Forkable):
         try:
             refuse_adapter(name_or_path)
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        except UnsupportedModelError:
+            raise
         except Exception as error:  # of many kinds: what a file says wrongly shows anywhere
             raise InvalidInputError(
                 f"{str(name_or_path)!r} is not a model that transformers can load: {error} "

@@ -207,7 +207,7 @@ def ask(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> Ask:
             for stage in ("_make_isolated", "_make_fused"):
                 patch.setattr(Ingest, stage, lambda ingest: 0)
             if suite.name == "hard":
-                patch.setattr(Corpus, "_embed", lambda corpus, chunks: None)
+                patch.setattr(Corpus, "_embed", lambda corpus, chunks: {})
             engine.ingest(suite.documents)
         return engine
 

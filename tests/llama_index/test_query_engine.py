@@ -52,8 +52,10 @@ async def queried(engine: FusionEngine, kind: str, mode: str, way: str) -> tuple
     else:
         response = await streaming.aquery(QUESTION)
         pieces = [piece async for piece in response.async_response_gen()]
-    assert len([piece for piece in pieces if piece]) > 1
-    return "".join(pieces), response
+    text = "".join(pieces)
+    # Half a character waits for its other half: an answer of two may come at once.
+    assert len([piece for piece in pieces if piece]) > 1 or len(text) <= 2
+    return text, response
 
 
 def sources(response: Any) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fusionrag_integrations import Corpus
 from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
 from fusionrag_integrations.catalog import CATALOG_FILE
+from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Calibration
 from tests.conftest import all_records
@@ -90,6 +91,7 @@ def lost_chunk(world: World) -> list[Seen]:
     for statement in (
         "UPDATE chunks SET fused_key = ''",
         "DELETE FROM neighbours",
+        "DELETE FROM vectors",
         "DELETE FROM chunks WHERE document_id = 'town-0' AND position = 0",
     ):
         changed(store, statement)
@@ -263,6 +265,7 @@ def no_process(world: World) -> list[Seen]:
         raise OSError(11, "Resource temporarily unavailable")
 
     world.patch.setattr("fusionrag_integrations.index_check.subprocess.run", full)
+    world.patch.setattr("fusionrag_integrations.repair.index_faults", index_faults)
     return verify(world, world.copy())
 
 
@@ -299,7 +302,7 @@ def capture_on_a_full_disk(world: World) -> list[Seen]:
     engine.offer([text])
     world.full_disk()
     world.asked(engine, f"{text}\n\nWhere is the ferry?")
-    engine._server._background.shutdown()
+    engine.close()
     return world.logged()
 
 

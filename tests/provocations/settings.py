@@ -63,7 +63,7 @@ provoked.each(
         "handles is ...; give a tuple of KVHandle.": setting(handles="chunk"),
         "stop is ...; give a tuple of non-empty strings.": setting(stop=("",)),
         "tools is ...; give a tuple of schemas in OpenAI's form, ...": setting(tools=(weather,)),
-        "raw is ...; give True, False, or None to tell by the prompt.": setting(raw="yes"),
+        "raw is ...; give True or False, or None.": setting(raw="yes"),
         "A model is told of tools by its chat template, ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(raw=True, tools=({"type": "function", "function": {}},))
         ),
