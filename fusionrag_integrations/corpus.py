@@ -38,7 +38,7 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
 )
 from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.inputs import checked
+from fusionrag_integrations.inputs import checked, shown
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.threads import Closable, Threads
@@ -211,9 +211,9 @@ class Corpus(Closable):
         if scopes is not None and not (
             isinstance(scopes, list | tuple) and all(isinstance(scope, str) for scope in scopes)
         ):
-            raise InvalidInputError(f"scopes is {scopes!r}; give a list of strings, or None.")
+            raise InvalidInputError(f"scopes is {shown(scopes)}; give a list of strings, or None.")
         if where is not None and not isinstance(where, Mapping):
-            raise InvalidInputError(f"The filter {where!r} can't be used: give a mapping.")
+            raise InvalidInputError(f"The filter {shown(where)} can't be used: give a mapping.")
         self._follow()
         try:
             return self._nearest(vector, k, scopes, where)
@@ -255,7 +255,7 @@ class Corpus(Closable):
     def embed_question(self, question: str) -> list[float]:
         """The vector that the index is searched with."""
         if not isinstance(question, str):
-            raise InvalidInputError(f"The question is {question!r}; give a string.")
+            raise InvalidInputError(f"The question is {shown(question)}; give a string.")
         if not question.strip():
             raise InvalidInputError("The question is empty.")
         return self._embedder.embed_query(question)

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.errors import DocumentFormatError, InvalidInputError
-from fusionrag_integrations.inputs import holds_several, shown
+from fusionrag_integrations.inputs import checked_value, holds_several, shown
 from fusionrag_integrations.types import Document, DocumentKey, MetadataValue
 
 ENDINGS = (".txt", ".md", ".jsonl")
@@ -44,6 +44,7 @@ def read_documents(
     """
     if not holds_several(paths) or isinstance(paths, Path):
         raise InvalidInputError(f"paths is {shown(paths)}; give a list of paths.")
+    paths = list(checked_value("paths", paths, Iterable[str | Path]))
     roots = [Path(path).resolve() for path in paths]
     files = list(dict.fromkeys(file for root in roots for file in _files(root, passed_over)))
     if not files:

@@ -26,6 +26,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
 )
 from fusionrag_integrations.forks import Forkable
+from fusionrag_integrations.inputs import shown
 from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import Chunk, MetadataValue
 
@@ -395,9 +396,9 @@ def _checked_filter(where: Mapping[str, Any]) -> dict[str, Any]:
     try:
         condition = _stored_names(where)
         validate_where(condition)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"The filter {where!r} can't be used: {error}. Give metadata entries such as "
+            f"The filter {shown(where)} can't be used: {error}. Give metadata entries such as "
             '{"page": 7} or {"page": {"$gt": 3}}, joined by "$and" or "$or".'
         ) from error
     return condition

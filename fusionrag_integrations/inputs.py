@@ -8,6 +8,7 @@ nothing of ours but errors.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -88,6 +89,7 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
     plain = _plain(value)
     if not _fits(plain, hint):
         raise InvalidInputError(_refusal(name, value, hint))
+    _check_path(name, plain, hint)
     return float(plain) if type(plain) is int and _wants(hint, float, int) else plain
 
 
@@ -147,9 +149,25 @@ def _checked_items(name: str, value: Any, hint: Any) -> Any:
         for item in value:
             if not _fits(item, hint):
                 raise InvalidInputError(f"{name} holds {shown(item)}; give {_words(list[hint])}.")
+            _check_path(name, item, hint)
             yield item
 
     return list(each()) if isinstance(value, list | tuple) else each()
+
+
+def _check_path(name: str, value: Any, hint: Any) -> None:
+    """Raises `InvalidInputError` for what no file can be called: a null byte in it, too long."""
+    if Path not in _parts(hint) or not isinstance(value, str | Path):
+        return
+    try:
+        os.lstat(value)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name} is {shown(value)}, which can't be a path ({error.__class__.__name__}); give "
+            f"{_words(hint)}."
+        ) from error
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -211,7 +229,10 @@ def shown(value: Any) -> str:
     """A value as messages show it: not bytes, which may be a secret, nor all of a long text."""
     if isinstance(value, bytes | bytearray):
         return f"a {type(value).__name__}"
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 the value is the user's: nested too deep, or worse
+        return f"a {type(value).__name__} that can't be shown"
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}… (a {type(value).__name__})"
 
 

@@ -14,9 +14,10 @@ than the files say, one that was put back from a copy say, is not believed.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Manifests:
         self.info_path = store / INFO_FILE
         self._directory = store / DIRECTORY
         self._info_copy = self._directory / INFO_FILE
-        self._revision = self._directory / "revision.json"
+        self.revision_path = self._directory / "revision.json"
         self._deleted = self._directory / "deleted"
         self._drafts = self._directory / "tmp"
         sweep(self._drafts)
@@ -109,16 +110,32 @@ class Manifests:
         """The same from its copy. Raises `StoreError`."""
         return _info(self._info_copy)
 
+    def infos(self) -> list[tuple[Path, Callable[[], StoreInfo]]]:
+        """Where that is noted, with what reads it; the copy only where there is one."""
+        found = [(self.info_path, self.info)]
+        if os.path.lexists(self._info_copy):
+            found.append((self._info_copy, self.copied_info))
+        return found
+
     def note_revision(self, revision: int) -> None:
         """Note that the catalog has reached a revision. Raises `StoreError`."""
-        self._write(self._revision, {"revision": revision}, sync=False)
+        self._write(self.revision_path, {"revision": revision}, sync=False)
 
     def revision(self) -> int:
         """The revision that the catalog had reached at least; 0 where nothing says."""
         try:
-            return int(_read(self._revision)["revision"])
-        except (StoreError, LookupError, TypeError, ValueError):
+            return self.check_revision()
+        except StoreError:
             return 0  # it isn't waited for until it is on the disk
+
+    def check_revision(self) -> int:
+        """The same. Raises `StoreError` where something stands there that doesn't say it."""
+        if not os.path.lexists(self.revision_path):
+            return 0
+        try:
+            return int(_read(self.revision_path)["revision"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise StoreError(f"{self.revision_path} is damaged: {error!r}") from error
 
     def write(self, manifest: Manifest) -> None:
         """Put a document in the place of what its id named before. Raises `StoreError`.

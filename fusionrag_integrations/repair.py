@@ -8,8 +8,10 @@ index       not what the catalog says, or finds other chunks: put aside, and mad
             vectors
 kv          damaged or foreign records: removed; the next ingest computes what is missing
 corrections damaged ones: removed; the next ingest measures them anew
+calibration damaged: put aside; `fusionrag calibrate` measures it anew
 
-What is damaged and was the only copy of something is put aside under the name *.damaged.
+What is damaged and was the only copy of something is put aside under the name *.damaged. A link, a
+pipe or an empty directory in the place of a file is removed; one that holds something stays.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from typing import Literal
 
 from filelock import Timeout
 
-from fusionrag_integrations.catalog import BATCH, CATALOG_FILE, Catalog
+from fusionrag_integrations.calibration import (
+    CALIBRATION_FILE,
+    read_break_even,
+    read_calibration,
+)
+from fusionrag_integrations.catalog import BATCH, CATALOG_FILE, UNFINISHED_FILE, Catalog
 from fusionrag_integrations.corpus import (
     INDEX_DIRECTORY,
     KV_DIRECTORY,
@@ -36,6 +43,7 @@ from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.durable import locked, remove_file
 from fusionrag_integrations.errors import (
     CatalogRowError,
+    InvalidInputError,
     KVCorruptError,
     KVForeignError,
     StoreError,
@@ -44,11 +52,11 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.keys import fused_key
-from fusionrag_integrations.manifests import INFO_FILE, Manifest, Manifests
+from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.records import RecordFiles, is_key, verify
 from fusionrag_integrations.types import ChunkRecord, DocumentKey
 
-Area = Literal["catalog", "documents", "index", "kv", "corrections"]
+Area = Literal["catalog", "documents", "index", "kv", "corrections", "calibration"]
 Told = Callable[[int, int], object]
 """Called with records done and records in all."""
 
@@ -83,6 +91,8 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
         yield from _index_problems(store, catalog)
         yield from _record_problems(store, catalog, told)
         yield from _correction_problems(store, catalog)
+        yield from _calibration_problems(store, catalog)
+        yield from _note_problems(store, manifests)
 
 
 def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Problem]:
@@ -107,6 +117,11 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
             yield _problem("catalog", store / CATALOG_FILE, error, mended=True)
             catalog = _checked(store)
         with closing(catalog):
+            for problem in list(_note_problems(store, manifests)):
+                mended = _removed(problem.path)
+                if mended and problem.path == manifests.revision_path:
+                    manifests.note_revision(catalog.revision)
+                yield replace(problem, mended=mended)
             manifests.copy_info(catalog.info)
             catalog.delete_documents(manifests.deleted(catalog.documents()))
             manifests.finish_deletes()
@@ -114,10 +129,10 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
             left = _mend_rows(damaged, manifests, catalog)
             yield from (replace(f.problem, mended=f.document not in left) for f in damaged)
             problems = list(_document_problems(manifests, catalog))
-            for problem in problems:
-                _mend_document(problem.path, manifests, catalog)
+            written = [_mend_document(p.path, manifests, catalog) for p in problems]
             _take_up(manifests.unknown(catalog.documents()), catalog)
-            yield from (replace(problem, mended=True) for problem in problems)
+            for problem, mended in zip(problems, written, strict=True):
+                yield replace(problem, mended=mended)
             for problem in _index_problems(store, catalog):
                 _rebuild_index(problem.path, catalog)
                 yield replace(problem, mended=True)
@@ -126,7 +141,9 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
                 yield replace(problem, mended=_mend_record(records, problem))
             records.sweep()
             for problem in list(_correction_problems(store, catalog)):
-                remove_file(problem.path)
+                yield replace(problem, mended=_removed(problem.path))
+            for problem in list(_calibration_problems(store, catalog)):
+                _put_aside(problem.path)
                 yield replace(problem, mended=True)
 
 
@@ -193,11 +210,12 @@ def _row_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterat
 
 
 def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
-    try:
-        if manifests.info() != catalog.info:
-            raise StoreError(f"{INFO_FILE} doesn't say what the catalog says.")
-    except StoreError as error:
-        yield _problem("documents", manifests.info_path, error)
+    for path, read in manifests.infos():
+        try:
+            if read() != catalog.info:
+                raise StoreError(f"{path} doesn't say what the catalog says.")
+        except StoreError as error:
+            yield _problem("documents", path, error)
     unreadable = dict(_unreadable(manifests))
     for path, reason in unreadable.items():
         yield _problem("documents", path, reason)
@@ -225,17 +243,40 @@ def _index_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
 def _record_problems(store: Path, catalog: Catalog, told: Told) -> Iterator[Problem]:
     records = _records(store, catalog)
     keys = set(records.keys())
+    named: set[Path] = set()
     for problem in verify(records, told):
+        named.add(problem.path)
         yield _problem("kv", problem.path, problem.error)
     # What was captured may have been evicted since, and is no loss.
     for key in sorted(filter(is_key, catalog.live_keys() - set(catalog.captured_keys()) - keys)):
         path = records.path_of(key)
-        yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
+        if path not in named:
+            yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
 
 
 def _correction_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
     for path, error in Corrections(store, catalog).damaged():
         yield _problem("corrections", path, error)
+
+
+def _calibration_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
+    path = store / CALIBRATION_FILE
+    try:
+        read_calibration(path, catalog.info.signature)
+        read_break_even(path, catalog.info.signature, "")
+    except InvalidInputError as error:
+        yield _problem("calibration", path, error)
+
+
+def _note_problems(store: Path, manifests: Manifests) -> Iterator[Problem]:
+    """Notes that would stand in the way of the next change."""
+    path = store / UNFINISHED_FILE
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        yield _problem("catalog", path, StoreError(f"{path} isn't a regular file."))
+    try:
+        manifests.check_revision()
+    except StoreError as error:
+        yield _problem("documents", manifests.revision_path, error)
 
 
 def _problem(area: Area, path: Path, error: Exception, mended: bool = False) -> Problem:
@@ -248,6 +289,7 @@ def _rebuild(store: Path, manifests: Manifests) -> None:
         info = manifests.info()
     except StoreError:
         info = manifests.copied_info()
+        _removed(manifests.info_path)
         manifests.write_info(info)
     draft = store / f"{CATALOG_FILE}.new"
     remove_file(draft)
@@ -318,31 +360,42 @@ def _mend_rows(
     return left
 
 
-def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> None:
-    if path == manifests.info_path:
+def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> bool:
+    if path in dict(manifests.infos()):
+        if not _removed(path):
+            return False
         manifests.write_info(catalog.info)
-        return
+        manifests.copy_info(catalog.info)
+        return True
     for key in catalog.documents():
         if manifests.path_of(key) == path:
             with suppress(CatalogRowError):  # named as one of the catalog
                 manifest = manifest_of(catalog, key)
-                remove_file(path)
+                if not _removed(path):
+                    return False
                 manifests.write(manifest)
-            return
+            return True
     try:
         manifests.read(path)
     except StoreError:
         _put_aside(path)
+    return True
 
 
 def _mend_record(records: RecordFiles, problem: Problem) -> bool:
     """Remove a record that can't be used; strangers among the files are nobody's to remove."""
     unusable = problem.error in (KVCorruptError.__name__, KVForeignError.__name__)
-    if not unusable or not records.is_record(problem.path):
-        return False
+    return unusable and records.is_record(problem.path) and _removed(problem.path)
+
+
+def _removed(path: Path) -> bool:
+    """Remove what stands in a file's place, but no directory that holds something."""
     try:
-        remove_file(problem.path)
-    except IsADirectoryError:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            remove_file(path)
+    except OSError:
         return False
     return True
 

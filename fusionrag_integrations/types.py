@@ -129,7 +129,9 @@ class Document:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise InvalidInputError(f"A document's id is {self.id!r}; give a non-empty string.")
+            raise InvalidInputError(
+                f"A document's id is {shown(self.id)}; give a non-empty string."
+            )
         for name in ("text", "title", "scope"):
             value = getattr(self, name)
             if not isinstance(value, str):
@@ -559,7 +561,9 @@ class AnswerSettings:
                 f"repetition_penalty is {self.repetition_penalty}; it must be above 0. 1 is none."
             )
         if not all(self.stop):
-            raise InvalidInputError(f"stop is {self.stop!r}; give a tuple of non-empty strings.")
+            raise InvalidInputError(
+                f"stop is {shown(self.stop)}; give a tuple of non-empty strings."
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> AnswerSettings:
         """These settings with some of them changed; `max_new_tokens` is `max_tokens`.

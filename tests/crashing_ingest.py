@@ -2,20 +2,23 @@
 
     python -m tests.crashing_ingest STORE MODEL ROUNDS
 
-Forks, so that torch is imported once. Prints how many operations were done; fails at the first
-store that isn't what it should be.
+Forks, so that torch is imported once. Prints how many operations were done, and after how many
+kills the store wasn't what it should be; what was wrong is on stderr.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import chromadb  # noqa: F401 - so that it is imported once
 import torch
@@ -25,6 +28,7 @@ from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.repair import find_damage
 from fusionrag_integrations.types import ChunkRecord
+from tests.damage import index_checked_here
 
 NAMES = ("anglesey", "bute", "canna", "danna")
 LONGEST = 0.6  # seconds until a process is killed
@@ -110,13 +114,32 @@ def versions_of(records: list[ChunkRecord]) -> Versions:
     return found
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Run in a process of its own; its number."""
     process = os.fork()
     if not process:
-        work()  # what it raises ends this process
-        os._exit(0)
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001 the parent's code isn't this process's to run
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     return process
+
+
+def killed(work: Callable[[], object], delay: float) -> None:
+    """Run in a process of its own, which is killed after so many seconds."""
+    process = forked(work)
+    time.sleep(delay)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def succeeds(work: Callable[[], object]) -> bool:
+    """Run in a process of its own: whether it ends without an error."""
+    return os.waitpid(forked(work), 0)[1] == 0
 
 
 def main(store: Path, model_dir: Path, rounds: int) -> None:
@@ -126,27 +149,28 @@ def main(store: Path, model_dir: Path, rounds: int) -> None:
     told = store.with_suffix(".told")
     told.touch()
     versions: Versions = dict.fromkeys(NAMES)
-    done = 0
+    done = wrong = 0
     for seed in range(rounds):
         delay = random.Random(seed).uniform(0.0, LONGEST)
-        process = forked(partial(forever, store, model, done + 1, told))
-        time.sleep(delay)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        killed(partial(forever, store, model, done + 1, told), delay)
         numbers = [int(line) for line in told.read_text().splitlines()]
         for number in numbers[done:]:
             versions |= operation(number)
         done = len(numbers)
         change = operation(done + 1)
-        status = os.waitpid(forked(partial(check, store, model, versions, change)), 0)[1]
-        if status:
-            sys.exit(f"Round {seed}: killed {delay:.3f} s after operation {done + 1} began.")
-        versions |= change
+        if succeeds(partial(check, store, model, versions, change)):
+            versions |= change
+        else:
+            sys.stderr.write(f"Killed {delay:.3f} s after operation {done + 1} began.\n")
+            wrong += 1
+            shutil.rmtree(store, ignore_errors=True)  # the next ones begin anew
+            versions = dict.fromkeys(NAMES)
         done += 1
         with told.open("a") as file:
             file.write(f"{done}\n")
-    sys.stdout.write(f"{done}\n")
+    sys.stdout.write(f"{done} {wrong}\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    with patch("fusionrag_integrations.repair.index_faults", index_checked_here):
+        main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -19,6 +19,7 @@ import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine, Passage
 from fusionrag_integrations.calibration import read_calibration
 from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
@@ -290,3 +291,81 @@ def test_documents_of_other_libraries_are_named(engine: FusionEngine) -> None:
     foreign: Any = LangChainDocument("text", metadata={"price": Decimal(1)})
     with pytest.raises(InvalidInputError, match="Give ingest a list of documents"):
         engine.ingest(foreign)
+
+
+def nested() -> list[Any]:
+    """Deeper than Python shows."""
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    return deep
+
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise OSError("mine")
+
+
+@pytest.mark.parametrize("value", [nested(), Unshown()], ids=["nested", "unshown"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine, value: AnswerSettings(ratio=value),
+        lambda engine, value: AnswerSettings(stop=value),
+        lambda engine, value: Document(value, "text"),
+        lambda engine, value: Document("a", value),
+        lambda engine, value: engine.answer(value),
+        lambda engine, value: engine.corpus.search(value),
+        lambda engine, value: engine.corpus.search(QUESTION, scopes=value),
+        lambda engine, value: engine.corpus.search(QUESTION, where=value),
+        lambda engine, value: lc.FusionRAGLLM(engine=engine, kv=value),
+        lambda engine, value: li.FusionRAGLLM(engine=value),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_all_the_same(
+    engine: FusionEngine, call: Callable[[Any, Any], Any], value: Any
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"can't be shown|hold"):
+        call(engine, value)
+
+
+@pytest.mark.parametrize("path", ["\x00", Path("\x00"), "\ud83d", "a" * 5_000])
+@pytest.mark.parametrize(
+    "call",
+    [
+        Corpus.open,
+        lc.FusionKVRetriever.from_store,
+        li.FusionKVRetriever.from_store,
+        lambda path: list(read_documents([path])),
+        lambda path: FusionEngine.from_pretrained(path, store="store"),
+        lambda path: FusionEngine.from_pretrained("model", store=path),
+    ],
+)
+def test_what_no_file_can_be_called(call: Callable[[Any], Any], path: Any) -> None:
+    with pytest.raises(InvalidInputError, match="can't be a path"):
+        call(path)
+
+
+@pytest.mark.parametrize("given", [None, 5, "text", ["text"], [None], [Document("a", "b")]])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine, given: lc.FusionKVRetriever.from_documents(given, engine=engine),
+        lambda engine, given: li.FusionKVRetriever.from_nodes(given, engine=engine),
+        lambda engine, given: list(read_documents(given)),
+    ],
+    ids=["documents", "nodes", "paths"],
+)
+def test_lists_of_other_things(
+    engine: FusionEngine, call: Callable[[Any, Any], Any], given: Any
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"[Gg]ive |there is no such"):
+        call(engine, given)
+
+
+@pytest.mark.parametrize(
+    "make", [lc.FusionKVRetriever.from_documents, li.FusionKVRetriever.from_nodes]
+)
+def test_what_is_no_engine_ingests_nothing(make: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidInputError, match="engine is None; give a FusionEngine"):
+        make([], engine=None)

@@ -23,6 +23,7 @@ from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
 from fusionrag_integrations.types import Chunk, DocumentKey
 from tests.conftest import town
+from tests.damage import said
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +230,6 @@ def keys_of_document(corpus: Corpus, document_id: str) -> set[str]:
     ids = corpus.catalog.chunk_ids([DocumentKey(document_id)])
     records = corpus.catalog.records(ids).values()
     return {key for record in records for key in (record.isolated_key, record.fused_key)}
-
-
-def said(catalog: Catalog) -> list[object]:
-    """All that is read from a catalog, as those who use it read it."""
-    ids = catalog.text_ids()
-    neighbours = [catalog.neighbours(i) for i in ids]
-    return [catalog.info, catalog.documents(), catalog.records(ids), neighbours]
 
 
 def test_whatever_bit_of_the_catalog_flips_is_found(store: Path, tmp_path: Path) -> None:
@@ -583,6 +577,50 @@ def test_a_store_may_lie_behind_a_link(store: Path, model_dir: Path) -> None:
     with FusionEngine.from_pretrained(model_dir, store=link) as engine:
         assert len(engine.corpus.catalog.documents()) == 3
     assert list(find_damage(link)) == list(repair(link)) == []
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    elsewhere = path.parents[3] / "elsewhere"
+    elsewhere.write_text("mine")
+    path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("place", [a_directory, os.mkfifo, a_link])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("kv/??/*", "documents/??/*.json", "documents/store.json", "documents/revision.json"),
+        *("store.json", "corrections/0", "unfinished", "calibration.json", "catalog.sqlite"),
+    ],
+)
+def test_whatever_stands_in_a_files_place_makes_way(
+    store: Path, model_dir: Path, file: str, place: Callable[[Path], None]
+) -> None:
+    path = next(iter(sorted(store.glob(file))), store / file)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    place(path)
+    assert list(find_damage(store))
+    assert all(problem.mended for problem in repair(store))
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        engine.ingest([town(0), town(1), town(2)])
+        assert engine.answer("Where is the fox?", AnswerSettings(max_tokens=1)).text is not None
+    assert list(find_damage(store)) == []
+    for left in path.parents[3].glob("elsewhere"):
+        assert left.read_text() == "mine"
+
+
+def test_a_directory_that_holds_something_is_nobodys_to_remove(store: Path) -> None:
+    record = sorted(files(store, "kv/??/*"))[0]
+    record.unlink()
+    record.mkdir()
+    (record / "mine").touch()
+    assert [problem.path for problem in repair(store) if not problem.mended] == [record]
+    assert (record / "mine").exists()
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_written_through(

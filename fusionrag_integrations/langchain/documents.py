@@ -12,11 +12,13 @@ from langchain_core.vectorstores import VectorStore
 
 from fusionrag_integrations.corpus import group_passages
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import checked
 from fusionrag_integrations.types import HANDLE_METADATA_KEYS, Document, Passage
 
 BATCH = 1_000  # rows that are read from a collection at once
 
 
+@checked()
 def to_documents(documents: Iterable[LangChainDocument], scope: str = "") -> list[Document]:
     """What to ingest: each LangChain document is one chunk, as it is.
 

@@ -110,6 +110,7 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         together, and replace what was ingested of that source before. Unchanged ones cost
         nothing. Raises as `FusionEngine.ingest` does.
         """
+        checked_value("engine", engine, FusionEngine)
         engine.ingest(to_documents(documents, scope), progress=progress)
         fields.setdefault("scopes", [scope])
         return cls(engine=engine, **fields)

@@ -23,6 +23,7 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 
 from fusionrag_integrations.corpus import Corpus, group_passages
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import checked
 from fusionrag_integrations.types import (
     HANDLE_METADATA_KEYS,
     Document,
@@ -46,6 +47,7 @@ _OPERATORS = {
 _CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
 
 
+@checked()
 def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
     """What to ingest: each node is one chunk, as it is.
 

@@ -15,7 +15,7 @@ from llama_index.core.vector_stores import MetadataFilters
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
 from fusionrag_integrations.engine import FusionEngine, corpus_of
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked
+from fusionrag_integrations.inputs import checked, checked_value
 from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
 from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import KVHandle
@@ -98,6 +98,7 @@ class FusionKVRetriever(BaseRetriever, Closable):
         replace what was ingested of it before. Unchanged ones cost nothing. Raises as
         `FusionEngine.ingest` does.
         """
+        checked_value("engine", engine, FusionEngine)
         engine.ingest(to_documents(nodes, scope), progress=progress)
         arguments.setdefault("scopes", [scope])
         return cls(engine=engine, **arguments)

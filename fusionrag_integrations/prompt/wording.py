@@ -248,7 +248,7 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
         ):
             raise InvalidInputError(
                 f"A message must be a dictionary with the strings 'role' and 'content'; got "
-                f"{message!r}."
+                f"{shown(message)}."
             )
     if not any(message["content"].strip() for message in messages):
         raise InvalidInputError("The prompt's messages are all empty.")

@@ -16,6 +16,7 @@ import pytest
 from fusionrag_integrations.ingest import delete_documents
 from fusionrag_integrations.records import RecordFiles
 from fusionrag_integrations.repair import repair
+from tests.damage import CONTENT, flipped
 from tests.synthetic_store import (
     CHUNKS,
     RandomEmbedding,
@@ -37,31 +38,6 @@ sys.stdout.write(str(wrong_searches(Path(sys.argv[1]), range(1020), EMBEDDING)))
 """
 
 
-def flipped(file: Path, chance: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    file.write_bytes(content)
-
-
-def scribbled(file: Path, chance: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    start = chance.randrange(len(content))
-    content[start : start + 4096] = chance.randbytes(len(content[start : start + 4096]))
-    file.write_bytes(content)
-
-
-def cut(file: Path, chance: random.Random) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def emptied(file: Path, chance: random.Random) -> None:
-    file.write_bytes(b"")
-
-
-def deleted(file: Path, chance: random.Random) -> None:
-    file.unlink()
-
-
 def wrong(store: Path) -> int:
     """Searches that find another chunk, in a process that may crash: then all do."""
     command = [sys.executable, "-c", SEARCHES, str(store)]
@@ -78,7 +54,7 @@ def test_damage_to_the_index_is_found_and_repaired(tmp_path: Path, report: Repor
     chance = random.Random(0)
     seen: Counter[str] = Counter()
     for file in index_files(made):
-        for damage in (flipped, flipped, scribbled, cut, emptied, deleted):
+        for damage in (flipped, *CONTENT):
             store = shutil.copytree(made, tmp_path / "store")
             damage(store / file, chance)
             found, broken = bool(index_problems(store)), wrong(store)

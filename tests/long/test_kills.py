@@ -1,0 +1,54 @@
+"""Processes killed at random moments (SIGKILL): what was there stays, and the next run ends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_ingest_crashes import ROOT, crashes
+
+Report = Callable[[str, str, object, object], None]
+INGESTS, OTHERS = 150, 40
+
+
+def test_ingests_killed(model_dir: Path, tmp_path: Path, report: Report) -> None:
+    done, wrong, said = crashes(tmp_path / "store", model_dir, INGESTS)
+    report(
+        "Kills",
+        "A process that ingests and deletes documents killed at a random moment, and the store "
+        "checked and the cut-off operation run again",
+        f"{INGESTS} kills during {done} operations",
+        f"{wrong} stores with a document that was lost, damaged or neither old nor new",
+    )
+    assert wrong == 0, said
+
+
+@pytest.mark.parametrize("what", ["repair", "index"])
+def test_runs_killed(what: str, model_dir: Path, tmp_path: Path, report: Report) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.long.killed", what, tmp_path, model_dir, str(OTHERS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert run.returncode == 0, run.stderr
+    wrong, longest = run.stdout.splitlines()[-1].split()
+    done = {
+        "repair": "A repair of a store with two damaged files killed at a random moment, and run "
+        "again, with an ingest behind it",
+        "index": "`fusionrag index` into a new store killed at a random moment, and run again",
+    }
+    report(
+        "Kills",
+        done[what],
+        f"{OTHERS} kills within {longest} s, as long as it takes",
+        f"{wrong} stores that weren't in the end what they are without a kill",
+    )
+    assert int(wrong) == 0, run.stderr
