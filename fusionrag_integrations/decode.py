@@ -113,8 +113,10 @@ class TextStream:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
         text, mark = self._decoder.push(token_id), self._marks.get(token_id, "")
         if mark and not text:
-            unfinished = self._decoder.rest()  # half a character, of which no more comes
-            if self._as_shown[ord(mark)] or self._find(self._held + unfinished + mark) >= 0:
+            # Bytes that make no character yet come before it where that may matter.
+            so_far = self._held + self._decoder.rest() + mark
+            begun = any(_overlap(so_far, string) for string in self._stop)
+            if self._as_shown[ord(mark)] or begun or self._find(so_far) >= 0:
                 text = self._decoder.flush()
         self._add(text + mark)
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
@@ -166,13 +168,16 @@ class _Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._special = _special_tokens(tokenizer)
         self._ids: list[int] = []  # that aren't told, behind those that were told last
         self._told = 0  # how many of these were
 
     def push(self, token_id: int) -> str:
         self._ids.append(token_id)
-        # A run of bytes is characters or none of it is, which shows when it ends.
-        if _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id) or ""):
+        # A run of bytes is characters or none of it is, which shows when it ends; tokens that
+        # aren't shown don't end it.
+        name = self._tokenizer.convert_ids_to_tokens(token_id) or ""
+        if token_id in self._special or _BYTE.fullmatch(name):
             return ""
         text = self.rest()
         return "" if text.endswith(_REPLACED) else self._tell(text)

@@ -35,7 +35,7 @@ from fusionrag_integrations.durable import (
     write_file,
 )
 from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.keys import document_name
+from fusionrag_integrations.keys import document_name, isolated_key
 from fusionrag_integrations.types import (
     Chunk,
     ChunkRecord,
@@ -67,6 +67,14 @@ class Manifest:
     def says(self, other: Manifest) -> bool:
         """Whether two are of the same chunks and tokens, whatever is fused."""
         return [*map(_core, self.records)] == [*map(_core, other.records)]
+
+    def is_of(self, signature: str) -> bool:
+        """Whether its keys are those of its tokens. signature: the store's records'."""
+        return all(
+            isolated_key(record.encoded.token_ids, signature, self.document.scope)
+            == record.isolated_key
+            for record in self.records
+        )
 
 
 def _core(record: ChunkRecord) -> tuple[object, ...]:
@@ -194,8 +202,12 @@ class Manifests:
         found = sorted(self._directory.glob("[0-9a-f][0-9a-f]/*.json"))
         return [path for path in found if not path.parent.is_symlink()]
 
-    def read(self, path: Path) -> Manifest:
-        """The document in one of `paths()`. Raises `StoreError`, naming the file."""
+    def read(self, path: Path, signature: str | None = None) -> Manifest:
+        """The document in one of `paths()`. Raises `StoreError`, naming the file.
+
+        signature: the store's records'. A document whose keys aren't made with it is refused: its
+        tokens are another model's.
+        """
         content = _read(path)
         try:
             document = DocumentKey(content["id"], content["scope"])
@@ -211,16 +223,21 @@ class Manifests:
             raise StoreError(f"{path} is damaged: {error!r}") from error
         if path != self.path_of(document):
             raise StoreError(f"{path} is of another document, {document.id!r}.")
+        if signature is not None and not manifest.is_of(signature):
+            raise StoreError(f"{path} is of another store: its tokens and keys aren't this one's.")
         return manifest
 
-    def unknown(self, known: Iterable[DocumentKey]) -> list[Manifest]:
-        """The documents that can be read and are not among those that are known."""
+    def unknown(self, known: Iterable[DocumentKey], signature: str | None = None) -> list[Manifest]:
+        """The documents that can be read and are not among those that are known.
+
+        signature: as in `read`.
+        """
         paths = {self.path_of(key) for key in known}
         found: list[Manifest] = []
         for path in self.paths():
             if path not in paths:
                 with suppress(StoreError):  # named where the documents are checked
-                    found.append(self.read(path))
+                    found.append(self.read(path, signature))
         return found
 
     def path_of(self, document: DocumentKey) -> Path:

@@ -2,8 +2,9 @@
 
 catalog     missing, damaged as a whole, or older than the documents: rebuilt from their manifests;
             rows of a document that are damaged: taken from its manifest
-documents   a manifest that is damaged or missing: written from the catalog; of a document that the
-            catalog doesn't know: taken up; a delete that was cut short is finished
+documents   a manifest that is damaged or missing, or says another text: written from the catalog;
+            of a document that the catalog doesn't know: taken up, but where another model's store
+            has made it: put aside; a delete that was cut short is finished
 index       not what the catalog says, or finds other chunks: put aside, and made of the catalog's
             vectors
 kv          damaged or foreign records: removed; the next ingest computes what is missing
@@ -87,7 +88,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
         return
     with closing(catalog):
         yield from (found.problem for found in _row_problems(store, manifests, catalog))
-        yield from _document_problems(manifests, catalog)
+        yield from _document_problems(store, manifests, catalog)
         yield from _index_problems(store, catalog)
         yield from _record_problems(store, catalog, told)
         yield from _correction_problems(store, catalog)
@@ -128,9 +129,10 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
             damaged = list(_row_problems(store, manifests, catalog))
             left = _mend_rows(damaged, manifests, catalog)
             yield from (replace(f.problem, mended=f.document not in left) for f in damaged)
-            problems = list(_document_problems(manifests, catalog))
+            problems = list(_document_problems(store, manifests, catalog))
             written = [_mend_document(p.path, manifests, catalog) for p in problems]
-            _take_up(manifests.unknown(catalog.documents()), catalog)
+            signature = catalog.info.record_signature
+            _take_up(manifests.unknown(catalog.documents(), signature), catalog)
             for problem, mended in zip(problems, written, strict=True):
                 yield replace(problem, mended=mended)
             for problem in _index_problems(store, catalog):
@@ -199,32 +201,42 @@ def _row_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterat
         if key in damaged:
             continue
         try:
-            said = manifests.read(manifests.path_of(key))
+            said = manifests.read(manifests.path_of(key), catalog.info.record_signature)
         except StoreError:
             continue  # named when the documents are checked
         known = manifest_of(catalog, key)
-        # Another hash is that of a replacement which was cut short: the next ingest makes it.
+        # Another hash is that of a replacement which was cut short, or named with the documents.
         if said.content_hash == known.content_hash and not said.says(known):
             message = f"The chunks of document {key.id!r} in {path} aren't those of its manifest."
             yield _DamagedRow(_problem("catalog", path, CatalogRowError(message)), "", key)
 
 
-def _document_problems(manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
+def _document_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
     for path, read in manifests.infos():
         try:
             if read() != catalog.info:
                 raise StoreError(f"{path} doesn't say what the catalog says.")
         except StoreError as error:
             yield _problem("documents", path, error)
-    unreadable = dict(_unreadable(manifests))
-    for path, reason in unreadable.items():
-        yield _problem("documents", path, reason)
+    unreadable: set[Path] = set()
+    for path in manifests.paths():
+        try:
+            said = manifests.read(path, catalog.info.record_signature)
+        except StoreError as error:
+            unreadable.add(path)
+            yield _problem("documents", path, error)
+            continue
+        known_as = catalog.document_hash(said.document)
+        # While the store is changed, and where that was cut short, a file is ahead of the catalog.
+        if known_as not in (None, said.content_hash) and not (store / UNFINISHED_FILE).exists():
+            differs = StoreError(f"{path} is of another text than the catalog's.")
+            yield _problem("documents", path, differs)
     known = {manifests.path_of(key) for key in catalog.documents()}
     known -= {manifests.path_of(key) for key in manifests.deleted(catalog.documents())}
     present = set(manifests.paths())
     for path in sorted(known - present):
         yield _problem("documents", path, StoreError(f"{path} is missing."))
-    for path in sorted(present - known - unreadable.keys()):
+    for path in sorted(present - known - unreadable):
         yield _problem("documents", path, StoreError(f"{path} is of no document."))
 
 
@@ -294,7 +306,7 @@ def _rebuild(store: Path, manifests: Manifests) -> None:
     draft = store / f"{CATALOG_FILE}.new"
     remove_file(draft)
     with Catalog.create(draft, info) as catalog:
-        _take_up(manifests.unknown([]), catalog)
+        _take_up(manifests.unknown([], info.record_signature), catalog)
         revision = catalog.revision
     # The old file's journal would be taken for the new one's.
     remove_file(store / f"{CATALOG_FILE}-journal")
@@ -352,7 +364,8 @@ def _mend_rows(
         if document is None:
             continue
         try:
-            whole.append(manifests.read(manifests.path_of(document)))
+            path = manifests.path_of(document)
+            whole.append(manifests.read(path, catalog.info.record_signature))
         except StoreError:
             catalog.mark_changed(document)
             left.add(document)
@@ -371,14 +384,24 @@ def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> bool:
         if manifests.path_of(key) == path:
             with suppress(CatalogRowError):  # named as one of the catalog
                 manifest = manifest_of(catalog, key)
-                if not _removed(path):
+                if not _made_room(path, manifests):
                     return False
                 manifests.write(manifest)
             return True
     try:
-        manifests.read(path)
+        manifests.read(path, catalog.info.record_signature)
     except StoreError:
         _put_aside(path)
+    return True
+
+
+def _made_room(path: Path, manifests: Manifests) -> bool:
+    """Make room for what the catalog says; another text may be the only copy of it."""
+    try:
+        manifests.read(path)
+    except StoreError:
+        return _removed(path)
+    _put_aside(path)
     return True
 
 

@@ -369,3 +369,9 @@ def test_lists_of_other_things(
 def test_what_is_no_engine_ingests_nothing(make: Callable[..., Any]) -> None:
     with pytest.raises(InvalidInputError, match="engine is None; give a FusionEngine"):
         make([], engine=None)
+
+
+@pytest.mark.parametrize("nodes", [5, "text", ["text"], [None]])
+def test_nodes_that_are_none_are_named(engine: FusionEngine, nodes: Any) -> None:
+    with pytest.raises(InvalidInputError, match="nodes"):
+        li.FusionKVTransform(engine=engine)(nodes)

@@ -272,6 +272,17 @@ class TestWhatTheTokenizerMakesOfThem:
         ids = [chosen.randrange(low, high) for _ in range(40)]
         assert self.joined(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
+    @pytest.mark.parametrize("seed", range(50))
+    def test_with_special_tokens_among_bytes(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int
+    ) -> None:
+        chosen = Random(seed)
+        kinds = ["<0x9F>", "<0xF0>", "<0x34>", "<s>", "<s>", "a"]
+        names = [chosen.choice(kinds) for _ in range(12)]
+        known = tokenizer.get_vocab()
+        ids = [known[name] for name in names if name in known]
+        assert self.joined(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
     def test_characters_come_as_soon_as_they_are_whole(
         self, tokenizer: PreTrainedTokenizerFast
     ) -> None:

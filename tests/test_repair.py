@@ -19,10 +19,12 @@ from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreNotFoundError
 from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.keys import isolated_key
+from fusionrag_integrations.manifests import Manifests
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
 from fusionrag_integrations.types import Chunk, DocumentKey
-from tests.conftest import town
+from tests.conftest import all_records, document_ids, town
 from tests.damage import said
 
 
@@ -325,6 +327,73 @@ def test_tokens_that_are_damaged_are_made_anew_from_the_text(
     assert engine.answer(prompt, replace(settings, kv="none")).token_ids == full.token_ids
     whole = replace(settings, selector="all", ratio=1.0)
     assert engine.answer(prompt, whole).token_ids == full.token_ids
+
+
+def test_documents_of_another_models_store_are_put_aside(
+    store: Path, made_otherwise: Path, model_dir: Path
+) -> None:
+    """Their token ids would be computed as this model's."""
+    before = rows(store)
+    for name in ("town-1", "town-5"):  # of the first there is one here, too
+        path = Manifests(made_otherwise).path_of(DocumentKey(name))
+        target = store / path.relative_to(made_otherwise)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    assert areas(list(find_damage(store))) == [("documents", False)] * 2
+    assert areas(list(repair(store))) == [("documents", True)] * 2
+    assert rows(store) == before
+    assert list(find_damage(store)) == []
+
+
+def test_nor_are_they_taken_for_a_lost_catalog(store: Path, made_otherwise: Path) -> None:
+    path = Manifests(made_otherwise).path_of(DocumentKey("town-5"))
+    target = store / path.relative_to(made_otherwise)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(path, target)
+    (store / CATALOG_FILE).unlink()
+    assert areas(list(repair(store))) == [("catalog", True), ("documents", True)]
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        assert document_ids(catalog) == ["town-0", "town-1", "town-2"]
+
+
+@pytest.fixture(scope="module")
+def made_otherwise(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of a store whose model has other token ids."""
+    path = tmp_path_factory.mktemp("otherwise") / "store"
+    shutil.copytree(made, path)
+    manifests = Manifests(path)
+    said = manifests.read(manifests.path_of(DocumentKey("town-1")))
+    for name in ("town-1", "town-5"):
+        records = []
+        for record in said.records:
+            chunk = replace(record.chunk, document_id=name, id=record.chunk.id[:-6] + name)
+            ids = tuple(token + 1 for token in record.encoded.token_ids)
+            encoded = replace(record.encoded, chunk=chunk, token_ids=ids)
+            key = isolated_key(ids, "another", "")
+            records.append(replace(record, encoded=encoded, isolated_key=key, fused_key=""))
+        document = DocumentKey(name)
+        manifests.write(replace(said, document=document, records=tuple(records), vectors={}))
+    return path
+
+
+def test_an_older_manifest_is_no_way_back_to_a_text_that_is_gone(
+    store: Path, model_dir: Path
+) -> None:
+    """As where only the documents' directory is put back from a copy."""
+    path = Manifests(store).path_of(DocumentKey("town-1"))
+    old = path.read_bytes()
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        engine.ingest([replace(town(7), id="town-1")])
+    path.write_bytes(old)
+    assert areas(list(find_damage(store))) == [("documents", False)]
+    assert areas(list(repair(store))) == [("documents", True)]
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == old
+    (store / CATALOG_FILE).unlink()
+    list(repair(store))
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        texts = [record.chunk.text for record in all_records(catalog)]
+    assert any("Town number 7" in text for text in texts)
+    assert not any("Town number 1 " in text for text in texts)
 
 
 def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 from uuid import uuid4
 
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from fusionrag_integrations.components import Component
 from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.inputs import checked_value
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.nodes import mark, to_documents
 
@@ -53,6 +54,7 @@ class FusionKVTransform(Component, EngineComponent, TransformComponent):
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Ingest the nodes; raises as `FusionEngine.ingest` does."""
+        nodes = list(checked_value("nodes", nodes, Iterable[BaseNode]))
         if not nodes:  # a docstore knew them all
             return []
         self.engine.ingest(to_documents(nodes, self.scope))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionrag_integrations import Corpus
 from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
-from fusionrag_integrations.catalog import CATALOG_FILE
+from fusionrag_integrations.catalog import CATALOG_FILE, UNFINISHED_FILE
 from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Calibration
@@ -219,6 +219,19 @@ def swapped_documents(world: World) -> list[Seen]:
     first, second = documents(store)
     first.write_bytes(second.read_bytes())
     return verify(world, store)
+
+
+@provoked.by("... is of another store: its tokens and keys aren't this one's.")
+def another_stores_document(world: World) -> list[Seen]:
+    """As it is where everything else says that the store is of another salt."""
+    return verify(world, changed(world.copy(), "UPDATE store SET salt_id = 'another'"))
+
+
+@provoked.by("... is of another text than the catalog's.")
+def older_document(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / UNFINISHED_FILE).unlink(missing_ok=True)
+    return verify(world, changed(store, "UPDATE documents SET content_hash = 'another'"))
 
 
 @provoked.by("store.json doesn't say what the catalog says.")
