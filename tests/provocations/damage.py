@@ -54,6 +54,14 @@ def changed_chunks(world: World, change: str) -> Path:
     return changed(world.copy(), f"UPDATE chunks SET {change}")
 
 
+@provoked.by("... isn't a regular file.")
+def directory_in_the_place_of_the_mark(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / "unfinished").unlink(missing_ok=True)
+    (store / "unfinished").mkdir()
+    return verify(world, store)
+
+
 @provoked.by("Chunk ... of document ... is damaged in ...")
 def damaged_text(world: World) -> list[Seen]:
     return verify(world, changed_chunks(world, "text = text || 'x'"))
@@ -234,7 +242,7 @@ def older_document(world: World) -> list[Seen]:
     return verify(world, changed(store, "UPDATE documents SET content_hash = 'another'"))
 
 
-@provoked.by("store.json doesn't say what the catalog says.")
+@provoked.by("... doesn't say what the catalog says.")
 def another_store_json(world: World) -> list[Seen]:
     return verify(world, changed(world.copy(), "UPDATE store SET chunk_tokens = 64"))
 

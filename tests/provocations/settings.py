@@ -67,6 +67,7 @@ provoked.each(
         "A model is told of tools by its chat template, ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(raw=True, tools=({"type": "function", "function": {}},))
         ),
+        "... is ..., which can't be a path (...); give ...": lambda w: w.open("\0"),
         "... takes no .... ...Accepted are ...": lambda w: lc.FusionRAGLLM(
             engine=w.engine, scope=["board"]
         ),
