@@ -451,6 +451,18 @@ def open_catalog(store: Path) -> Catalog:
     return catalog
 
 
+def is_store(path: Path) -> bool:
+    """Whether a store is there, and not only what is left of one whose making was cut off.
+
+    Raises as `open_catalog` where it can't be used.
+    """
+    try:
+        open_catalog(path).close()
+    except StoreNotFoundError:
+        return False
+    return True
+
+
 def _open_index(store: Path, catalog: Catalog) -> ChunkIndex:
     """The index of a store. Raises `StoreError` where it has fewer chunks than the catalog.
 

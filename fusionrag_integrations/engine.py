@@ -15,10 +15,10 @@ from fusionrag_integrations.calibration import (
     read_break_even,
     read_calibration,
 )
-from fusionrag_integrations.catalog import CATALOG_FILE, StoreInfo
+from fusionrag_integrations.catalog import StoreInfo
 from fusionrag_integrations.check import CheckReport, check_store, estimate_ingest
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress
+from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, is_store
 from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
@@ -157,7 +157,7 @@ class FusionEngine(Closable):
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
-        if (path / CATALOG_FILE).exists():
+        if is_store(path):
             corpus = Corpus.open(path, embedding)
         else:
             chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)

@@ -5,13 +5,14 @@ Chroma is imported when a directory is opened, so that an engine with another in
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from shutil import copyfile, rmtree
 from tempfile import mkdtemp
 from threading import RLock
 from time import monotonic, sleep
@@ -40,12 +41,16 @@ _MOST = 1 << 30  # results that Chroma can be asked for
 _TIES = 16
 _openings = count()
 _SETTLING = 0.5  # seconds that threads of a closed client may take to end
+# Bytes of the disk without which Chroma is not asked to write: where it finds none, it may hang.
+_ROOM = 1 << 20
+_GROWTH = 8  # bytes that a byte of text or vector may take, with tables to search it and journals
 
 
 class ChunkIndex(Forkable, Closable):
     """Embeddings of chunks in a directory, created where there is none.
 
-    One that is read-only is searched in a temporary copy, since Chroma writes even to search.
+    One that is read-only, or on a full disk, is searched in a temporary copy, since Chroma writes
+    even to search.
 
     Vectors all have the length of the first one that was added; scores are cosine similarity,
     higher is nearer. Every method raises StoreError where the directory can't be read or
@@ -71,6 +76,7 @@ class ChunkIndex(Forkable, Closable):
         # A directory that failed to open half is answered with one of these.
         with self._named_errors(AttributeError, KeyError, ValueError):
             copy = None if _is_writable(directory) else _copied(directory)
+            self._is_copy = copy is not None
             if copy is None:
                 directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
             try:
@@ -92,7 +98,7 @@ class ChunkIndex(Forkable, Closable):
     def refresh(self) -> None:
         """Read the directory anew. Chroma never sees by itself what another process has written."""
         with self._errors():
-            self._release()
+            self._drop_client()
             self._open()
 
     def hold(self) -> None:
@@ -101,11 +107,15 @@ class ChunkIndex(Forkable, Closable):
         A child can neither use nor close it, for want of its threads.
         """
         self._lock.acquire()
-        self._release()
-        self._client = self._collection = None
+        self._drop_client()
 
     def release(self) -> None:
         self._lock.release()
+
+    def _drop_client(self) -> None:
+        """Whoever uses the index next opens the directory, even where opening it failed before."""
+        self._release()
+        self._client = self._collection = None
 
     def __len__(self) -> int:
         with self._errors():
@@ -129,7 +139,9 @@ class ChunkIndex(Forkable, Closable):
             )
         if len({chunk.id for chunk in chunks}) != len(chunks):
             raise InvalidInputError("A chunk id comes twice in one call; give each chunk once.")
-        with self._errors():
+        texts = sum(len(chunk.text.encode()) for chunk in chunks)
+        numbers = sum(len(vector) for vector in embeddings)
+        with self._writing(texts + 4 * numbers):
             for part in self._batches(len(chunks)):
                 self._collection.upsert(
                     ids=[chunk.id for chunk in chunks[part]],
@@ -143,7 +155,7 @@ class ChunkIndex(Forkable, Closable):
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks; ids that aren't in the index are passed over."""
         ids = list(chunk_ids)
-        with self._errors():
+        with self._writing():
             for part in self._batches(len(ids)):
                 self._collection.delete(ids=ids[part])
 
@@ -265,6 +277,18 @@ class ChunkIndex(Forkable, Closable):
             yield
 
     @contextmanager
+    def _writing(self, nbytes: int = 0) -> Iterator[None]:
+        """Use Chroma to write so much in the directory itself, where there is room for it."""
+        with self._errors():
+            needed = _ROOM + _GROWTH * nbytes
+            if (free := shutil.disk_usage(self._directory).free) < needed:
+                reason = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes of {needed:,} are free"
+                raise OSError(errno.ENOSPC, reason)
+            if self._is_copy:
+                self.refresh()
+            yield
+
+    @contextmanager
     def _named_errors(self, *others: type[Exception]) -> Iterator[None]:
         """Chroma's errors, the system's and `others` as ours, with the directory."""
         from chromadb.errors import ChromaError, InvalidArgumentError
@@ -299,7 +323,8 @@ def _is_writable(directory: Path) -> bool:
     if not directory.is_dir():
         return True
     effective = os.access in os.supports_effective_ids
-    return os.access(directory, os.W_OK, effective_ids=effective)
+    allowed = os.access(directory, os.W_OK, effective_ids=effective)
+    return allowed and shutil.disk_usage(directory).free >= _ROOM
 
 
 def _copied(directory: Path) -> Path:
@@ -310,7 +335,7 @@ def _copied(directory: Path) -> Path:
             if file.is_file():
                 target = copy / file.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copyfile(file, target)
+                shutil.copyfile(file, target)
     except BaseException:
         _removed(copy)
         raise
@@ -319,7 +344,7 @@ def _copied(directory: Path) -> Path:
 
 def _removed(copy: Path | None) -> None:
     if copy is not None:
-        rmtree(copy, ignore_errors=True)
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _opened(directory: Path) -> Any:

@@ -451,3 +451,15 @@ def test_damaged_kv_is_removed_and_then_missing(store: Path) -> None:
     (problem,) = said(run_command("verify", "--store", store, "--json"))["problems"]
     assert problem["error"] == "KVMissingError"
     assert problem["path"] == str(path)
+
+
+def test_a_store_whose_making_was_cut_off_is_made(
+    files: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / CATALOG_FILE).touch()
+    estimate = ("check", "--store", store, "--model", model_dir, "--estimate", files)
+    assert run_command(*estimate).exit_code == 0
+    assert "There is no store" in error_of(run_command("inspect", "--store", store))
+    assert run_command("index", files, "--store", store, "--model", model_dir).exit_code == 0

@@ -363,3 +363,11 @@ def test_a_relative_path_is_where_it_was_given(
 def test_delete_refuses_a_single_string(engine: FusionEngine) -> None:
     with pytest.raises(InvalidInputError, match=r"\['town-1'\]"):
         engine.delete("town-1")
+
+
+def test_a_store_whose_making_was_cut_off_is_made(model_dir: Path, tmp_path: Path) -> None:
+    """By a kill, or a full disk."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "catalog.sqlite").touch()
+    with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
+        assert engine.ingest([town(0)]).documents_new == 1

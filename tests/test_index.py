@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,3 +226,61 @@ def test_a_directory_that_is_a_file_or_damaged_is_named(tmp_path: Path) -> None:
     for _ in range(2):  # Chroma keeps what it began of the first try
         with pytest.raises(StoreError, match="damaged"):
             ChunkIndex(damaged)
+
+
+def test_on_a_full_disk_it_searches_and_refuses_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chroma itself may hang there."""
+    place = tmp_path / "index"
+    with ChunkIndex(place) as made:
+        made.add([chunk("a"), chunk("b")], [[1.0, 0.0], [0.0, 1.0]])
+    files = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))
+        index = ChunkIndex(place)
+        assert index.search([1.0, 0.1], 1)[0][0] == "a"
+        for write in (
+            lambda: index.add([chunk("c")], [[1.0, 1.0]]),
+            lambda: index.remove(["a"]),
+        ):
+            with pytest.raises(StoreError, match=r"No space left on device: 50,000 bytes of 1,0"):
+                write()
+    assert {path: path.read_bytes() for path in files} == files
+    index.remove(["a"])  # there is room again
+    index.close()
+    with ChunkIndex(place) as again:
+        assert again.ids() == {"b"}
+
+
+def test_room_is_needed_for_what_is_added(
+    index: ChunkIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_100_000))
+    index.add([chunk("a")], [[1.0, 0.0]])
+    with pytest.raises(StoreError, match="No space left on device"):
+        index.add([replace(chunk("b"), text="long " * 2_000 + "text")], [[1.0, 0.0]])
+    assert index.ids() == {"a"}
+
+
+@pytest.mark.parametrize("call", ["add", "remove", "ids", "embeddings"])
+def test_where_opening_anew_failed_the_next_call_opens_it(
+    index: ChunkIndex, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    index.add([chunk("a")], [[1.0, 0.0]])
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chromadb.PersistentClient", full)
+        with pytest.raises(StoreError, match="No space left"):
+            index.refresh()
+    calls: dict[str, Callable[[], object]] = {
+        "add": lambda: index.add([chunk("a")], [[1.0, 0.0]]),
+        "remove": lambda: index.remove(["b"]),
+        "ids": index.ids,
+        "embeddings": lambda: index.embeddings(["a"]),
+    }
+    calls[call]()
+    assert index.ids() == {"a"}

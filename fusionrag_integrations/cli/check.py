@@ -83,11 +83,11 @@ def check(
     fusionrag check --store my-store
     fusionrag check --store new-store --model my-model --estimate docs/     before indexing
     """
-    from fusionrag_integrations.catalog import CATALOG_FILE
+    from fusionrag_integrations.corpus import is_store
     from fusionrag_integrations.documents import read_documents
 
     documents = list(read_documents(paths)) if paths else None
-    if documents and not (store / CATALOG_FILE).exists():
+    if documents and not is_store(store):
         report = _without_store(model, documents, chunk_tokens, kv_format)
     else:
         engine = open_engine(model, existing(store), embedding, salt, chunk_tokens, kv_format)

@@ -63,12 +63,11 @@ def open_engine(
     chunk_tokens: int | None = None,
     kv_format: Any = None,
 ) -> FusionEngine:
-    from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+    from fusionrag_integrations.corpus import is_store, open_catalog
     from fusionrag_integrations.engine import FusionEngine
 
-    catalog_path = store / CATALOG_FILE
-    if model is None and catalog_path.exists():
-        with Catalog.open(catalog_path) as catalog:
+    if model is None and is_store(store):
+        with open_catalog(store) as catalog:
             found: str | Path = catalog.info.model_source
     else:
         found = find_model(model)
