@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 RESULTS = Path("docs/results/reliability")
 PAGE = Path("docs/reliability.md")
@@ -45,7 +46,7 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows():
-        command = f"`.venv/bin/pytest {row.test}`"
+        command = f"`.venv/bin/pytest {quote(row.test)}`"
         lines.append(
             f"| {row.group} | {row.done} | {row.times} | {row.lost} | {command} | {row.date} |"
         )
