@@ -37,7 +37,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex
 from fusionrag_integrations.inputs import checked, shown
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
@@ -59,6 +59,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
 
 EMBEDDING_BATCH = 64
+SEARCHES = 10  # at most, where each one meets with another change
 INDEX_DIRECTORY = "index"
 LOCK_FILE = "writing.lock"
 KV_DIRECTORY = "kv"  # the name of the records' directory in a store's
@@ -69,6 +70,10 @@ _BESIDE_THE_CATALOG = (DOCUMENTS_DIRECTORY, INDEX_DIRECTORY, KV_DIRECTORY, CORRE
 
 class Index(Protocol):
     """Embeddings of chunks by their ids; `ChunkIndex` keeps them in Chroma."""
+
+    def __len__(self) -> int:
+        """How many chunks there are."""
+        ...
 
     def ids(self) -> set[str]:
         """The ids of all chunks in the index."""
@@ -133,6 +138,7 @@ class Corpus(Closable):
         self._embedder = embedder
         self._index = index
         self._seen = catalog.revision  # when the index was last read or written
+        self._is_whole = False  # whether the index has been looked at
         self._opened = ExitStack()  # what `open` or `create` opened
         self.threads = Threads("fusionrag-search", self.path)  # what event loops wait for
 
@@ -143,8 +149,8 @@ class Corpus(Closable):
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
         `BaseEmbedding`, or None for the built-in lexical one. Raises what `open_catalog` does,
-        `StoreMismatchError` for another embedding, and `StoreError` where the index has lost
-        chunks.
+        `StoreMismatchError` for another embedding, and `StoreError` where the index is gone. One
+        that has lost chunks is named by the first search or change.
         """
         path = Path(path)
         catalog = open_catalog(path)
@@ -214,12 +220,18 @@ class Corpus(Closable):
             raise InvalidInputError(f"scopes is {shown(scopes)}; give a list of strings, or None.")
         if where is not None and not isinstance(where, Mapping):
             raise InvalidInputError(f"The filter {shown(where)} can't be used: give a mapping.")
-        self._follow()
-        try:
-            return self._nearest(vector, k, scopes, where)
-        except StoreError:  # another process may have changed the index just now
-            self._index.refresh()
-            return self._nearest(vector, k, scopes, where)
+        for _ in range(SEARCHES):
+            revision = self.catalog.revision
+            self._follow()
+            try:
+                hits = self._nearest(vector, k, scopes, where)
+            except StoreError:  # another process may have changed the index just now
+                self._index.refresh()
+                hits = self._nearest(vector, k, scopes, where)
+            # What was replaced between index and catalog is found in neither.
+            if self.catalog.revision == revision:
+                break
+        return hits
 
     def _nearest(
         self,
@@ -245,8 +257,30 @@ class Corpus(Closable):
             logger.warning("The store at %s holds no chunks: ingest documents first.", self.path)
         return hits[:k]
 
+    def _check_index(self) -> None:
+        """Raises `StoreError` where the index has fewer chunks than the catalog.
+
+        It may have more: chunks are added to it first, and removed from it last.
+        """
+        while True:
+            revision = self.catalog.revision
+            if self.catalog.counts().chunks <= len(self._index):
+                self._is_whole = True
+                return
+            self._index.refresh()
+            if self.catalog.revision == revision and self.catalog.counts().chunks > len(
+                self._index
+            ):
+                raise _lost(self.path, self.catalog)
+
     def _follow(self) -> None:
-        """Read the index anew where another process, or another engine, has changed documents."""
+        """Read the index anew where another process, or another engine, has changed documents.
+
+        The first time, see that it is whole: not when it is opened, since a process that has used
+        Chroma can't be forked.
+        """
+        if not self._is_whole:
+            self._check_index()
         revision = self.catalog.revision
         if revision != self._seen:
             self._index.refresh()
@@ -464,26 +498,20 @@ def is_store(path: Path) -> bool:
 
 
 def _open_index(store: Path, catalog: Catalog) -> ChunkIndex:
-    """The index of a store. Raises `StoreError` where it has fewer chunks than the catalog.
-
-    It may have more: chunks are added to it first, and removed from it last.
-    """
+    """The index of a store. Raises `StoreError` where there is none of a store that has chunks."""
     directory = store / INDEX_DIRECTORY
-    while True:
-        revision = catalog.revision
-        chunks = catalog.counts().chunks
-        lost = StoreError(
-            f"The index in {directory} has lost chunks: the catalog has {chunks}. `fusionrag "
-            "repair` makes it anew from the catalog, without a model."
-        )
-        if chunks and not _has_files(directory):
-            raise lost
-        index = ChunkIndex(directory)
-        if chunks <= len(index):
-            return index
-        index.close()
-        if catalog.revision == revision:
-            raise lost
+    database = directory / DATABASE_FILE
+    if catalog.counts().chunks and not (database.exists() and database.stat().st_size):
+        raise _lost(store, catalog)
+    return ChunkIndex(directory)
+
+
+def _lost(store: Path, catalog: Catalog) -> StoreError:
+    return StoreError(
+        f"The index in {store / INDEX_DIRECTORY} has lost chunks: the catalog has "
+        f"{catalog.counts().chunks}. `fusionrag repair` makes it anew from the catalog, without a "
+        "model."
+    )
 
 
 def check_nothing_lost(store: Path) -> None:

@@ -35,6 +35,7 @@ _COLLECTION = "chunks"
 # Chroma's graph is approximate; this width finds the true neighbours in collections of thousands.
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
 _QUERIES_AT_ONCE = 256
+DATABASE_FILE = "chroma.sqlite3"  # Chroma's own, in the directory
 _MOST = 1 << 30  # results that Chroma can be asked for
 # Of equally near chunks Chroma finds others each time it opens a directory; among so many more
 # than were asked for, ours come by their ids.
@@ -93,7 +94,7 @@ class ChunkIndex(Forkable, Closable):
             except BaseException:
                 self._release()
                 raise
-            self._is_read = bool(self._collection.get(limit=1, include=["embeddings"])["ids"])
+            self._is_read = False
 
     def refresh(self) -> None:
         """Read the directory anew. Chroma never sees by itself what another process has written."""
@@ -151,6 +152,7 @@ class ChunkIndex(Forkable, Closable):
                 )
                 if not self._is_read:
                     self.refresh()
+                    self._read()
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks; ids that aren't in the index are passed over."""
@@ -274,7 +276,13 @@ class ChunkIndex(Forkable, Closable):
             if self._client is None:
                 self._open()
             _Chroma.use()
+            if not self._is_read:
+                self._read()
             yield
+
+    def _read(self) -> None:
+        """Chroma writes far slower to an index that it has not read since it was opened."""
+        self._is_read = bool(self._collection.get(limit=1, include=["embeddings"])["ids"])
 
     @contextmanager
     def _writing(self, nbytes: int = 0) -> Iterator[None]:

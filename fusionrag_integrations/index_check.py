@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fusionrag_integrations.catalog import BATCH, UNFINISHED_FILE, Catalog
 from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.index import ChunkIndex, shown_metadata
+from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex, shown_metadata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ def index_faults(catalog: Catalog, index: Path) -> list[str]:
 
 def faults(catalog: Catalog, directory: Path) -> Iterator[str]:
     """What is wrong with an index. May crash or hang where its files are damaged."""
-    if damaged := _database_fault(directory / "chroma.sqlite3"):
+    if damaged := _database_fault(directory / DATABASE_FILE):
         yield damaged
         return  # opening it might change it
     try:

@@ -113,6 +113,9 @@ class MemoryIndex:
     def __init__(self) -> None:
         self._rows: dict[str, tuple[str, np.ndarray]] = {}
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def ids(self) -> set[str]:
         return set(self._rows)
 

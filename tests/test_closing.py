@@ -28,9 +28,10 @@ Open = Callable[[Path], Any]
 
 
 class OtherEmbedding(LexicalEmbedder):
-    """The built-in one under another name."""
+    """Under the built-in one's name, another."""
 
-    name = "other"
+    def embed_query(self, text: str) -> list[float]:
+        return super().embed_query(text[::-1])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_closed_it_refuses_by_name_and_may_be_closed_again(
         lambda: engine.corpus.search("river"),
         lambda: engine.corpus.embeddings([]),
         lambda: engine.corpus.handle_of("a", "b"),
-        engine.corpus.catalog.document_ids,
+        engine.corpus.catalog.documents,
         lambda: retriever.invoke("river"),
         lambda: asyncio.run(retriever.ainvoke("river")),
         lambda: nodes.retrieve("river"),

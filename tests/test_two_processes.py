@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations.corpus import document_order
+from fusionrag_integrations.index import ChunkIndex
 from tests.conftest import town
 
 WRITER = """
@@ -93,3 +97,24 @@ def test_writers_that_take_turns_lose_nothing(
     again = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
     assert found(again, [""]) == expected
     assert again.corpus.catalog.counts().fused_chunks == 21
+
+
+def test_a_document_that_is_replaced_while_it_is_searched_is_found(
+    engine: FusionEngine, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.ingest([town(0)])
+    other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+    changed = replace(town(0), text=town(0).text.replace("fox", "wolf"))
+    changes = [lambda: other.ingest([changed]), lambda: engine.ingest([town(0)])]
+    search = ChunkIndex.search
+
+    def meanwhile(index: ChunkIndex, *arguments: Any) -> list[tuple[str, float]]:
+        found = search(index, *arguments)
+        if changes:
+            changes.pop(0)()
+        return found
+
+    monkeypatch.setattr(ChunkIndex, "search", meanwhile)
+    hits = engine.corpus.search("river", 9)
+    assert not changes
+    assert "\n\n".join(hit.chunk.text for hit in document_order(hits)) == town(0).text

@@ -102,7 +102,9 @@ class Reader:
             right = answer.usage.completion_tokens > 0
         else:
             answer = self.engine.answer(prompt_of(text), ISOLATED)
-            right = answer.text in self.expected[text]
+            # Of a document that is being replaced one chunk may be known, which is no other text's.
+            partly = answer.isolated_chunks == 1
+            right = partly or answer.text in self.expected[text]
         if not right:
             self.wrong.append(f"{told_of(answer)} in the place of {self.expected[text]}")
 
