@@ -276,8 +276,6 @@ class ChunkIndex(Forkable, Closable):
             if self._client is None:
                 self._open()
             _Chroma.use()
-            if not self._is_read:
-                self._read()
             yield
 
     def _read(self) -> None:
@@ -294,6 +292,8 @@ class ChunkIndex(Forkable, Closable):
                 raise OSError(errno.ENOSPC, reason)
             if self._is_copy:
                 self.refresh()
+            if not self._is_read:
+                self._read()
             yield
 
     @contextmanager

@@ -178,6 +178,7 @@ from tests.conftest import town
 
 class NearestByOrder:
     def __init__(self): self.known = {}
+    def __len__(self): return len(self.known)
     def ids(self): return set(self.known)
     def add(self, chunks, embeddings): self.known.update({c.id: c for c in chunks})
     def remove(self, chunk_ids): [self.known.pop(i, None) for i in chunk_ids]

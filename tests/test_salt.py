@@ -78,7 +78,7 @@ def test_it_is_kept_nowhere(model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_a_string(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="int"):
+    with pytest.raises(InvalidInputError, match="give a string"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "a", salt=5)  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ def test_the_format_is_the_stores_own(model_dir: Path, tmp_path: Path) -> None:
     assert fused_chunks(again) == 3
     with pytest.raises(InvalidInputError, match=r"int8.*'int4' needs a new store"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "a", kv_format="int4")
-    with pytest.raises(InvalidInputError, match=r"'int3'; choose float32"):
+    with pytest.raises(InvalidInputError, match=r"'int3'; choose one of float32"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "b", kv_format="int3")  # type: ignore[arg-type]
     plain = made(model_dir, tmp_path / "c", "")
     assert not set(plain._kv.keys()) & set(again._kv.keys())
