@@ -354,15 +354,18 @@ class Corpus(Closable):
         """
         note = self.path / UNFINISHED_FILE
         cut_short = note.exists() or self.manifests.deleting()
-        try:
+        with self._writable():
             touch_file(note)
-        except OSError as error:
-            raise StoreError(f"The store at {self.path} can't be written: {error}.") from error
         if cut_short:
             self.delete(self.manifests.deleted(self.catalog.documents()))
         yield cut_short
-        try:
+        with self._writable():
             remove_file(note)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StoreError(f"The store at {self.path} can't be written: {error}.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from fusionrag_integrations.calibration import (
 from fusionrag_integrations.catalog import StoreInfo
 from fusionrag_integrations.check import CheckReport, check_store, estimate_ingest
 from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress, is_store
+from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress
 from fusionrag_integrations.corrections import Corrections
 from fusionrag_integrations.embedding import as_embedder
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreError,
     StoreMismatchError,
+    StoreNotFoundError,
 )
 from fusionrag_integrations.ingest import Ingest, IngestReport, delete_documents
 from fusionrag_integrations.inputs import checked
@@ -157,9 +158,10 @@ class FusionEngine(Closable):
         prefix = ingest_prefix(model.tokenizer)
         signature = model.signature(ingest_surroundings(model.tokenizer))
         path = Path(store)
-        if is_store(path):
+        corpus: Corpus | None = None
+        with suppress(StoreNotFoundError):
             corpus = Corpus.open(path, embedding)
-        else:
+        if corpus is None:
             chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
             info = StoreInfo(
                 format_version=FORMAT_VERSION,
