@@ -37,6 +37,7 @@ from fusionrag_integrations.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
+from fusionrag_integrations.exact_search import ExactSearch
 from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex
 from fusionrag_integrations.inputs import checked, shown
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
@@ -69,7 +70,7 @@ _BESIDE_THE_CATALOG = (DOCUMENTS_DIRECTORY, INDEX_DIRECTORY, KV_DIRECTORY, CORRE
 
 
 class Index(Protocol):
-    """Embeddings of chunks by their ids; `ChunkIndex` keeps them in Chroma."""
+    """Embeddings of chunks by their ids; `ExactSearch` is the one of a store."""
 
     def __len__(self) -> int:
         """How many chunks there are."""
@@ -95,10 +96,6 @@ class Index(Protocol):
         where: Mapping[str, Any] | None = None,
     ) -> list[tuple[str, float]]:
         """The ids and scores of the `k` nearest chunks, best first; of all scopes where None."""
-        ...
-
-    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
-        """The vectors of chunks by their ids; ids that aren't in the index are left out."""
         ...
 
     def refresh(self) -> None:
@@ -184,7 +181,7 @@ class Corpus(Closable):
         """What can't be opened leaves nothing open."""
         with ExitStack() as opened:
             opened.enter_context(catalog)
-            index = opened.enter_context(open_index(catalog))
+            index = opened.enter_context(ExactSearch(open_index(catalog), catalog))
             corpus = cls(path, catalog, embedder, index)
             corpus._opened = opened.pop_all()
         return corpus
@@ -295,8 +292,8 @@ class Corpus(Closable):
         return self._embedder.embed_query(question)
 
     def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
-        """The vectors of chunks, by their ids."""
-        return self._index.embeddings(chunk_ids)
+        """The vectors of chunks, by their ids; unknown ids are left out."""
+        return self.catalog.vectors(chunk_ids)
 
     def handle_of(
         self, text: str, source: str, scopes: Sequence[str] | None = None

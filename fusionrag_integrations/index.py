@@ -94,13 +94,19 @@ class ChunkIndex(Forkable, Closable):
             except BaseException:
                 self._release()
                 raise
-            self._is_read = False
+            self._is_read = self._is_old = False
 
     def refresh(self) -> None:
-        """Read the directory anew. Chroma never sees by itself what another process has written."""
-        with self._errors():
-            self._drop_client()
-            self._open()
+        """Read the directory anew, when it is used next.
+
+        Chroma never sees by itself what another process has written.
+        """
+        with self._lock:
+            self._is_old = True
+
+    def _reopen(self) -> None:
+        self._drop_client()
+        self._open()
 
     def hold(self) -> None:
         """Chroma must not be open in a process that forks: parent and child open it when needed.
@@ -151,7 +157,7 @@ class ChunkIndex(Forkable, Closable):
                     metadatas=[shown_metadata(chunk) for chunk in chunks[part]],
                 )
                 if not self._is_read:
-                    self.refresh()
+                    self._reopen()
                     self._read()
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
@@ -175,7 +181,7 @@ class ChunkIndex(Forkable, Closable):
         InvalidInputError where k < 1 or the filter can't be, and StoreMismatchError where the
         vector's length isn't the index's.
         """
-        _check_k(k)
+        check_k(k)
         k = min(k, _MOST)
         conditions: list[dict[str, Any]] = []
         if scopes is not None:
@@ -186,15 +192,10 @@ class ChunkIndex(Forkable, Closable):
             conditions.append(_checked_filter(where))
         return self._query([embedding], k, _all_of(conditions))[0]
 
-    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
-        """The vectors of chunks by their ids; ids that aren't in the index are left out."""
-        found: dict[str, list[float]] = {}
+    def matching(self, where: Mapping[str, Any]) -> set[str]:
+        """The ids of the chunks that a filter holds for, as `search` takes it."""
         with self._errors():
-            for part in self._batches(len(chunk_ids)):
-                rows = self._collection.get(ids=list(chunk_ids[part]), include=["embeddings"])
-                vectors = ([float(x) for x in vector] for vector in rows["embeddings"])
-                found.update(zip(rows["ids"], vectors, strict=True))
-        return found
+            return set(self._collection.get(where=_checked_filter(where), include=[])["ids"])
 
     def entries(
         self, chunk_ids: Sequence[str]
@@ -210,7 +211,7 @@ class ChunkIndex(Forkable, Closable):
 
         Raises InvalidInputError where k < 1, and StoreError where a chunk isn't in the index.
         """
-        _check_k(k)
+        check_k(k)
         neighbours: dict[str, list[str]] = {}
         for part in self._batches(len(chunk_ids), _QUERIES_AT_ONCE):
             for scope, stored in self._stored(chunk_ids[part]).items():
@@ -273,6 +274,8 @@ class ChunkIndex(Forkable, Closable):
         with self._lock, self._named_errors():
             if self._closed:
                 raise StoreClosedError.of(self._directory.parent)
+            if self._is_old:
+                self._drop_client()
             if self._client is None:
                 self._open()
             _Chroma.use()
@@ -291,7 +294,7 @@ class ChunkIndex(Forkable, Closable):
                 reason = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes of {needed:,} are free"
                 raise OSError(errno.ENOSPC, reason)
             if self._is_copy:
-                self.refresh()
+                self._reopen()
             if not self._is_read:
                 self._read()
             yield
@@ -305,10 +308,7 @@ class ChunkIndex(Forkable, Closable):
             yield
         except InvalidArgumentError as error:
             if "dimension" in str(error):
-                raise StoreMismatchError(
-                    f"The index in {self._directory} was made by another embedding: {error}. "
-                    "Use the embedding that it was made with, or make a new store."
-                ) from error
+                raise of_another_embedding(self._directory.parent, error) from error
             what = "A filter" if "where" in str(error) else "An embedding"
             raise InvalidInputError(f"{what} can't be used: {error}.") from error
         except (ChromaError, OSError, *others) as error:
@@ -453,6 +453,15 @@ def _all_of(conditions: list[dict[str, Any]]) -> dict[str, Any] | None:
     return conditions[0] if len(conditions) == 1 else {"$and": conditions} if conditions else None
 
 
-def _check_k(k: int) -> None:
+def of_another_embedding(store: Path, reason: object) -> StoreMismatchError:
+    """The error for a vector that no vector of the store can be compared with."""
+    return StoreMismatchError(
+        f"The store at {store} was made by another embedding: {reason}. Use the embedding that it "
+        "was made with, or make a new store."
+    )
+
+
+def check_k(k: int) -> None:
+    """Raises InvalidInputError where `k` chunks can't be asked for."""
     if k < 1:
         raise InvalidInputError(f"k is {k}; it must be at least 1.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from fusionrag_integrations.catalog import StoreInfo
 from fusionrag_integrations.corpus import INDEX_DIRECTORY, Corpus, Update
+from fusionrag_integrations.embedding import Embedder
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.records import FORMAT_VERSION
@@ -40,28 +41,37 @@ class RandomEmbedding:
         return [self.embed_query(text) for text in texts]
 
 
-def update(document: int, chunks: int) -> Update:
-    """A document whose chunks' texts are the numbers that follow one another through a store."""
+def update(document: int, chunks: int, text_of: Callable[[int], str] = str) -> Update:
+    """A document whose chunks are of the numbers that follow one another through a store."""
     identity = f"d{document:05}"
     records = []
     for index in range(chunks):
-        text = str(document * chunks + index)
-        tokens = (int(text) % 1000,) * 8
-        chunk = Chunk(f"c{int(text):07}", identity, index, text)
-        key = isolated_key((int(text), *tokens), "s", "")
+        number = document * chunks + index
+        text, tokens = text_of(number), (number % 1000,) * 8
+        chunk = Chunk(name_of(number), identity, index, text)
+        key = isolated_key((number, *tokens), "s", "")
         encoded = EncodedChunk(chunk, tokens, tuple((0, len(text)) for _ in tokens))
         records.append(ChunkRecord(encoded, key))
     return Update(Document(identity, text=identity), identity, tuple(records))
 
 
+def name_of(number: int) -> str:
+    """The id of its chunk."""
+    return f"c{number:07}"
+
+
 def make_store(
-    path: Path, documents: int, embedding: RandomEmbedding, chunks: int = CHUNKS
+    path: Path,
+    documents: int,
+    embedding: Embedder,
+    chunks: int = CHUNKS,
+    text_of: Callable[[int], str] = str,
 ) -> Corpus:
     """A store of so many documents of so many chunks each, put in as ingest does."""
     info = StoreInfo(FORMAT_VERSION, "s", "no model", embedding.name, 256, "float32")
     corpus = Corpus.create(path, info, embedding)
     for document in range(documents):
-        corpus.replace([update(document, chunks)])
+        corpus.replace([update(document, chunks, text_of)])
     return corpus
 
 

@@ -89,14 +89,14 @@ def test_a_child_begins_to_read_what_it_will_need(engine: FusionEngine) -> None:
     assert in_child(read) == "0"
 
 
-def test_searching_is_refused_at_once_where_the_parent_has_searched(
+def test_after_its_parent_a_child_searches_and_is_refused_at_once_what_needs_chroma(
     engine: FusionEngine, tmp_path: Path
 ) -> None:
-    engine.corpus.search("river", 1)
-    retriever = FusionKVRetriever.from_store(engine.corpus.path)
+    retriever = FusionKVRetriever(engine=engine, k=1)
+    (found,) = retriever.invoke("river")
+    assert in_child(lambda: retriever.invoke("river")[0].id) == found.id
     calls = (
-        lambda: engine.corpus.search("river", 1),
-        lambda: retriever.invoke("river"),
+        lambda: engine.corpus.search("river", 1, where={"page": 1}),
         lambda: Corpus.open(engine.corpus.path),
         lambda: FusionEngine.open(engine.model, tmp_path / "new"),
         lambda: engine.ingest([town(1)]),

@@ -263,7 +263,7 @@ def test_room_is_needed_for_what_is_added(
     assert index.ids() == {"a"}
 
 
-@pytest.mark.parametrize("call", ["add", "remove", "ids", "embeddings"])
+@pytest.mark.parametrize("call", ["add", "remove", "ids", "matching"])
 def test_where_opening_anew_failed_the_next_call_opens_it(
     index: ChunkIndex, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -274,13 +274,14 @@ def test_where_opening_anew_failed_the_next_call_opens_it(
 
     with monkeypatch.context() as patch:
         patch.setattr("chromadb.PersistentClient", full)
+        index.refresh()
         with pytest.raises(StoreError, match="No space left"):
-            index.refresh()
+            index.ids()
     calls: dict[str, Callable[[], object]] = {
         "add": lambda: index.add([chunk("a")], [[1.0, 0.0]]),
         "remove": lambda: index.remove(["b"]),
         "ids": index.ids,
-        "embeddings": lambda: index.embeddings(["a"]),
+        "matching": lambda: index.matching({"title": "Title a"}),
     }
     calls[call]()
     assert index.ids() == {"a"}

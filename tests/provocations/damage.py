@@ -252,6 +252,13 @@ def loose_ends(world: World) -> list[Seen]:
     return verify(world, changed(world.copy(), "DELETE FROM documents"))
 
 
+@provoked.by("Searches go by Chroma's graph, and may miss chunks: ...")
+def damaged_vectors(world: World) -> list[Seen]:
+    with Corpus.open(changed(world.copy(), "UPDATE vectors SET vector = zeroblob(9)")) as corpus:
+        corpus.search("Where is the fox?")
+    return world.logged()
+
+
 @provoked.by("The catalog ... can't be used: ...")
 def no_catalog(world: World) -> None:
     store = world.copy()

@@ -111,7 +111,7 @@ def closed(world: World) -> None:
 )
 def searched_before_the_fork(world: World) -> list[Seen]:
     world.engine.corpus.search("Where is the fox?")
-    return told(in_child(lambda: world.engine.corpus.search("Where is the fox?")))
+    return told(in_child(lambda: world.engine.ingest([])))
 
 
 @provoked.by("This answer was begun before its process was forked, ...")
@@ -147,7 +147,7 @@ provoked.each(
         "The store at ... has format ...; this version reads format ...": lambda w: w.open(
             changed(w.copy(), "UPDATE store SET format_version = 1")
         ),
-        "The index in ... was made by another embedding: ...": lambda w: Corpus.open(
+        "The store at ... was made by another embedding: ...": lambda w: Corpus.open(
             w.store, LongerEmbedding()
         ).search("Where is the fox?"),
         "The store at ... has chunks of up to ... tokens; chunk_tokens=... needs a new store.": (

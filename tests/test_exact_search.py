@@ -1,0 +1,255 @@
+"""Searches of a store compare every vector; where that can't be, Chroma's graph is searched."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusionrag_integrations import exact_search
+from fusionrag_integrations.catalog import Catalog, StoreInfo
+from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
+from fusionrag_integrations.exact_search import ExactSearch
+from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.index_check import faults
+from fusionrag_integrations.keys import isolated_key
+from fusionrag_integrations.records import FORMAT_VERSION
+from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+from tests.synthetic_store import make_store, name_of
+
+INFO = StoreInfo(FORMAT_VERSION, "s", "no model", "random", 256, "float32")
+CROWD = 300
+
+
+def of_one_template(number: int) -> str:
+    return (
+        f"The fox number {number} jumps over the lazy dog near the old river bank and it is a long "
+        "text for all of us."
+    )
+
+
+class Store:
+    """A catalog and an index that are filled side by side, without a corpus."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        self.path = path
+        self.catalog = Catalog.create(path / "catalog.sqlite", INFO)
+        self.graph = ChunkIndex(path / "index")
+        self.index = ExactSearch(self.graph, self.catalog)
+
+    def add(self, vectors: dict[str, list[float]], scope: str = "", **metadata: int) -> None:
+        """One document of these chunks."""
+        document = Document(min(vectors), text="x", scope=scope, metadata=metadata)
+        chunks = [
+            Chunk(name, document.id, i, name, scope=scope, metadata=metadata)
+            for i, name in enumerate(vectors)
+        ]
+        self.index.add(chunks, list(vectors.values()))
+        records = [
+            ChunkRecord(EncodedChunk(chunk, (i,), ((0, 1),)), isolated_key((i,), "s", ""))
+            for i, chunk in enumerate(chunks)
+        ]
+        self.catalog.replace_document(document.key, document.id, records, vectors)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store")
+    yield store
+    store.index.close()
+    store.catalog.close()
+
+
+@pytest.fixture
+def crowd(store: Store) -> dict[str, np.ndarray]:
+    """Random vectors; every third chunk is in scope b, the others in a; each has a page."""
+    drawn = np.random.default_rng(0).standard_normal((CROWD, 24)).astype(np.float32)
+    vectors = {f"c{i:03}": vector for i, vector in enumerate(drawn)}
+    for page in range(3):
+        part = {f"c{i:03}": drawn[i].tolist() for i in range(page, CROWD, 3)}
+        store.add(part, "b" if page == 0 else "a", page=page)
+    return vectors
+
+
+def scores(vectors: dict[str, np.ndarray], query: np.ndarray) -> dict[str, float]:
+    return {
+        name: float(vector @ query / np.linalg.norm(vector) / np.linalg.norm(query))
+        for name, vector in vectors.items()
+    }
+
+
+def in_scope(name: str, scope: str | None) -> bool:
+    return scope is None or (int(name[1:]) % 3 == 0) == (scope == "b")
+
+
+@pytest.mark.parametrize("scope", [None, "a", "b"])
+def test_the_nearest_are_found(
+    store: Store, crowd: dict[str, np.ndarray], scope: str | None
+) -> None:
+    for query in np.random.default_rng(1).standard_normal((10, 24)):
+        right = {n: s for n, s in scores(crowd, query).items() if in_scope(n, scope)}
+        found = store.index.search(query.tolist(), 7, None if scope is None else [scope])
+        assert [name for name, _ in found] == sorted(right, key=lambda n: -right[n])[:7]
+        assert [score for _, score in found] == pytest.approx(sorted(right.values())[:-8:-1], 1e-4)
+
+
+def test_neighbours_are_the_nearest_others_of_the_scope(
+    store: Store, crowd: dict[str, np.ndarray]
+) -> None:
+    found = store.index.neighbours_many(list(crowd), 5)
+    assert found.keys() == crowd.keys()
+    for name, vector in crowd.items():
+        scope = "b" if in_scope(name, "b") else "a"
+        right = {n: s for n, s in scores(crowd, vector).items() if in_scope(n, scope) and n != name}
+        assert found[name] == sorted(right, key=lambda n: -right[n])[:5]
+
+
+def test_a_filter_and_scopes_hold_together(store: Store, crowd: dict[str, np.ndarray]) -> None:
+    vector = crowd["c004"].tolist()
+    assert store.index.search(vector, 1, where={"page": 1})[0][0] == "c004"
+    found = store.index.search(vector, CROWD, ["a", "unknown"], {"page": {"$gt": 1}})
+    assert {name for name, _ in found} == {f"c{i:03}" for i in range(2, CROWD, 3)}
+    assert store.index.search(vector, 5, ["b"], {"page": 1}) == []
+    assert store.index.search(vector, 5, []) == []
+    with pytest.raises(InvalidInputError, match="The filter"):
+        store.index.search(vector, 1, where={"page": {"$near": 1}})
+
+
+def test_equal_vectors_come_by_their_ids_wherever_they_stand(store: Store) -> None:
+    rng = np.random.default_rng(2)
+    same = rng.standard_normal(301).tolist()
+    store.add({f"n{i:03}": same for i in range(0, 97, 2)})
+    store.add({f"n{i:03}": rng.standard_normal(301).tolist() for i in range(1, 97, 2)})
+    store.add({"n990": [3.0 * x for x in same]})
+    found = store.index.search(same, 60)
+    assert [name for name, _ in found[:49]] == [f"n{i:03}" for i in range(0, 97, 2)]
+    assert store.index.search(same, 3) == found[:3]
+    assert store.index.neighbours_many(["n004"], 3) == {"n004": ["n000", "n002", "n006"]}
+
+
+def test_scopes_are_told_apart_to_the_last_character(store: Store) -> None:
+    scopes = ["board", "board\x00", "board ", "Board", ""]
+    for i, scope in enumerate(scopes):
+        store.add({f"c{i}": [1.0, i / 10]}, scope)
+    for i, scope in enumerate(scopes):
+        assert [name for name, _ in store.index.search([1.0, 0.0], 9, [scope])] == [f"c{i}"]
+        assert store.index.neighbours_many([f"c{i}"], 9) == {f"c{i}": []}
+
+
+def test_an_empty_store_and_zeros(store: Store) -> None:
+    assert store.index.search([1.0, 0.0], 3) == []
+    assert store.index.neighbours_many([], 3) == {}
+    store.add({"a": [1.0, 0.0], "z": [0.0, 0.0]})
+    assert store.index.search([2.0, 0.0], 3) == [("a", 1.0), ("z", 0.0)]
+    assert store.index.search([0.0, 0.0], 1 << 40) == [("a", 0.0), ("z", 0.0)]
+
+
+def test_bad_arguments_are_refused(store: Store) -> None:
+    store.add({"a": [1.0, 0.0]})
+    with pytest.raises(StoreMismatchError, match="dimension of 2, got 3"):
+        store.index.search([1.0, 0.0, 0.0], 1)
+    with pytest.raises(InvalidInputError, match="finite"):
+        store.index.search([1.0, float("nan")], 1)
+    for call in (
+        lambda: store.index.search([1.0, 0.0], 0),
+        lambda: store.index.neighbours_many(["a"], 0),
+    ):
+        with pytest.raises(InvalidInputError, match="k is 0"):
+            call()
+    with pytest.raises(StoreError, match=r"no vector of chunk 'gone' \(1 missing\)"):
+        store.index.neighbours_many(["a", "gone"], 1)
+
+
+def test_what_changes_is_found_at_once(store: Store) -> None:
+    store.add({"a": [1.0, 0.0]})
+    assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
+    other = Catalog.open(store.catalog.path)  # as another process has it
+    store.index.add([Chunk("b", "b", 0, "b")], [[0.0, 1.0]])
+    record = ChunkRecord(EncodedChunk(Chunk("b", "b", 0, "b"), (1,), ((0, 1),)), "key")
+    document = Document("b", text="b").key
+    other.replace_document(document, "b", [record], {"b": [0.0, 1.0]})
+    assert store.index.search([0.0, 1.0], 1) == [("b", 1.0)]
+    other.set_vectors({"b": [1.0, 0.0]})
+    assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
+    other.set_vectors({"b": [0.0, 1.0]})
+    other.delete_documents([document])
+    other.close()
+    assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
+
+
+def test_chunks_of_one_template_are_all_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chroma's graph leads to a part of them."""
+    embedder = LexicalEmbedder()
+    with make_store(tmp_path / "store", 4, embedder, 75, of_one_template) as corpus:
+        lost = [
+            number
+            for number in range(300)
+            if corpus.search(of_one_template(number), 1)[0].chunk.id != name_of(number)
+        ]
+        assert lost == []
+        assert list(faults(corpus.catalog, corpus.path / "index")) == []
+        similar = corpus.similar([name_of(7)], 299)
+        assert len(similar[name_of(7)]) == 299
+        monkeypatch.setattr(exact_search, "MEMORY", 0)
+        (fault,) = faults(corpus.catalog, corpus.path / "index")
+        assert "chunks aren't found by their own vectors" in fault
+
+
+def test_a_store_that_takes_too_much_memory_is_searched_by_the_graph(
+    store: Store, crowd: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = crowd["c004"].tolist()
+    exact = store.index.search(vector, 9, ["a"], {"page": 1})
+    neighbours = store.index.neighbours_many(["c004", "c030"], 4)
+    assert store.index.is_exact
+    monkeypatch.setattr(exact_search, "MEMORY", CROWD * 24 * 4 - 1)
+    graph = ExactSearch(store.graph, store.catalog)
+    assert not graph.is_exact
+    found = graph.search(vector, 9, ["a"], {"page": 1})
+    assert [name for name, _ in found] == [name for name, _ in exact]
+    assert [score for _, score in found] == pytest.approx([score for _, score in exact], abs=1e-5)
+    assert graph.neighbours_many(["c004", "c030"], 4) == neighbours
+
+
+@pytest.mark.parametrize(
+    "damage", ["substr(vector, 2)", "zeroblob(9)", "1", "(SELECT x FROM other)"]
+)
+def test_where_a_vector_is_damaged_the_graph_is_searched(
+    store: Store, crowd: dict[str, np.ndarray], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import zlib
+
+    with sqlite3.connect(store.catalog.path) as db:
+        db.execute("CREATE TEMP TABLE other AS SELECT ? AS x", (zlib.compress(b"0123" * 3),))
+        db.execute(f"UPDATE vectors SET vector = {damage} WHERE chunk_id = 'c007'")
+    with caplog.at_level(logging.WARNING):
+        for name in ("c007", "c008"):
+            assert store.index.search(crowd[name].tolist(), 1)[0][0] == name
+    (warning,) = caplog.messages
+    assert "'c007'" in warning
+    assert "fusionrag repair" in warning
+
+
+def test_memory_is_held_once_for_all_threads(store: Store, crowd: dict[str, np.ndarray]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    reads: list[int] = []
+    read = store.catalog.all_vectors
+
+    def counted() -> object:
+        reads.append(1)
+        return read()
+
+    store.catalog.all_vectors = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: store.index.search(crowd[name].tolist(), 1), crowd))
+    assert [hits[0][0] for hits in found] == list(crowd)
+    assert reads == [1]
