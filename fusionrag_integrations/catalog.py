@@ -27,7 +27,7 @@ from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
@@ -59,7 +59,6 @@ CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
 UNFINISHED_FILE = "unfinished"  # beside it while a store is changed, and after a crash
 SCHEMA_VERSION = 5
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
-_VECTORS = 5_000  # that are read at a time
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
 _MEND = "`fusionrag repair` mends it; where it can't, ingest the document again or delete it."
@@ -148,14 +147,6 @@ class CatalogCounts:
     fused_chunks: int
     tokens: int
     captured_chunks: int = 0
-
-
-class VectorRow(NamedTuple):
-    """What searches compare. vector: little-endian float32."""
-
-    chunk_id: str
-    scope: str
-    vector: bytes
 
 
 class Catalog(Forkable, Closable):
@@ -473,37 +464,29 @@ class Catalog(Forkable, Closable):
 
     def vectors(self, chunk_ids: Iterable[str]) -> dict[str, list[float]]:
         """The vectors that chunks are found by, by chunk id; unknown ones are left out."""
+        packed = self.packed_vectors(chunk_ids).items()
+        return {i: list(struct.unpack(f"<{len(vector) // 4}f", vector)) for i, vector in packed}
+
+    def packed_vectors(self, chunk_ids: Iterable[str]) -> dict[str, bytes]:
+        """The same as bytes: little-endian float32. Raises `CatalogRowError` for a damaged one."""
         query = "SELECT chunk_id, vector FROM vectors WHERE chunk_id IN ({})"
-        rows = self._rows_in(query, chunk_ids)
-        return {i: _to_numbers(self._unpacked(i, vector)) for i, vector in rows}
+        return {i: self._unpacked(i, vector) for i, vector in self._rows_in(query, chunk_ids)}
 
-    def all_vectors(self) -> Iterator[list[VectorRow]]:
-        """The vectors of all chunks that searches find, by ascending chunk id, in batches.
-
-        Raises `CatalogRowError` where one is damaged, or isn't as long as the others.
-        """
-        query = """SELECT chunk_id, scope, vector FROM vectors JOIN chunks ON id = chunk_id
-            WHERE chunk_id > ? ORDER BY chunk_id LIMIT ?"""
-        last, length = "", None
-        while rows := self._rows(query, (last, _VECTORS)):
-            batch = [VectorRow(i, scope, self._unpacked(i, vector)) for i, scope, vector in rows]
-            last, length = batch[-1].chunk_id, length or len(batch[0].vector)
-            for row in batch:
-                if len(row.vector) != length:
-                    raise self._damaged_vector(row.chunk_id, "it isn't as long as the others")
-            yield batch
+    def chunk_scopes(self) -> dict[str, str]:
+        """The scope of each chunk that searches may find, by ascending id."""
+        return dict(self._rows("SELECT id, scope FROM chunks WHERE NOT captured ORDER BY id"))
 
     def _unpacked(self, chunk_id: str, vector: bytes) -> bytes:
         try:
-            return zlib.decompress(vector)
-        except (zlib.error, TypeError) as error:
-            raise self._damaged_vector(chunk_id, error) from error
-
-    def _damaged_vector(self, chunk_id: str, reason: object) -> CatalogRowError:
-        return CatalogRowError(
-            f"The catalog {self._path} is damaged: the vector of chunk {chunk_id!r} can't be used "
-            f"({reason}). `fusionrag repair` rebuilds it."
-        )
+            numbers = zlib.decompress(vector)
+            if len(numbers) % 4:
+                raise ValueError(f"{len(numbers)} bytes are no float32 numbers")
+        except (zlib.error, TypeError, ValueError) as error:
+            raise CatalogRowError(
+                f"The catalog {self._path} is damaged: the vector of chunk {chunk_id!r} can't be "
+                f"used ({error}). `fusionrag repair` rebuilds it."
+            ) from error
+        return numbers
 
     def raise_revision(self) -> None:
         """Let everybody who has the store open read its index anew."""
@@ -844,7 +827,3 @@ def _to_trace(trace: bytes, traced_with: str, tokens: int) -> ContextTrace:
 def _from_vector(vector: Sequence[float]) -> bytes:
     """Little-endian float32, with zlib, which checks them: lexical ones are mostly zeros."""
     return zlib.compress(struct.pack(f"<{len(vector)}f", *vector), level=1)
-
-
-def _to_numbers(vector: bytes) -> list[float]:
-    return list(struct.unpack(f"<{len(vector) // 4}f", vector))

@@ -7,7 +7,7 @@ may be no way in it to most. So it is searched only in stores that are too large
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY = 256 << 20  # bytes of vectors, as float32, that are held at most
 _ROUNDING = 1e-5  # by which equal scores may differ in a matrix product
+_READ = 2_000  # vectors that are read at a time
 _AT_ONCE = 64  # chunks whose neighbours are looked for together
 
 
@@ -125,29 +126,54 @@ class ExactSearch(Forkable, Closable):
             revision = self._catalog.revision
             held = self._held
             if held is None or held.revision != revision:
-                held = self._held = None  # before the others take as much memory
-                held = self._held = _Held(revision, self._read())
+                try:
+                    vectors = self._read(held.vectors if held else None)
+                except CatalogRowError as error:
+                    logger.warning("Searches go by Chroma's graph, and may miss chunks: %s", error)
+                    vectors = None
+                held = self._held = _Held(revision, vectors)
         return held.vectors
 
-    def _read(self) -> _Vectors | None:
+    def _read(self, before: _Vectors | None) -> _Vectors | None:
+        """before: those of an earlier revision, which are kept: no chunk's vector ever changes."""
+        scopes = self._catalog.chunk_scopes()
         ids: list[str] = []
-        scopes: list[int] = []
-        numbers_of: dict[str, int] = {}
-        parts: list[np.ndarray] = []
-        chunks = self._catalog.counts().chunks
-        try:
-            for batch in self._catalog.all_vectors():
-                if chunks * len(batch[0].vector) > MEMORY:
+        matrix = np.zeros((0, 0), np.float32)
+        for names, part in self._parts(scopes, before):
+            if not ids:
+                if len(scopes) * part[0].nbytes > MEMORY:
                     return None
-                ids += [row.chunk_id for row in batch]
-                scopes += [numbers_of.setdefault(row.scope, len(numbers_of)) for row in batch]
-                numbers = np.frombuffer(b"".join(row.vector for row in batch), "<f4")
-                parts.append(_units(numbers.reshape(len(batch), -1)))
-        except CatalogRowError as error:
-            logger.warning("Searches go by Chroma's graph, and may miss chunks: %s", error)
-            return None
-        matrix = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-        return _Vectors(tuple(ids), np.array(scopes, int), numbers_of, matrix)
+                matrix = np.empty((len(scopes), part.shape[1]), np.float32)
+            matrix[len(ids) : len(ids) + len(names)] = part
+            ids += names
+        numbers = {scope: number for number, scope in enumerate(dict.fromkeys(scopes.values()))}
+        of_rows = np.array([numbers[scopes[chunk_id]] for chunk_id in ids], int)
+        return _Vectors(tuple(ids), of_rows, numbers, matrix[: len(ids)])
+
+    def _parts(
+        self, chunk_ids: Iterable[str], before: _Vectors | None
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Chunks with their vectors, of length 1; chunks that have none are left out."""
+        known = before.rows if before else {}
+        by_source: dict[bool, list[str]] = {True: [], False: []}
+        for chunk_id in chunk_ids:
+            by_source[chunk_id in known].append(chunk_id)
+        length = 0
+        if before and known:
+            length = before.matrix[0].nbytes
+            for names in _batches(by_source[True]):
+                yield names, before.matrix[[known[chunk_id] for chunk_id in names]]
+        for names in _batches(by_source[False]):
+            packed = self._catalog.packed_vectors(names)
+            for chunk_id, vector in packed.items():
+                if len(vector) != (length := length or len(vector)):
+                    raise CatalogRowError(
+                        f"The catalog {self._catalog.path} is damaged: the vector of chunk "
+                        f"{chunk_id!r} has another length than the others; ingest its document again."
+                    )
+            if packed:
+                numbers = np.frombuffer(b"".join(packed.values()), "<f4")
+                yield list(packed), _units(numbers.reshape(len(packed), -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +186,7 @@ class _Held:
 class _Vectors:
     """Vectors of length 1: matrix is float32 [chunks, dimensions].
 
-    ids: ascending. scopes: the number of each chunk's. numbers: of the scopes, by their names.
+    ids: of the rows. scopes: the number of each row's. numbers: of the scopes, by their names.
     """
 
     ids: tuple[str, ...]
@@ -215,8 +241,12 @@ class _Vectors:
         least = np.partition(scores, -k)[-k]
         near = rows[scores >= least - _ROUNDING]
         exact = (self.matrix[near] * vector).sum(axis=1)
-        order = np.lexsort((near, -exact))[:k]
-        return [(self.ids[near[i]], float(exact[i])) for i in order]
+        hits = [(self.ids[row], float(score)) for row, score in zip(near, exact, strict=True)]
+        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+
+
+def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
+    return (list(ids[start : start + _READ]) for start in range(0, len(ids), _READ))
 
 
 def _units(vectors: np.ndarray) -> np.ndarray:

@@ -173,11 +173,10 @@ def test_what_changes_is_found_at_once(store: Store) -> None:
     store.index.add([Chunk("b", "b", 0, "b")], [[0.0, 1.0]])
     record = ChunkRecord(EncodedChunk(Chunk("b", "b", 0, "b"), (1,), ((0, 1),)), "key")
     document = Document("b", text="b").key
-    other.replace_document(document, "b", [record], {"b": [0.0, 1.0]})
-    assert store.index.search([0.0, 1.0], 1) == [("b", 1.0)]
-    other.set_vectors({"b": [1.0, 0.0]})
+    other.replace_document(document, "b", [record])
     assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
     other.set_vectors({"b": [0.0, 1.0]})
+    assert store.index.search([0.0, 1.0], 1) == [("b", 1.0)]
     other.delete_documents([document])
     other.close()
     assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
@@ -235,21 +234,29 @@ def test_where_a_vector_is_damaged_the_graph_is_searched(
             assert store.index.search(crowd[name].tolist(), 1)[0][0] == name
     (warning,) = caplog.messages
     assert "'c007'" in warning
-    assert "fusionrag repair" in warning
 
 
-def test_memory_is_held_once_for_all_threads(store: Store, crowd: dict[str, np.ndarray]) -> None:
+def test_vectors_are_read_once_for_all_threads_and_afterwards_only_new_ones(
+    store: Store, crowd: dict[str, np.ndarray]
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    reads: list[int] = []
-    read = store.catalog.all_vectors
+    read: list[list[str]] = []
+    packed_vectors = store.catalog.packed_vectors
 
-    def counted() -> object:
-        reads.append(1)
-        return read()
+    def counted(chunk_ids: list[str]) -> dict[str, bytes]:
+        read.append(chunk_ids)
+        return packed_vectors(chunk_ids)
 
-    store.catalog.all_vectors = counted  # type: ignore[method-assign]
+    store.catalog.packed_vectors = counted  # type: ignore[method-assign, assignment]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: store.index.search(crowd[name].tolist(), 1), crowd))
     assert [hits[0][0] for hits in found] == list(crowd)
-    assert reads == [1]
+    assert read == [sorted(crowd)]
+    store.add({"new": [1.0] * 24})
+    store.catalog.delete_documents([Document("c001", scope="a").key])
+    found = [store.index.search(crowd[name].tolist(), 1) for name in ("c002", "c004")]
+    assert found[0][0] == ("c002", pytest.approx(1.0))
+    assert found[1][0][1] < 0.9
+    assert store.index.search([1.0] * 24, 1) == [("new", pytest.approx(1.0))]
+    assert read[1:] == [["new"]]
