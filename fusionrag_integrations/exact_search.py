@@ -169,7 +169,7 @@ class ExactSearch(Forkable, Closable):
                 if len(vector) != (length := length or len(vector)):
                     raise CatalogRowError(
                         f"The catalog {self._catalog.path} is damaged: the vector of chunk "
-                        f"{chunk_id!r} has another length than the others; ingest its document again."
+                        f"{chunk_id!r} is longer or shorter than others; ingest its document again."
                     )
             if packed:
                 numbers = np.frombuffer(b"".join(packed.values()), "<f4")
