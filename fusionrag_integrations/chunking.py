@@ -66,11 +66,8 @@ class Chunker:
 
         A document that was split already keeps its passages as chunks, however long they are.
 
-        Raises InvalidInputError where a text holds half a surrogate pair, and FusionRAGError
-        where the token table is neither bundled nor cached nor reachable.
+        Raises FusionRAGError where the token table is neither bundled nor cached nor reachable.
         """
-        for passage in (document.text, *(passage.text for passage in document.passages)):
-            _check_unicode(document.id, passage)
         if document.passages:
             given = ((canonical_text(p.text), p.metadata) for p in document.passages)
             pieces = [(text, metadata) for text, metadata in given if text]
@@ -152,16 +149,6 @@ def first_sentence(text: str) -> str:
     found = [pattern.search(text) for pattern in (_LINE_END, _SENTENCE_END)]
     stop = min((match.start() for match in found if match), default=len(text))
     return text[:stop].rstrip(" .!?。！？")
-
-
-def _check_unicode(document_id: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"Document {document_id!r} holds half a surrogate pair at character {error.start}; "
-            "decode its source again, or replace that character."
-        ) from error
 
 
 @cache

@@ -30,7 +30,7 @@ from fusionrag_integrations.durable import (
     remove_file,
     touch_file,
 )
-from fusionrag_integrations.embedding import Embedder, as_embedder, makes_the_same, probe
+from fusionrag_integrations.embedding import Embedder, as_embedder, as_vector, makes_the_same, probe
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreError,
@@ -39,7 +39,7 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.exact_search import ExactSearch
 from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex
-from fusionrag_integrations.inputs import checked, shown
+from fusionrag_integrations.inputs import check_text, checked, shown
 from fusionrag_integrations.manifests import DIRECTORY as DOCUMENTS_DIRECTORY
 from fusionrag_integrations.manifests import Manifest, Manifests
 from fusionrag_integrations.threads import Closable, Threads
@@ -157,8 +157,10 @@ class Corpus(Closable):
     def create(cls, path: Path, info: StoreInfo, embedding: object | None = None) -> Corpus:
         """Make an empty corpus in the directory `path`.
 
-        Raises `StoreError` where anything of a store is there already.
+        Raises `StoreError` where anything of a store is there already, `InvalidInputError` for a
+        path that is not UTF-8 text.
         """
+        check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
         check_nothing_lost(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder))
@@ -202,19 +204,17 @@ class Corpus(Closable):
         """
         return self.nearest(self.embed_question(question), k, scopes=scopes, where=where)
 
+    @checked(leave=("vector", "where"))
     def nearest(
         self,
-        vector: Sequence[float],
+        vector: Iterable[float],
         k: int,
         *,
         scopes: Sequence[str] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> list[SearchHit]:
-        """Like `search`, with the question's vector."""
-        if scopes is not None and not (
-            isinstance(scopes, list | tuple) and all(isinstance(scope, str) for scope in scopes)
-        ):
-            raise InvalidInputError(f"scopes is {shown(scopes)}; give a list of strings, or None.")
+        """Like `search`, with the question's vector: a list or array of finite numbers."""
+        vector = as_vector(vector)
         if where is not None and not isinstance(where, Mapping):
             raise InvalidInputError(f"The filter {shown(where)} can't be used: give a mapping.")
         for _ in range(SEARCHES):
@@ -289,12 +289,14 @@ class Corpus(Closable):
             raise InvalidInputError(f"The question is {shown(question)}; give a string.")
         if not question.strip():
             raise InvalidInputError("The question is empty.")
+        check_text("The question", question)
         return self._embedder.embed_query(question)
 
     def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The vectors of chunks, by their ids; unknown ids are left out."""
         return self.catalog.vectors(chunk_ids)
 
+    @checked()
     def handle_of(
         self, text: str, source: str, scopes: Sequence[str] | None = None
     ) -> KVHandle | None:

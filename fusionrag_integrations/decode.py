@@ -7,7 +7,7 @@ is together what the tokenizer makes of all tokens at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from fusionrag_integrations.model import Generation, StepFunction
 from fusionrag_integrations.types import FinishReason
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
-_FIRST_MARK = 0xD800  # half of a surrogate pair: no tokenizer decodes anything to it
 CALL_TOKENS = (
     *("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<tool_call>", "</tool_call>"),
     *("<|tool_call|>", "<|/tool_call|>", "<|python_tag|>"),
@@ -88,75 +87,91 @@ def _reached(criteria: StoppingCriteriaList, ids: torch.Tensor, scores: torch.Te
 class TextStream:
     """Turns tokens into text pieces and watches for stop strings.
 
-    Text that may be the beginning of a stop string is held back until it is clear whether it is.
-    Special tokens aren't shown, but a stop string may hold some: one is found whole, as itself or
-    spelled out in other tokens.
+    They are looked for in the text as it is shown, and in the text with special tokens written out,
+    as transformers does: one may hold a special token, or be a part of one. Text that may be the
+    beginning of a stop string is held back until it is clear whether it is.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], shown: Sequence[str] = ()) -> None:
         """shown: special tokens that are shown all the same, where the tokenizer has them."""
         self._decoder = _Detokenizer(tokenizer)
-        wanted = [
-            (token_id, name)
+        self._stop = tuple(stop)
+        self._shown = frozenset(shown)
+        self._names = {
+            token_id: name
             for token_id, name in (_special_tokens(tokenizer) if stop or shown else {}).items()
-            if name in shown or any(name in string for string in stop)
-        ]
-        # Until it is taken, each is a mark that no text has.
-        marks = {name: chr(_FIRST_MARK + number) for number, (_, name) in enumerate(wanted)}
-        self._marks = {token_id: marks[name] for token_id, name in wanted}
-        self._as_shown = {ord(mark): name if name in shown else "" for name, mark in marks.items()}
-        self._stop = tuple({*stop, *(_replaced(string, marks) for string in stop)})
-        self._held = ""
+            if stop or name in self._shown
+        }
+        self._held = ""  # with special tokens written out
+        self._visible: list[bool] = []  # which of its characters are shown
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
-        text, mark = self._decoder.push(token_id), self._marks.get(token_id, "")
-        if mark and not text:
+        text, name = self._decoder.push(token_id), self._names.get(token_id, "")
+        if name and not text:
             # Bytes that make no character yet come before it where that may matter.
-            so_far = self._held + self._decoder.rest() + mark
-            begun = any(_overlap(so_far, string) for string in self._stop)
-            if self._as_shown[ord(mark)] or begun or self._find(so_far) >= 0:
+            so_far = self._held + self._decoder.rest() + name
+            if name in self._shown or self._find(so_far) >= 0 or self._begun(so_far):
                 text = self._decoder.flush()
-        self._add(text + mark)
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        return self._take(len(self._held) - (0 if self.stopped else keep))
+        self._add(text, visible=True)
+        self._add(name, visible=name in self._shown)
+        return self._take(self._certain())
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""
         if not self.stopped:
-            self._add(self._decoder.flush())
+            self._add(self._decoder.flush(), visible=True)
         return self._take(len(self._held))
 
-    def _add(self, text: str) -> None:
+    def _add(self, text: str, visible: bool) -> None:
         """Put text behind what is held, up to a stop string."""
+        if self.stopped:
+            return
         self._held += text
-        at = self._find(self._held)
-        if at >= 0:
+        self._visible += [visible] * len(text)
+        text, places = self._as_shown()
+        found = [at for at in (self._find(self._held),) if at >= 0]
+        found += [places[at] for at in (self._find(text),) if at >= 0]
+        if found:
             self.stopped = True
-            self._held = self._held[:at]
+            self._held = self._held[: min(found)]
+
+    def _certain(self) -> int:
+        """How many characters of those held can't belong to a stop string."""
+        if self.stopped:
+            return len(self._held)
+        text, places = self._as_shown()
+        begun = [len(self._held) - self._begun(self._held)]
+        if length := self._begun(text):
+            begun.append(places[-length])
+        return min(begun)
+
+    def _as_shown(self) -> tuple[str, list[int]]:
+        """What is held as it is shown, and where in it each of the characters stands."""
+        places = [at for at, visible in enumerate(self._visible) if visible]
+        return "".join(self._held[at] for at in places), places
 
     def _find(self, text: str) -> int:
         """Where the first stop string begins; -1 where there is none."""
         return min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
 
+    def _begun(self, text: str) -> int:
+        """Length of the longest beginning of a stop string with which a text ends."""
+        return max((_overlap(text, string) for string in self._stop), default=0)
+
     def _take(self, count: int) -> str:
         """The first so many characters that are held, as they are shown."""
-        text, self._held = self._held[:count], self._held[count:]
-        return text.translate(self._as_shown) if self._as_shown else text
+        pairs = zip(self._held[:count], self._visible, strict=False)
+        text = "".join(character for character, visible in pairs if visible)
+        self._held, self._visible = self._held[count:], self._visible[count:]
+        return text
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
     """Ids and names of the tokens that a tokenizer doesn't show."""
     known = tokenizer.added_tokens_decoder.items()
     return {token_id: token.content for token_id, token in known if token.special}
-
-
-def _replaced(text: str, names: Mapping[str, str]) -> str:
-    """A text with something else in place of each name, of which longer ones win."""
-    for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, names[name])
-    return text
 
 
 class _Detokenizer:

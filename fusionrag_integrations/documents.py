@@ -55,7 +55,7 @@ def read_documents(
     base = Path(os.path.commonpath([p if p.is_dir() else p.parent for p in roots]))
     seen: dict[DocumentKey, str] = {}  # document -> hash of its text
     for file in files:
-        name = file.relative_to(base).as_posix()
+        name = _name(file, base)
         read = _read_lines if file.suffix.lower() == ".jsonl" else _read_text
         for where, document, is_passage in read(file, name):
             content = hashlib.blake2b(document.text.encode()).hexdigest()
@@ -73,6 +73,19 @@ def read_documents(
         raise DocumentFormatError(
             f"No documents found in {', '.join(map(str, paths))}; the files hold no rows."
         )
+
+
+def _name(file: Path, base: Path) -> str:
+    """A file's path below the one that holds all: what its documents are called by."""
+    name = file.relative_to(base).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentFormatError(
+            f"{os.fsencode(file).decode(errors='backslashreplace')}: its name is not UTF-8 text; "
+            "rename the file, or the directory that has such a name."
+        ) from error
+    return name
 
 
 _Found = Iterator[tuple[str, Document, bool]]

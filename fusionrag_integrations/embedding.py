@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import shown
+from fusionrag_integrations.inputs import holds_several, shown
+
+_MOST = 3.4028234e38  # of 32 bits, with which vectors are kept
 
 
 @runtime_checkable
@@ -123,10 +125,10 @@ class _FrameworkEmbedder:
         self._query = getattr(embedding, query)
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        return [_floats(vector) for vector in self._documents(list(texts))]
+        return [as_vector(vector) for vector in self._documents(list(texts))]
 
     def embed_query(self, text: str) -> list[float]:
-        return _floats(self._query(text))
+        return as_vector(self._query(text))
 
 
 def _name(embedding: object) -> str:
@@ -137,13 +139,26 @@ def _name(embedding: object) -> str:
     return f"{kind}({model})" if model else kind
 
 
-def _floats(vector: Sequence[float]) -> list[float]:
+def as_vector(given: object) -> list[float]:
+    """A vector as Python's own numbers.
+
+    Raises `InvalidInputError` unless it is a list, an array or the like of finite ones.
+    """
     try:
-        return [float(x) for x in vector]
-    except (TypeError, ValueError) as error:
+        numbers = [float(x) for x in _entries(given)]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        numbers = []
+    if not numbers or not all(abs(x) <= _MOST for x in numbers):
         raise InvalidInputError(
-            f"An embedding can't be used: {shown(vector)} is no list of numbers."
-        ) from error
+            f"An embedding can't be used: {shown(given)} is no list of finite numbers."
+        )
+    return numbers
+
+
+def _entries(given: Any) -> list[Any]:
+    """What a vector may hold; nothing where it holds what only can be made a number."""
+    entries = list(given) if holds_several(given) else []
+    return [] if any(isinstance(x, str | bytes | bool) for x in entries) else entries
 
 
 class LexicalEmbedder:

@@ -211,7 +211,8 @@ class FusionEngine(Closable):
     def close(self) -> None:
         """Release the store: files, threads and the memory of its tiers. May be called again.
 
-        Waits until what came with questions is kept, and reads and awaited requests have ended. An
+        Waits until what came with questions is kept, and reads and awaited requests have ended, but
+        not where one of those calls it: an embedding of yours, say. An
         answer or an ingest that is under way raises `StoreClosedError` at its next step, and so
         does whatever is asked of the engine afterwards, or of retrievers and models over it.
         """
@@ -310,7 +311,7 @@ class FusionEngine(Closable):
 
         return told
 
-    @checked(leave=("document_ids",))
+    @checked()
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV made from or with them; returns how many there were.
 

@@ -30,7 +30,7 @@ from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.corpus import EMBEDDING_BATCH, Corpus, Progress, Update
 from fusionrag_integrations.corrections import Corrections, ScopeCorrection
 from fusionrag_integrations.errors import InvalidInputError, KVRecordError
-from fusionrag_integrations.inputs import holds_several
+from fusionrag_integrations.inputs import checked_value, holds_several
 from fusionrag_integrations.keys import fused_key, isolated_key, metadata_json
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.neighbours import MAX_NEIGHBOUR_TOKENS, Candidates, NeighbourPolicy
@@ -376,11 +376,7 @@ def delete_documents(
     Raises `InvalidInputError` for ids that aren't strings, and for a single string, whose letters
     would pass for ids.
     """
-    if not holds_several(document_ids):
-        raise InvalidInputError(f"Give delete a list of document ids: [{document_ids!r}].")
-    ids = list(document_ids)
-    if not all(isinstance(document_id, str) for document_id in ids):
-        raise InvalidInputError(f"Document ids are strings; delete was given {ids!r}.")
+    ids = list(checked_value("document_ids", document_ids, Iterable[str]))
     with corpus.writing():
         catalog = corpus.catalog
         documents = [DocumentKey(document_id, scope) for document_id in ids]

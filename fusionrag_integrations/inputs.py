@@ -8,13 +8,16 @@ nothing of ours but errors.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache, partial, wraps
 from inspect import Parameter, signature
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -39,6 +42,7 @@ _INSTEAD = {
     "tool_choice": "Give it to bind_tools.",
 }
 _SINGULAR = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+_NUMBERS = frozenset({bool, int, float})
 _PLURAL = {bool: "booleans", int: "whole numbers", float: "numbers", str: "strings"}
 
 
@@ -86,10 +90,11 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
     """The value, which `hint` accepts. Raises `InvalidInputError`, which calls it by `name`."""
     if get_origin(hint) is Iterable:
         return _checked_items(name, value, get_args(hint)[0])
-    plain = _plain(value)
+    plain = _plain(value, hint)
     if not _fits(plain, hint):
         raise InvalidInputError(_refusal(name, value, hint))
     _check_path(name, plain, hint)
+    _check_texts(name, plain, hint)
     return float(plain) if type(plain) is int and _wants(hint, float, int) else plain
 
 
@@ -97,8 +102,24 @@ def holds_several(value: object) -> bool:
     """Whether something is an iterable of things, and not one thing that can be iterated over."""
     from pydantic import BaseModel
 
-    one = isinstance(value, str | bytes | Mapping | BaseModel)
-    return isinstance(value, Iterable) and not one
+    if isinstance(value, str | bytes | Mapping | BaseModel):
+        return False
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:  # an array without axes has the method, but can't be iterated over
+        return False
+    return True
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises `InvalidInputError` for half a surrogate pair, which no text in UTF-8 can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{name} holds half a surrogate pair at character {error.start}; decode its source "
+            "again, or replace that character."
+        ) from error
 
 
 def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
@@ -147,10 +168,12 @@ def _checked_items(name: str, value: Any, hint: Any) -> Any:
 
     def each() -> Iterator[Any]:
         for item in value:
-            if not _fits(item, hint):
+            plain = _plain(item, hint)
+            if not _fits(plain, hint):
                 raise InvalidInputError(f"{name} holds {shown(item)}; give {_words(list[hint])}.")
-            _check_path(name, item, hint)
-            yield item
+            _check_path(name, plain, hint)
+            _check_texts(name, plain, hint)
+            yield plain
 
     return list(each()) if isinstance(value, list | tuple) else each()
 
@@ -170,7 +193,21 @@ def _check_path(name: str, value: Any, hint: Any) -> None:
         ) from error
 
 
+def _check_texts(name: str, value: Any, hint: Any) -> None:
+    """Hold a text, or each of several, against `check_text`; names of files may be no Unicode."""
+    if Path in _parts(hint):
+        return
+    texts = value if isinstance(value, list | tuple) else [value]
+    for text in texts:
+        if isinstance(text, str):
+            check_text(name, text)
+
+
 def _fits(value: Any, hint: Any) -> bool:
+    return any(_fits_part(value, part) for part in _parts(hint))
+
+
+def _fits_part(value: Any, hint: Any) -> bool:
     from pydantic import ValidationError
 
     try:
@@ -187,7 +224,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
     if isinstance(hint, type) and hint.__module__ != "builtins":
         from pydantic import InstanceOf
 
-        return TypeAdapter(InstanceOf[hint])
+        return TypeAdapter(InstanceOf[hint])  # by its own schema a class may accept anything
     return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
@@ -204,13 +241,25 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: hint for name, hint in hints_of(function).items() if name != "return"}
 
 
-def _plain(value: Any) -> Any:
-    """A number of another library, such as NumPy's, as Python's."""
-    if type(value) in (bool, int, float):
+def _plain(value: Any, hint: Any) -> Any:
+    """Where numbers are wanted, those of other libraries, such as NumPy's, as Python's."""
+    parts = _parts(hint)
+    if _NUMBERS.intersection(parts):
+        return _plain_number(value)
+    within = {get_args(part)[:1] for part in parts if get_origin(part) in (list, tuple, Sequence)}
+    if type(value) in (list, tuple) and any(_NUMBERS.issuperset(inside) for inside in within):
+        return type(value)(map(_plain_number, value))
+    return value
+
+
+def _plain_number(value: Any) -> Any:
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # an array without axes
+        value = value.item()
+    if isinstance(value, bool):
         return value
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
+    with suppress(TypeError):
+        return operator.index(value)
+    return float(value) if isinstance(value, Real | Decimal) else value
 
 
 def _wants(hint: Any, kind: type, but_not: type) -> bool:

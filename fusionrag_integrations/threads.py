@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import ParamSpec, Self, TypeVar
 
 from fusionrag_integrations.errors import StoreClosedError
@@ -51,6 +51,7 @@ class Threads(Forkable, Closable):
         """What was asked for in the parent is done there."""
         self._changing = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._ids: set[int] = set()  # of its threads
 
     def submit(
         self, call: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
@@ -60,7 +61,10 @@ class Threads(Forkable, Closable):
             if self._closed:
                 raise StoreClosedError.of(self._store)
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._at_once, thread_name_prefix=self._name)
+                ids = self._ids  # not this itself, which a thread would keep from being collected
+                self._pool = ThreadPoolExecutor(
+                    self._at_once, self._name, lambda: ids.add(get_ident())
+                )
             return self._pool.submit(call, *args, **kwargs)
 
     async def run(
@@ -74,9 +78,12 @@ class Threads(Forkable, Closable):
         return await wrap_future(self.submit(copy_context().run, called))
 
     def close(self) -> None:
-        """Wait for what was asked for; no more can be. Nothing happens the second time."""
+        """Wait for what was asked for; no more can be. Nothing happens the second time.
+
+        Called in one of its own threads, it waits for none: they end with what they are at.
+        """
         with self._changing:
             self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown()
+            pool.shutdown(wait=get_ident() not in self._ids)

@@ -27,6 +27,7 @@ from typing import (
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.inputs import (
     check_fields,
+    check_text,
     checked_value,
     refuse_unknown,
     renamed,
@@ -86,7 +87,13 @@ def canonical_text(text: str) -> str:
 
 def _keep_metadata(given: Any) -> None:
     checked_value("metadata", given.metadata, Mapping[str, Any])
-    object.__setattr__(given, "metadata", plain_metadata(given.metadata))
+    try:
+        plain = plain_metadata(given.metadata)
+    except RecursionError as error:
+        raise InvalidInputError(
+            "metadata is nested too deep; give entries with less in them."
+        ) from error
+    object.__setattr__(given, "metadata", plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +139,18 @@ class Document:
             raise InvalidInputError(
                 f"A document's id is {shown(self.id)}; give a non-empty string."
             )
+        check_text(f"The id {shown(self.id)} of a document", self.id)
         for name in ("text", "title", "scope"):
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise InvalidInputError(
                     f"The {name} of document {self.id!r} is {shown(value)}; give a string."
                 )
+            check_text(f"The {name} of document {self.id!r}", value)
         _keep_metadata(self)
         checked_value("passages", self.passages, tuple[Passage, ...])
+        for passage in self.passages:
+            check_text(f"A passage of document {self.id!r}", passage.text)
         if self.text and self.passages:
             raise InvalidInputError(
                 f"Document {self.id!r} has a text and passages; give one of them."
@@ -505,7 +516,8 @@ class AnswerSettings:
     break_even: whether a prompt too short for reuse to pay is computed in full, where it was
     measured how long it must be (`fusionrag calibrate`).
 
-    max_tokens: the longest answer. stop: strings that end it, which may hold special tokens.
+    max_tokens: the longest answer. stop: strings that end it before them, found in the text as it
+    is shown or with special tokens written out: they may hold one, or be a part of one.
     temperature: 0 is greedy; top_p, top_k (0 is no limit) and seed are for sampling above that.
     repetition_penalty: of tokens that the prompt or the answer holds, above 1 against them; None
     takes what the model's own generation config says, which holds for all that has no setting here.

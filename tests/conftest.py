@@ -96,6 +96,14 @@ def smollm2_loaded(
     monkeypatch.setattr(CausalModel, "load", loaded)
 
 
+def nested(depth: int = 5000) -> list[Any]:
+    """Lists in lists, deeper than Python calls functions."""
+    within: list[Any] = []
+    for _ in range(depth):
+        within = [within]
+    return within
+
+
 def town(number: int, paragraphs: int = 3) -> Document:
     """A document whose paragraphs become one chunk each at 48 tokens a chunk."""
     text = "\n\n".join(

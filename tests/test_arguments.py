@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.llms import ChatMessage
 
@@ -23,7 +25,8 @@ from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
-from tests.conftest import document_ids, town
+from fusionrag_integrations.types import Calibration
+from tests.conftest import document_ids, nested, town
 
 QUESTION = "Where is house 7 of town number 1?"
 MODELS = (lc.FusionRAGLLM, lc.ChatFusionRAG, li.FusionRAGLLM)
@@ -293,85 +296,206 @@ def test_documents_of_other_libraries_are_named(engine: FusionEngine) -> None:
         engine.ingest(foreign)
 
 
-def nested() -> list[Any]:
-    """Deeper than Python shows."""
-    deep: list[Any] = []
-    for _ in range(5_000):
-        deep = [deep]
-    return deep
+class TestNumbersOfOtherLibraries:
+    @pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+    def test_are_whole_numbers(self, engine: FusionEngine, three: Any) -> None:
+        found = [
+            lc.FusionKVRetriever(engine=engine).invoke(QUESTION, k=three),
+            lc.FusionKVRetriever(engine=engine).similarity_search_with_score(QUESTION, k=three),
+            lc.FusionKVRetriever(engine=engine, search_type="mmr").invoke(QUESTION, k=three),
+            lc.FusionKVRetriever(engine=engine, k=three).invoke(QUESTION),
+            li.FusionKVRetriever(engine=engine, similarity_top_k=three).retrieve(QUESTION),
+            engine.corpus.search(QUESTION, three),
+            engine.corpus.nearest(engine.corpus.embed_question(QUESTION), three),
+        ]
+        assert {len(hits) for hits in found} == {3}
+        settings = AnswerSettings(max_tokens=three, seed=three, top_k=three)
+        assert {type(settings.max_tokens), type(settings.seed), type(settings.top_k)} == {int}
+        assert Calibration(layers=(three,)).layers == (3,)
+
+    @pytest.mark.parametrize("half", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+    def test_are_numbers(self, half: Any) -> None:
+        settings = AnswerSettings(ratio=half, temperature=half)
+        assert (settings.ratio, type(settings.ratio), type(settings.temperature)) == (
+            0.5,
+            float,
+            float,
+        )
+
+    @pytest.mark.parametrize("yes", [True, np.bool_(True), np.array(True), torch.tensor(True)])
+    def test_booleans_are_none(self, engine: FusionEngine, yes: Any) -> None:
+        for refused in (
+            lambda: lc.FusionKVRetriever(engine=engine).invoke(QUESTION, k=yes),
+            lambda: lc.FusionKVRetriever(engine=engine).similarity_search_with_score(QUESTION, yes),
+            lambda: engine.corpus.nearest(engine.corpus.embed_question(QUESTION), yes),
+            lambda: AnswerSettings(max_tokens=yes),
+            lambda: AnswerSettings(ratio=yes),
+        ):
+            with pytest.raises(InvalidInputError, match=r"give a.* number"):
+                refused()
+
+    @pytest.mark.parametrize("k", ["3", 2.0, None, 0, -1])
+    def test_a_vectors_neighbours_are_counted(self, engine: FusionEngine, k: Any) -> None:
+        with pytest.raises(InvalidInputError, match=r"^k is"):
+            engine.corpus.nearest(engine.corpus.embed_question(QUESTION), k)
 
 
-class Unshown:
-    def __repr__(self) -> str:
-        raise OSError("mine")
+class TestVectors:
+    def test_are_lists_and_arrays(self, engine: FusionEngine) -> None:
+        corpus = engine.corpus
+        vector = corpus.embed_question(QUESTION)
+        expected = [hit.chunk.id for hit in corpus.nearest(vector, 2)]
+        for given in (tuple(vector), np.array(vector), torch.tensor(vector), iter(vector)):
+            assert [hit.chunk.id for hit in corpus.nearest(given, 2)] == expected
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda n: None,
+            lambda n: "a" * n,
+            lambda n: [],
+            lambda n: ["1"] * n,
+            lambda n: [True] * n,
+            lambda n: [None] * n,
+            lambda n: [nan] * n,
+            lambda n: [inf] * n,
+            lambda n: [10**400] * n,
+            lambda n: [1e300] * n,
+            lambda n: np.array(1.0),
+            lambda n: torch.tensor(1.0),
+            lambda n: np.zeros((2, n)),
+            lambda n: nested(),
+        ],
+    )
+    def test_are_of_finite_numbers(self, engine: FusionEngine, make: Callable[[int], Any]) -> None:
+        given = make(len(engine.corpus.embed_question(QUESTION)))
+        with pytest.raises(InvalidInputError, match="is no list of finite numbers"):
+            engine.corpus.nearest(given, 2)
 
 
-@pytest.mark.parametrize("value", [nested(), Unshown()], ids=["nested", "unshown"])
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda engine, value: AnswerSettings(ratio=value),
-        lambda engine, value: AnswerSettings(stop=value),
-        lambda engine, value: Document(value, "text"),
-        lambda engine, value: Document("a", value),
-        lambda engine, value: engine.answer(value),
-        lambda engine, value: engine.corpus.search(value),
-        lambda engine, value: engine.corpus.search(QUESTION, scopes=value),
-        lambda engine, value: engine.corpus.search(QUESTION, where=value),
-        lambda engine, value: lc.FusionRAGLLM(engine=engine, kv=value),
-        lambda engine, value: li.FusionRAGLLM(engine=value),
-    ],
-)
-def test_what_cannot_be_shown_is_refused_all_the_same(
-    engine: FusionEngine, call: Callable[[Any, Any], Any], value: Any
-) -> None:
-    with pytest.raises(InvalidInputError, match=r"can't be shown|hold"):
-        call(engine, value)
+ARRAYS = [np.array(["a", "b"]), np.array("a"), np.array([]), torch.tensor(1), torch.tensor([1, 2])]
 
 
-@pytest.mark.parametrize("path", ["\x00", Path("\x00"), "\ud83d", "a" * 5_000])
-@pytest.mark.parametrize(
-    "call",
-    [
-        Corpus.open,
-        lc.FusionKVRetriever.from_store,
-        li.FusionKVRetriever.from_store,
-        lambda path: list(read_documents([path])),
-        lambda path: FusionEngine.from_pretrained(path, store="store"),
-        lambda path: FusionEngine.from_pretrained("model", store=path),
-    ],
-)
-def test_what_no_file_can_be_called(call: Callable[[Any], Any], path: Any) -> None:
-    with pytest.raises(InvalidInputError, match="can't be a path"):
-        call(path)
+class TestArrays:
+    @pytest.mark.parametrize("given", ARRAYS)
+    def test_are_no_prompt(self, engine: FusionEngine, given: Any) -> None:
+        for ask in (engine.answer, engine.count_tokens, li.FusionRAGLLM(engine=engine).complete):
+            with pytest.raises(InvalidInputError, match=r"[Pp]rompt|message"):
+                ask(given)
+        for message in ({"role": given, "content": "a"}, {"role": "user", "content": given}):
+            with pytest.raises(InvalidInputError, match="with the strings"):
+                engine.answer([message])  # type: ignore[list-item]
+
+    @pytest.mark.parametrize("given", [*ARRAYS, nested(), {"a": nested()}])
+    @pytest.mark.parametrize("model", MODELS[:2])
+    def test_are_no_stop_strings_in_langchain(
+        self, engine: FusionEngine, model: Any, given: Any
+    ) -> None:
+        llm = model(engine=engine, max_tokens=1)
+        for call in (
+            lambda: llm.invoke(QUESTION, stop=given),
+            lambda: llm.batch([QUESTION], stop=given),
+            lambda: list(llm.stream(QUESTION, stop=given)),
+            lambda: asyncio.run(llm.ainvoke(QUESTION, stop=given)),
+        ):
+            with pytest.raises(InvalidInputError, match=r"stop is .*give a list of strings"):
+                call()
+
+    @pytest.mark.parametrize("given", [np.array("a"), torch.tensor(1), nested(), [nested()]])
+    def test_are_nothing_to_iterate_over(self, engine: FusionEngine, given: Any) -> None:
+        calls: list[Callable[[Any], Any]] = [
+            engine.delete,
+            engine.offer,
+            engine.prefetch,
+            engine.ingest,
+            partial(lc.FusionKVRetriever.from_documents, engine=engine),
+            partial(li.FusionKVRetriever.from_nodes, engine=engine),
+            lambda given: engine.check(estimate=given),
+            lambda given: list(read_documents(given)),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidInputError):
+                call(given)
+
+    @pytest.mark.parametrize("given", [b"a", None, 5, np.array("a")])
+    def test_are_no_question(self, engine: FusionEngine, given: Any) -> None:
+        retriever = li.FusionKVRetriever(engine=engine)
+        with pytest.raises(InvalidInputError, match="question is"):
+            retriever.retrieve(given)
+        with pytest.raises(InvalidInputError, match="question is"):
+            asyncio.run(retriever.aretrieve(given))
+
+    @pytest.mark.parametrize("given", [5, np.array(["a", "b"]), torch.tensor([1, 2])])
+    def test_are_no_object_of_a_framework(self, engine: FusionEngine, given: Any) -> None:
+        with pytest.raises(InvalidInputError, match=r"callback_manager is .*CallbackManager"):
+            li.FusionKVRetriever(engine=engine, callback_manager=given)
+
+    def test_metadata_nested_too_deep(self) -> None:
+        with pytest.raises(InvalidInputError, match="nested too deep"):
+            Document("a", "b", metadata={"a": nested()})
 
 
-@pytest.mark.parametrize("given", [None, 5, "text", ["text"], [None], [Document("a", "b")]])
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda engine, given: lc.FusionKVRetriever.from_documents(given, engine=engine),
-        lambda engine, given: li.FusionKVRetriever.from_nodes(given, engine=engine),
-        lambda engine, given: list(read_documents(given)),
-    ],
-    ids=["documents", "nodes", "paths"],
-)
-def test_lists_of_other_things(
-    engine: FusionEngine, call: Callable[[Any, Any], Any], given: Any
-) -> None:
-    with pytest.raises(InvalidInputError, match=r"[Gg]ive |there is no such"):
-        call(engine, given)
+class TestCallsOfTools:
+    @pytest.mark.parametrize(
+        "calls", [5, "a", b"a", {"a": 1}, [None], ["a"], [[]], [np.array([1])], np.array([1, 2])]
+    )
+    def test_are_a_list_of_dictionaries(self, engine: FusionEngine, calls: Any) -> None:
+        said: Any = {"role": "assistant", "content": "a", "tool_calls": calls}
+        with pytest.raises(
+            InvalidInputError, match=r"tool_calls are .*give a list of dictionaries"
+        ):
+            engine.answer([said, {"role": "user", "content": QUESTION}])
+
+    @pytest.mark.parametrize("field", ["name", "tool_call_id"])
+    def test_are_named_by_strings(self, engine: FusionEngine, field: str) -> None:
+        message: Any = {"role": "tool", "content": "a", field: 5}
+        with pytest.raises(InvalidInputError, match=f"{field} of a message is 5; give a string"):
+            engine.answer([message])
+
+    @pytest.mark.parametrize("name", ["x", "content"])
+    def test_what_is_nested_too_deep(self, engine: FusionEngine, name: str) -> None:
+        message: Any = {"role": "user", "content": QUESTION, name: nested()}
+        with pytest.raises(InvalidInputError, match=r"nested too deep|with the strings"):
+            engine.answer([message])
 
 
-@pytest.mark.parametrize(
-    "make", [lc.FusionKVRetriever.from_documents, li.FusionKVRetriever.from_nodes]
-)
-def test_what_is_no_engine_ingests_nothing(make: Callable[..., Any]) -> None:
-    with pytest.raises(InvalidInputError, match="engine is None; give a FusionEngine"):
-        make([], engine=None)
+HALF = "half \ud83d"
 
 
-@pytest.mark.parametrize("nodes", [5, "text", ["text"], [None]])
-def test_nodes_that_are_none_are_named(engine: FusionEngine, nodes: Any) -> None:
-    with pytest.raises(InvalidInputError, match="nodes"):
-        li.FusionKVTransform(engine=engine)(nodes)
+class TestHalfASurrogatePair:
+    """No text in UTF-8 can hold one: refused where it is given, by the name of what holds it."""
+
+    @pytest.mark.parametrize(
+        ("call", "name"),
+        [
+            (lambda e: e.encode(HALF), "text"),
+            (lambda e: e.answer(HALF), "The prompt"),
+            (lambda e: e.offer([HALF]), "texts"),
+            (lambda e: e.offer(["a"], scope=HALF), "scope"),
+            (lambda e: e.delete([HALF]), "document_ids"),
+            (lambda e: e.delete(["a"], scope=HALF), "scope"),
+            (lambda e: e.corpus.search(HALF), "The question"),
+            (lambda e: e.corpus.search("a", scopes=[HALF]), "scopes"),
+            (lambda e: e.corpus.handle_of(HALF, "a"), "text"),
+            (lambda e: AnswerSettings(stop=(HALF,)), "stop"),
+            (lambda e: AnswerSettings(scopes=("a", HALF)), "scopes"),
+            (lambda e: Document("a", HALF), "The text of document 'a'"),
+            (lambda e: Document("a", title=HALF), "The title of document 'a'"),
+            (lambda e: Document("a", scope=HALF), "The scope of document 'a'"),
+            (lambda e: Document(HALF, "a"), r"The id 'half \\ud83d' of a document"),
+            (lambda e: Document("a", passages=(Passage(HALF),)), "A passage of document 'a'"),
+            (lambda e: lc.FusionKVRetriever(engine=e).invoke(HALF), "The question"),
+            (lambda e: lc.FusionKVRetriever(engine=e, scopes=[HALF]), "scopes"),
+            (lambda e: lc.FusionRAGLLM(engine=e, stop=[HALF]), "stop"),
+            (lambda e: lc.FusionRAGLLM(engine=e).invoke("a", stop=[HALF]), "stop"),
+            (lambda e: lc.ChatFusionRAG(engine=e).get_num_tokens(HALF), "text"),
+            (lambda e: li.FusionKVRetriever(engine=e).retrieve(HALF), "The question"),
+            (lambda e: li.FusionRAGLLM(engine=e).complete("a", stop=[HALF]), "stop"),
+            (lambda e: FusionEngine.open(e.model, e.corpus.path, salt=HALF), "salt"),
+        ],
+    )
+    def test_is_refused(
+        self, engine: FusionEngine, call: Callable[[FusionEngine], Any], name: str
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=f"^{name} holds half a surrogate pair at char"):
+            call(engine)

@@ -178,7 +178,7 @@ class TestSettings:
             asked.call(asked.make(engine=engine), QUESTION, ratio=ratio)
 
     def test_a_ratio_out_of_bounds_by_the_command(self, command: Command) -> None:
-        assert "ratio is 15.0; it must lie in [0, 1]" in command("ask", QUESTION, "--ratio", "15")
+        assert "'--ratio': 15.0 is not in the" in command("ask", QUESTION, "--ratio", "15", code=2)
 
 
 class TestKindsOfValues:
@@ -199,7 +199,7 @@ class TestKindsOfValues:
             Document("a", None)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="question is None"):
             engine.corpus.search(None)  # type: ignore[arg-type]
-        with pytest.raises(InvalidInputError, match="ids are strings"):
+        with pytest.raises(InvalidInputError, match=r"document_ids holds .*give a list of strings"):
             engine.delete([Path("town-0")])  # type: ignore[list-item]
 
     def test_what_is_no_document(self, engine: FusionEngine) -> None:
@@ -294,8 +294,11 @@ class TestDocuments:
         assert "latin.txt, line 2: not UTF-8 text" in said
 
     def test_a_bad_document_among_good_ones(self, engine: FusionEngine) -> None:
+        texts = {"town-5": town(5).text, "bad": "half \ud83d", "town-6": town(6).text}
         with pytest.raises(InvalidInputError, match="surrogate"):
-            engine.ingest([town(5), Document("bad", "half \ud83d"), town(6)], delete_others=True)
+            engine.ingest(
+                (Document(name, text) for name, text in texts.items()), delete_others=True
+            )
         assert document_ids(engine.corpus.catalog) == ["town-0", "town-1", "town-5"]
         assert_nothing_lost(engine)
 
@@ -514,14 +517,17 @@ class TestTheCommand:
 
     @pytest.mark.parametrize("value", ["nan", "1e400", "-1", "2"])
     def test_numbers_that_are_none(self, command: Command, value: str) -> None:
-        assert "InvalidInputError: ratio is" in command("ask", QUESTION, "--ratio", value)
+        said = command("ask", QUESTION, "--ratio", value, code=2)
+        assert "Invalid value for '--ratio'" in said
 
     def test_numbers_without_bounds(self, model_dir: Path, tmp_path: Path) -> None:
         (tmp_path / "new.txt").write_text("A new text.")
         index = Command(tmp_path / "store", model_dir)
         for tokens in (str(10**20), "-1", "0"):
-            said = index("index", str(tmp_path / "new.txt"), "--chunk-tokens", tokens)
-            assert "InvalidInputError: chunk_tokens is" in said
+            said = index("index", str(tmp_path / "new.txt"), "--chunk-tokens", tokens, code=2)
+            assert "Invalid value for '--chunk-tokens'" in said
+        said = index("index", str(tmp_path / "new.txt"), "--chunk-tokens", "15")
+        assert "InvalidInputError: chunk_tokens is 15" in said
         assert not (tmp_path / "store").exists()
 
     @pytest.mark.parametrize("name", ["ask", "delete", "inspect", "verify", "repair"])

@@ -112,6 +112,59 @@ class TestHelp:
         assert "No such command" in result.stderr
 
 
+def numbers() -> list[Any]:
+    """Each option of each command that takes numbers, with the words that lead to it."""
+    found = []
+    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), main)]
+    while waiting:
+        words, command = waiting.pop()
+        if isinstance(command, click.Group):
+            waiting += [((*words, name), inner) for name, inner in command.commands.items()]
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag:
+                default = str(option.default or option.type.name).split(",")[0]
+                if default.replace(".", "").isdigit() or "integer" in option.type.name:
+                    found.append(
+                        pytest.param(words, option.opts[-1], id=str((*words, option.opts[-1])))
+                    )
+    return found
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(("words", "option"), numbers())
+    def test_have_bounds(self, words: tuple[str, ...], option: str) -> None:
+        for value in ("1" + "0" * 400, "nan", "inf", "-inf", "-1"):
+            result = run_command(*words, option, value)
+            assert result.exit_code == 2
+            assert f"Invalid value for '{option}'" in " ".join(result.stderr.split())
+
+    def test_are_taken_by_many_options(self) -> None:
+        assert len(numbers()) > 30
+
+
+@pytest.mark.parametrize("name", ["index", "ask", "delete", "inspect", "verify", "repair", "check"])
+def test_a_path_with_a_null_byte(name: str) -> None:
+    result = run_command(name, "--store", "a\0b")
+    assert result.exit_code == 2
+    assert "holds a null byte" in result.stderr
+
+
+def test_names_of_files_that_are_no_unicode(index: Run, files: Path) -> None:
+    (files / ".hidden\udcff").mkdir()
+    assert "hidden\\udcff" in index("--json").stdout
+    (files / "b\udcff.txt").write_text("Another text.")
+    assert "b\\xff.txt: its name is not UTF-8 text; rename" in error_of(index())
+
+
+def test_a_store_whose_path_is_no_unicode_is_not_made(
+    files: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "\udcff"
+    result = run_command("index", files, "--store", store, "--model", model_dir)
+    assert "half a surrogate pair" in error_of(result)
+    assert not store.exists()
+
+
 class TestIndex:
     def test_reports_what_it_did(self, index: Run) -> None:
         report = said(index("--json"))
@@ -248,16 +301,21 @@ class TestAsk:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--selector", "best"), "Known selectors: none, all, random, cacheblend"),
-            (("--ratio", 1.5), "must lie in [0, 1]"),
-            (("--max-tokens", 0), "at least 1"),
-            (("-k", 0), "at least 1"),
+            (("--ratio", 1.5), "1.5 is not in the range 0.0<=x<=1.0"),
+            (("--max-tokens", 0), "0 is not in the range 1<=x<=1000000"),
+            (("-k", 0), "0 is not in the range 1<=x<=1000000"),
         ],
     )
-    def test_values_that_cannot_be(
+    def test_numbers_that_cannot_be(
         self, made: Path, model_dir: Path, options: tuple[object, ...], message: str
     ) -> None:
-        assert message in error_of(self.ask(made, model_dir, *options))
+        result = self.ask(made, model_dir, *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+    def test_an_unknown_selector(self, made: Path, model_dir: Path) -> None:
+        error = error_of(self.ask(made, model_dir, "--selector", "best"))
+        assert "Known selectors: none, all, random, cacheblend" in error
 
     def test_the_store_remembers_its_model(self, made: Path, model_dir: Path) -> None:
         where = ("--store", made, "--max-tokens", 4, "--json")

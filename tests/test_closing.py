@@ -250,6 +250,38 @@ async def test_requests_that_wait_for_a_thread_end_by_name(
         assert isinstance(ended, StoreClosedError)
 
 
+class ClosingEmbedding(LexicalEmbedder):
+    """Closes what asks it, in the thread that asks."""
+
+    def __init__(self) -> None:
+        self.close: Callable[[], None] = lambda: None
+
+    def embed_query(self, text: str) -> list[float]:
+        self.close()
+        return super().embed_query(text)
+
+
+@pytest.mark.parametrize("retriever", [lc.FusionKVRetriever, li.FusionKVRetriever])
+def test_a_thread_of_its_own_may_close_it(
+    model: CausalModel, store: Path, retriever: Callable[..., Any]
+) -> None:
+    before = set(threading.enumerate())
+    embedding = ClosingEmbedding()
+    with FusionEngine.open(model, store, embedding=embedding) as engine:
+        searching = retriever(engine=engine)
+        embedding.close = engine.close
+        search = searching.ainvoke if hasattr(searching, "ainvoke") else searching.aretrieve
+        with pytest.raises(StoreClosedError):
+            asyncio.run(search("river"))
+    with FusionEngine.open(model, store) as engine:
+        assert asyncio.run(engine.threads.run(engine.close)) is None
+        with pytest.raises(StoreClosedError):
+            engine.corpus.search("river")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 def test_an_ingest_under_way_ends_by_name(engine: FusionEngine) -> None:
     def close(stage: str, done: int, total: int) -> None:
         if stage == "isolated":

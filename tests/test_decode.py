@@ -207,9 +207,48 @@ class TestStopsThatHoldSpecialTokens:
         assert "".join(pieces) == "a "
         assert stream.push(self.ids("a")[0]) == "lampa"
 
-    def test_a_special_token_is_found_whole_or_not_at_all(self) -> None:
-        """Nobody sees its parts: a stop of plain text isn't looked for in them."""
-        assert self.run(f"a lamp{self.USER}it", "user", "|>", "s") == ("a lampit", False, 0)
+    @pytest.mark.parametrize(
+        ("stop", "shown"),
+        [
+            ("<|", "a lamp"),
+            ("user", "a lamp"),
+            ("|>", "a lamp"),
+            ("lamp<", "a "),
+            ("|>it", "a lamp"),
+            ("r|>i", "a lamp"),
+            ("<|system", "a lampit"),
+            ("lampi", "a "),
+            ("p<|user|>t", "a lampit"),
+        ],
+    )
+    def test_a_part_of_a_special_token_is_found(self, stop: str, shown: str) -> None:
+        assert self.run(f"a lamp{self.USER}it", stop)[0] == shown
+
+    def test_a_part_ends_the_answer_at_once(self) -> None:
+        assert self.run(f"a lamp{self.USER}it", "<|") == ("a lamp", True, len(self.ids("it")))
+
+    def test_what_is_shown_of_special_tokens_is_text(self) -> None:
+        stream = TextStream(self.tokenizer, ("er|",), shown=[self.USER])
+        ids = self.ids(f"a lamp{self.USER}it")
+        assert "".join(map(stream.push, ids)) == "a lamp<|us"
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_any_stops_over_any_tokens(self, seed: int) -> None:
+        """Both texts looked through as a whole, beside what a stream makes of them."""
+        chosen = Random(seed)
+        parts = [chosen.choice(["a", "b", " ", self.USER, self.SYSTEM]) for _ in range(12)]
+        stop = "".join(chosen.choice("ab <|us") for _ in range(chosen.randint(1, 3)))
+        whole, places = "", []
+        for part in parts:
+            places += [] if len(part) > 1 else [len(whole)]
+            whole += part
+        seen = "".join(whole[at] for at in places)
+        found = [at for at in (whole.find(stop),) if at >= 0]
+        found += [places[at] for at in (seen.find(stop),) if at >= 0]
+        expected = "".join(whole[at] for at in places if at < min(found, default=len(whole)))
+        stream = TextStream(self.tokenizer, (stop,))
+        shown = "".join(stream.push(i) for part in parts for i in self.ids(part))
+        assert (shown + stream.flush(), stream.stopped) == (expected, bool(found))
 
     def test_nor_does_one_that_no_stop_holds_part_what_is_shown(self) -> None:
         assert self.run(f"a la{self.SYSTEM}mp", "lamp", self.USER) == ("a ", True, 0)

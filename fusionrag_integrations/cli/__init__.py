@@ -6,6 +6,8 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 from __future__ import annotations
 
 import os
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -44,6 +46,8 @@ def main() -> None:
     """
     # Libraries' progress bars would be drawn over ours. Read when tqdm is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be no Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 for command in (

@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from fusionrag_integrations.cli.console import (
+    FilePath,
     bars,
     embedding_option,
     existing,
@@ -22,6 +23,7 @@ from fusionrag_integrations.cli.console import (
     store_option,
 )
 from fusionrag_integrations.cli.models import find_model
+from fusionrag_integrations.cli.numbers import count
 from fusionrag_integrations.types import KVFormat
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 @salt_option
 @click.option(
     "--questions",
-    type=click.IntRange(min=1),
+    type=count(),
     default=20,
     show_default=True,
     help="How many to ask, at most; they are made from the store's chunks.",
@@ -47,12 +49,12 @@ if TYPE_CHECKING:
     "--estimate",
     "paths",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=FilePath(exists=True),
     help="Also say what it would take to index these files into a new store; may be repeated.",
 )
 @click.option(
     "--chunk-tokens",
-    type=int,
+    type=count(),
     help="For --estimate where there is no store yet.  [default: 256]",
 )
 @click.option(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,9 +28,27 @@ Opened = TypeVar("Opened", bound="Closable")
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+
+class FilePath(click.Path):
+    """A path; one with a null byte in it is refused, as those that aren't there are."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(path_type=Path, **given)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        if "\0" in os.fspath(value):
+            self.fail(f"{value!r} holds a null byte, which no path can.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 store_option = click.option(
     "--store",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     required=True,
     help="The store's directory.",
 )
@@ -176,14 +194,3 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def numbers(option: str, listed: str, low: float = 0.0, high: float = inf) -> list[float]:
-    """Numbers between commas; raises `InvalidInputError` unless all lie in [low, high]."""
-    try:
-        found = [float(number) for number in listed.split(",")]
-    except ValueError as error:
-        raise InvalidInputError(f"{option} {listed!r}: give numbers between commas.") from error
-    if not all(low <= number <= high for number in found):
-        raise InvalidInputError(f"{option} {listed!r}: they must lie in [{low:g}, {high:g}].")
-    return found

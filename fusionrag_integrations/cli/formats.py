@@ -13,12 +13,12 @@ from fusionrag_integrations.cli.console import (
     bars,
     imported,
     json_option,
-    numbers,
     out,
     print_json,
 )
 from fusionrag_integrations.cli.measure import asks
 from fusionrag_integrations.cli.models import find_model
+from fusionrag_integrations.cli.numbers import shares
 
 if TYPE_CHECKING:
     from fusionrag_integrations.bench.suites import Suite
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Comma-separated; float32 always, which the others are compared with.",
 )
-@click.option("--ratios", default="0,0.05,0.15,1", show_default=True, help="Shares to recompute.")
+@click.option(
+    "--ratios",
+    type=shares,
+    default="0,0.05,0.15,1",
+    show_default=True,
+    help="Shares to recompute.",
+)
 @json_option
 def formats(
     make_suite: Callable[[], Suite],
@@ -41,7 +47,7 @@ def formats(
     seed: int,
     embedding: str | None,
     listed: str,
-    ratios: str,
+    ratios: list[float],
     as_json: bool,
 ) -> None:
     """The formats of stores beside each other: bytes, time to load, error, EM and F1 on fused KV.
@@ -55,13 +61,12 @@ def formats(
     from fusionrag_integrations.bench.tables import format_scores_markdown, formats_markdown
     from fusionrag_integrations.model import CausalModel
 
-    shares = numbers("--ratios", ratios, high=1.0)
     chosen = check_formats(listed.split(","))
     suite = make_suite()
     loaded = CausalModel.load(find_model(model))
     found = None if embedding is None else imported(embedding)
     with TemporaryDirectory(prefix="fusionrag-bench-") as directory, bars() as progress:
-        result = measure_formats(loaded, suite, chosen, shares, Path(directory), found, progress)
+        result = measure_formats(loaded, suite, chosen, ratios, Path(directory), found, progress)
     result["seed"] = seed
     if as_json:
         print_json(result)

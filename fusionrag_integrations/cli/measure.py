@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from fusionrag_integrations.cli.console import (
+    FilePath,
     bars,
     embedding_option,
     err,
     find,
     imported,
     json_option,
-    numbers,
     out,
     print_json,
 )
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
+from fusionrag_integrations.cli.numbers import SEED, count, shares
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ dataset_option = click.option(
 )
 data_option = click.option(
     "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FilePath(exists=True, dir_okay=False),
     help="The data set's file in its published format; demo and hard need none.",
 )
 limit_option = click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=count(),
     help="Questions: of each kind for demo and hard, in all for others.  [default: 100; all]",
 )
 kinds_option = click.option(
@@ -69,7 +70,7 @@ def asks(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
             command(lambda: _suite(dataset, data, limit, kinds, rest["seed"]), **rest)
 
         seed_option = click.option(
-            "--seed", type=int, default=seed, show_default=True, help="Of the questions drawn."
+            "--seed", type=SEED, default=seed, show_default=True, help="Of the questions drawn."
         )
         own = (model_option, dataset_option, data_option, limit_option, kinds_option, seed_option)
         for option in reversed((*own, embedding_option)):
@@ -84,7 +85,7 @@ def asks(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @click.option(
     "--out",
     "target",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     required=True,
     help="A store's directory or the model's own: calibration.json is written there.",
 )
@@ -158,7 +159,13 @@ def bench() -> None:
     help="Comma-separated; with :published behind a name, over the KV that its authors place.  "
     "[default: the paper's baselines and ours]",
 )
-@click.option("--ratios", default="0,0.05,0.15", show_default=True, help="Shares to recompute.")
+@click.option(
+    "--ratios",
+    type=shares,
+    default="0,0.05,0.15",
+    show_default=True,
+    help="Shares to recompute.",
+)
 @click.option(
     "--kv",
     default="isolated,fused",
@@ -174,7 +181,7 @@ def bench() -> None:
 )
 @click.option(
     "--inspect",
-    type=click.IntRange(min=0),
+    type=count(0),
     default=1,
     show_default=True,
     help="Questions a kind that are timed, and whose KV is compared with full attention's.",
@@ -187,7 +194,7 @@ def bench() -> None:
 @click.option(
     "--out",
     "directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Keep the store, the log and the tables here; what is there already isn't asked again.",
 )
 @json_option
@@ -197,7 +204,7 @@ def quality(
     seed: int,
     embedding: str | None,
     strategies: str | None,
-    ratios: str,
+    ratios: list[float],
     kv: str,
     neighbours: str,
     inspect: int,
@@ -230,7 +237,7 @@ def quality(
             "A prefix cache computes every chunk and answers as full attention does; time it by "
             "`fusionrag bench ttft --strategies prefix_cache`."
         )
-    chosen = make_strategies(names, numbers("--ratios", ratios, high=1.0), _kinds(kv))
+    chosen = make_strategies(names, ratios, _kinds(kv))
     suite = make_suite()
     policy = make_policy(neighbours)
     asked: Any = None if judge is None else find("--judge", judge)
@@ -282,11 +289,17 @@ def quality(
 
 
 @bench.command()
-@click.option("--layers", type=click.IntRange(min=2), default=28, show_default=True)
+@click.option("--layers", type=count(2), default=28, show_default=True)
 @click.option("--strategies", help="Comma-separated.  [default: all]")
-@click.option("--ratios", default="0,0.05,0.1,0.15", show_default=True, help="Shares to recompute.")
+@click.option(
+    "--ratios",
+    type=shares,
+    default="0,0.05,0.1,0.15",
+    show_default=True,
+    help="Shares to recompute.",
+)
 @json_option
-def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> None:
+def cost(layers: int, strategies: str | None, ratios: list[float], as_json: bool) -> None:
     """Count the layers that each strategy runs in a model of another depth, with random weights.
 
     The prompts are the demo's. Our own selector works as calibrated for the demo's model, at the
@@ -307,7 +320,7 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
         rows = count_work(
             layers,
             demo_suite(seed=0, questions_a_kind=2),
-            make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"]),
+            make_strategies(names, ratios, ["isolated"]),
             demo,
             read_calibration(MODEL_DIR / CALIBRATION_FILE, signature),
             progress,
@@ -320,10 +333,10 @@ def cost(layers: int, strategies: str | None, ratios: str, as_json: bool) -> Non
 
 
 @bench.command()
-@click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("document", type=FilePath(exists=True, dir_okay=False))
 @click.option(
     "--results",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FilePath(exists=True, file_okay=False),
     required=True,
     help="Where the runs' results lie, as NAME.json each.",
 )

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fusionrag_integrations.cli.console import bars, err, json_option, numbers, out, print_json
+from fusionrag_integrations.cli.console import bars, err, json_option, out, print_json
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
+from fusionrag_integrations.cli.numbers import (
+    MILLISECONDS,
+    SEED,
+    SHARE,
+    count,
+    counts,
+    shares,
+)
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import KVFormat
 
@@ -29,16 +37,24 @@ dtype_option = click.option(
     "--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16."
 )
 repeat_option = click.option(
-    "--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Calls of each."
+    "--repeat", type=count(), default=5, show_default=True, help="Calls of each."
 )
 
 
 @click.command()
 @shape_option
 @model_option
-@click.option("--context", default="1000", show_default=True, help="Tokens of prompts.")
+@click.option(
+    "--context", type=counts, default="1000", show_default=True, help="Tokens of prompts."
+)
 @click.option("--strategies", default="fusionrag", show_default=True, help="Comma-separated.")
-@click.option("--ratios", default="0,0.05,0.15,1", show_default=True, help="Shares to recompute.")
+@click.option(
+    "--ratios",
+    type=shares,
+    default="0,0.05,0.15,1",
+    show_default=True,
+    help="Shares to recompute.",
+)
 @click.option(
     "--kv",
     "tier",
@@ -54,9 +70,9 @@ repeat_option = click.option(
 def ttft(
     shape: str | None,
     model: str | None,
-    context: str,
+    context: list[int],
     strategies: str,
-    ratios: str,
+    ratios: list[float],
     tier: Any,
     device: str,
     dtype: str,
@@ -72,15 +88,14 @@ def ttft(
     from fusionrag_integrations.bench.tables import ttft_markdown
     from fusionrag_integrations.bench.ttft import measure_ttft
 
-    contexts = [int(tokens) for tokens in numbers("--context", context, low=1.0)]
     names = strategies.split(",")
-    made = make_strategies(names, numbers("--ratios", ratios, high=1.0), ["isolated"])
+    made = make_strategies(names, ratios, ["isolated"])
     asked = [s for s in made if s.name in names or s not in (FULL, REUSE)]
     loaded = _loaded(shape, model, device, dtype)
     with bars() as progress:
         result = measure_ttft(
             loaded,
-            contexts,
+            context,
             list(dict.fromkeys([FULL, *asked])),
             tier,
             repeat,
@@ -94,18 +109,26 @@ def ttft(
 
 
 @click.command()
-@click.option("--keys", default="4096", show_default=True, help="How many; between commas.")
-@click.option("--ratios", default="0.01,0.15,1", show_default=True, help="Rows for each key.")
-@click.option("--heads", type=click.IntRange(min=1), default=28, show_default=True)
-@click.option("--kv-heads", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--head-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--keys", type=counts, default="4096", show_default=True, help="How many; between commas."
+)
+@click.option(
+    "--ratios",
+    type=shares,
+    default="0.01,0.15,1",
+    show_default=True,
+    help="Rows for each key.",
+)
+@click.option("--heads", type=count(), default=28, show_default=True)
+@click.option("--kv-heads", type=count(), default=4, show_default=True)
+@click.option("--head-size", type=count(), default=128, show_default=True)
 @device_option
 @dtype_option
 @repeat_option
 @json_option
 def kernel(
-    keys: str,
-    ratios: str,
+    keys: list[int],
+    ratios: list[float],
     heads: int,
     kv_heads: int,
     head_size: int,
@@ -126,8 +149,8 @@ def kernel(
     with bars() as progress:
         result = measure_kernel(
             HeadShape(heads, kv_heads, head_size),
-            [int(count) for count in numbers("--keys", keys, low=1.0)],
-            numbers("--ratios", ratios, high=1.0),
+            keys,
+            ratios,
             random_dtype(dtype, target),
             target,
             repeat,
@@ -142,11 +165,11 @@ def kernel(
 @click.command()
 @shape_option
 @model_option
-@click.option("--chunk-tokens", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--chunk-tokens", type=count(), default=256, show_default=True)
+@click.option("--neighbours", type=count(), default=10, show_default=True)
 @click.option(
     "--chunks",
-    type=click.IntRange(min=1),
+    type=count(),
     default=16,
     show_default=True,
     help="Of a whole ingest, each of 130 words.",
@@ -193,8 +216,8 @@ def offline(
 @click.command()
 @shape_option
 @model_option
-@click.option("--context", type=click.IntRange(min=1), default=1000, show_default=True)
-@click.option("--ratio", type=click.FloatRange(0.0, 1.0), default=0.15, show_default=True)
+@click.option("--context", type=count(), default=1000, show_default=True)
+@click.option("--ratio", type=SHARE, default=0.15, show_default=True)
 @device_option
 @dtype_option
 @json_option
@@ -229,7 +252,7 @@ def memory(
 @model_option
 @click.option(
     "--context",
-    type=click.IntRange(min=1),
+    type=count(),
     help="Tokens of prompts.  [default: 8000, or as many as the model holds]",
 )
 @click.option(
@@ -246,15 +269,15 @@ def memory(
 )
 @click.option(
     "--records",
-    type=click.IntRange(min=1),
+    type=count(),
     default=10_000,
     show_default=True,
     help="Among which small ones are looked up.",
 )
-@click.option("--ratio", type=click.FloatRange(0.0, 1.0), default=0.15, show_default=True)
+@click.option("--ratio", type=SHARE, default=0.15, show_default=True)
 @click.option(
     "--gap-ms",
-    type=click.FloatRange(0.0),
+    type=MILLISECONDS,
     default=50.0,
     show_default=True,
     help="Between retrieval, which prefetches, and the request.",
@@ -316,11 +339,11 @@ def _calibration(model: CausalModel) -> Calibration | None:
 
 
 @click.command()
-@click.option("--questions", type=int, default=1000, show_default=True)
-@click.option("--chunks", type=int, default=10, show_default=True, help="Of each question.")
-@click.option("--known", type=int, default=500, show_default=True, help="Chunks in the store.")
-@click.option("--shared", type=int, default=150, show_default=True, help="New ones that recur.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--questions", type=count(), default=1000, show_default=True)
+@click.option("--chunks", type=count(), default=10, show_default=True, help="Of each question.")
+@click.option("--known", type=count(), default=500, show_default=True, help="Chunks in the store.")
+@click.option("--shared", type=count(), default=150, show_default=True, help="New ones that recur.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @json_option
 def traffic(questions: int, chunks: int, known: int, shared: int, seed: int, as_json: bool) -> None:
     """What keeping new chunks saves beside a prefix cache, on simulated questions.

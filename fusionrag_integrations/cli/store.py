@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fusionrag_integrations.cli.console import (
+    FilePath,
     bars,
     closed_later,
     embedding_option,
@@ -27,6 +28,7 @@ from fusionrag_integrations.cli.console import (
     store_option,
 )
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
+from fusionrag_integrations.cli.numbers import SHARE, count
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.types import KVFormat
 
@@ -42,12 +44,14 @@ PASSED_OVER_SHOWN = 5
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=FilePath(exists=True))
 @store_option
 @model_option
 @embedding_option
 @salt_option
-@click.option("--chunk-tokens", type=int, help="Longest chunk, for a new store.  [default: 256]")
+@click.option(
+    "--chunk-tokens", type=count(), help="Longest chunk, for a new store.  [default: 256]"
+)
 @click.option(
     "--kv-format",
     type=click.Choice(get_args(KVFormat)),
@@ -149,12 +153,12 @@ def delete(
 @model_option
 @embedding_option
 @salt_option
-@click.option("-k", type=int, default=5, show_default=True, help="Chunks to retrieve.")
+@click.option("-k", type=count(), default=5, show_default=True, help="Chunks to retrieve.")
 @click.option(
     "--scope", "scopes", multiple=True, help="Use this scope only; may be repeated.  [default: all]"
 )
 @click.option("--selector", default="fusionrag", show_default=True, help="How tokens are chosen.")
-@click.option("--ratio", type=float, default=0.15, show_default=True, help="Share to recompute.")
+@click.option("--ratio", type=SHARE, default=0.15, show_default=True, help="Share to recompute.")
 @click.option(
     "--kv",
     type=click.Choice(["fused", "isolated", "none"]),
@@ -162,10 +166,10 @@ def delete(
     show_default=True,
     help="Which stored KV to use; 'none' is full attention.",
 )
-@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
+@click.option("--max-tokens", type=count(), default=256, show_default=True, help="Longest answer.")
 @click.option(
     "--explain",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Write a page (HTML) that shows how the answer came about.",
 )
 @json_option

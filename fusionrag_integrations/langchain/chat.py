@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -17,6 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.inputs import checked_value
 from fusionrag_integrations.langchain.messages import (
     last_chunks,
     to_chunk,
@@ -42,6 +43,11 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
     @property
     def _llm_type(self) -> str:
         return "fusionrag-chat"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        """What every call tells of itself, before LangChain itself looks at `stop`."""
+        checked_value("stop", stop, Sequence[str] | None)
+        return super()._get_ls_params(stop=stop, **kwargs)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from contextlib import closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.inputs import checked_value
 from fusionrag_integrations.options import AnswerOptions
 
 
@@ -33,6 +35,11 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
     @property
     def _llm_type(self) -> str:
         return "fusionrag"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        """What every call tells of itself, before LangChain itself looks at `stop`."""
+        checked_value("stop", stop, Sequence[str] | None)
+        return super()._get_ls_params(stop=stop, **kwargs)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
                 "A retriever of your own has no scores here; ask what it searches for them, such "
                 "as vectorstore.similarity_search_with_score(query)."
             )
-        hits = self._search(query, self.k if k is None else k)
+        hits = self._search(query, _checked_k(k))
         return [(_to_document(hit), hit.score) for hit in hits]
 
     _source: Corpus = PrivateAttr()
@@ -180,12 +180,13 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         k: int | None = None,
         **unknown: Any,
     ) -> list[Document]:
-        _check_call(k, unknown)
+        refuse_unknown("A call of FusionKVRetriever", unknown, ["k"])
+        k = _checked_k(k)
         if self.retriever is not None:
             config = {"callbacks": run_manager.get_child()}
             found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
             return self._with_handles(found if k is None else found[:k])
-        hits = self._search(query, self.k if k is None else k)
+        hits = self._search(query, k)
         self._expect([hit.handle for hit in hits])
         return [_to_document(hit) for hit in hits]
 
@@ -197,7 +198,8 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         k: int | None = None,
         **unknown: Any,
     ) -> list[Document]:
-        _check_call(k, unknown)
+        refuse_unknown("A call of FusionKVRetriever", unknown, ["k"])
+        k = _checked_k(k)
         if self.retriever is None:
             return await self._source.threads.run(
                 self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
@@ -207,7 +209,8 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         kept = found if k is None else found[:k]
         return await self._source.threads.run(self._with_handles, kept)
 
-    def _search(self, query: str, k: int) -> list[SearchHit]:
+    def _search(self, query: str, k: int | None) -> list[SearchHit]:
+        k = self.k if k is None else k
         vector = self._source.embed_question(query)
         diverse = self.search_type == "mmr"
         hits = self._source.nearest(
@@ -249,12 +252,12 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         return marked
 
 
-def _check_call(k: int | None, unknown: dict[str, Any]) -> None:
-    """Refuse what a call may not change."""
-    refuse_unknown("A call of FusionKVRetriever", unknown, ["k"])
-    checked_value("k", k, int | None)
+def _checked_k(given: int | None) -> int | None:
+    """How many chunks a call asks for, if it says so."""
+    k: int | None = checked_value("k", given, int | None)
     if k is not None and k < 1:
         raise InvalidInputError(f"k is {k}; it must be at least 1.")
+    return k
 
 
 def _to_document(hit: SearchHit) -> Document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.generic_utils import (
@@ -36,6 +37,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
 from fusionrag_integrations.options import AnswerOptions
+from fusionrag_integrations.prompt import encode_text
 from fusionrag_integrations.types import AnswerSettings, Message, Prompt
 
 _ROLES = {
@@ -103,7 +105,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         return ModelPromptHelper(
             context_window=self.metadata.context_window,
             num_output=self.metadata.num_output,
-            tokenizer=self.engine.encode,
+            tokenizer=partial(encode_text, self.engine.model.tokenizer),
             prompt_tokens=self._prompt_tokens,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
 from fusionrag_integrations.corpus import Corpus, Progress, document_order
@@ -109,6 +109,16 @@ class FusionKVRetriever(BaseRetriever, Closable):
         Afterwards `retrieve` raises `StoreClosedError`.
         """
         self._opened.close()
+
+    def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """The nodes for a question. Raises `InvalidInputError` for what can't be one."""
+        checked_value("The question", str_or_query_bundle, str | QueryBundle)
+        return super().retrieve(str_or_query_bundle)
+
+    async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """`retrieve` in a thread."""
+        checked_value("The question", str_or_query_bundle, str | QueryBundle)
+        return await super().aretrieve(str_or_query_bundle)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is not None:

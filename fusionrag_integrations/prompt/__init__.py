@@ -20,6 +20,7 @@ from fusionrag_integrations.prompt.tokens import (
     EncodedPrompt,
     encode,
     encode_chunk,
+    encode_text,
     encode_worded,
 )
 from fusionrag_integrations.prompt.wording import (
@@ -47,6 +48,7 @@ __all__ = [
     "assemble",
     "encode",
     "encode_chunk",
+    "encode_text",
     "encode_worded",
     "equal_at_start",
     "ingest_prefix",

@@ -66,6 +66,13 @@ def encode_worded(
     )
 
 
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text's tokens, none of which is a control token, as in a chunk or a message."""
+    backend = text_tokenizer(tokenizer, text).backend
+    ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
     """A chunk's text alone in the model's tokens. None is a control token, whatever it spells."""
     own = text_tokenizer(tokenizer, chunk.text)

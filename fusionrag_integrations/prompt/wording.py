@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from jinja2 import TemplateError
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.inputs import holds_several, shown
+from fusionrag_integrations.inputs import check_text, holds_several, shown
 from fusionrag_integrations.keys import tool_call_id
 from fusionrag_integrations.prompt.control_tokens import Places
 from fusionrag_integrations.prompt.formatted import turn_end
@@ -140,12 +141,12 @@ def word(
         raise InvalidInputError(
             f"The prompt is {shown(prompt)}; give a string, or a list of messages."
         )
-    if (tools or _of_tools(prompt)) and not words_tools(tokenizer):
+    messages = _checked(list(prompt))
+    if (tools or _of_tools(messages)) and not words_tools(tokenizer):
         raise InvalidInputError(
             "This model's chat template has no words for tools. Ask without tools, their calls and "
             "results, or take a model whose template knows them."
         )
-    messages = _checked(prompt)
     if tokenizer.chat_template is None:
         raise InvalidInputError(
             "This model's tokenizer has no chat template, so messages can't be worded for it. "
@@ -161,6 +162,10 @@ def word(
         raise InvalidInputError(
             f"The model's chat template refuses these messages: {error}. Their roles are "
             f"{', '.join(message['role'] for message in messages)}."
+        ) from error
+    except RecursionError as error:
+        raise InvalidInputError(
+            "Messages or tools are nested too deep; give some with less in them."
         ) from error
     except ValueError as error:
         if not continued:
@@ -183,12 +188,9 @@ def _plain(tokenizer: Any, text: str) -> WordedPrompt:
     return WordedPrompt(_encodable(text), stop if stop >= 0 else len(text), plain=True)
 
 
-def _of_tools(prompt: Prompt) -> bool:
+def _of_tools(messages: Sequence[Message]) -> bool:
     """Whether messages hold calls of tools or their results, which templates may drop silently."""
-    return not isinstance(prompt, str) and any(
-        isinstance(message, dict) and (message.get("role") == "tool" or "tool_calls" in message)
-        for message in prompt
-    )
+    return any(message["role"] == "tool" or "tool_calls" in message for message in messages)
 
 
 def _apply_to_any_ids(
@@ -229,17 +231,11 @@ def _with_fitting_ids(messages: Sequence[Message]) -> list[Message]:
 
 
 def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"The prompt holds half a surrogate pair at character {error.start}; decode its source "
-            "again, or replace that character."
-        ) from error
+    check_text("The prompt", text)
     return text
 
 
-def _checked(messages: Sequence[Message]) -> list[Message]:
+def _checked(messages: list[Message]) -> list[Message]:
     if not messages:
         raise InvalidInputError("The prompt holds no messages.")
     for message in messages:
@@ -250,6 +246,20 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
                 f"A message must be a dictionary with the strings 'role' and 'content'; got "
                 f"{shown(message)}."
             )
+        for field in ("name", "tool_call_id"):
+            if not isinstance(given := message.get(field), str | NoneType):
+                raise InvalidInputError(
+                    f"The {field} of a message is {shown(given)}; give a string."
+                )
+        calls = message.get("tool_calls", ())
+        if calls is not None and not _are_dictionaries(calls):
+            raise InvalidInputError(
+                f"A message's tool_calls are {shown(calls)}; give a list of dictionaries."
+            )
     if not any(message["content"].strip() for message in messages):
         raise InvalidInputError("The prompt's messages are all empty.")
-    return list(messages)
+    return messages
+
+
+def _are_dictionaries(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, dict) for one in value)

@@ -171,6 +171,15 @@ def test_a_structured_answers_schema_takes_room(packing: FusionEngine) -> None:
     assert structured.chunk_size < plain.chunk_size
 
 
+def test_names_of_control_tokens_are_counted_as_the_text_that_they_are(
+    packing: FusionEngine,
+) -> None:
+    calls = synthesized(packing, "compact", ["the <|user|> is <|end|> " * 150])
+    assert len(calls) > 1
+    for call in calls:
+        assert call.answer.usage.prompt_tokens + MAX_TOKENS <= WINDOW
+
+
 @pytest.mark.parametrize("packing", ["wordy"], indirect=True)
 def test_chat_engines_take_the_helper_from_the_settings(
     packing: FusionEngine, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
 
@@ -28,7 +30,7 @@ from fusionrag_integrations.documents import read_documents
 from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
-from tests.conftest import town
+from tests.conftest import nested, town
 
 Report = Callable[[str, str, object, object], None]
 
@@ -48,6 +50,7 @@ def odd_files(directory: Path) -> list[str]:
         "deep.jsonl": b'{"text":' * 20_000,
         "number.jsonl": b'{"text": 1e400}\n',
         "digits.jsonl": b'{"text": "a", "metadata": {"x": ' + b"9" * 5000 + b"}}\n",
+        "name\udcff.txt": b"text",
         "surrogate.jsonl": b'{"text": "\\ud83d", "id": "\\ud83d"}\n',
     }
     for name, content in contents.items():
@@ -66,6 +69,8 @@ WORDS = [
         "\x1b[31m\x07\n",
         "[/red]",
         "\ud83d",
+        "\udcff",
+        "a\x00b",
         "%s{}",
         "a" * 300,
         "-",
@@ -162,21 +167,16 @@ class Strange:
     __hash__ = None  # type: ignore[assignment]
 
 
-def deep() -> list[Any]:
-    nested: list[Any] = []
-    for _ in range(5000):
-        nested = [nested]
-    return nested
-
-
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**20, -(10**400), 0.5, -0.0, 1e308, nan, inf),
     *("", " ", "a", "\x00", "\ud83d", "x" * 10_000, b"", b"a", "None", "fused", "float32"),
     *((), [], [None], [1], ["a"], [[]], {}, {"a": 1}, {1: 2}, {"a": None}, set(), {1}, [nan]),
-    *(object(), object, Strange(), Strange, 1j, range(3), iter([]), Path(), Path("\x00"), deep()),
+    *(object(), object, Strange(), Strange, 1j, range(3), iter([]), Path(), Path("\x00"), nested()),
     *(
         ["\x00"],
         ["a" * 5000],
+        *(np.array(["a", "b"]), np.array("a"), np.array([]), np.int64(3), np.float32(0.5)),
+        *(torch.tensor(1), torch.tensor([1, 2]), torch.tensor(True)),
         lambda: None,
         print,
         town(0),
@@ -225,6 +225,7 @@ def test_functions_and_components(model_dir: Path, tmp_path: Path, report: Repor
     engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1)])
     settings = {"max_tokens": 1}
+    vector = engine.corpus.embed_question(QUESTION)
     answer = AnswerSettings(**settings)  # type: ignore[arg-type]
     calls: list[tuple[str, Callable[..., Any], dict[str, Any], list[str] | None]] = [
         ("AnswerSettings", AnswerSettings, {}, None),
@@ -236,12 +237,14 @@ def test_functions_and_components(model_dir: Path, tmp_path: Path, report: Repor
         ("read_documents", lambda paths: list(read_documents(paths)), {}, ["paths"]),
         ("Corpus.open", Corpus.open, {"path": store}, None),
         ("corpus.search", engine.corpus.search, {"question": QUESTION}, None),
+        ("corpus.nearest", engine.corpus.nearest, {"vector": vector, "k": 2}, None),
+        ("corpus.handle_of", engine.corpus.handle_of, {"text": "a", "source": "b"}, None),
         ("engine.answer", engine.answer, {"prompt": QUESTION, "settings": answer}, None),
         ("engine.stream", engine.stream, {"prompt": QUESTION, "settings": answer}, None),
         ("engine.load", engine.load, {"prompt": QUESTION, "settings": answer}, None),
-        ("engine.encode", engine.encode, {"prompt": QUESTION}, None),
-        ("engine.count_tokens", engine.count_tokens, {"text": "a"}, None),
-        ("engine.prefetch", engine.prefetch, {"keys": []}, None),
+        ("engine.encode", engine.encode, {"text": QUESTION}, None),
+        ("engine.count_tokens", engine.count_tokens, {"prompt": "a"}, None),
+        ("engine.prefetch", engine.prefetch, {"handles": []}, None),
         ("engine.offer", engine.offer, {"texts": []}, None),
         ("engine.delete", engine.delete, {"document_ids": ["nobody"]}, None),
         ("engine.ingest", engine.ingest, {"documents": []}, None),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fusionrag_integrations import AnswerSettings
 from fusionrag_integrations.types import Prompt
+from tests.conftest import nested
 from tests.provocations.world import Provoked, Seen, World
 
 provoked = Provoked()
@@ -93,8 +94,17 @@ provoked.each(
         "A message must be a dictionary with the strings 'role' and 'content'; got ...": (
             lambda w: ask(w, [{"role": "user", "content": None}])  # type: ignore[typeddict-item]
         ),
-        "The prompt holds half a surrogate pair at character ...; ...": lambda w: ask(
-            w, "half \ud83d"
+        "A message's tool_calls are ...; give a list of dictionaries.": lambda w: ask(
+            w,
+            [{"role": "assistant", "content": "", "tool_calls": "f"}],  # type: ignore[typeddict-item]
+        ),
+        "The ... of a message is ...; give a string.": lambda w: ask(
+            w,
+            [{"role": "user", "content": "a", "name": 5}],  # type: ignore[typeddict-item]
+        ),
+        "Messages or tools are nested too deep; give some with less in them.": lambda w: ask(
+            w,
+            [{"role": "user", "content": "a", "more": nested()}],  # type: ignore[typeddict-unknown-key]
         ),
         "The prompt has ... tokens; the context of ... holds ..., and the answer needs ...": (
             lambda w: ask(w, "the river and the bridge " * 1000)

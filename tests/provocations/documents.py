@@ -15,7 +15,7 @@ from fusionrag_integrations.embedding import LexicalEmbedder
 from fusionrag_integrations.langchain import to_documents
 from fusionrag_integrations.neighbours import Neighbours
 from fusionrag_integrations.store import Budgets
-from tests.conftest import town
+from tests.conftest import nested, town
 from tests.provocations.world import Provoked, Seen, World, held
 
 provoked = Provoked()
@@ -136,10 +136,15 @@ provoked.each(
         "Document ... has a text and passages; give one of them.": lambda w: ingest(
             w, passages=(Passage("one"),)
         ),
-        "Document ... holds half a surrogate pair at character ...; ...": lambda w: ingest(
-            w, text="half \ud83d"
+        "metadata is nested too deep; give entries with less in them.": lambda w: ingest(
+            w, metadata={"x": nested()}
         ),
-        "A text can't be ...: ... lone surrogates...": lambda w: ingest(w, name="half \ud83d"),
+        "...: its name is not UTF-8 text; rename the file, or ...": lambda w: list(
+            read_documents([w.file("caf\udce9.txt")])
+        ),
+        "... holds half a surrogate pair at character ...; decode its source again, ...": (
+            lambda w: ingest(w, text="half \ud83d")
+        ),
         "Chunk ... of document ... needs ... tokens with the ingest prefix; ...": lambda w: w.open(
             chunk_tokens=5000
         ).ingest([Document("a", "word " * 2500)]),
@@ -149,8 +154,8 @@ provoked.each(
         "... passages without text are passed over, of ... sources, ... the first of them.": (
             lambda w: to_documents([LangChainDocument("")]) and w.logged()
         ),
-        "Give delete a list of document ids: ...": lambda w: w.engine.delete("town-0"),
-        "Document ids are strings; delete was given ...": lambda w: w.engine.delete([0]),  # type: ignore[list-item]
+        "document_ids is ...; give a list of strings.": lambda w: w.engine.delete("town-0"),
+        "document_ids holds ...; give a list of strings.": lambda w: w.engine.delete([0]),  # type: ignore[list-item]
         "... chunks were given with ... embeddings; give one embedding a chunk.": lambda w: w.open(
             embedding=FewEmbeddings()
         ).ingest([town(0)]),

@@ -107,10 +107,6 @@ provoked.each(
         "Unknown neighbours ...; known are ...": lambda w: w.run(
             "bench", "quality", "--limit", 1, "--neighbours", "nice"
         ),
-        "--... ...: give numbers between commas.": lambda w: w.run(
-            "bench", "quality", "--ratios", "half"
-        ),
-        "--... ...: they must lie in [...].": lambda w: w.run("bench", "quality", "--ratios", "15"),
         "--kv ...: choose isolated, fused, isolated_as_stored, fused_as_stored.": lambda w: w.run(
             "bench", "quality", "--kv", "none"
         ),
@@ -130,9 +126,6 @@ provoked.each(
         ),
         "--heads ... is no multiple of --kv-heads ....": lambda w: w.run(
             "bench", "kernel", "--heads", 7, "--kv-heads", 2
-        ),
-        "Traffic needs at least one of everything; got ...": lambda w: w.run(
-            "bench", "traffic", "--chunks", 0
         ),
     }
 )
