@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.errors import CatalogRowError, InvalidInputError, StoreError
+from fusionrag_integrations.errors import CatalogRowError, StoreError
 from fusionrag_integrations.forks import Forkable
 from fusionrag_integrations.index import ChunkIndex, check_k, of_another_embedding
 from fusionrag_integrations.threads import Closable
@@ -110,8 +110,6 @@ class ExactSearch(Forkable, Closable):
     def _checked(self, embedding: Sequence[float], vectors: _Vectors) -> np.ndarray:
         """A question's vector, as one to compare with these."""
         wanted = np.asarray(embedding, np.float32)
-        if not np.isfinite(wanted).all():
-            raise InvalidInputError("An embedding can't be used: not all its numbers are finite.")
         if vectors.ids and len(wanted) != vectors.matrix.shape[1]:
             raise of_another_embedding(
                 self._catalog.store,
@@ -251,5 +249,6 @@ def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
 
 def _units(vectors: np.ndarray) -> np.ndarray:
     """Of length 1, as rows; zeros stay zeros."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths, lengths, 1.0).astype(np.float32)
+    # Squares of small and large numbers are beyond float32.
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.where(lengths, lengths, 1.0)).astype(np.float32)
