@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from fusionrag_integrations.durable import (
 )
 from fusionrag_integrations.embedding import Embedder, as_embedder, as_vector, makes_the_same, probe
 from fusionrag_integrations.errors import (
+    CatalogRowError,
     InvalidInputError,
     StoreError,
     StoreMismatchError,
@@ -330,34 +331,48 @@ class Corpus(Closable):
             known = {r.chunk.id: vectors[r.chunk.id] for r in records if r.chunk.id in vectors}
             self.manifests.write(Manifest(key, content, records, unfused, known))
             self.catalog.replace_document(key, content, records, known)
+            self.manifests.forget_aside(key)
         self._index.remove(old - {chunk.id for chunk in chunks})
         self._note_change()
 
-    def delete(self, documents: Iterable[DocumentKey]) -> int:
-        """Delete documents; returns how many there were."""
+    def delete(
+        self, documents: Iterable[DocumentKey], free: Callable[[], object] = lambda: None
+    ) -> int:
+        """Delete documents; returns how many there were.
+
+        free: called once no text of them is known any more, to delete what was made of them. The
+        index comes after it, for Chroma needs room to delete.
+        """
         keys = list(documents)
         for key in keys:
             self.manifests.begin_delete(key)
         chunk_ids = self.catalog.chunk_ids(keys)
         deleted = self.catalog.delete_documents(keys)
+        free()
         self._index.remove(chunk_ids)
         self.manifests.finish_deletes()
         self._note_change()
         return deleted
 
     @contextmanager
-    def change(self) -> Iterator[bool]:
-        """Whether the change before this one was cut short: it may have left records of no chunk.
+    def change(self, collect: Callable[[], object]) -> Iterator[None]:
+        """A change; if the one before it was cut short, what that has left is put in order first.
 
-        What it had begun to delete is deleted now.
+        What it had begun to delete is deleted, and documents' files say again what the catalog
+        says: links are noted once a whole ingest has fused, so that each file is written once.
+        collect: called then, to delete what was made of texts that are gone.
         """
         note = self.path / UNFINISHED_FILE
         cut_short = note.exists() or self.manifests.deleting()
         with self._writable():
             touch_file(note)
         if cut_short:
-            self.delete(self.manifests.deleted(self.catalog.documents()))
-        yield cut_short
+            self.delete(self.manifests.deleted(self.catalog.documents()), collect)
+            self._remove_strangers()
+            for document in self.catalog.documents():
+                with suppress(CatalogRowError):  # its file may be the only whole copy
+                    self.note_links([document])
+        yield
         with self._writable():
             remove_file(note)
 
@@ -385,14 +400,17 @@ class Corpus(Closable):
 
     def embed_missing(self, progress: Progress) -> None:
         """Bring the index in line with the catalog: drop strangers, embed what is missing."""
-        indexed = self._index.ids()
-        known = set(self.catalog.chunk_ids())
-        self._index.remove(sorted(indexed - known))
-        missing = sorted(known - indexed)
+        missing = sorted(set(self.catalog.chunk_ids()) - self._remove_strangers())
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
             self._restore(missing[start : start + EMBEDDING_BATCH])
         progress("embed", len(missing), len(missing))
+
+    def _remove_strangers(self) -> set[str]:
+        """Remove from the index what the catalog doesn't know; returns the ids of what stays."""
+        indexed, known = self._index.ids(), set(self.catalog.chunk_ids())
+        self._index.remove(sorted(indexed - known))
+        return indexed & known
 
     def note_links(self, documents: Iterable[DocumentKey]) -> None:
         """Write the manifests of documents whose chunks were fused, as the catalog has them."""

@@ -19,6 +19,8 @@ from fusionrag_integrations.types import KVKind, LayeredKV
 
 INDICES = 32
 """Indices that have a mean of their own; the last one's stands for all further tokens."""
+FEWEST_CHUNKS = 16
+"""Of a scope, with fused KV: means over fewer say nothing of the others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

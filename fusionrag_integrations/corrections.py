@@ -6,13 +6,15 @@
                    the chunks that it is a mean over
 
 A correction is used only while all chunks that it is a mean over are there: nothing that was
-deleted is left in what is added to others. What can't be read counts as none, and is measured anew.
+deleted is left in what is added to others. What can't be used counts as none, which answers tell,
+and is measured anew.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.correction import Correction
+from fusionrag_integrations.correction import FEWEST_CHUNKS, Correction
 from fusionrag_integrations.durable import read_file, remove_file, sweep, write_file
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.inputs import parse_json
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 DIRECTORY = "corrections"
 MAX_BYTES = 1 << 28
 _DIGEST_BYTES = 16
+_AND_NOW = "It isn't used; `fusionrag repair` removes it, and the next ingest measures it anew."
+_MISSING = "Its scope has no correction that is still true; the next ingest measures one."
 _Stamp = tuple[int, int, int]
 
 
@@ -59,32 +63,45 @@ class Corrections:
         self._drafts = self._directory / "tmp"
         self._catalog = catalog
         self._signature = catalog.info.record_signature
-        self._known: dict[str, tuple[_Stamp, Correction | None]] = {}
+        self._known: dict[str, tuple[_Stamp, tuple[Correction | None, str]]] = {}
         sweep(self._drafts)
 
-    def of(self, scope: str) -> Correction | None:
-        """What to add to a scope's fused KV; None where nothing was measured that is still true.
+    def of(self, scope: str) -> tuple[Correction | None, str]:
+        """What to add to a scope's fused KV, and why there is nothing where there should be.
 
+        Nothing is due to a scope of few chunks, and where a correction was measured to do harm.
         Looks whether the file or the documents have changed, and reads it again only then.
         """
         now = (*self._file(scope), self._catalog.texts_revision)
         known = self._known.get(scope)
         if known is None or known[0] != now:
-            found = self.read(scope)
-            known = self._known[scope] = now, None if found is None else found.correction
+            known = self._known[scope] = now, self._found(scope)
         return known[1]
+
+    def _found(self, scope: str) -> tuple[Correction | None, str]:
+        try:
+            found = self._true(scope)
+        except StoreError as error:
+            logger.warning("A correction isn't used: %s", error)
+            return None, str(error)
+        if found is not None:
+            return found.correction, ""
+        due = len(self._catalog.fused_ids(scope)) >= FEWEST_CHUNKS
+        return None, _MISSING if due else ""
 
     def read(self, scope: str) -> ScopeCorrection | None:
         """A scope's file; None where there is none, and where it isn't true any more."""
-        path = self._path(scope)
         try:
-            about, correction = _parsed(path)
-        except FileNotFoundError:
-            return None
-        except (OSError, StoreError) as error:
+            return self._true(scope)
+        except StoreError as error:
             logger.warning("A correction isn't used: %s", error)
             return None
-        if (about["signature"], about["scope"]) != (self._signature, scope):
+
+    def _true(self, scope: str) -> ScopeCorrection | None:
+        """Like `read`. Raises `StoreError` where the file can't be used."""
+        try:
+            about, correction = self._checked(self._path(scope))
+        except FileNotFoundError:
             return None
         chunk_ids = tuple(about["chunk_ids"])
         there = self._catalog.readable(chunk_ids)
@@ -92,16 +109,28 @@ class Corrections:
             return None
         return ScopeCorrection(correction, chunk_ids, about["chunks"])
 
-    def damaged(self) -> Iterator[tuple[Path, Exception]]:
-        """The files that can't be read, and why."""
+    def _checked(self, path: Path) -> tuple[dict[str, Any], Correction | None]:
+        """What a file says and holds. Raises `StoreError`, and `FileNotFoundError`."""
+        about, correction = _parsed(path)
+        if about["signature"] != self._signature or self._path(str(about["scope"])) != path:
+            raise StoreError(f"The correction {path} is of another store or scope. {_AND_NOW}")
+        return about, correction
+
+    def damaged(self) -> Iterator[tuple[Path, StoreError]]:
+        """What can't be used, and why."""
+        if os.path.lexists(self._directory) and not _is_directory(self._directory):
+            yield self._directory, StoreError(f"{self._directory} isn't a directory.")
+            return
         for path in self._paths():
             try:
-                _parsed(path)
-            except (OSError, StoreError) as error:
+                self._checked(path)
+            except FileNotFoundError:  # replaced meanwhile
+                continue
+            except StoreError as error:
                 yield path, error
 
     def write(self, scope: str, measured: ScopeCorrection) -> None:
-        """Put what was measured in the place of what was. Raises `OSError`."""
+        """Put what was measured in the place of what was. Raises `StoreError`."""
         about = {
             "signature": self._signature,
             "scope": scope,
@@ -116,25 +145,29 @@ class Corrections:
             }
         content = save(tensors)
         digest = xxhash.xxh3_128(content).digest()
-        write_file(self._path(scope), [digest, content], self._drafts)
+        path = self._path(scope)
+        try:
+            write_file(path, [digest, content], self._drafts)
+        except OSError as error:
+            raise StoreError(f"Can't write {path}: {error}") from error
 
     def remove_stale(self, scopes: Iterable[str] | None = None) -> None:
         """Remove the files that aren't true any more, so that nothing of deleted chunks stays.
 
-        scopes: whose chunks have gone; None looks at all files.
+        scopes: whose chunks have gone; None looks at all files. Raises `StoreError`.
         """
         if scopes is None:
             scopes = self._catalog.scopes()
             known = {self._path(scope) for scope in scopes}
             for path in set(self._paths()) - known:
-                remove_file(path)
+                _remove(path)
         for scope in scopes:
             path = self._path(scope)
             if path.is_symlink() or (path.exists() and self.read(scope) is None):
-                remove_file(path)
+                _remove(path)
 
     def _paths(self) -> list[Path]:
-        if not self._directory.is_dir():
+        if not _is_directory(self._directory):
             return []
         return sorted(path for path in self._directory.iterdir() if path != self._drafts)
 
@@ -150,9 +183,25 @@ class Corrections:
         return status.st_mtime_ns, status.st_size
 
 
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    try:
+        remove_file(path)
+    except OSError as error:
+        raise StoreError(f"Can't delete {path}: {error}") from error
+
+
 def _parsed(path: Path) -> tuple[dict[str, Any], Correction | None]:
-    """What a file says and holds. Raises `OSError`, and `StoreError` where it is damaged."""
-    content = read_file(path, MAX_BYTES)
+    """What a file says and holds. Raises `StoreError`, and `FileNotFoundError`."""
+    try:
+        content = read_file(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"The correction {path} can't be read ({error}). {_AND_NOW}") from error
     digest, rest = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     try:
         if xxhash.xxh3_128(rest).digest() != digest:
@@ -164,7 +213,4 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Correction | None]:
             return about, None
         return about, Correction(tensors["keys"].float(), tensors["values"].float())
     except (ValueError, KeyError, TypeError, SafetensorError, InvalidInputError) as error:
-        raise StoreError(
-            f"The correction {path} is damaged ({error}). It isn't used; `fusionrag repair` "
-            "removes it, and the next ingest measures it anew."
-        ) from error
+        raise StoreError(f"The correction {path} is damaged ({error}). {_AND_NOW}") from error

@@ -124,7 +124,7 @@ class Ingest:
         Others in it stay as they are, or are deleted once all of `documents` are in.
         """
         started = perf_counter()
-        with self._corpus.change():
+        with self._corpus.change(lambda: collect_garbage(self._corpus, self._store)):
             changes = self._update_catalog(documents)
             deleted = 0
             if delete_others:
@@ -381,16 +381,20 @@ def delete_documents(
         catalog = corpus.catalog
         documents = [DocumentKey(document_id, scope) for document_id in ids]
         keys = catalog.keys_of(documents)
-        with corpus.change() as cut_short:
-            deleted = corpus.delete(documents)
-            Corrections(corpus.path, catalog).remove_stale(None if cut_short else [scope])
-            if cut_short:
-                collect_garbage(corpus, store)
-            else:
-                for key in catalog.dead_keys(keys):
-                    store.delete(key)
-                catalog.forget_traces(keys)
-        return deleted
+        corrections = Corrections(corpus.path, catalog)
+
+        def collect() -> None:
+            corrections.remove_stale()
+            collect_garbage(corpus, store)
+
+        def free() -> None:
+            corrections.remove_stale([scope])
+            for key in catalog.dead_keys(keys):
+                store.delete(key)
+            catalog.forget_traces(keys)
+
+        with corpus.change(collect):
+            return corpus.delete(documents, free)
 
 
 def _batches(

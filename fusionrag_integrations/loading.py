@@ -75,13 +75,15 @@ class ChunkLoading:
         for span, variant in wanted:
             name = (span.record.chunk.id, variant)
             if name not in loaded:
-                correction = self._correction(span.record, settings)
+                correction, uncorrected = self._correction(span.record, settings)
                 kv, reason = self._load_chunk(span.record, variant, correction, lease, complete)
                 if kv is None and span.start in at_start:
                     kv, _ = self._load_chunk(span.record, "fused", correction, lease, complete)
                 loaded[name] = kv
                 if variant == "isolated" and settings.kv == "fused" and span.start not in at_start:
                     reason = reason or _why_isolated(span.record, _UNCERTAIN)
+                if kv is not None and kv.kind == "fused":
+                    reason = reason or uncorrected
                 if reason:
                     reasons[span.record.chunk.id] = reason
         watch.lap("load")
@@ -129,15 +131,18 @@ class ChunkLoading:
         kvs = prefill_chunks(self._model, self._prefix(), tokens)
         return {new[kv.key].chunk.id: kv for kv in kvs}
 
-    def _told(self, error: KVRecordError) -> str:
+    def _told(self, reason: str) -> str:
         """A reason for those who read a report: where the store lies isn't theirs to know."""
-        return str(error).replace(f"{self._kv.path.parent}{os.sep}", "")
+        return reason.replace(f"{self._kv.path.parent}{os.sep}", "")
 
-    def _correction(self, record: ChunkRecord, settings: AnswerSettings) -> Correction | None:
-        """What is added to the chunk's fused KV."""
+    def _correction(
+        self, record: ChunkRecord, settings: AnswerSettings
+    ) -> tuple[Correction | None, str]:
+        """What is added to the chunk's fused KV, and why nothing is where something should be."""
         if not settings.corrected or not record.fused_key:
-            return None
-        return self._corrections.of(record.chunk.scope)
+            return None, ""
+        correction, reason = self._corrections.of(record.chunk.scope)
+        return correction, self._told(reason)
 
     def _load_chunk(
         self,
@@ -167,7 +172,7 @@ class ChunkLoading:
                 if record.captured and isinstance(error, KVMissingError):
                     continue  # it is computed in this request, for this and later ones
                 logger.warning("A KV record of chunk %s isn't used: %s", record.chunk.id, error)
-                reason = self._told(error)
+                reason = self._told(str(error))
         return None, reason
 
 

@@ -168,21 +168,28 @@ class Manifests:
         )
 
     def begin_delete(self, document: DocumentKey) -> None:
-        """Move a document aside; nothing happens where there is none. Raises `StoreError`."""
+        """Move a document's file to those that go; nothing happens where there is none.
+
+        What `repair` has put aside of it goes first. Raises `StoreError`.
+        """
         path = self.path_of(document)
+        self.forget_aside(document)
         try:
             make_directory(self._deleted)
             move_file(path, self._deleted / path.name)
         except OSError as error:
             raise StoreError(f"Can't delete {path}: {error}") from error
 
+    def forget_aside(self, document: DocumentKey) -> None:
+        """Remove what `repair` has put aside of a document: text of it. Raises `StoreError`."""
+        aside = aside_of(self.path_of(document))
+        if aside.is_file() or aside.is_symlink():
+            _remove(aside)
+
     def finish_deletes(self) -> None:
-        """Remove all that `begin_delete` moved aside. Raises `StoreError`."""
+        """Remove all that `begin_delete` moved. Raises `StoreError`."""
         for path in self._deleted.glob("*.json"):
-            try:
-                remove_file(path)
-            except OSError as error:
-                raise StoreError(f"Can't delete {path}: {error}") from error
+            _remove(path)
 
     def deleting(self) -> bool:
         """Whether a deletion has begun, and isn't finished."""
@@ -252,6 +259,18 @@ class Manifests:
             write_file(path, [json.dumps(head).encode() + b"\n", body], self._drafts, sync=sync)
         except OSError as error:
             raise StoreError(f"Can't write {path}: {error}") from error
+
+
+def aside_of(path: Path) -> Path:
+    """Where `repair` puts what is damaged, and may be the only copy of something."""
+    return path.with_name(f"{path.name}.damaged")
+
+
+def _remove(path: Path) -> None:
+    try:
+        remove_file(path)
+    except OSError as error:
+        raise StoreError(f"Can't delete {path}: {error}") from error
 
 
 def _read(path: Path) -> Any:

@@ -20,7 +20,7 @@ from operator import add
 
 import torch
 
-from fusionrag_integrations.correction import CorrectedKV, Correction, Deviations
+from fusionrag_integrations.correction import FEWEST_CHUNKS, CorrectedKV, Correction, Deviations
 from fusionrag_integrations.fidelity import FullAnswer, ReusedPrompt, answer_from
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.prompt import assemble, encode_worded, word, worded_question
@@ -46,11 +46,11 @@ LoadKV = Callable[[ChunkRecord], LayeredKV]
 
 
 def count_of(chunks: int) -> int:
-    """How many mixtures a scope of so many chunks is worth; 0 where it has too few for one.
+    """How many mixtures a scope of so many chunks is worth; 0 where it has too few.
 
     An ingest computes each chunk twice, isolated and fused.
     """
-    if chunks < 2 * CHUNKS:
+    if chunks < FEWEST_CHUNKS:
         return 0
     return max(FEWEST, min(MOST, int(SHARE * 2 * chunks / CHUNKS)))
 

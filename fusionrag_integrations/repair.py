@@ -53,7 +53,7 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.keys import fused_key
-from fusionrag_integrations.manifests import Manifest, Manifests
+from fusionrag_integrations.manifests import Manifest, Manifests, aside_of
 from fusionrag_integrations.records import RecordFiles, is_key, verify
 from fusionrag_integrations.types import ChunkRecord, DocumentKey
 
@@ -425,7 +425,7 @@ def _removed(path: Path) -> bool:
 
 def _put_aside(path: Path) -> None:
     """Rename what is damaged, in the place of what was put aside before."""
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = aside_of(path)
     if aside.is_dir():
         rmtree(aside)
     path.replace(aside)

@@ -1,4 +1,4 @@
-"""What this process holds of the system, and calls in forked children."""
+"""What this process holds of the system, calls in forked children, and modules run as programs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import faulthandler
 import gc
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE = 30  # seconds, after which a child counts as hanging
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,22 @@ def in_child(call: Callable[[], object]) -> str:
     if os.waitpid(child, 0)[1]:
         raise TimeoutError(f"The child hangs, or was killed; it said {said!r}.")
     return said
+
+
+def run_module(
+    module: str, *arguments: object, before: Sequence[object] = ()
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module` with these arguments, as one that forks is run; it must succeed.
+
+    before: what the command begins with, such as `unshare`.
+    """
+    run = subprocess.run(
+        [*map(str, before), sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert run.returncode == 0, run.stderr
+    return run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.correction import INDICES, CorrectedKV, Correction, Deviations
 from fusionrag_integrations.corrections import Corrections, ScopeCorrection
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.mixtures import (
     CHUNKS,
     assembled,
@@ -28,6 +30,7 @@ from fusionrag_integrations.repair import find_damage, repair
 from fusionrag_integrations.rope import rotate
 from fusionrag_integrations.types import ChunkKV, ChunkRecord, DocumentKey
 from tests.conftest import all_records, town
+from tests.damage import KINDS, deleted, flipped
 
 SHAPE = (3, 2, INDICES, 16)
 CPU = torch.device("cpu")
@@ -152,12 +155,12 @@ class TestFiles:
         found = corrections.read("")
         assert found is not None
         assert found.correction is None
-        assert corrections.of("") is None
+        assert corrections.of("") == (None, "")
 
     def test_each_scope_has_its_own(self, corrections: Corrections, ids: tuple[str, ...]) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        assert corrections.of("") is not None
-        assert corrections.of("north") is None
+        assert corrections.of("")[0] is not None
+        assert corrections.of("north") == (None, "")
 
     def test_one_scopes_file_in_anothers_place_is_none(
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...]
@@ -167,14 +170,17 @@ class TestFiles:
         corrections.write("north", ScopeCorrection(None, ids, 3))
         (other,) = set((engine.corpus.path / "corrections").glob("[0-9a-f]*")) - {file}
         other.write_bytes(file.read_bytes())
-        assert corrections.of("north") is None
+        found, reason = corrections.of("north")
+        assert found is None
+        assert "another store or scope" in reason
+        assert [path for path, _ in corrections.damaged()] == [other]
 
     def test_a_new_file_is_seen(self, corrections: Corrections, ids: tuple[str, ...]) -> None:
-        assert corrections.of("") is None
+        assert corrections.of("") == (None, "")
         corrections.write("", ScopeCorrection(correction(1), ids, 3))
-        first = corrections.of("")
+        first, _ = corrections.of("")
         corrections.write("", ScopeCorrection(correction(2), ids, 3))
-        second = corrections.of("")
+        second, _ = corrections.of("")
         assert first is not None
         assert second is not None
         assert not torch.equal(first.keys, second.keys)
@@ -184,12 +190,12 @@ class TestFiles:
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...], how: str
     ) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        assert corrections.of("") is not None
+        assert corrections.of("")[0] is not None
         if how == "deleted":
             engine.delete(["town-0"])
         else:
             engine.ingest([replace(town(0), text="Another text, which has nothing of the old.")])
-        assert corrections.of("") is None
+        assert corrections.of("") == (None, "")
         assert not list((engine.corpus.path / "corrections").glob("[0-9a-f]*"))
 
     def test_damage_is_told_and_counts_as_none(
@@ -458,6 +464,53 @@ class TestIngest:
             engine.ingest([])
         assert "left for the next ingest" in caplog.text
         assert self.about(engine) is None
+
+    def test_where_it_cannot_be_used_the_answer_says_so(
+        self, engine: FusionEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """And is that of a store without it."""
+        self.use(engine)
+        texts = [record.chunk.text for record in all_records(engine.corpus.catalog)[:4]]
+        prompt, settings = question_prompt(texts, "Where?"), AnswerSettings(max_tokens=4)
+        before = engine.answer(prompt, settings)
+        assert (before.fused_chunks, before.fallbacks) == (3, ())
+        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        whole, without = file.read_bytes(), set[object]()
+        for damage in (deleted, *KINDS, flipped):
+            file.write_bytes(whole)
+            assert engine.answer(prompt, settings).fallbacks == ()
+            damage(file, random.Random(0))
+            after = engine.answer(prompt, settings)
+            assert [fallback.used for fallback in after.fallbacks] == ["fused"] * 3, damage
+            reasons = {fallback.reason for fallback in after.fallbacks}
+            assert all("ext ingest measures" in reason for reason in reasons)
+            assert not any(str(engine.corpus.path) in reason for reason in reasons)
+            without.add(after.token_ids)
+            assert engine.answer(prompt, replace(settings, corrected=False)).fallbacks == ()
+            if file.is_dir():
+                file.rmdir()
+            file.unlink(missing_ok=True)
+        assert without != {before.token_ids}
+        assert len(without) == 1
+
+    @pytest.mark.parametrize("place", ["corrections", "corrections/*"])
+    @pytest.mark.parametrize("change", ["ingest", "delete"])
+    def test_what_stands_in_its_way_is_named(
+        self, engine: FusionEngine, place: str, change: str
+    ) -> None:
+        (path,) = set(engine.corpus.path.glob(place)) - {engine.corpus.path / "corrections" / "tmp"}
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if place == "corrections":
+            path.touch()
+        else:
+            path.mkdir()
+        changes = {"ingest": lambda: engine.ingest([]), "delete": lambda: engine.delete(["town-0"])}
+        if (place, change) != ("corrections", "delete"):  # nothing is there to be deleted
+            with pytest.raises(StoreError, match="corrections"):
+                changes[change]()
+        mended = list(repair(engine.corpus.path))
+        assert [problem.mended for problem in mended if problem.area == "corrections"] == [True]
+        changes[change]()
 
     def test_too_few_chunks_are_not_measured_on(self, model_dir: Path, tmp_path: Path) -> None:
         small = FusionEngine.from_pretrained(model_dir, store=tmp_path / "small", chunk_tokens=48)

@@ -46,6 +46,10 @@ def answer(engine: FusionEngine, *document_ids: str) -> Answer:
     return engine.answer(question_prompt(texts, "Which house?"), settings)
 
 
+def interrupted(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
 def stop_at(stage: str, step: int) -> Callable[[str, int, int], None]:
     def progress(at: str, done: int, total: int) -> None:
         if (at, done) == (stage, step):
@@ -201,6 +205,31 @@ def test_deleting_takes_all_kv_made_from_or_with_the_document(engine: FusionEngi
     assert {hit.chunk.document_id for hit in hits} == {"town-0"}
 
 
+@pytest.mark.parametrize("before", ["nothing", "a delete that the catalog had no room for"])
+def test_deleting_frees_room_before_the_index_needs_some(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """As on a full disk, where Chroma can't write before something is gone."""
+    engine.ingest([town(0), town(1)])
+    if before != "nothing":
+        monkeypatch.setattr(engine.corpus.catalog, "delete_documents", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.delete(["town-0"])
+        monkeypatch.undo()
+    gone = {record.isolated_key for record in records(engine, "town-0")}
+    index = engine.corpus._index
+    remove = index.remove
+
+    def with_room(chunk_ids: Sequence[str]) -> None:
+        if gone & set(stored(engine).keys()):
+            raise StoreError("No space left on device")
+        remove(chunk_ids)
+
+    monkeypatch.setattr(index, "remove", with_room)
+    engine.delete(["town-0"])
+    assert document_ids(engine.corpus.catalog) == ["town-1"]
+
+
 def test_deleting_looks_at_no_other_record(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +284,27 @@ def test_an_interrupted_ingest_ends_as_one_that_was_not(
     assert records(engine) == records(other)
     for key in stored(other).keys():  # noqa: SIM118  a store, not a dictionary
         assert torch.equal(kv_in(engine, key).values, kv_in(other, key).values)
+
+
+@pytest.mark.parametrize("then", ["ingest", "delete"])
+def test_after_an_interrupt_the_documents_files_say_what_is_fused(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Whichever change comes next: the catalog is rebuilt from them."""
+    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
+    with pytest.raises(KeyboardInterrupt):
+        engine.ingest([town(0), town(1)], progress=stop_at("fused", 4))
+    if then == "ingest":
+        engine.ingest([])
+    else:
+        engine.delete(["town-9"])
+    corpus = engine.corpus
+    for path in corpus.manifests.paths():
+        told = corpus.manifests.read(path).records
+        assert list(told) == records(engine, told[0].chunk.document_id)
+    assert sum(bool(record.fused_key) for record in records(engine)) == (
+        6 if then == "ingest" else 4
+    )
 
 
 @pytest.mark.parametrize(("stage", "step"), [("embed", 0), ("isolated", 1), ("fused", 1)])

@@ -5,28 +5,18 @@ tests/long/test_kills.py does it at more moments.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import run_module
+
 CRASHES = 20
 
 
 def crashes(store: Path, model: Path, rounds: int) -> tuple[int, int, str]:
     """How many operations were done, after how many kills the store was wrong, and how."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.crashing_ingest", store, model, str(rounds)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-    )
-    assert run.returncode == 0, run.stderr
+    run = run_module("tests.crashing_ingest", store, model, rounds)
     done, wrong = run.stdout.split()
     return int(done), int(wrong), run.stderr
 

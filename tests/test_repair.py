@@ -195,9 +195,10 @@ def test_kv_of_documents_that_the_catalog_does_not_know_is_kept(
     assert list(find_damage(store)) == []
 
 
+@pytest.mark.parametrize("then", ["ingest", "delete"])
 @pytest.mark.parametrize("at", ["begin_delete", "delete_documents", "finish_deletes", "_index"])
 def test_a_delete_that_was_killed_is_finished_by_the_next_change(
-    store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, at: str, then: str
 ) -> None:
     """Nothing needs to be mended. Before it began, nothing is deleted."""
     engine = FusionEngine.from_pretrained(model_dir, store=store)
@@ -214,7 +215,10 @@ def test_a_delete_that_was_killed_is_finished_by_the_next_change(
     corpus.close()
     assert [p for p in find_damage(store) if p.area != "index"] == []
     engine = FusionEngine.from_pretrained(model_dir, store=store)
-    engine.ingest([town(5)])
+    if then == "ingest":
+        engine.ingest([town(5)])
+    else:
+        engine.delete(["town-0"])
     gone = at != "begin_delete"
     assert (DocumentKey("town-1") not in engine.corpus.catalog.documents()) == gone
     left = {path.stem for path in files(store, "kv/??/*")}
@@ -405,6 +409,36 @@ def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: P
     assert areas(list(repair(store)))[:3] == [("documents", True)] * 3
     assert not path.exists()
     assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("how", ["deleted", "killed", "left out", "replaced", "unknown"])
+def test_what_was_put_aside_of_a_document_goes_with_its_text(
+    store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    aside = []
+    for name in ("town-0", "town-1", "town-9"):
+        path = Manifests(store).path_of(DocumentKey(name))
+        path.parent.mkdir(exist_ok=True)
+        aside.append(path.with_name(f"{path.name}.damaged"))
+        aside[-1].write_text("what it said")
+    engine = FusionEngine.from_pretrained(model_dir, store=store)
+    others = [town(0), town(2)]
+    if how == "killed":
+        monkeypatch.setattr(engine.corpus.catalog, "delete_documents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.delete(["town-1"])
+        monkeypatch.undo()
+        engine.ingest(others)
+    elif how == "left out":
+        engine.ingest(others, delete_others=True)
+    elif how == "replaced":
+        engine.ingest([*others, replace(town(7), id="town-1")])
+    else:
+        engine.delete(["town-9" if how == "unknown" else "town-1"])
+    engine.close()
+    there = [path.exists() for path in aside]
+    assert there == ([True, True, False] if how == "unknown" else [True, False, True])
+    assert not list((store / "documents" / "deleted").glob("*"))
 
 
 def emptied(path: Path) -> None:

@@ -16,8 +16,8 @@ class Answer:
     """An answer and how it came about. Counts of chunks say which KV stood in for them.
 
     full_reason: why the whole prompt was computed; empty where KV was reused. fallbacks: the chunks
-    whose KV was missing, or isolated where fused KV was asked for, and why. trace: the prompt, for
-    `explain`.
+    whose KV was missing, isolated where fused KV was asked for, or without the correction that it
+    should have, and why. trace: the prompt, for `explain`.
     """
 
     text: str

@@ -1,11 +1,11 @@
-"""Ingests into a disk of a few MB that is nearly full, each in a process of its own.
+"""Ingests and deletes on a disk of a few MB that is nearly full, each in a process of its own.
 
     python -m tests.long.full_disk MODEL DISK ELSEWHERE SIZES
 
 DISK is a directory where this process may mount: `unshare --user --map-root-user --mount` lets it.
 Prints a line of JSON for each number of KB that were free and each way: into a store that is there,
-into a new one, and by the command. It tells what the first ingest said, what was wrong afterwards,
-and how the process ended if not well.
+into a new one, by the command, and a delete. It tells what the first one said, what was wrong
+afterwards, and how the process ended if not well.
 """
 
 from __future__ import annotations
@@ -69,6 +69,24 @@ def made(model: CausalModel, store: Path) -> list[str]:
         return answers(engine, BEFORE)
 
 
+def made_without(model: CausalModel, base: Path, store: Path) -> list[str]:
+    """A store with room where the first document is deleted: answers over the others."""
+    shutil.copytree(base, store)
+    with FusionEngine.open(model, store) as engine:
+        engine.delete([BEFORE[0].id])
+        engine.ingest([])
+        return answers(engine, BEFORE[1:])
+
+
+def copied(base: Path, disk: Path, kilobytes: int) -> Path:
+    """A copy of a store on the disk, with so much room left."""
+    mount(disk, LARGE)
+    store = shutil.copytree(base, disk / "store")
+    used = LARGE - free_kilobytes(disk)
+    mount(disk, used + kilobytes, "remount")
+    return store
+
+
 def filled(
     model: CausalModel, disk: Path, base: Path | None, expected: list[str], kilobytes: int
 ) -> dict[str, object]:
@@ -77,10 +95,7 @@ def filled(
     if base is None:
         mount(disk, kilobytes)
     else:
-        mount(disk, LARGE)
-        shutil.copytree(base, store)
-        used = LARGE - free_kilobytes(disk)
-        mount(disk, used + kilobytes, "remount")
+        copied(base, disk, kilobytes)
     before = BEFORE if base is not None else []
     problems: list[str] = []
     said = "done"
@@ -102,12 +117,36 @@ def filled(
     missed = [engine.answer(d.text, AS_STORED).missed_chunks for d in [*before, *NEW]]
     problems += wrong("missed chunks", sum(missed), 0)
     engine.close()
-    problems += (f"{found.area}: {found.message}" for found in find_damage(store))
-    live = {path.stem for path in (store / "kv").glob("??/*")}
-    with FusionEngine.open(model, store) as again:
-        problems += wrong("records", live, again.corpus.catalog.live_keys())
-        problems += wrong("answers anew", answers(again, before), expected)
+    problems += left(model, store, before, expected)
     return {"said": said, "problems": problems}
+
+
+def left(
+    model: CausalModel, store: Path, documents: list[Document], expected: list[str]
+) -> Iterator[str]:
+    """What is wrong with a store in the end. expected: what is answered over these documents."""
+    yield from (f"{found.area}: {found.message}" for found in find_damage(store))
+    records = {path.stem for path in (store / "kv").glob("??/*")}
+    with FusionEngine.open(model, store) as again:
+        yield from wrong("records", records, again.corpus.catalog.live_keys())
+        yield from wrong("answers anew", answers(again, documents), expected)
+
+
+def deleted(
+    model: CausalModel, disk: Path, base: Path, expected: list[str], kilobytes: int
+) -> dict[str, object]:
+    """Delete a document with so much room left, and once more with enough."""
+    store = copied(base, disk, kilobytes)
+    said = "done"
+    with FusionEngine.open(model, store) as engine:
+        try:
+            engine.delete([BEFORE[0].id])
+        except FusionRAGError as error:
+            said = f"{type(error).__name__}: {error}"
+        mount(disk, LARGE, "remount")
+        engine.delete([BEFORE[0].id])
+        engine.ingest([])
+    return {"said": said, "problems": list(left(model, store, BEFORE[1:], expected))}
 
 
 def commanded(model_dir: Path, disk: Path, files: Path, kilobytes: int) -> dict[str, object]:
@@ -152,6 +191,8 @@ def main(model_dir: Path, disk: Path, elsewhere: Path, sizes: list[int]) -> None
     base, files = elsewhere / "base", elsewhere / "files"
     expected, ended = forked(partial(made, model, base))
     assert isinstance(expected, list), ended
+    after_delete, ended = forked(partial(made_without, model, base, elsewhere / "without"))
+    assert isinstance(after_delete, list), ended
     files.mkdir()
     for document in NEW:
         (files / f"{document.id}.txt").write_text(document.text)
@@ -159,6 +200,7 @@ def main(model_dir: Path, disk: Path, elsewhere: Path, sizes: list[int]) -> None
         ways = {
             "there": partial(filled, model, disk, base, expected, size),
             "new": partial(filled, model, disk, None, [], size),
+            "delete": partial(deleted, model, disk, base, after_delete, size),
         }
         if size in sizes[::COMMANDS]:
             ways["command"] = partial(commanded, model_dir, disk, files, size)

@@ -38,6 +38,11 @@ sys.stdout.write(str(wrong_searches(Path(sys.argv[1]), range(1020), EMBEDDING)))
 """
 
 
+@pytest.fixture(autouse=True)
+def index_checked_here() -> None:
+    """In a process of its own, as users have it: damaged graphs crash the one that reads them."""
+
+
 def wrong(store: Path) -> int:
     """Searches that find another chunk, in a process that may crash: then all do."""
     command = [sys.executable, "-c", SEARCHES, str(store)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.test_ingest_crashes import ROOT, crashes
+from tests.processes import run_module
+from tests.test_ingest_crashes import crashes
 
 Report = Callable[[str, str, object, object], None]
 INGESTS, OTHERS = 150, 40
@@ -30,15 +28,7 @@ def test_ingests_killed(model_dir: Path, tmp_path: Path, report: Report) -> None
 
 @pytest.mark.parametrize("what", ["repair", "index"])
 def test_runs_killed(what: str, model_dir: Path, tmp_path: Path, report: Report) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.long.killed", what, tmp_path, model_dir, str(OTHERS)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-    )
-    assert run.returncode == 0, run.stderr
+    run = run_module("tests.long.killed", what, tmp_path, model_dir, OTHERS)
     wrong, longest = run.stdout.splitlines()[-1].split()
     done = {
         "repair": "A repair of a store with two damaged files killed at a random moment, and run "

@@ -16,10 +16,10 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.repair import find_damage
 from tests.crashing_ingest import document
 from tests.long.readers import DENSE, ISOLATED, prompt_of, versions
+from tests.processes import ROOT, run_module
 
 Report = Callable[[str, str, object, object], None]
 
-ROOT = Path(__file__).parents[2]
 READERS, OPERATIONS = 3, 60
 FORKS = 50
 
@@ -82,9 +82,7 @@ def test_readers_and_a_writer(model_dir: Path, tmp_path: Path, report: Report) -
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
 def test_forks(model_dir: Path, tmp_path: Path, report: Report) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "tests.long.forking", store, model_dir, str(FORKS)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.returncode == 0, run.stderr
+    run = run_module("tests.long.forking", store, model_dir, FORKS)
     found = json.loads(run.stdout)
     before, after, errors = found["only answers"], found["searches"], found["errors"]
     works, named = before.get("works", 0), after.get("named", 0)

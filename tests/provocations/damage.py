@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from fusionrag_integrations.catalog import CATALOG_FILE, UNFINISHED_FILE
 from fusionrag_integrations.index_check import index_faults
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Calibration
-from tests.conftest import all_records
+from tests.conftest import all_records, town
 from tests.provocations.stores import changed
-from tests.provocations.world import Provoked, Seen, World, held, records
+from tests.provocations.world import PROMPT, Provoked, Seen, World, held, records
 from tests.records.by_hand import build, tiny_parts
 from tests.records.writer import KEY
 
@@ -194,6 +195,51 @@ def by_hand(world: World, **metadata: str) -> list[Seen]:
     return verify(world, store)
 
 
+def corrected_store(world: World) -> tuple[Path, Path]:
+    """A store with a correction, and its file."""
+    store = world.tmp / "new"
+    with world.open(chunk_tokens=48) as engine:
+        engine.ingest([town(number) for number in range(6)])
+    (file,) = set((store / "corrections").iterdir()) - {store / "corrections" / "tmp"}
+    return store, file
+
+
+@provoked.by("The correction ... is damaged (...). ...", "A correction isn't used: ...")
+def damaged_correction(world: World) -> list[Seen]:
+    store, file = corrected_store(world)
+    flip_a_byte(file)
+    return world.asked(world.open(store), f"{town(1).text}\n\n{PROMPT}")
+
+
+@provoked.by("The correction ... can't be read (...). ...")
+def pipe_in_the_place_of_a_correction(world: World) -> list[Seen]:
+    store, file = corrected_store(world)
+    file.unlink()
+    os.mkfifo(file)
+    return verify(world, store)
+
+
+@provoked.by("The correction ... is of another store or scope. ...")
+def another_scopes_correction(world: World) -> list[Seen]:
+    store, file = corrected_store(world)
+    file.rename(file.with_name("f" * 32))
+    return verify(world, store)
+
+
+@provoked.by("Its scope has no correction that is still true; ...")
+def no_correction(world: World) -> list[Seen]:
+    store, file = corrected_store(world)
+    file.unlink()
+    return world.asked(world.open(store), f"{town(1).text}\n\n{PROMPT}")
+
+
+@provoked.by("... isn't a directory.")
+def file_in_the_place_of_corrections(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / "corrections").touch()
+    return verify(world, store)
+
+
 @provoked.by("... has version ... of the format ...; this release reads version ...")
 def newer_document(world: World) -> list[Seen]:
     store = world.copy()
@@ -308,6 +354,7 @@ def repaired_while_changing(world: World) -> list[Seen]:
 def undeletable(world: World) -> None:
     """A directory in a file's place, which deleting a file can't delete."""
     store = world.copy()
+    (store / UNFINISHED_FILE).unlink(missing_ok=True)
     for path in documents(store):
         path.unlink()
         path.mkdir()
