@@ -161,6 +161,7 @@ class Catalog(Forkable, Closable):
         self._path = path
         self._closed = False
         self._db: sqlite3.Connection | None = connection
+        self._file = _file_at(path)  # that the connection is to
         self._lock = RLock()
         super().__init__()
         columns = ", ".join(field.name for field in fields(StoreInfo))
@@ -233,10 +234,15 @@ class Catalog(Forkable, Closable):
         self._lock.release()
 
     def _connection(self) -> sqlite3.Connection:
+        """To the file that is there now: a repair puts another in its place."""
         self.check_open()
+        found = _file_at(self._path)
+        if self._db is not None and found not in (None, self._file):
+            self._db.close()
+            self._db = None
         if self._db is None:
             with _opening(self._path, "rw") as db:
-                self._db = db
+                self._db, self._file = db, found
         return self._db
 
     def check(self) -> None:
@@ -455,6 +461,12 @@ class Catalog(Forkable, Closable):
                 [(chunk_id, i, neighbour) for i, neighbour in enumerate(neighbour_ids)],
             )
         return True
+
+    def without_vectors(self) -> dict[str, DocumentKey]:
+        """The chunks that no search can find by its vector, with their documents."""
+        query = """SELECT id, document_id, scope FROM chunks
+            WHERE NOT captured AND id NOT IN (SELECT chunk_id FROM vectors)"""
+        return {row[0]: DocumentKey(*row[1:]) for row in self._rows(query)}
 
     def set_vectors(self, vectors: Mapping[str, Sequence[float]]) -> None:
         """Note chunks' vectors, by chunk id, in the place of those that were known."""
@@ -723,6 +735,15 @@ def _opening(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         except BaseException:
             db.close()
             raise
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file lies there, whatever it is called; None where there is none just now."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _kind(db: sqlite3.Connection) -> tuple[int, int, int]:

@@ -150,7 +150,7 @@ class Corpus(Closable):
         `StoreMismatchError` for another embedding, and `StoreError` where the index is gone. One
         that has lost chunks is named by the first search or change.
         """
-        path = Path(path)
+        path = Path(path).resolve()  # once, for all parts: a link may be put elsewhere
         catalog = open_catalog(path)
         return cls._of(path, catalog, as_embedder(embedding), partial(_open_index, path))
 
@@ -162,6 +162,7 @@ class Corpus(Closable):
         path that is not UTF-8 text.
         """
         check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
+        path = path.resolve()
         check_nothing_lost(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder))
@@ -399,8 +400,12 @@ class Corpus(Closable):
         self.manifests.note_revision(self._seen)
 
     def embed_missing(self, progress: Progress) -> None:
-        """Bring the index in line with the catalog: drop strangers, embed what is missing."""
-        missing = sorted(set(self.catalog.chunk_ids()) - self._remove_strangers())
+        """Bring the index in line with the catalog: drop strangers, embed what is missing.
+
+        Also chunks whose vectors the catalog has lost.
+        """
+        not_indexed = set(self.catalog.chunk_ids()) - self._remove_strangers()
+        missing = sorted(not_indexed.union(self.catalog.without_vectors()))
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
             self._restore(missing[start : start + EMBEDDING_BATCH])

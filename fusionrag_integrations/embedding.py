@@ -93,10 +93,17 @@ def makes_the_same(noted: str, found: str) -> bool:
     return all(math.dist(a, b) <= most for a, b in zip(before, now, strict=True))
 
 
-_PROBES = (
+_SENTENCES = (
     "The ferry across the river leaves every hour from the old harbour.",
     "Profits rose by 4% in the third quarter of 1998, the bank said.",
     "Proteins fold into shapes that decide which molecules they bind.",
+)
+_PROBES = (
+    *_SENTENCES,
+    # Some differ only in other scripts, or in how much of a text they read: at each doubling of
+    # its length this one goes on about something else.
+    "Über den Fluß, forêt d'été, año, река, 川を渡る。",
+    " ".join(_SENTENCES[i % 3] for i in range(5) for _ in range(2**i)),
 )
 _ROUNDING, _OF_SPREAD = 1e-3, 0.15
 

@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 
 from fusionrag_integrations.catalog import Catalog
-from fusionrag_integrations.errors import CatalogRowError, StoreError
+from fusionrag_integrations.errors import CatalogRowError, StoreClosedError, StoreError
 from fusionrag_integrations.forks import Forkable
-from fusionrag_integrations.index import ChunkIndex, check_k, of_another_embedding
+from fusionrag_integrations.index import (
+    ChunkIndex,
+    check_k,
+    of_another_embedding,
+    unit_rows,
+)
 from fusionrag_integrations.threads import Closable
 from fusionrag_integrations.types import Chunk
 
@@ -42,6 +47,7 @@ class ExactSearch(Forkable, Closable):
         self._index = index
         self._catalog = catalog
         self._held: _Held | None = None
+        self._closed = False
         self.renew()
         super().__init__()
 
@@ -70,7 +76,8 @@ class ExactSearch(Forkable, Closable):
 
     def close(self) -> None:
         """Close the index, not the catalog."""
-        self._held = None
+        with self._reading:
+            self._held, self._closed = None, True
         self._index.close()
 
     @property
@@ -115,12 +122,14 @@ class ExactSearch(Forkable, Closable):
                 self._catalog.store,
                 f"its vectors have a dimension of {vectors.matrix.shape[1]}, got {len(wanted)}",
             )
-        unit: np.ndarray = _units(wanted[None])[0]
+        unit: np.ndarray = unit_rows(wanted[None])[0]
         return unit
 
     def _vectors(self) -> _Vectors | None:
         """The catalog's, as it is now; None where the graph is to be searched."""
         with self._reading:
+            if self._closed:
+                raise StoreClosedError.of(self._catalog.store)
             revision = self._catalog.revision
             held = self._held
             if held is None or held.revision != revision:
@@ -144,14 +153,19 @@ class ExactSearch(Forkable, Closable):
                 matrix = np.empty((len(scopes), part.shape[1]), np.float32)
             matrix[len(ids) : len(ids) + len(names)] = part
             ids += names
+        if missing := len(scopes) - len(ids):
+            raise CatalogRowError(
+                f"The catalog {self._catalog.path} has lost the vectors of {missing} chunks. "
+                "`fusionrag repair` takes them from the documents."
+            )
         numbers = {scope: number for number, scope in enumerate(dict.fromkeys(scopes.values()))}
         of_rows = np.array([numbers[scopes[chunk_id]] for chunk_id in ids], int)
-        return _Vectors(tuple(ids), of_rows, numbers, matrix[: len(ids)])
+        return _Vectors(tuple(ids), of_rows, numbers, matrix)
 
     def _parts(
         self, chunk_ids: Iterable[str], before: _Vectors | None
     ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Chunks with their vectors, of length 1; chunks that have none are left out."""
+        """Chunks with their vectors, of length 1. Raises `CatalogRowError` for a damaged one."""
         known = before.rows if before else {}
         by_source: dict[bool, list[str]] = {True: [], False: []}
         for chunk_id in chunk_ids:
@@ -171,7 +185,7 @@ class ExactSearch(Forkable, Closable):
                     )
             if packed:
                 numbers = np.frombuffer(b"".join(packed.values()), "<f4")
-                yield list(packed), _units(numbers.reshape(len(packed), -1))
+                yield list(packed), unit_rows(numbers.reshape(len(packed), -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +259,3 @@ class _Vectors:
 
 def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
     return (list(ids[start : start + _READ]) for start in range(0, len(ids), _READ))
-
-
-def _units(vectors: np.ndarray) -> np.ndarray:
-    """Of length 1, as rows; zeros stay zeros."""
-    # Squares of small and large numbers are beyond float32.
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return (vectors / np.where(lengths, lengths, 1.0)).astype(np.float32)

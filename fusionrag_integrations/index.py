@@ -12,12 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import RLock
 from time import monotonic, sleep
 from typing import Any, ClassVar
 from weakref import finalize
+
+import numpy as np
 
 from fusionrag_integrations.durable import DIRECTORY_MODE
 from fusionrag_integrations.errors import (
@@ -43,6 +46,7 @@ _TIES = 16
 _openings = count()
 _SETTLING = 0.5  # seconds that threads of a closed client may take to end
 # Bytes of the disk without which Chroma is not asked to write: where it finds none, it may hang.
+_INTEGER_BITS = 64  # of SQLite's
 _ROOM = 1 << 20
 _GROWTH = 8  # bytes that a byte of text or vector may take, with tables to search it and journals
 
@@ -152,7 +156,7 @@ class ChunkIndex(Forkable, Closable):
             for part in self._batches(len(chunks)):
                 self._collection.upsert(
                     ids=[chunk.id for chunk in chunks[part]],
-                    embeddings=[list(vector) for vector in embeddings[part]],
+                    embeddings=list(unit_rows(embeddings[part])),
                     documents=[chunk.text for chunk in chunks[part]],
                     metadatas=[shown_metadata(chunk) for chunk in chunks[part]],
                 )
@@ -251,7 +255,7 @@ class ChunkIndex(Forkable, Closable):
     ) -> list[list[tuple[str, float]]]:
         with self._errors():
             found = self._collection.query(
-                query_embeddings=list(embeddings),
+                query_embeddings=list(unit_rows(embeddings)),
                 n_results=k + _TIES,
                 where=where,
                 include=["distances"],
@@ -412,15 +416,26 @@ def _native_threads() -> int:
 def shown_metadata(chunk: Chunk) -> dict[str, MetadataValue]:
     """What Chroma keeps beside a chunk, to filter by: all of it stands in the chunk's id.
 
-    Values that Chroma can't hold, such as lists, can't be filtered by; the catalog has them.
+    Values that Chroma can't hold can't be filtered by, but the catalog has them: lists, numbers
+    that aren't finite, integers of more than 64 bits.
     """
     shown = {"document_id": chunk.document_id, "title": chunk.title, **chunk.metadata}
-    filtered = {
-        f"metadata_{key}": value
-        for key, value in shown.items()
-        if isinstance(value, str | int | float | bool)
-    }
+    filtered = {f"metadata_{key}": value for key, value in shown.items() if _is_shown(value)}
     return {**filtered, "scope": chunk.scope}
+
+
+def _is_shown(value: MetadataValue) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() < _INTEGER_BITS
+    return isinstance(value, str) or (isinstance(value, float) and isfinite(value))
+
+
+def unit_rows(vectors: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """Vectors as rows of length 1, float32 [vectors, dimensions]; zeros stay zeros."""
+    # Squares of small and large numbers are beyond float32.
+    rows = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(lengths, lengths, 1.0)).astype(np.float32)
 
 
 def _checked_filter(where: Mapping[str, Any]) -> dict[str, Any]:

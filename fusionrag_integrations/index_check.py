@@ -14,15 +14,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fusionrag_integrations.catalog import BATCH, UNFINISHED_FILE, Catalog
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.exact_search import ExactSearch
-from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex, shown_metadata
-
-if TYPE_CHECKING:
-    import numpy as np
+from fusionrag_integrations.index import DATABASE_FILE, ChunkIndex, shown_metadata, unit_rows
 
 _SECONDS = 120.0  # for a process that only starts and opens both
 _SECONDS_A_CHUNK = 0.1  # a search takes about a hundredth of it
@@ -113,8 +111,6 @@ def _database_fault(path: Path) -> str | None:
 
 def _same_entries(catalog: Catalog, index: ChunkIndex, ids: Sequence[str]) -> bool:
     """Whether the index holds the catalog's vectors, but for their lengths, and its metadata."""
-    import numpy as np
-
     for batch in _batches(ids):
         vectors, entries = _unit(catalog, batch), index.entries(batch)
         records = catalog.readable(batch)  # damage to the others is the catalog's
@@ -122,7 +118,7 @@ def _same_entries(catalog: Catalog, index: ChunkIndex, ids: Sequence[str]) -> bo
             stored, metadata = entries[chunk_id]
             if chunk_id in records and metadata != shown_metadata(records[chunk_id].chunk):
                 return False
-            found = _normalised(np.asarray(stored, np.float32))
+            found = unit_rows([stored])[0]
             if found.shape != vector.shape or not np.allclose(found, vector, 0.0, _COMPONENT):
                 return False
     return True
@@ -130,8 +126,6 @@ def _same_entries(catalog: Catalog, index: ChunkIndex, ids: Sequence[str]) -> bo
 
 def _search_faults(catalog: Catalog, index: ChunkIndex, ids: Sequence[str]) -> Iterator[str]:
     """Chunks that aren't found by their own vectors; questions that find what isn't nearest."""
-    import numpy as np
-
     asked = ids[:: max(1, len(ids) // _QUESTIONS)]
     questions = _unit(catalog, asked)
     best = np.full((len(questions), 0), -1.0, np.float32)
@@ -164,8 +158,6 @@ def _finds(
     hits: Sequence[tuple[str, float]], chunk_id: str, vector: np.ndarray, catalog: Catalog
 ) -> bool:
     """Whether a chunk's own vector found it, or nothing but others that are as near."""
-    import numpy as np
-
     if not np.any(vector):  # all are as near to zeros
         return True
     if chunk_id in dict(hits):
@@ -177,18 +169,8 @@ def _finds(
 
 
 def _unit(catalog: Catalog, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    vectors = catalog.vectors(ids)
-    return {i: _normalised(np.array(vectors[i], np.float32)) for i in ids if i in vectors}
-
-
-def _normalised(vector: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    length = float(np.linalg.norm(vector))
-    normalised: np.ndarray = vector / length if length else vector
-    return normalised
+    vectors = {i: vector for i, vector in catalog.vectors(ids).items() if vector}
+    return dict(zip(vectors, unit_rows(list(vectors.values())), strict=True)) if vectors else {}
 
 
 def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:

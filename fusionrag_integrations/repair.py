@@ -197,6 +197,13 @@ def _row_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterat
         damaged.add(document)
         problem = _problem("catalog", path, CatalogRowError(message))
         yield _DamagedRow(problem, chunk_id, document)
+    for chunk_id, document in catalog.without_vectors().items():
+        if document not in damaged:
+            damaged.add(document)
+            message = f"Chunks of document {document.id!r} in {path} have lost their vectors."
+            yield _DamagedRow(
+                _problem("catalog", path, CatalogRowError(message)), chunk_id, document
+            )
     for key in catalog.documents():
         if key in damaged:
             continue
@@ -353,7 +360,7 @@ def _is_true(record: ChunkRecord, neighbours: tuple[str, ...], catalog: Catalog)
 def _mend_rows(
     damaged: Sequence[_DamagedRow], manifests: Manifests, catalog: Catalog
 ) -> set[DocumentKey]:
-    """Put manifests in the place of documents' rows; returns those whose manifests can't be read.
+    """Put manifests in the place of documents' rows; returns those that this can't make whole.
 
     A captured text is no loss.
     """
@@ -370,7 +377,7 @@ def _mend_rows(
             catalog.mark_changed(document)
             left.add(document)
     _take_up(whole, catalog)
-    return left
+    return left | set(catalog.without_vectors().values())
 
 
 def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> bool:

@@ -183,12 +183,24 @@ class Model:
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         mix = np.random.default_rng(self._seed).standard_normal((256, 24))
         counts = np.array([np.bincount(list(text.encode()), minlength=256) for text in texts])
-        vectors = np.tanh(counts @ mix / 10)
+        vectors = np.tanh(counts @ mix / (1 + counts.sum(axis=1, keepdims=True)))
         jitter = np.random.default_rng().standard_normal(vectors.shape)
         return [list(map(float, row)) for row in vectors + self._noise * jitter]
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([self._prompt + text])[0]
+
+
+class Reads(Model):
+    """A model that reads so many characters of a text, and drops what its encoding hasn't."""
+
+    def __init__(self, characters: int, encoding: str = "utf-8") -> None:
+        super().__init__("a")
+        self._characters, self._encoding = characters, encoding
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        read = [text.encode(self._encoding, "ignore").decode() for text in texts]
+        return super().embed_documents([text[: self._characters] for text in read])
 
 
 class Through:
@@ -237,6 +249,9 @@ def test_one_embedding_opens_its_store_by_whichever_name(
         (CacheBacked(Model("a")), CacheBacked(Model("b"))),
         (Model("a"), Model("a", questions="Represent this question for retrieval: ")),
         (Model("a"), None),
+        (Model("a"), Reads(512)),
+        (Reads(512), Reads(128)),
+        (Model("a"), Reads(9999, "ascii")),
         (MockEmbedding(embed_dim=5), MockEmbedding(embed_dim=6)),
         (DeterministicFakeEmbedding(size=7), MockEmbedding(embed_dim=7)),
     ],

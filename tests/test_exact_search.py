@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,22 @@ import pytest
 
 from fusionrag_integrations import exact_search
 from fusionrag_integrations.catalog import Catalog, StoreInfo
+from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.embedding import LexicalEmbedder
-from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreClosedError,
+    StoreError,
+    StoreMismatchError,
+)
 from fusionrag_integrations.exact_search import ExactSearch
 from fusionrag_integrations.index import ChunkIndex
 from fusionrag_integrations.index_check import faults
 from fusionrag_integrations.keys import isolated_key
 from fusionrag_integrations.records import FORMAT_VERSION
 from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
-from tests.synthetic_store import make_store, name_of
+from tests.processes import in_child
+from tests.synthetic_store import RandomEmbedding, make_store, name_of
 
 INFO = StoreInfo(FORMAT_VERSION, "s", "no model", "random", 256, "float32")
 CROWD = 300
@@ -31,6 +39,14 @@ def of_one_template(number: int) -> str:
         f"The fox number {number} jumps over the lazy dog near the old river bank and it is a long "
         "text for all of us."
     )
+
+
+@dataclass(frozen=True)
+class Scaled(RandomEmbedding):
+    scale: float = 1.0
+
+    def embed_query(self, text: str) -> list[float]:
+        return [self.scale * x for x in super().embed_query(text)]
 
 
 class Store:
@@ -180,7 +196,6 @@ def test_what_changes_is_found_at_once(store: Store) -> None:
     record = ChunkRecord(EncodedChunk(Chunk("b", "b", 0, "b"), (1,), ((0, 1),)), "key")
     document = Document("b", text="b").key
     other.replace_document(document, "b", [record])
-    assert store.index.search([0.0, 1.0], 1) == [("a", 0.0)]
     other.set_vectors({"b": [0.0, 1.0]})
     assert store.index.search([0.0, 1.0], 1) == [("b", 1.0)]
     other.delete_documents([document])
@@ -266,3 +281,39 @@ def test_vectors_are_read_once_for_all_threads_and_afterwards_only_new_ones(
     assert found[1][0][1] < 0.9
     assert store.index.search([1.0] * 24, 1) == [("new", pytest.approx(1.0))]
     assert read[1:] == [["new"]]
+
+
+def test_a_corpus_that_was_closed_holds_no_vectors(store: Store) -> None:
+    store.add({"a": [1.0, 0.0]})
+    store.index.close()
+    with pytest.raises(StoreClosedError):
+        store.index.search([1.0, 0.0], 1)
+
+
+def test_a_store_stays_where_a_link_to_it_has_led(tmp_path: Path) -> None:
+    """Whatever is opened anew later, such as after a fork, is opened there."""
+    for name, first in (("one", 0), ("other", 100)):
+        with make_store(tmp_path / name, 1, RandomEmbedding(8), 9, lambda i, n=first: str(i + n)):
+            pass
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "one")
+    with Corpus.open(link, RandomEmbedding(8)) as corpus:
+        assert corpus.search("3", 1)[0].chunk.text == "3"
+        link.unlink()
+        link.symlink_to(tmp_path / "other")
+        in_child(lambda: None)
+        assert corpus.search("3", 1)[0].chunk.text == "3"
+        assert corpus.search("3", 1, where={"title": ""})[0].chunk.text == "3"
+        assert corpus.delete(corpus.catalog.documents()) == 1
+    with Corpus.open(link, RandomEmbedding(8)) as corpus:
+        assert corpus.catalog.counts().chunks == 9
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_vectors_of_any_length_are_found_and_no_damage(tmp_path: Path, scale: float) -> None:
+    embedding = Scaled(16, scale=scale)
+    with make_store(tmp_path / "store", 1, embedding, 30) as corpus:
+        for number in range(30):
+            (hit,) = corpus.search(str(number), 1)
+            assert (hit.chunk.text, hit.score) == (str(number), pytest.approx(1.0))
+        assert list(faults(corpus.catalog, corpus.path / "index")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -572,6 +573,57 @@ def test_a_lost_index_is_noticed_and_made_of_the_catalog(
     assert areas(list(repair(store))) == [("index", True)]
     assert Corpus.open(store).search("Where is the fox?", 9) == before
     assert list(find_damage(store)) == []
+
+
+def test_lost_vectors_are_found_and_taken_from_the_documents(store: Path) -> None:
+    with Corpus.open(store) as corpus:
+        before = corpus.search("Where is the fox?", 9)
+    with sqlite3.connect(store / CATALOG_FILE) as db:
+        db.execute("DELETE FROM vectors WHERE chunk_id = ?", (before[0].chunk.id,))
+    with Corpus.open(store) as corpus:
+        found = corpus.search("Where is the fox?", 9)
+    assert [hit.chunk for hit in found] == [hit.chunk for hit in before]
+    assert areas(list(find_damage(store))) == [("catalog", False)]
+    assert areas(list(repair(store))) == [("catalog", True)]
+    assert list(find_damage(store)) == []
+    with Corpus.open(store) as corpus:
+        assert corpus.search("Where is the fox?", 9) == before
+
+
+def test_an_ingest_embeds_what_has_no_vector_anywhere(store: Path, model_dir: Path) -> None:
+    with Corpus.open(store) as corpus:
+        before = corpus.search("Where is the fox?", 9)
+        with sqlite3.connect(store / CATALOG_FILE) as db:
+            db.execute("DELETE FROM vectors")
+        corpus.note_links(corpus.catalog.documents())  # manifests without vectors
+    assert areas(list(repair(store))) == [("catalog", False)] * 3
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        assert engine.ingest([]).isolated_computed == 0
+        assert engine.corpus.search("Where is the fox?", 9) == before
+    assert list(find_damage(store)) == []
+
+
+def test_a_reader_follows_a_catalog_that_was_put_in_the_place_of_its_own(
+    store: Path, model_dir: Path
+) -> None:
+    def found() -> set[str]:
+        return {hit.chunk.document_id for hit in reader.search("town", 99)}
+
+    with Corpus.open(store) as reader:
+        assert found() == {"town-0", "town-1", "town-2"}
+        (store / CATALOG_FILE).unlink()
+        list(repair(store))
+        with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+            engine.delete(["town-0"])
+        assert found() == {"town-1", "town-2"}
+
+
+def test_values_that_cannot_be_filtered_by_are_no_damage(model_dir: Path, tmp_path: Path) -> None:
+    odd = {"nan": math.nan, "inf": -math.inf, "large": 2**64, "list": [1], "largest": 2**63 - 1}
+    with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
+        engine.ingest([replace(town(0), metadata=odd)])
+        assert engine.corpus.search("fox", 1, where={"largest": 2**63 - 1})
+    assert list(find_damage(tmp_path / "store")) == []
 
 
 def with_other_vectors(index: Path) -> None:
