@@ -19,6 +19,8 @@ from tests.provocations.world import PROMPT, Provoked, Seen, World, held, record
 from tests.records.by_hand import build, tiny_parts
 from tests.records.writer import KEY
 
+FIRST_CHUNK = "chunks WHERE document_id = 'town-0' AND position = 0"
+
 provoked = Provoked()
 
 
@@ -100,11 +102,16 @@ def lost_chunk(world: World) -> list[Seen]:
     for statement in (
         "UPDATE chunks SET fused_key = ''",
         "DELETE FROM neighbours",
-        "DELETE FROM vectors",
-        "DELETE FROM chunks WHERE document_id = 'town-0' AND position = 0",
+        f"DELETE FROM vectors WHERE chunk_id IN (SELECT id FROM {FIRST_CHUNK})",
+        f"DELETE FROM {FIRST_CHUNK}",
     ):
         changed(store, statement)
     return verify(world, store)
+
+
+@provoked.by("Chunks of document ... in ... have lost their vectors.")
+def lost_vectors(world: World) -> list[Seen]:
+    return verify(world, changed(world.copy(), "DELETE FROM vectors"))
 
 
 @provoked.by("A chunk isn't looked for in prompts. ...")
