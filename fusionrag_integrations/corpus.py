@@ -436,7 +436,8 @@ class Corpus(Closable):
         vectors: dict[str, list[float]] = {}
         for start in range(0, len(chunks), EMBEDDING_BATCH):
             batch = chunks[start : start + EMBEDDING_BATCH]
-            made = self._embedder.embed_documents([chunk.embedding_text for chunk in batch])
+            found = self._embedder.embed_documents([chunk.embedding_text for chunk in batch])
+            made = [as_vector(vector) for vector in found]
             self._index.add(batch, made)
             vectors.update(zip((chunk.id for chunk in batch), made, strict=True))
         return vectors

@@ -116,13 +116,12 @@ class ExactSearch(Forkable, Closable):
 
     def _checked(self, embedding: Sequence[float], vectors: _Vectors) -> np.ndarray:
         """A question's vector, as one to compare with these."""
-        wanted = np.asarray(embedding, np.float32)
-        if vectors.ids and len(wanted) != vectors.matrix.shape[1]:
+        if vectors.ids and len(embedding) != vectors.matrix.shape[1]:
             raise of_another_embedding(
                 self._catalog.store,
-                f"its vectors have a dimension of {vectors.matrix.shape[1]}, got {len(wanted)}",
+                f"its vectors have a dimension of {vectors.matrix.shape[1]}, got {len(embedding)}",
             )
-        unit: np.ndarray = unit_rows(wanted[None])[0]
+        unit: np.ndarray = unit_rows([embedding])[0]
         return unit
 
     def _vectors(self) -> _Vectors | None:

@@ -317,3 +317,8 @@ def test_vectors_of_any_length_are_found_and_no_damage(tmp_path: Path, scale: fl
             (hit,) = corpus.search(str(number), 1)
             assert (hit.chunk.text, hit.score) == (str(number), pytest.approx(1.0))
         assert list(faults(corpus.catalog, corpus.path / "index")) == []
+
+
+def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no list of finite numbers"):
+        make_store(tmp_path / "store", 1, Scaled(8, scale=1e39), 3)
