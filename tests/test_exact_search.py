@@ -139,9 +139,9 @@ def test_a_filter_and_scopes_hold_together(store: Store, crowd: dict[str, np.nda
 
 def test_equal_vectors_come_by_their_ids_wherever_they_stand(store: Store) -> None:
     rng = np.random.default_rng(2)
-    same = rng.standard_normal(301).tolist()
+    same = rng.standard_normal(384).tolist()
     store.add({f"n{i:03}": same for i in range(0, 97, 2)})
-    store.add({f"n{i:03}": rng.standard_normal(301).tolist() for i in range(1, 97, 2)})
+    store.add({f"n{i:03}": rng.standard_normal(384).tolist() for i in range(1, 97, 2)})
     store.add({"n990": [3.0 * x for x in same]})
     found = store.index.search(same, 60)
     assert [name for name, _ in found[:49]] == [f"n{i:03}" for i in range(0, 97, 2)]

@@ -619,7 +619,7 @@ def test_a_reader_follows_a_catalog_that_was_put_in_the_place_of_its_own(
 
 
 def test_values_that_cannot_be_filtered_by_are_no_damage(model_dir: Path, tmp_path: Path) -> None:
-    odd = {"nan": math.nan, "inf": -math.inf, "large": 2**64, "list": [1], "largest": 2**63 - 1}
+    odd = {"nan": math.nan, "inf": -math.inf, "large": 2**70, "small": -(2**70), "list": [1], "largest": 2**63 - 1}
     with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
         engine.ingest([replace(town(0), metadata=odd)])
         assert engine.corpus.search("fox", 1, where={"largest": 2**63 - 1})
