@@ -11,18 +11,20 @@ and every neighbour are as they were when the KV was made. Whatever changes one 
 the key in the same transaction.
 
 Rows carry checksums, which are checked whenever they are used: one of what a chunk is and says,
-one of its tokens. Damage to the second leaves a text that can be found and computed afresh.
+one of its tokens. Damage to the second leaves a text that can be found and computed afresh. So does
+the one row of `store`; where that is damaged the catalog isn't opened.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 CATALOG_FILE = "catalog.sqlite"  # its name in a store's directory
 UNFINISHED_FILE = "unfinished"  # beside it while a store is changed, and after a crash
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -67,8 +69,8 @@ _SCHEMA = (
     """CREATE TABLE store (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
-        salt_id TEXT NOT NULL, probes TEXT NOT NULL, revision INTEGER NOT NULL,
-        texts INTEGER NOT NULL)""",
+        salt_id TEXT NOT NULL, probes TEXT NOT NULL, store_id TEXT NOT NULL,
+        info_sum BLOB NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,
         content_hash TEXT NOT NULL, PRIMARY KEY (captured, scope, id)) WITHOUT ROWID""",
@@ -114,7 +116,8 @@ class StoreInfo:
 
     model_source: the directory or hub name that the model was loaded from. kv_format: in which
     KV is kept. salt_id: stands for the store's salt, which itself is kept nowhere. probes: what
-    the embedding makes of a few texts; `embedding` is only what messages call it by.
+    the embedding makes of a few texts; `embedding` is only what messages call it by. store_id:
+    tells a store's files from another's; drawn when it is made, and no key depends on it.
     """
 
     format_version: int
@@ -125,6 +128,7 @@ class StoreInfo:
     kv_format: KVFormat
     salt_id: str = ""
     probes: str = ""
+    store_id: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -133,6 +137,9 @@ class StoreInfo:
     def record_signature(self) -> str:
         """What every KV record of the store carries, and every key depends on."""
         return record_signature(self.signature, self.kv_format, self.salt_id)
+
+
+_INFO_COLUMNS = ", ".join(field.name for field in fields(StoreInfo))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +171,15 @@ class Catalog(Forkable, Closable):
         self._file = _file_at(path)  # that the connection is to
         self._lock = RLock()
         super().__init__()
-        columns = ", ".join(field.name for field in fields(StoreInfo))
-        self._info = StoreInfo(*self._rows(f"SELECT {columns} FROM store")[0])
+        rows = self._rows(f"SELECT {_INFO_COLUMNS}, info_sum FROM store")
+        if len(rows) != 1 or rows[0][-1] != _checksum(*rows[0][:-1]):
+            raise self._damaged_row()
+        self._info = StoreInfo(*rows[0][:-1])
+        _ = self.revision, self.texts_revision
 
     @classmethod
-    def create(cls, path: str | Path, info: StoreInfo) -> Catalog:
-        """Make an empty catalog in an existing directory.
+    def create(cls, path: str | Path, info: StoreInfo, revision: int = 0) -> Catalog:
+        """Make an empty catalog in an existing directory, which counts from a revision on.
 
         Raises `StoreError` where there is a file with content already.
         """
@@ -183,7 +193,7 @@ class Catalog(Forkable, Closable):
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     db.execute(statement)
-                db.execute("INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0)", astuple(info))
+                _write_info(db, info, revision)
                 db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             return cls(path, db)
@@ -193,10 +203,11 @@ class Catalog(Forkable, Closable):
         """Open the catalog of an existing store.
 
         Raises `StoreNotFoundError`, `StoreMismatchError` for one of another release's schema,
-        and `StoreError` for a file that is no catalog.
+        `CatalogRowError` where what it says of the store itself is damaged, and `StoreError` for a
+        file that is no catalog.
         """
         path = Path(path).absolute()
-        if not path.exists():
+        if not os.path.lexists(path):
             raise StoreNotFoundError(f"There is no store at {path.parent}: {path} is missing.")
         with _opening(path, "rw") as db:
             tables, application_id, version = _kind(db)
@@ -210,6 +221,36 @@ class Catalog(Forkable, Closable):
                     f"{SCHEMA_VERSION}. Make a new store and ingest the documents into it."
                 )
             return cls(path, db)
+
+    @staticmethod
+    def restore_info(path: Path, info: StoreInfo, revision: int) -> bool:
+        """Write anew what a catalog says of the store itself, and count from a revision on.
+
+        Returns False and writes nothing where it said something else: then neither its checksum
+        nor its values are those of `info`. Raises `StoreError`.
+        """
+        with _opening(path, "rw") as opened, closing(opened) as db, db:
+            db.execute("BEGIN IMMEDIATE")
+            rows = db.execute(f"SELECT {_INFO_COLUMNS}, info_sum FROM store").fetchall()
+            values = astuple(info)
+            same = [row[:-1] == values or row[-1] == _checksum(*values) for row in rows]
+            if not (same and all(same)):
+                return False
+            db.execute("DELETE FROM store")
+            _write_info(db, info, revision)
+        return True
+
+    @staticmethod
+    def last_revision(path: Path) -> int:
+        """The revision that a catalog had reached, however damaged it is; 0 where nothing says."""
+        try:
+            with _opening(path, "rw") as opened, closing(opened) as db:
+                counts = [
+                    count for row in db.execute("SELECT revision FROM store") for count in row
+                ]
+        except StoreError:
+            return 0
+        return max(filter(_is_count, counts), default=0)
 
     def close(self) -> None:
         """Release the file, once nobody reads or writes. Nothing happens the second time."""
@@ -277,12 +318,24 @@ class Catalog(Forkable, Closable):
 
         Read it before the rows that it stands for: a change in between then shows next time.
         """
-        return int(self._rows("SELECT revision FROM store")[0][0])
+        return self._count("revision")
 
     @property
     def texts_revision(self) -> int:
         """Like `revision`, of all texts: captured ones too."""
-        return int(self._rows("SELECT texts FROM store")[0][0])
+        return self._count("texts")
+
+    def _count(self, column: str) -> int:
+        counts = [row[0] for row in self._rows(f"SELECT {column} FROM store")]
+        if len(counts) != 1 or not _is_count(counts[0]):
+            raise self._damaged_row()
+        return int(counts[0])
+
+    def _damaged_row(self) -> CatalogRowError:
+        return CatalogRowError(
+            f"What {self._path} says of the store itself is damaged. `fusionrag repair` takes it "
+            "from store.json."
+        )
 
     def document_hash(self, document: DocumentKey) -> str | None:
         """The content hash that the document was put in with; None where there is none."""
@@ -752,6 +805,17 @@ def _kind(db: sqlite3.Connection) -> tuple[int, int, int]:
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     return tables, application_id, version
+
+
+def _write_info(db: sqlite3.Connection, info: StoreInfo, revision: int) -> None:
+    values = (*astuple(info), _checksum(*astuple(info)), revision, revision)
+    columns = f"{_INFO_COLUMNS}, info_sum, revision, texts"
+    db.execute(f"INSERT INTO store ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+
+
+def _is_count(value: object) -> bool:
+    """Whether it can be counted on from; SQLite makes a float of an integer beyond 64 bits."""
+    return isinstance(value, int) and 0 <= value < 1 << 62
 
 
 def _clear_fused_with(db: sqlite3.Connection, chunk_ids: Iterable[str]) -> None:

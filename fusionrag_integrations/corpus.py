@@ -11,6 +11,7 @@ A corpus opens without a model, so a retriever needs no weights.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from filelock import Timeout
 
@@ -68,6 +70,10 @@ KV_DIRECTORY = "kv"  # the name of the records' directory in a store's
 
 
 _BESIDE_THE_CATALOG = (DOCUMENTS_DIRECTORY, INDEX_DIRECTORY, KV_DIRECTORY, CORRECTIONS_DIRECTORY)
+_WITHOUT_DOCUMENTS = (
+    f"can't be made anew without {DOCUMENTS_DIRECTORY}: put that back, or ingest into another "
+    "directory."
+)
 
 
 class Index(Protocol):
@@ -163,15 +169,19 @@ class Corpus(Closable):
         """
         check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
         path = path.resolve()
-        check_nothing_lost(path)
+        is_there = is_store(path)
         embedder = as_embedder(embedding)
-        info = replace(info, probes=probe(embedder))
+        info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
+        manifests = Manifests(path)
         try:
             make_directory(path)
+            if not is_there:  # what a making that was cut off has left
+                remove_file(manifests.info_path)
         except OSError as error:
             raise StoreError(f"Can't make a store at {path}: {error}") from error
-        Manifests(path).write_info(info)
+        # First, as only one of two processes can: the other must leave its files as they are.
         catalog = Catalog.create(path / CATALOG_FILE, info)
+        manifests.note_info(info)
         return cls._of(path, catalog, embedder, lambda _: ChunkIndex(path / INDEX_DIRECTORY))
 
     @classmethod
@@ -397,7 +407,7 @@ class Corpus(Closable):
 
     def _note_change(self) -> None:
         self._seen = self.catalog.revision
-        self.manifests.note_revision(self._seen)
+        self.manifests.note_revision(self._seen, self.catalog.info.store_id)
 
     def embed_missing(self, progress: Progress) -> None:
         """Bring the index in line with the catalog: drop strangers, embed what is missing.
@@ -473,7 +483,7 @@ class Corpus(Closable):
             ) from error
         with lock:
             self._follow()
-            self.manifests.copy_info(self.catalog.info)
+            self.manifests.note_info(self.catalog.info)
             try:
                 yield
             finally:
@@ -492,16 +502,27 @@ class Corpus(Closable):
 def open_catalog(store: Path) -> Catalog:
     """The catalog of a store.
 
-    Raises `StoreNotFoundError` where there is no store, `StoreError` where only the catalog is gone
-    or is older than the documents beside it, and as `Catalog.open`.
+    Raises `StoreNotFoundError` where there is no store, `StoreError` where only the catalog is
+    gone, or is another store's or older than the documents beside it, and as `Catalog.open`.
     """
-    noted = Manifests(store).revision()  # before the catalog's, which may be raised meanwhile
+    manifests = Manifests(store)
+    noted = manifests.noted()  # before the catalog's, which may be raised meanwhile
     try:
         catalog = Catalog.open(store / CATALOG_FILE)
     except StoreNotFoundError:
         check_nothing_lost(store)
         raise
-    if catalog.revision < noted:
+    named = Counter([catalog.info.store_id, *manifests.store_ids()])
+    own = named.pop(catalog.info.store_id)
+    if any(count >= own for count in named.values()):
+        catalog.close()
+        raise StoreError(
+            f"The catalog of the store at {store} is another store's: store.json or "
+            f"{DOCUMENTS_DIRECTORY} say so. Put this store's own back, or let `fusionrag repair` "
+            "make it anew from the documents."
+        )
+    of_this_store = noted is not None and noted.store_id == catalog.info.store_id
+    if noted and of_this_store and catalog.revision < noted.revision:
         catalog.close()
         raise StoreError(
             f"The store at {store} has a catalog that is older than its documents: they have "
@@ -541,18 +562,16 @@ def _lost(store: Path, catalog: Catalog) -> StoreError:
 
 
 def check_nothing_lost(store: Path) -> None:
-    """A directory without a catalog that holds documents or KV is no empty place: `StoreError`."""
-    catalog = store / CATALOG_FILE
-    if catalog.exists() and catalog.stat().st_size:
-        return
-    left = [name for name in _BESIDE_THE_CATALOG if _has_files(store / name)]
+    """Where there is no catalog, remains of a store are no empty place. Raises `StoreError`."""
+    names = [*_BESIDE_THE_CATALOG, *(f"{name}.damaged" for name in _BESIDE_THE_CATALOG)]
+    names += sorted(path.name for path in store.glob(f"{CATALOG_FILE}.*"))
+    left = [name for name in names if _holds_anything(store / name)]
     if left:
         told = (
             "`fusionrag repair` makes it anew from the documents; a new store needs another "
             "directory."
-            if DOCUMENTS_DIRECTORY in left
-            else f"It can't be made anew without {DOCUMENTS_DIRECTORY}: put that back, or ingest "
-            "into another directory."
+            if _has_documents(store)
+            else f"It {_WITHOUT_DOCUMENTS}"
         )
         raise StoreError(
             f"The store at {store} has lost its catalog: {CATALOG_FILE} is missing or empty beside "
@@ -560,8 +579,25 @@ def check_nothing_lost(store: Path) -> None:
         )
 
 
-def _has_files(directory: Path) -> bool:
-    return any(path.is_file() for path in directory.rglob("*"))
+def check_documents(store: Path) -> None:
+    """Raises `StoreError` where a store has no documents' files: they may be on another disk."""
+    if not _has_documents(store):
+        raise StoreError(f"The catalog of the store at {store} {_WITHOUT_DOCUMENTS}")
+
+
+def _has_documents(store: Path) -> bool:
+    directory = store / DOCUMENTS_DIRECTORY
+    return directory.is_dir() and not directory.is_symlink() and _holds_anything(directory)
+
+
+def _holds_anything(path: Path) -> bool:
+    """Whether there is more than directories. A link may lead to what isn't there just now."""
+    if path.is_symlink() or not path.is_dir():
+        return os.path.lexists(path)
+    try:
+        return any(map(_holds_anything, path.iterdir()))
+    except OSError:
+        return True  # nobody can say that it is empty
 
 
 def manifest_of(catalog: Catalog, document: DocumentKey) -> Manifest:

@@ -10,7 +10,7 @@ FusionRAGError
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
-    ├── CatalogRowError                       what the catalog says of a chunk is damaged
+    ├── CatalogRowError                       a row of the catalog is damaged
     ├── StoreClosedError                      what was opened has been closed
     └── KVRecordError                         one record can't be used; in serving, a counted miss
         ├── KVMissingError                    no such record
@@ -68,7 +68,7 @@ class StoreMismatchError(StoreError):
 
 
 class CatalogRowError(StoreError):
-    """What the catalog says of a chunk isn't what was written to it."""
+    """What the catalog says of a chunk, or of the store itself, isn't what was written to it."""
 
 
 class StoreClosedError(StoreError):

@@ -3,12 +3,12 @@
 <store>/store.json                  what the store was made with; a copy lies in documents/
 <store>/documents/ab/abcd....json   a document with its chunks and links, named by a hash of its key
 <store>/documents/deleted/          documents that are being deleted
-<store>/documents/revision.json     which revision of the catalog they are of, at least
+<store>/documents/revision.json     which revision of which store's catalog they are of, at least
 
 A manifest is written before the catalog changes, so after a crash it is of the document as it was
 or as it was to be. One that is deleted moves aside before the catalog forgets it, and goes after:
 a delete that was cut short is finished by whoever changes the store next. A catalog that is older
-than the files say, one that was put back from a copy say, is not believed.
+than the files say, one that was put back from a copy say, is not believed, nor is another store's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from fusionrag_integrations.durable import (
     sweep,
     write_file,
 )
-from fusionrag_integrations.errors import StoreError
+from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.keys import document_name, isolated_key
 from fusionrag_integrations.types import (
     Chunk,
@@ -49,6 +50,14 @@ VERSION = 2
 MAX_BYTES = 1 << 30
 INFO_FILE = "store.json"
 DIRECTORY = "documents"
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """How far a store's catalog had come, at least."""
+
+    store_id: str
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,47 +110,81 @@ class Manifests:
         self._drafts = self._directory / "tmp"
         sweep(self._drafts)
 
-    def write_info(self, info: StoreInfo) -> None:
-        """Note what the store was made with. Raises `StoreError`."""
-        self._write(self.info_path, asdict(info), sync=True)
+    def note_info(self, info: StoreInfo) -> None:
+        """Note what the store was made with, in each place where nothing stands.
 
-    def copy_info(self, info: StoreInfo) -> None:
-        """Note it once more, beside the documents, if that isn't done. Raises `StoreError`."""
-        if not self._info_copy.exists():
-            self._write(self._info_copy, asdict(info), sync=True)
+        Raises `StoreError`.
+        """
+        for path in (self.info_path, self._info_copy):
+            if not path.exists():
+                self._write(path, asdict(info), sync=True)
 
     def info(self) -> StoreInfo:
-        """What the store was made with. Raises `StoreError`."""
+        """What the store was made with, by store.json. Raises `StoreError`."""
         return _info(self.info_path)
-
-    def copied_info(self) -> StoreInfo:
-        """The same from its copy. Raises `StoreError`."""
-        return _info(self._info_copy)
 
     def infos(self) -> list[tuple[Path, Callable[[], StoreInfo]]]:
         """Where that is noted, with what reads it; the copy only where there is one."""
-        found = [(self.info_path, self.info)]
+        paths = [self.info_path]
         if os.path.lexists(self._info_copy):
-            found.append((self._info_copy, self.copied_info))
+            paths.append(self._info_copy)
+        return [(path, partial(_info, path)) for path in paths]
+
+    def readable_infos(self) -> list[StoreInfo]:
+        """What can be read of that, store.json first."""
+        found: list[StoreInfo] = []
+        for _, read in self.infos():
+            with suppress(StoreError):
+                found.append(read())
         return found
 
-    def note_revision(self, revision: int) -> None:
-        """Note that the catalog has reached a revision. Raises `StoreError`."""
-        self._write(self.revision_path, {"revision": revision}, sync=False)
+    def info_of_documents(self, others: Iterable[StoreInfo] = ()) -> StoreInfo:
+        """What most of the documents were made with, of what the files say, and others.
 
-    def revision(self) -> int:
-        """The revision that the catalog had reached at least; 0 where nothing says."""
+        Raises `StoreError` where nothing says it, or no document was made so.
+        """
+        infos = [*self.readable_infos(), *others]
+        if not infos:
+            return self.info()  # which raises
+        noted, documents = self.noted(), self.unknown([])
+
+        def fits(info: StoreInfo) -> tuple[int, bool]:
+            is_noted = noted is not None and noted.store_id == info.store_id
+            return sum(document.is_of(info.record_signature) for document in documents), is_noted
+
+        best = max(infos, key=fits)
+        if documents and not fits(best)[0]:
+            raise StoreError(
+                f"No document in {self._directory} is of the store that {self.info_path} tells "
+                "of: they were made by another model, format or salt. Put their own store.json "
+                "back."
+            )
+        return best
+
+    def store_ids(self) -> list[str]:
+        """The store's id, once for each of store.json, its copy and revision.json that says one."""
+        found = [info.store_id for info in self.readable_infos()]
+        noted = self.noted()
+        return found if noted is None else [*found, noted.store_id]
+
+    def note_revision(self, revision: int, store_id: str) -> None:
+        """Note that the catalog of a store has reached a revision. Raises `StoreError`."""
+        self._write(self.revision_path, asdict(Noted(store_id, revision)), sync=False)
+
+    def noted(self) -> Noted | None:
+        """How far the catalog had come, at least; None where nothing says."""
         try:
-            return self.check_revision()
+            return self.check_noted()
         except StoreError:
-            return 0  # it isn't waited for until it is on the disk
+            return None  # it isn't waited for until it is on the disk
 
-    def check_revision(self) -> int:
+    def check_noted(self) -> Noted | None:
         """The same. Raises `StoreError` where something stands there that doesn't say it."""
         if not os.path.lexists(self.revision_path):
-            return 0
+            return None
         try:
-            return int(_read(self.revision_path)["revision"])
+            said = _read(self.revision_path)
+            return Noted(str(said["store_id"]), int(said["revision"]))
         except (LookupError, TypeError, ValueError) as error:
             raise StoreError(f"{self.revision_path} is damaged: {error!r}") from error
 
@@ -295,7 +338,7 @@ def _read(path: Path) -> Any:
 def _info(path: Path) -> StoreInfo:
     try:
         return StoreInfo(**_read(path))
-    except TypeError as error:
+    except (TypeError, InvalidInputError) as error:
         raise StoreError(f"{path} is damaged: {error}") from error
 
 

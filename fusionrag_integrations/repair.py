@@ -1,7 +1,8 @@
 """Find what is damaged in a store, and mend it. Needs no model.
 
-catalog     missing, damaged as a whole, or older than the documents: rebuilt from their manifests;
-            rows of a document that are damaged: taken from its manifest
+catalog     missing, damaged as a whole, another store's, or older than the documents: rebuilt from
+            their manifests; rows of a document that are damaged: taken from its manifest; what it
+            says of the store itself: taken from store.json or its copy
 documents   a manifest that is damaged or missing, or says another text: written from the catalog;
             of a document that the catalog doesn't know: taken up, but where another model's store
             has made it: put aside; a delete that was cut short is finished
@@ -17,6 +18,8 @@ pipe or an empty directory in the place of a file is removed; one that holds som
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -31,11 +34,18 @@ from fusionrag_integrations.calibration import (
     read_break_even,
     read_calibration,
 )
-from fusionrag_integrations.catalog import BATCH, CATALOG_FILE, UNFINISHED_FILE, Catalog
+from fusionrag_integrations.catalog import (
+    BATCH,
+    CATALOG_FILE,
+    UNFINISHED_FILE,
+    Catalog,
+    StoreInfo,
+)
 from fusionrag_integrations.corpus import (
     INDEX_DIRECTORY,
     KV_DIRECTORY,
     LOCK_FILE,
+    check_documents,
     check_nothing_lost,
     manifest_of,
     open_catalog,
@@ -93,7 +103,7 @@ def find_damage(store: Path, told: Told = lambda done, total: None) -> Iterator[
         yield from _record_problems(store, catalog, told)
         yield from _correction_problems(store, catalog)
         yield from _calibration_problems(store, catalog)
-        yield from _note_problems(store, manifests)
+        yield from _note_problems(store, manifests, catalog)
 
 
 def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Problem]:
@@ -114,16 +124,17 @@ def repair(store: Path, told: Told = lambda done, total: None) -> Iterator[Probl
         try:
             catalog = _checked(store)
         except StoreError as error:
-            _rebuild(store, manifests)
+            if not _restored(store, manifests):
+                _rebuild(store, manifests)
             yield _problem("catalog", store / CATALOG_FILE, error, mended=True)
             catalog = _checked(store)
         with closing(catalog):
-            for problem in list(_note_problems(store, manifests)):
+            for problem in list(_note_problems(store, manifests, catalog)):
                 mended = _removed(problem.path)
                 if mended and problem.path == manifests.revision_path:
-                    manifests.note_revision(catalog.revision)
+                    manifests.note_revision(catalog.revision, catalog.info.store_id)
                 yield replace(problem, mended=mended)
-            manifests.copy_info(catalog.info)
+            manifests.note_info(catalog.info)
             catalog.delete_documents(manifests.deleted(catalog.documents()))
             manifests.finish_deletes()
             damaged = list(_row_problems(store, manifests, catalog))
@@ -287,13 +298,15 @@ def _calibration_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
         yield _problem("calibration", path, error)
 
 
-def _note_problems(store: Path, manifests: Manifests) -> Iterator[Problem]:
+def _note_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterator[Problem]:
     """Notes that would stand in the way of the next change."""
     path = store / UNFINISHED_FILE
     if path.is_symlink() or (path.exists() and not path.is_file()):
         yield _problem("catalog", path, StoreError(f"{path} isn't a regular file."))
     try:
-        manifests.check_revision()
+        noted = manifests.check_noted()
+        if noted and noted.store_id != catalog.info.store_id:
+            raise StoreError(f"{manifests.revision_path} doesn't say what the catalog says.")
     except StoreError as error:
         yield _problem("documents", manifests.revision_path, error)
 
@@ -302,25 +315,61 @@ def _problem(area: Area, path: Path, error: Exception, mended: bool = False) -> 
     return Problem(area, path, type(error).__name__, str(error), mended)
 
 
+def _next_revision(store: Path, manifests: Manifests) -> int:
+    """Above that of any copy of the catalog, so that none passes for the newest.
+
+    Where nothing says how far it had come, no count of changes is as high as the clock's seconds.
+    """
+    noted = manifests.noted()
+    known = (noted.revision if noted else 0, Catalog.last_revision(store / CATALOG_FILE))
+    return max(*known, int(time.time())) + 1
+
+
+def _restored(store: Path, manifests: Manifests) -> bool:
+    """Put right what the catalog says of the store itself; whether the rest of it is as it was."""
+    try:
+        open_catalog(store).close()
+        return False
+    except CatalogRowError:
+        revision = _next_revision(store, manifests)
+    except StoreError:
+        return False
+    path = store / CATALOG_FILE
+    with suppress(StoreError):
+        for info in manifests.readable_infos():
+            if Catalog.restore_info(path, info, revision):
+                manifests.note_revision(revision, info.store_id)
+                _checked(store).close()
+                return True
+    return False
+
+
 def _rebuild(store: Path, manifests: Manifests) -> None:
     """Make the catalog anew from all manifests that can be read."""
-    try:
-        info = manifests.info()
-    except StoreError:
-        info = manifests.copied_info()
-        _removed(manifests.info_path)
-        manifests.write_info(info)
+    check_documents(store)
+    known: list[StoreInfo] = []
+    with suppress(StoreError), Catalog.open(store / CATALOG_FILE) as catalog:
+        known.append(catalog.info)
+    info = manifests.info_of_documents(known)
+    for path, read in manifests.infos():
+        try:
+            says_it = read() == info
+        except StoreError:
+            says_it = False
+        if not says_it:
+            _removed(path)
+    manifests.note_info(info)
     draft = store / f"{CATALOG_FILE}.new"
     remove_file(draft)
-    with Catalog.create(draft, info) as catalog:
+    with Catalog.create(draft, info, _next_revision(store, manifests)) as catalog:
         _take_up(manifests.unknown([], info.record_signature), catalog)
         revision = catalog.revision
     # The old file's journal would be taken for the new one's.
     remove_file(store / f"{CATALOG_FILE}-journal")
-    if (store / CATALOG_FILE).exists():
+    if os.path.lexists(store / CATALOG_FILE):
         _put_aside(store / CATALOG_FILE)
     draft.replace(store / CATALOG_FILE)
-    manifests.note_revision(revision)
+    manifests.note_revision(revision, info.store_id)
 
 
 def _rebuild_index(path: Path, catalog: Catalog) -> None:
@@ -384,8 +433,7 @@ def _mend_document(path: Path, manifests: Manifests, catalog: Catalog) -> bool:
     if path in dict(manifests.infos()):
         if not _removed(path):
             return False
-        manifests.write_info(catalog.info)
-        manifests.copy_info(catalog.info)
+        manifests.note_info(catalog.info)
         return True
     for key in catalog.documents():
         if manifests.path_of(key) == path:

@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.index_check import faults
+from fusionrag_integrations.manifests import Manifests
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -62,20 +64,21 @@ CONTENT: tuple[Damage, ...] = (flipped, scribbled, cut, emptied, deleted)
 KINDS: tuple[Damage, ...] = (*CONTENT, a_directory, a_fifo, a_link)
 
 
-def said(catalog: Catalog) -> list[object]:
+def said(catalog: Catalog) -> tuple[StoreInfo, list[object]]:
     """All that is read from a catalog, as those who use it read it."""
     ids = catalog.text_ids()
     neighbours = [catalog.neighbours(i) for i in ids]
-    return [catalog.info, catalog.documents(), catalog.records(ids), neighbours]
+    return catalog.info, [catalog.documents(), catalog.records(ids), neighbours]
 
 
 def kept(store: Path) -> tuple[object, ...]:
-    """What a store keeps: what its catalog says, its KV and its documents' files."""
+    """What a store keeps, but for its id: what its catalog says, its KV, its documents' files."""
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        rows = said(catalog)
+        info, rows = said(catalog)
+    infos = [replace(found, store_id="") for found in (info, Manifests(store).info())]
     kv = {file.name: file.read_bytes() for file in store.glob("kv/??/*")}
     documents = {file.name: file.read_bytes() for file in store.glob("documents/??/*.json")}
-    return rows, kv, documents, (store / "store.json").read_bytes()
+    return infos, rows, kv, documents
 
 
 def index_checked_here(catalog: Catalog, index: Path) -> list[str]:

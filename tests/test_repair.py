@@ -6,17 +6,18 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
+from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
 from fusionrag_integrations.corpus import LOCK_FILE
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreNotFoundError
 from fusionrag_integrations.index import ChunkIndex
@@ -26,7 +27,7 @@ from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.repair import Problem, find_damage, repair
 from fusionrag_integrations.types import Chunk, DocumentKey
 from tests.conftest import all_records, document_ids, town
-from tests.damage import said
+from tests.damage import kept, said
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +447,18 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, emptied])
+def a_byte(path: Path) -> None:
+    path.write_bytes(b"S")
+
+
+def without_tables(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE notes (text)")
+        db.execute("DROP TABLE notes")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, emptied, a_byte, without_tables])
 @pytest.mark.parametrize("file", [None, "store.json"], ids=["", "and store.json"])
 def test_a_store_without_its_catalog_is_no_empty_place(
     store: Path, model_dir: Path, damage: Callable[[Path], None], file: str | None
@@ -482,6 +494,42 @@ def test_any_part_of_a_store_is_enough(
                 list(work(tmp_path / "left"))
 
 
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("place", [Path.touch, Path.mkdir, a_dangling_link])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("catalog.sqlite", "catalog.sqlite.damaged", "catalog.sqlite.new", "documents"),
+        *("index", "index.damaged", "kv", "corrections"),
+    ],
+)
+def test_remains_of_a_store_are_no_empty_place(
+    store: Path, model_dir: Path, tmp_path: Path, name: str, place: Callable[[Path], None]
+) -> None:
+    """A link that leads nowhere is one to a disk that isn't there just now."""
+    left = tmp_path / "left"
+    left.mkdir()
+    shutil.copy(store / "store.json", left)
+    place(left / name)
+    if place is Path.mkdir and name != "catalog.sqlite":
+        (left / name / "ab").mkdir()  # directories alone are nothing
+        FusionEngine.from_pretrained(model_dir, store=left).close()
+        return
+    if place is Path.touch and name == "catalog.sqlite":
+        FusionEngine.from_pretrained(model_dir, store=left).close()  # an empty file is nothing
+        return
+    with pytest.raises(StoreError, match=re.escape(name)):
+        FusionEngine.from_pretrained(model_dir, store=left, salt="another")
+    assert {path.name for path in left.iterdir()} <= {name, "store.json", "documents"}
+    with pytest.raises(StoreError):
+        Corpus.open(left)
+    with pytest.raises(StoreError, match="can't be made anew"):
+        list(repair(left))
+
+
 def test_what_a_making_that_was_stopped_leaves_is_an_empty_place(
     store: Path, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -505,6 +553,238 @@ def test_without_catalog_and_store_file_nothing_is_guessed(store: Path) -> None:
     with pytest.raises(StoreError, match=r"store\.json"):
         list(repair(store))
     assert (store / CATALOG_FILE).read_bytes().startswith(b"no database")
+
+
+def change_of_the_store(store: Path, column: str) -> None:
+    """As a flipped bit does."""
+    with sqlite3.connect(store / CATALOG_FILE) as db:
+        ((value,),) = db.execute(f"SELECT {column} FROM store")
+        match value:
+            case int():
+                changed: object = value ^ 1
+            case bytes():
+                changed = bytes([value[0] ^ 1, *value[1:]])
+            case _:
+                changed = chr(ord(value[0]) ^ 1) + value[1:] if value else "x"
+        db.execute(f"UPDATE store SET {column} = ?", (changed,))
+
+
+@pytest.mark.parametrize("column", [*(field.name for field in fields(StoreInfo)), "info_sum"])
+def test_what_the_catalog_says_of_the_store_itself_is_put_right_by_the_files(
+    store: Path, model_dir: Path, column: str
+) -> None:
+    before, left = rows(store), everything_but_the_catalog(store)
+    change_of_the_store(store, column)
+    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+        with pytest.raises(StoreError, match="`fusionrag repair`"):
+            opened(store)
+    assert areas(list(find_damage(store))) == [("catalog", False)]
+    assert areas(list(repair(store))) == [("catalog", True)]
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+    assert list(find_damage(store)) == []
+
+
+def everything_but_the_catalog(store: Path) -> dict[Path, bytes]:
+    """All that is kept in files of its own; not the index, which is looked at by itself."""
+    return {
+        path: content
+        for pattern in ("store.json", "documents/**/*", "kv/**/*")
+        for path, content in files(store, pattern).items()
+        if path.name != "revision.json"
+    }
+
+
+@pytest.mark.parametrize("other", ["store.json", "documents/store.json"])
+def test_the_row_is_put_right_by_the_file_that_it_was_written_with(store: Path, other: str) -> None:
+    """The other file is another store's, or says nothing."""
+    before = rows(store)
+    Manifests(store.parent / "another").note_info(replace(before["info"][0][0], signature="x"))
+    for content in ((store.parent / "another" / "store.json").read_bytes(), b"{}"):
+        (store / other).write_bytes(content)
+        change_of_the_store(store, "signature")
+        assert ("catalog", True) in areas(list(repair(store)))
+        assert rows(store) == before
+        assert list(find_damage(store)) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM store",
+        "INSERT INTO store SELECT * FROM store",
+        "UPDATE store SET signature = 'x', info_sum = x'00'",
+        "UPDATE store SET revision = 'x'",
+        "UPDATE store SET revision = -1",
+        "UPDATE store SET texts = 1.5",
+        "ALTER TABLE store DROP COLUMN probes",
+        "DROP TABLE store",
+    ],
+)
+def test_whatever_becomes_of_that_row_the_store_is_mended(store: Path, statement: str) -> None:
+    before, left = rows(store), everything_but_the_catalog(store)
+    with sqlite3.connect(store / CATALOG_FILE) as db:
+        db.execute(statement)
+    with pytest.raises(StoreError, match="`fusionrag repair`"):
+        Corpus.open(store)
+    assert areas(list(find_damage(store))) == [("catalog", False)]
+    assert areas(list(repair(store))) == [("catalog", True)]
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+    assert list(find_damage(store)) == []
+
+
+@pytest.mark.parametrize("lost", [(), ("documents/revision.json",)], ids=["", "revision.json"])
+def test_an_older_catalog_is_older_than_a_rebuilt_one(
+    store: Path, model_dir: Path, lost: tuple[str, ...]
+) -> None:
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        for number in range(4):
+            engine.ingest([replace(town(number), id="secret")])
+        old = (store / CATALOG_FILE).read_bytes()
+        noted = engine.corpus.catalog.revision
+        engine.delete(["secret"])
+    for name in (CATALOG_FILE, *lost):
+        (store / name).unlink()
+    list(repair(store))
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        assert catalog.revision > noted
+    (store / CATALOG_FILE).write_bytes(old)
+    with pytest.raises(StoreError, match="has a catalog that is older"):
+        Corpus.open(store)
+
+
+@pytest.fixture(scope="module")
+def another(made: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the same model and of as many documents, which was changed more often."""
+    path = tmp_path_factory.mktemp("another") / "store"
+    with FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48) as engine:
+        for number in range(3):
+            engine.ingest([replace(town(10 + number), id=f"town-{number}")])
+        engine.ingest([town(9)])
+        engine.delete(["town-9"])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lost", "copied"),
+    [
+        (None, ()),
+        ("store.json", ()),
+        ("documents/store.json", ()),
+        ("documents/revision.json", ()),
+        (None, ("store.json",)),
+        (None, ("documents/store.json",)),
+    ],
+)
+def test_another_stores_catalog_is_not_believed(
+    store: Path, another: Path, model_dir: Path, lost: str | None, copied: tuple[str, ...]
+) -> None:
+    """Nor where one other file comes with it: the others say whose the documents are."""
+    before, left = rows(store), everything_but_the_catalog(store)
+    for name in (CATALOG_FILE, *copied):
+        shutil.copy(another / name, store / name)
+    if lost:
+        (store / lost).unlink()
+    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+        with pytest.raises(StoreError, match="is another store's"):
+            opened(store)
+    assert areas(list(find_damage(store))) == [("catalog", False)]
+    assert areas(list(repair(store))) == [("catalog", True)]
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        report = engine.ingest([])
+        assert (report.isolated_computed, report.fused_computed) == (0, 0)
+    assert everything_but_the_catalog(store) == left
+    assert list(find_damage(store)) == []
+
+
+@pytest.mark.parametrize("other", ["store.json", "documents/store.json"])
+def test_one_file_of_another_store_is_written_anew(store: Path, another: Path, other: str) -> None:
+    """Two of the three decide: the catalog and the other file."""
+    before, left = rows(store), everything_but_the_catalog(store)
+    shutil.copy(another / "store.json", store / other)
+    Corpus.open(store).close()
+    assert areas(list(find_damage(store))) == [("documents", False)]
+    assert areas(list(repair(store))) == [("documents", True)]
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+
+
+def test_a_lost_catalog_is_made_anew_by_the_file_that_the_documents_are_of(store: Path) -> None:
+    """The other one is of another model's store: none of the documents could be read by it."""
+    before, left = rows(store), everything_but_the_catalog(store)
+    elsewhere = store.parent / "another"
+    Manifests(elsewhere).note_info(
+        replace(before["info"][0][0], signature="another", store_id="another")
+    )
+    shutil.copy(elsewhere / "store.json", store)
+    (store / CATALOG_FILE).unlink()
+    assert ("catalog", True) in areas(list(repair(store)))
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+
+
+@pytest.mark.parametrize("damage", [None, destroyed])
+def test_documents_are_never_given_up_for_the_files_of_another_models_store(
+    store: Path, damage: Callable[[Path], None] | None
+) -> None:
+    """Both say another model: the catalog tells better, or else nobody does."""
+    before, left = rows(store), everything_but_the_catalog(store)
+    elsewhere = store.parent / "another"
+    info = replace(before["info"][0][0], signature="another", store_id="another")
+    Manifests(elsewhere).note_info(info)
+    for name in ("store.json", "documents/store.json"):
+        shutil.copy(elsewhere / "store.json", store / name)
+    if damage:
+        damage(store / CATALOG_FILE)
+        copied = files(store, "**/*")
+        with pytest.raises(StoreError, match="is of the store that"):
+            list(repair(store))
+        assert files(store, "**/*") == copied
+        return
+    assert ("catalog", True) in areas(list(repair(store)))
+    assert rows(store) == before
+    assert everything_but_the_catalog(store) == left
+
+
+def test_nothing_is_made_anew_without_the_documents(store: Path) -> None:
+    """They may lie on a disk that isn't there just now."""
+    destroyed(store / CATALOG_FILE)
+    (store / "documents").rename(store.parent / "elsewhere")
+    left = files(store, "**/*")
+    with pytest.raises(StoreError, match="can't be made anew without documents"):
+        list(repair(store))
+    assert files(store, "**/*") == left
+
+
+def test_stores_of_the_same_documents_differ_in_nothing_but_their_ids(
+    made: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    with FusionEngine.from_pretrained(model_dir, store=tmp_path / "again", chunk_tokens=48) as e:
+        e.ingest([town(0), town(1), town(2)])
+    assert kept(tmp_path / "again") == kept(made)
+    infos = [Manifests(store).info() for store in (made, tmp_path / "again")]
+    assert len({"", *(info.store_id for info in infos)}) == 3
+
+
+def test_the_slower_of_two_makers_leaves_the_store_as_it_is(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = Manifests(made).info()
+    create = Catalog.create
+
+    def overtaken(path: Path, info: StoreInfo) -> Catalog:
+        monkeypatch.undo()
+        Corpus.create(tmp_path / "store", info).close()
+        return create(path, info)
+
+    monkeypatch.setattr(Catalog, "create", overtaken)
+    with pytest.raises(StoreError, match="already; open it instead"):
+        Corpus.create(tmp_path / "store", info)
+    with Corpus.open(tmp_path / "store") as corpus, corpus.writing():
+        assert corpus.manifests.info() == corpus.catalog.info
 
 
 def test_damaged_records_go_and_no_others(store: Path, model_dir: Path) -> None:
@@ -619,7 +899,14 @@ def test_a_reader_follows_a_catalog_that_was_put_in_the_place_of_its_own(
 
 
 def test_values_that_cannot_be_filtered_by_are_no_damage(model_dir: Path, tmp_path: Path) -> None:
-    odd = {"nan": math.nan, "inf": -math.inf, "large": 2**70, "small": -(2**70), "list": [1], "largest": 2**63 - 1}
+    odd = {
+        "nan": math.nan,
+        "inf": -math.inf,
+        "large": 2**70,
+        "small": -(2**70),
+        "list": [1],
+        "largest": 2**63 - 1,
+    }
     with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
         engine.ingest([replace(town(0), metadata=odd)])
         assert engine.corpus.search("fox", 1, where={"largest": 2**63 - 1})

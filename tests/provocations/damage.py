@@ -11,6 +11,7 @@ from fusionrag_integrations import Corpus
 from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
 from fusionrag_integrations.catalog import CATALOG_FILE, UNFINISHED_FILE
 from fusionrag_integrations.index_check import index_faults
+from fusionrag_integrations.manifests import Manifests
 from fusionrag_integrations.store import FileKVStore
 from fusionrag_integrations.types import Calibration
 from tests.conftest import all_records, town
@@ -284,8 +285,13 @@ def swapped_documents(world: World) -> list[Seen]:
 
 @provoked.by("... is of another store: its tokens and keys aren't this one's.")
 def another_stores_document(world: World) -> list[Seen]:
-    """As it is where everything else says that the store is of another salt."""
-    return verify(world, changed(world.copy(), "UPDATE store SET salt_id = 'another'"))
+    """Whose model or salt has made other keys."""
+    store = world.copy()
+    manifests = Manifests(store)
+    said = manifests.read(documents(store)[0])
+    others = tuple(replace(record, isolated_key="0" * 64) for record in said.records)
+    manifests.write(replace(said, records=others))
+    return verify(world, store)
 
 
 @provoked.by("... is of another text than the catalog's.")
@@ -297,7 +303,11 @@ def older_document(world: World) -> list[Seen]:
 
 @provoked.by("... doesn't say what the catalog says.")
 def another_store_json(world: World) -> list[Seen]:
-    return verify(world, changed(world.copy(), "UPDATE store SET chunk_tokens = 64"))
+    store = world.copy()
+    manifests = Manifests(store)
+    manifests.info_path.unlink()
+    manifests.note_info(replace(world.engine.corpus.catalog.info, chunk_tokens=64))
+    return verify(world, store)
 
 
 @provoked.by("The catalog ... is damaged: ...")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from fusionrag_integrations import Corpus, FusionEngine
 from fusionrag_integrations.catalog import CATALOG_FILE
 from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.manifests import Manifests
 from fusionrag_integrations.model import CausalModel
 from fusionrag_integrations.store import Budgets
 from tests.processes import in_child
@@ -62,6 +64,38 @@ def lost_catalog(world: World) -> None:
 def older_catalog(world: World) -> None:
     store = changed(world.copy(), "UPDATE store SET revision = 0")
     world.open(store)
+
+
+@provoked.by("The catalog of the store at ... is another store's: ...")
+def another_stores_catalog(world: World) -> None:
+    store = world.copy()
+    Corpus.create(world.tmp / "another", world.engine.corpus.catalog.info).close()
+    (world.tmp / "another" / CATALOG_FILE).replace(store / CATALOG_FILE)
+    world.open(store)
+
+
+@provoked.by("What ... says of the store itself is damaged. ...")
+def damaged_store_row(world: World) -> None:
+    world.open(changed(world.copy(), "UPDATE store SET signature = 'x'"))
+
+
+@provoked.by("The catalog of the store at ... can't be made anew without documents: ...")
+def no_documents(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / CATALOG_FILE).unlink()
+    (store / "documents").rename(world.tmp / "elsewhere")
+    return world.run("repair", "--store", store)
+
+
+@provoked.by("No document in ... is of the store that ... tells of: ...")
+def another_models_files(world: World) -> list[Seen]:
+    store = world.copy()
+    (store / CATALOG_FILE).unlink()
+    manifests = Manifests(store)
+    for path, _ in manifests.infos():
+        path.unlink()
+    manifests.note_info(replace(world.engine.corpus.catalog.info, signature="another"))
+    return world.run("repair", "--store", store)
 
 
 @provoked.by("... is a symbolic link, which is not followed. ...")
@@ -134,6 +168,12 @@ def told(said: str) -> list[Seen]:
     return [(kind, message)]
 
 
+def older_format(world: World) -> None:
+    info = replace(world.engine.corpus.catalog.info, format_version=1)
+    Corpus.create(world.tmp / "older", info).close()
+    world.open(world.tmp / "older")
+
+
 provoked.pairs += [
     ("There is no store at ...", lambda w: Corpus.open(w.tmp)),
     ("There is no store at ...", lambda w: w.run("verify", "--store", w.tmp / "none")),
@@ -144,9 +184,7 @@ provoked.each(
         "... has schema version ...; this release reads version ...": lambda w: Corpus.open(
             changed(w.copy(), "PRAGMA user_version = 99")
         ),
-        "The store at ... has format ...; this version reads format ...": lambda w: w.open(
-            changed(w.copy(), "UPDATE store SET format_version = 1")
-        ),
+        "The store at ... has format ...; this version reads format ...": older_format,
         "The store at ... was made by another embedding: ...": lambda w: Corpus.open(
             w.store, LongerEmbedding()
         ).search("Where is the fox?"),
