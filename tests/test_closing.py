@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,12 @@ class OtherEmbedding(LexicalEmbedder):
 
     def embed_query(self, text: str) -> list[float]:
         return super().embed_query(text[::-1])
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place for temporary directories where no other process makes any."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

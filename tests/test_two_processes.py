@@ -13,7 +13,7 @@ import pytest
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.corpus import document_order
-from fusionrag_integrations.index import ChunkIndex
+from fusionrag_integrations.exact_search import ExactSearch
 from tests.conftest import town
 
 WRITER = """
@@ -106,15 +106,15 @@ def test_a_document_that_is_replaced_while_it_is_searched_is_found(
     other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
     changed = replace(town(0), text=town(0).text.replace("fox", "wolf"))
     changes = [lambda: other.ingest([changed]), lambda: engine.ingest([town(0)])]
-    search = ChunkIndex.search
+    search = ExactSearch.search
 
-    def meanwhile(index: ChunkIndex, *arguments: Any) -> list[tuple[str, float]]:
+    def meanwhile(index: ExactSearch, *arguments: Any) -> list[tuple[str, float]]:
         found = search(index, *arguments)
         if changes:
             changes.pop(0)()
         return found
 
-    monkeypatch.setattr(ChunkIndex, "search", meanwhile)
+    monkeypatch.setattr(ExactSearch, "search", meanwhile)
     hits = engine.corpus.search("river", 9)
     assert not changes
     assert "\n\n".join(hit.chunk.text for hit in document_order(hits)) == town(0).text
