@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from filelock import Timeout
@@ -488,6 +488,10 @@ class Corpus(Closable):
                 yield
             finally:
                 close_to_others(self.path / INDEX_DIRECTORY)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Copies of a retriever share its corpus: files and threads have no copies."""
+        return self
 
     def close(self) -> None:
         """Wait for what is under way, and release all files. May be called again.

@@ -27,8 +27,9 @@ def read_documents(
     """The documents in files and, recursively and in sorted order, in directories.
 
     Within directories, what is hidden (`.git`), virtual environments (with a `pyvenv.cfg`),
-    `__pycache__` and `node_modules` are passed over; what `paths` name is read whatever it is.
-    passed_over: called with each.
+    `__pycache__` and `node_modules` are passed over, and so are links to directories and to
+    nothing, and what is no regular file; what `paths` name is read whatever it is. passed_over:
+    called with each.
 
     .txt, .md: one document a file. Its id is the path relative to the deepest directory that
     holds all of `paths`; its title is the first Markdown heading, or the file's stem.
@@ -107,9 +108,12 @@ def _files(root: Path, passed_over: Callable[[Path], object]) -> list[Path]:
 def _below(directory: Path, passed_over: Callable[[Path], object]) -> Iterator[Path]:
     """The files in a directory that can be read, and in those below it; links aren't entered."""
     for path in sorted(directory.iterdir()):
-        enters = path.is_dir() and not path.is_symlink()
-        reads = path.suffix.lower() in ENDINGS and path.is_file()
-        if (enters or reads) and _is_of_tools(path):
+        is_link = path.is_symlink()
+        enters = path.is_dir() and not is_link
+        named_so = path.suffix.lower() in ENDINGS
+        reads = named_so and path.is_file()
+        stays_out = not (enters or reads) and (named_so or (is_link and not path.is_file()))
+        if stays_out or ((enters or reads) and _is_of_tools(path)):
             passed_over(path)
         elif enters:
             yield from _below(path, passed_over)

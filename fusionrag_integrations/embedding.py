@@ -132,7 +132,13 @@ class _FrameworkEmbedder:
         self._query = getattr(embedding, query)
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        return [as_vector(vector) for vector in self._documents(list(texts))]
+        found = self._documents(list(texts))
+        if not holds_several(found):
+            raise InvalidInputError(
+                f"The embedding {self.name!r} can't be used: of several texts it makes "
+                f"{shown(found)}, and not a list of vectors."
+            )
+        return [as_vector(vector) for vector in found]
 
     def embed_query(self, text: str) -> list[float]:
         return as_vector(self._query(text))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.calibration import (
@@ -207,6 +207,10 @@ class FusionEngine(Closable):
         )
         other._owns_store = False
         return other
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Copies of a model or retriever share its engine: files and threads have no copies."""
+        return self
 
     def close(self) -> None:
         """Release the store: files, threads and the memory of its tiers. May be called again.

@@ -179,9 +179,11 @@ def _checked_items(name: str, value: Any, hint: Any) -> Any:
 
 
 def _check_path(name: str, value: Any, hint: Any) -> None:
-    """Raises `InvalidInputError` for what no file can be called: a null byte in it, too long."""
+    """Raises `InvalidInputError` for what no file can be called: nothing, a null byte, too long."""
     if Path not in _parts(hint) or not isinstance(value, str | Path):
         return
+    if value == "":
+        raise InvalidInputError(f"{name} is empty; give {_words(hint)}, '.' for this directory.")
     try:
         os.lstat(value)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -98,7 +98,8 @@ class AnswerOptions(Component):
             "store": sha256(place).hexdigest(),
             "revision": corpus.catalog.revision,
         }
-        return {"model_name": self.model_name} | store | chosen
+        # LangChain puts a call's own stops under the field's name.
+        return {"model_name": self.model_name, "own_stop": chosen.pop("stop")} | store | chosen
 
 
 def _frozen(value: Any) -> Any:

@@ -42,6 +42,7 @@ MetadataValue = str | int | float | bool
 KVKind = Literal["isolated", "fused"]
 KVFormat = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 KVSource = Literal["isolated", "fused", "prefix", "none"]
+LEAST_TEMPERATURE = 1e-6  # logits divided by less are beyond float32
 SEEDS = 1 << 63  # of a generator of random numbers, on either side of 0
 SelectorName = Literal[
     "none",
@@ -558,9 +559,10 @@ class AnswerSettings:
             raise InvalidInputError(f"ratio is {self.ratio}; it must lie in [0, 1].")
         if self.max_tokens < 1:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if not 0.0 <= self.temperature < inf:
+        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < inf:
             raise InvalidInputError(
-                f"temperature is {self.temperature}; it must not be negative, and be finite."
+                f"temperature is {self.temperature}; it must be finite and at least "
+                f"{LEAST_TEMPERATURE:g}, or 0 for greedy decoding."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")

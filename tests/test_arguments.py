@@ -106,6 +106,24 @@ class TestUnknownArguments:
         with pytest.raises(InvalidInputError, match=r"takes no 'top_k'\. Did you mean 'k'"):
             lc.FusionKVRetriever(engine=engine).invoke(QUESTION, top_k=1)
 
+    @pytest.mark.parametrize("least", [nan, 1.5, -2])
+    def test_of_a_similarity(self, engine: FusionEngine, least: float) -> None:
+        with pytest.raises(InvalidInputError, match="score_threshold is"):
+            lc.FusionKVRetriever(engine=engine, score_threshold=least)
+
+    def test_of_an_empty_path(self, engine: FusionEngine, model_dir: Path) -> None:
+        for make in (
+            lambda: FusionEngine.from_pretrained(model_dir, store=""),
+            lambda: FusionEngine.open(engine.model, ""),
+            lambda: Corpus.open(""),
+            lambda: lc.FusionKVRetriever.from_store(""),
+            lambda: li.FusionKVRetriever.from_store(""),
+        ):
+            with pytest.raises(
+                InvalidInputError, match=r"is empty; give .*, '\.' for this directory"
+            ):
+                make()
+
     def test_what_frameworks_have_or_pass_on_is_none(self, engine: FusionEngine) -> None:
         llm = lc.FusionRAGLLM(
             engine=engine, max_tokens=1, tags=["t"], metadata={"m": 1}, name="n", verbose=True
@@ -135,6 +153,7 @@ class TestKindsOfSettings:
             ({"max_tokens": 1.5}, "max_tokens is 1.5; give a whole number"),
             ({"temperature": nan}, "temperature is nan"),
             ({"temperature": inf}, "temperature is inf"),
+            ({"temperature": 1e-320}, "temperature is 1e-320; it must be finite and at least"),
             ({"temperature": "hot"}, "temperature is 'hot'; give a number"),
             ({"top_p": nan}, "top_p is nan"),
             ({"repetition_penalty": nan}, "repetition_penalty is nan"),

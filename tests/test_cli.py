@@ -143,10 +143,11 @@ class TestNumbers:
 
 
 @pytest.mark.parametrize("name", ["index", "ask", "delete", "inspect", "verify", "repair", "check"])
-def test_a_path_with_a_null_byte(name: str) -> None:
-    result = run_command(name, "--store", "a\0b")
-    assert result.exit_code == 2
-    assert "holds a null byte" in result.stderr
+def test_a_path_that_can_be_none(name: str) -> None:
+    for path, said in (("a\0b", "holds a null byte"), ("", "it is empty")):
+        result = run_command(name, "--store", path)
+        assert result.exit_code == 2
+        assert said in result.stderr
 
 
 def test_names_of_files_that_are_no_unicode(index: Run, files: Path) -> None:

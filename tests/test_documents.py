@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,19 @@ def test_what_programs_keep_in_a_directory_is_passed_over(tmp_path: Path) -> Non
     }
     named = read(tmp_path / "src/.draft.md", tmp_path / "env", tmp_path / ".git/notes.md")
     assert [d.id for d in named] == ["src/.draft.md", "env/lib/licence.txt", ".git/notes.md"]
+
+
+def test_what_cannot_be_entered_or_read_in_a_directory_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "to-a-file.md").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "to-nothing.txt").symlink_to(tmp_path / "gone")
+    (tmp_path / "to-itself").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "picture.png").write_bytes(b"-")
+    told: list[Path] = []
+    found = list(read_documents([tmp_path], told.append))
+    assert [document.id for document in found] == ["a.txt", "to-a-file.md"]
+    assert {path.name for path in told} == {"to-nothing.txt", "to-itself", "pipe.jsonl"}
 
 
 @pytest.mark.parametrize("paths", ["docs", Path("docs"), None, 5])

@@ -17,7 +17,7 @@ from llama_index.core.embeddings import MockEmbedding
 
 from fusionrag_integrations import Corpus
 from fusionrag_integrations.catalog import StoreInfo
-from fusionrag_integrations.embedding import Embedder, LexicalEmbedder, as_embedder
+from fusionrag_integrations.embedding import Embedder, LexicalEmbedder, as_embedder, probe
 from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError
 from fusionrag_integrations.records import FORMAT_VERSION
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
@@ -161,6 +161,19 @@ def test_anything_else_is_refused_with_what_is_accepted() -> None:
     for thing in ("all-MiniLM", Half(), object()):
         with pytest.raises(InvalidInputError, match=r"embed_documents.*get_text_embedding_batch"):
             as_embedder(thing)
+
+
+@pytest.mark.parametrize("made", [None, 5, "vectors"])
+def test_what_makes_no_vectors_is_refused(made: Any) -> None:
+    class Broken:
+        def embed_documents(self, texts: list[str]) -> Any:
+            return made
+
+        def embed_query(self, text: str) -> list[float]:
+            return [1.0]
+
+    with pytest.raises(InvalidInputError, match=r"'Broken' can't be used: .* list of vectors"):
+        probe(as_embedder(Broken()))
 
 
 def test_frameworks_are_not_imported() -> None:

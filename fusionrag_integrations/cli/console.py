@@ -30,7 +30,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class FilePath(click.Path):
-    """A path; one with a null byte in it is refused, as those that aren't there are."""
+    """A path; an empty one and one with a null byte are refused."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(path_type=Path, **given)
@@ -41,6 +41,8 @@ class FilePath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty; give '.' for this directory.", param, ctx)
         if "\0" in os.fspath(value):
             self.fail(f"{value!r} holds a null byte, which no path can.", param, ctx)
         return super().convert(value, param, ctx)

@@ -69,7 +69,7 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         default=None, description="On metadata, in Chroma's terms: {'page': {'$gt': 3}}."
     )
     score_threshold: float | None = Field(
-        default=None, description="The least similarity, up to 1."
+        default=None, ge=-1, le=1, description="The least similarity, up to 1."
     )
     search_type: Literal["similarity", "mmr"] = Field(
         default="similarity", description="mmr weighs similarity against variety."

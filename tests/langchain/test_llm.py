@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from langchain_core.documents import Document as Found
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
-from fusionrag_integrations.langchain import FusionKVRetriever, FusionRAGLLM
+from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
 from fusionrag_integrations.types import Message
 from tests.conftest import town
 
@@ -209,6 +210,31 @@ def test_a_cache_tells_apart_what_the_store_held(model_dir: Path, tmp_path: Path
     before = first.identity()
     engines[0].ingest([town(0)])
     assert first.identity() != before
+
+
+@pytest.mark.parametrize("kind", [FusionRAGLLM, ChatFusionRAG])
+def test_a_cache_tells_apart_where_answers_stop(
+    engine: FusionEngine, kind: type[FusionRAGLLM | ChatFusionRAG]
+) -> None:
+    def text(**given: Any) -> str:
+        answer = kind(engine=engine, max_tokens=8, cache=cache, **given).invoke("Where is the fox?")
+        return str(getattr(answer, "content", answer))
+
+    cache = InMemoryCache()
+    whole = text()
+    assert len(whole) > 1
+    assert text(stop=[whole[1]]) == whole[: whole.index(whole[1])]
+    assert text() == whole
+
+
+def test_a_deep_copy_shares_the_engine(engine: FusionEngine) -> None:
+    model = FusionRAGLLM(engine=engine, max_tokens=2)
+    retriever = FusionKVRetriever(engine=engine, k=1)
+    again, other = copy.deepcopy(model), copy.deepcopy(retriever)
+    assert again.engine is engine
+    assert (again.max_tokens, other.k) == (2, 1)
+    assert again.invoke("Where is the fox?") == model.invoke("Where is the fox?")
+    assert other.invoke("fox") == retriever.invoke("fox")
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer(

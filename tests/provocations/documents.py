@@ -36,6 +36,14 @@ class NoNumbers(LexicalEmbedder):
         return [[nan] * len(v) if "Town" in text else v for text, v in made]
 
 
+class NoVectors:
+    def embed_documents(self, texts: list[str]) -> None:
+        return None
+
+    def embed_query(self, text: str) -> list[float]:
+        return [1.0]
+
+
 class NothingEmbedded(LexicalEmbedder):
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         return []
@@ -161,6 +169,9 @@ provoked.each(
         ).ingest([town(0)]),
         "The embedding ... can't be used: it has to make one vector of each text, ...": lambda w: (
             w.open(embedding=NothingEmbedded())
+        ),
+        "The embedding ... can't be used: of several texts it makes ..., ...": (
+            lambda w: w.open(embedding=NoVectors())
         ),
         "An embedding can't be used: ...": lambda w: w.open(embedding=NoNumbers()).ingest(
             [town(0)]

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.tools import tool
 
 import fusionrag_integrations.langchain as lc
-from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings, Corpus, FusionEngine
 from fusionrag_integrations.documents import read_documents
 from tests.langchain.templates import WITH_TOOLS
 from tests.provocations.world import Provocation, Provoked, Seen, World
@@ -53,7 +53,9 @@ provoked.each(
         ),
         "ratio is ...; it must lie in [0, 1].": setting(ratio=2.0),
         "max_tokens is ...; it must be at least 1.": setting(max_tokens=0),
-        "temperature is ...; it must not be negative, and be finite.": setting(temperature=-1.0),
+        "temperature is ...; it must be finite and at least ..., or 0 for greedy decoding.": (
+            setting(temperature=-1.0)
+        ),
         "top_p is ...; it must lie in (0, 1].": setting(top_p=0.0),
         "top_k is ...; use 0 for no limit.": setting(top_k=-1),
         "repetition_penalty is ...; it must be above 0. 1 is none.": setting(
@@ -68,6 +70,7 @@ provoked.each(
             "Where?", AnswerSettings(raw=True, tools=({"type": "function", "function": {}},))
         ),
         "... is ..., which can't be a path (...); give ...": lambda w: w.open("\0"),
+        "... is empty; give ..., '.' for this directory.": lambda w: Corpus.open(""),
         "... takes no .... ...Accepted are ...": lambda w: lc.FusionRAGLLM(
             engine=w.engine, scope=["board"]
         ),
