@@ -17,6 +17,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache, partial, wraps
 from inspect import Parameter, signature
+from math import isinf
 from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -132,12 +133,26 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> 
             )
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says. Raises `ValueError`, for one that is nested too deep as well."""
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
+    """What a JSON text says. Raises `ValueError`, for one that is nested too deep as well.
+
+    finite: refuse NaN and infinities too. Python writes and reads them, but JSON has none.
+    """
+    strict: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
     try:
-        return json.loads(text)
+        return json.loads(text, **(strict if finite else {}))
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _finite(digits: str) -> float:
+    if isinf(number := float(digits)):
+        raise ValueError(f"{digits} is too large a number")
+    return number
 
 
 def renamed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:

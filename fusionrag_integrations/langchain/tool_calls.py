@@ -7,16 +7,18 @@ Models write calls in the form that their chat template taught them. Known are
     [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]        Mistral, up to 2024
     [TOOL_CALLS]name[ARGS]{...}                                  Mistral since, once for each call,
     [TOOL_CALLS]name[CALL_ID]id[ARGS]{...}                       some with ids
-    {"name": ..., "parameters": {...}}                           Llama 3, as all of the text
+    {"name": ..., "parameters": {...}}; {...}                    Llama 3, as all of the text
     name                                                         GLM4, likewise: the arguments are
     {...}                                                        on the lines below
+
+Marks within JSON strings are no marks: an argument may spell any of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +30,23 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 from fusionrag_integrations.inputs import parse_json
 from fusionrag_integrations.keys import tool_call_id
 
-_TAGGED = (
-    re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL),
-    re.compile(r"<\|tool_call\|>(.*?)(?:<\|/tool_call\|>|\Z)", re.DOTALL),
-)
-_LISTED, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
-_MARKS = ("<tool_call>", "<|tool_call|>", _LISTED)
+_LISTED, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
+_CLOSING = {
+    "<tool_call>": re.escape("</tool_call>"),
+    "<|tool_call|>": re.escape("<|/tool_call|>"),
+    _LISTED: rf"(?={re.escape(_LISTED)})",  # has none: the next call closes it
+}
+_OPENING = re.compile("|".join(map(re.escape, _CLOSING)))
+# Strings come first, and so marks in them are passed over; only what is sought is a group.
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"?|\\.'
+_END = {  # of a call that is JSON
+    mark: re.compile(rf"{_STRING}|({closing}|(?={_OPENING.pattern})|\Z)", re.DOTALL)
+    for mark, closing in _CLOSING.items()
+}
+_BROKEN_END = {mark: re.compile(rf"{closing}|\Z") for mark, closing in _CLOSING.items()}
+_SEPARATOR = re.compile(rf"{_STRING}|(;)", re.DOTALL)
+# A name and an id before the arguments, whose mark not every tokenizer has.
+_HEAD = re.compile(r"([^\[{]*+)(?:\[CALL_ID\]([^\[{]*+))?(?:\[ARGS\]|(?=\{))")
 _PYTHON = "<|python_tag|>"
 _BARE_MARKS = (_PYTHON, "{", "[")  # of a call that is all of the text
 
@@ -47,11 +60,14 @@ class Said:
     invalid: list[InvalidToolCall]
 
     def with_arguments(self) -> Iterator[tuple[ToolCall | InvalidToolCall, str]]:
-        """All calls, with their arguments as text."""
+        """All calls, with their arguments as JSON; those of invalid calls are a JSON string.
+
+        LangChain completes what is broken or cut off, and would make a call of it.
+        """
         for call in self.calls:
             yield call, json.dumps(call["args"])
         for broken in self.invalid:
-            yield broken, broken["args"] or ""
+            yield broken, json.dumps(broken["args"])
 
 
 class PlainText:
@@ -63,34 +79,48 @@ class PlainText:
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self.tools = tools
         self.told = 0
-        self._bare = (*_BARE_MARKS, *(f"{name}\n" for name in _names(tools)))
-        self._held = ""
+        self._names = _names(tools)
+        self._held: list[str] = []
         self._calls = False  # whether all that comes may be one
 
     def push(self, piece: str) -> str:
         """What is certain after this piece; all of it where there are no tools."""
         if self._calls:
             return ""
-        self._held += piece
-        certain = self._certain() if self.tools else len(self._held)
-        text, self._held = self._held[:certain], self._held[certain:]
+        self._held.append(piece)
+        if self.tools and piece.isspace():  # it waits, and is looked at once, however much it is
+            return ""
+        text = "".join(self._held)
+        certain = self._certain(text) if self.tools else len(text)
+        self._held = [text[certain:]]
         self.told += certain
-        return text
+        return text[:certain]
 
-    def _certain(self) -> int:
+    def _certain(self, text: str) -> int:
         """How many characters are: those before what may begin a call, without white space."""
-        text = self._held
         if not self.told:
             start = text.lstrip()
-            self._calls = start.startswith(self._bare)
-            if any(start.startswith(mark[: len(start)]) for mark in self._bare):
+            self._calls = _starts_bare(start, self._names)
+            if self._calls or self._may_start_bare(start):
                 return 0
-        found = [at for at in map(text.find, _MARKS) if at >= 0]
+        found = _OPENING.search(text)
         self._calls = bool(found)
         open_ends = [
-            len(text) - n for mark in _MARKS for n in range(1, len(mark)) if text.endswith(mark[:n])
+            len(text) - n
+            for mark in _CLOSING
+            for n in range(1, len(mark))
+            if text.endswith(mark[:n])
         ]
-        return len(text[: min([*found, *open_ends, len(text)])].rstrip())
+        ends = [found.start()] if found else open_ends
+        return len(text[: min([*ends, len(text)])].rstrip())
+
+    def _may_start_bare(self, start: str) -> bool:
+        """Whether what follows may make it the start of a call that is all of the text."""
+        if "\n" in start:
+            return False
+        return _PYTHON.startswith(start) or any(
+            name.startswith(start) or name == start.rstrip() for name in self._names
+        )
 
 
 def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
@@ -98,44 +128,105 @@ def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
     if not tools:
         return Said(text, [], [])
     names = _names(tools)
-    for form in _TAGGED:
-        if written := form.findall(text):
-            before, *others = form.split(text)[:: form.groups + 1]
-            parts = [before.rstrip(), *map(str.strip, others)]
-            return Said(" ".join(filter(None, parts)), *_read(written, names))
-    before, *written = text.split(_LISTED)
-    if written:
-        return Said(before.rstrip(), *_read(written, names))
-    bare = text.strip().removeprefix(_PYTHON).strip()
-    name, _, arguments = bare.partition("\n")
-    if name.strip() in names:
-        bare = f"{name}{_ARGUMENTS}{arguments}"
-    elif not bare.startswith(("[", "{")):
+    if _starts_bare(text.lstrip(), names):
+        calls, invalid = _read(_bare(text, names), names)
+        if calls and not invalid:
+            return Said("", calls, [])  # and else it is an answer that happens to look like a call
+    (before, *others), written = _split(text)
+    if not written:
         return Said(text, [], [])
-    calls, invalid = _read([bare], names)
-    if calls and not invalid:
-        return Said("", calls, [])
-    return Said(text, [], [])  # an answer that happens to look like a call
+    parts = [before.rstrip(), *map(str.strip, others)]
+    return Said(" ".join(filter(None, parts)), *_read(written, names))
 
 
 def _names(tools: Sequence[Mapping[str, Any]]) -> set[str]:
     return {tool["function"]["name"] for tool in tools}
 
 
-def _read(written: Sequence[str], names: set[str]) -> tuple[list[ToolCall], list[InvalidToolCall]]:
-    """Calls that are JSON, alone or in a list, or that are named before their arguments."""
+def _starts_bare(start: str, names: set[str]) -> bool:
+    """Whether a text, without white space before it, starts as one that is a call as a whole."""
+    name, line_end, _ = start.partition("\n")
+    return start.startswith(_BARE_MARKS) or bool(line_end and name.strip() in names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A call as it was written, or a list of them.
+
+    named: name and id, where they stand before the arguments. rest: what should be JSON of it.
+    content: what that says. error: why it is no JSON.
+    """
+
+    named: dict[str, str]
+    rest: str
+    content: Any = None
+    error: str = ""
+
+
+def _split(text: str) -> tuple[list[str], list[_Written]]:
+    """The texts around marked calls, and the calls.
+
+    A mark outside of strings ends a call that is JSON. In one that isn't, quotes may open strings
+    that end anywhere, and so the first mark ends it.
+    """
+    around: list[str] = []
+    written: list[_Written] = []
+    at = 0
+    while mark := _OPENING.search(text, at):
+        around.append(text[at : mark.start()])
+        begin, found = mark.end(), _END[mark[0]].finditer(text, mark.end())
+        end = next(match for match in found if match.lastindex)
+        call = _written(text[begin : end.start()])
+        if call.error and (first := _BROKEN_END[mark[0]].search(text, begin)):
+            end, call = first, _written(text[begin : first.start()])
+        written.append(call)
+        at = end.end()
+    return [*around, text[at:]], written
+
+
+def _bare(text: str, names: set[str]) -> Iterator[_Written]:
+    """The calls of a text that has no other marks, separated by semicolons."""
+    bare = text.strip().removeprefix(_PYTHON).strip()
+    name, _, arguments = bare.partition("\n")
+    if name.strip() in names:
+        yield _written(f"{name}{_ARGUMENTS}{arguments}")
+        return
+    at = 0
+    for separator in _SEPARATOR.finditer(bare):
+        if separator.lastindex:
+            yield _written(bare[at : separator.start()])
+            at = separator.end()
+    if at < len(bare):
+        yield _written(bare[at:])
+
+
+def _written(text: str) -> _Written:
+    text = text.strip()
+    head = _HEAD.match(text)
+    named, rest = {}, text
+    if head and head[1].strip():
+        named = {"name": head[1].strip(), "id": (head[2] or "").strip()}
+        rest = text[head.end() :]
+    try:
+        return _Written(named, rest, content=parse_json(rest, finite=True))
+    except ValueError as error:
+        return _Written(named, rest, error=f"This is no JSON: {error}")
+
+
+def _read(
+    written: Iterable[_Written], names: set[str]
+) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    """The calls that can be made, and those that can't."""
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     taken: set[str] = set()
-    for one in map(str.strip, written):
-        named, rest = _named(one)
-        try:
-            content = parse_json(rest)
-        except ValueError as error:
-            invalid.append(_invalid(named.get("name"), rest, f"This is no JSON: {error}"))
+    for one in written:
+        if one.error:
+            invalid.append(_invalid(one.named.get("name"), one.rest, one.error))
             continue
-        if named:
-            content = named | {"arguments": content}
+        content = one.named | {"arguments": one.content} if one.named else one.content
+        if content == []:
+            invalid.append(_invalid(None, one.rest, "This list holds no call."))
         for call in content if isinstance(content, list) else [content]:
             name, arguments, given_id = _parts(call)
             if name not in names:
@@ -151,18 +242,6 @@ def _read(written: Sequence[str], names: set[str]) -> tuple[list[ToolCall], list
     return calls, invalid
 
 
-def _named(written: str) -> tuple[dict[str, str], str]:
-    """A call's name and id where they stand before its arguments, and what should be JSON of it."""
-    head, mark, arguments = written.partition(_ARGUMENTS)
-    if not mark:  # not every tokenizer has it
-        head, brace, rest = written.partition("{")
-        arguments = brace + rest
-    if written.startswith(("[", "{")) or not (mark or arguments):
-        return {}, written
-    name, _, given_id = head.partition(_ID)
-    return {"name": name.strip(), "id": given_id.strip()}, arguments
-
-
 def _parts(call: Any) -> tuple[str, Any, str]:
     """A call's name, its arguments, and its id, which is empty where it has none."""
     function = call.get("function", call) if isinstance(call, dict) else None
@@ -172,7 +251,7 @@ def _parts(call: Any) -> tuple[str, Any, str]:
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):  # some write them as JSON within JSON
         with suppress(ValueError):  # then they are no object, which is told
-            arguments = parse_json(arguments)
+            arguments = parse_json(arguments, finite=True)
     return str(function.get("name", "")), arguments, given_id if isinstance(given_id, str) else ""
 
 

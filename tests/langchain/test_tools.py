@@ -179,7 +179,7 @@ class TestWhatItSaysIsRead:
         whole = reduce(add, chunks)
         assert isinstance(whole, AIMessageChunk)
         assert [c["args"] for c in whole.tool_calls] == [{"place": "Bute"}]
-        assert [c["args"] for c in whole.invalid_tool_calls] == ["oh"]
+        assert [json.loads(str(c["args"])) for c in whole.invalid_tool_calls] == ["oh"]
         assert "tool_call" not in whole.text
         assert whole.usage_metadata is not None
 
@@ -396,10 +396,29 @@ def test_white_space_around_calls_is_passed_over(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"<tool_call>a{WIDE}b</tool_call>", f"{WIDE}no", "<tool_call>" * 90_000]
+    "text",
+    [
+        f"<tool_call>a{WIDE}b</tool_call>",
+        f"{WIDE}no",
+        f"{WIDE}weather{WIDE}",
+        "<tool_call>" * 90_000,
+        "<tool_call>{oh</tool_call>" * 8_000,
+        '<tool_call>"</tool_call>"' * 8_000,
+        '<tool_call>\\"x</tool_call>' * 8_000,
+        "<tool_call>[" * 60_000,
+        "[TOOL_CALLS]weather{" * 8_000,
+        '[TOOL_CALLS]weather[ARGS]["' * 8_000,
+        "{" * 1_000_000,
+        '{"' + '\\"' * 500_000,
+        '<tool_call>{"' + '\\"' * 500_000,
+        "{};" * 8_000,
+    ],
+    ids=range(14),
 )
 def test_what_is_no_call_takes_no_longer(text: str) -> None:
+    began = perf_counter()
     assert read_tool_calls(text, TOOLS).calls == []
+    assert perf_counter() - began < 2.0
 
 
 FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
@@ -438,6 +457,30 @@ FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
     ('{"name": "Bute", "size": 3}', '{"name": "Bute", "size": 3}', []),
     ("[1, 2]", "[1, 2]", []),
     (f"It is {call('weather')} so.", f"It is {call('weather')} so.", []),
+    (
+        f"{call('weather', place='A;')}; {call('timetable')};",
+        "",
+        [("weather", {"place": "A;"}), ("timetable", {})],
+    ),
+    (
+        f"<|python_tag|>{call('weather')};{call('timetable')}",
+        "",
+        [("weather", {}), ("timetable", {})],
+    ),
+    (f"{call('weather')}; so", f"{call('weather')}; so", []),
+    ('weather \t\r\n{"place": "A"}', "", [("weather", {"place": "A"})]),
+    ('\n weather\n\n{"place": "A"}\n', "", [("weather", {"place": "A"})]),
+    ("weather {} ", "weather {} ", []),
+    (
+        f"<tool_call>{call('weather')}<tool_call>{call('timetable')}</tool_call>",
+        "",
+        [("weather", {}), ("timetable", {})],
+    ),
+    (
+        f"So: <tool_call>{call('weather')}</tool_call> [TOOL_CALLS]timetable[ARGS]{{}}",
+        "So:",
+        [("weather", {}), ("timetable", {})],
+    ),
 ]
 
 
@@ -450,10 +493,62 @@ def test_forms_of_calls(text: str, rest: str, calls: list[tuple[str, dict[str, A
     assert len({found["id"] for found in said.calls}) == len(calls)
 
 
+MARKS = [
+    *("<tool_call>", "</tool_call>", "<|tool_call|>", "<|/tool_call|>", "<|python_tag|>"),
+    *("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", ";", "{", "]", '\\"', "weather\n{}"),
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<tool_call>\n{call}\n</tool_call>",
+        "<tool_call>{call}",
+        "<|tool_call|>[{call}]<|/tool_call|>",
+        "[TOOL_CALLS] [{call}]",
+        "[TOOL_CALLS]weather[ARGS]{arguments}",
+        "[TOOL_CALLS]weather{arguments}",
+        "[TOOL_CALLS]weather[CALL_ID]123456789[ARGS]{arguments}",
+        "{call}",
+        "<|python_tag|>{call}; {call}",
+        "weather\n{arguments}",
+    ],
+)
+def test_arguments_may_spell_marks(form: str, mark: str) -> None:
+    given = {"q": f'What is {mark}?{mark}" {mark}', mark: [mark, "\\"]}
+    written = form.replace("{call}", call("weather", **given))
+    text = written.replace("{arguments}", json.dumps(given))
+    for before in ("",) if written.startswith(("{", "<|python", "weather")) else ("", "So: "):
+        said = read_tool_calls(before + text, TOOLS)
+        assert (said.text, said.invalid) == (before.rstrip(), [])
+        assert [found["args"] for found in said.calls] == [given] * max(1, form.count("{call}"))
+
+
+@pytest.mark.parametrize(
+    "broken", ["{'a': 'it\"s'}", '{"a": "', '{"a": "\\', '{"a": "b"" }', "\\", '"\\"']
+)
+def test_a_broken_call_takes_no_other_with_it(broken: str) -> None:
+    good = f"<tool_call>{call('weather', q='</tool_call>')}</tool_call>"
+    said = read_tool_calls(f"<tool_call>{broken}</tool_call> so {good}{good}", TOOLS)
+    assert said.text == "so"
+    assert [found["args"] for found in said.calls] == [{"q": "</tool_call>"}] * 2
+    assert [found["args"] for found in said.invalid] == [broken]
+    good = f"[TOOL_CALLS]weather[ARGS]{json.dumps({'q': '[TOOL_CALLS]'})}"
+    said = read_tool_calls(f"[TOOL_CALLS]weather[ARGS]{broken}{good}{good}", TOOLS)
+    assert [found["args"] for found in said.calls] == [{"q": "[TOOL_CALLS]"}] * 2
+    assert [found["args"] for found in said.invalid] == [broken]
+
+
 @pytest.mark.parametrize(
     ("written", "error"),
     [
         ("{'name': 'weather'}", "This is no JSON"),
+        ("", "This is no JSON"),
+        ("[]", "This list holds no call."),
+        (call("weather", a=float("nan")), "This is no JSON: NaN is no number in JSON"),
+        (call("weather", a=[float("-inf")]), "This is no JSON: -Infinity is no number in JSON"),
+        ('{"name": "weather", "arguments": {"a": 1e999}}', "This is no JSON: 1e999 is too large"),
         (call("sun"), "There is no tool 'sun'; there are timetable, weather."),
         ('{"name": "weather", "arguments": [1]}', "The arguments are no object."),
         ('{"name": "weather", "arguments": "{"}', "The arguments are no object."),
@@ -503,9 +598,11 @@ def test_ids_that_a_model_gives_are_its_calls() -> None:
 
 def test_long_answers_are_read_piece_by_piece_in_no_time() -> None:
     """What was told isn't looked at again."""
-    for text in ("a <", "{", "[", " ", "weather ", "<tool_call>"):
+    starts = [("", text) for text in ("a <", "{", "[", " ", "weather ", "<tool_call>")]
+    for start, text in [*starts, ("", "\n"), ("So", " "), ("So", "\n"), ("weather", " ")]:
         plain, began = PlainText(TOOLS), perf_counter()
-        for _ in range(20_000):
+        plain.push(start)
+        for _ in range(100_000):
             plain.push(text)
         assert perf_counter() - began < 2.0
 
@@ -517,10 +614,32 @@ OTHERS = [
     " <tool_call>oh</tool_call>",
     "{so it goes",
     "",
+    "weather \n{oh",
+    'weather  \n{"place": NaN}',
+    "weather \t is fair",
+    "weathering\n{}",
+    " \n time",
+    "<tool_call>[]</tool_call> so <tool_call>[",
+    'So. [TOOL_CALLS]weather[ARGS]{"q": "[TOOL_CALLS]',
+    '{"name": "weather", "parameters": {"q": "<tool_call>"}} <tool_call>oh',
+    "<|python_tag|>print(1)",
+    "<|python_tag",
 ]
 
 
-@pytest.mark.parametrize("text", [*(text for text, _, _ in FORMS), *OTHERS])
+BROKEN = [
+    f"<tool_call>{call('sun')}</tool_call>",
+    f"<tool_call>{call('weather', place='Bute')[:-9]}",
+    "<tool_call></tool_call>",
+    "[TOOL_CALLS]weather[ARGS]",
+    "[TOOL_CALLS]weather[ARGS]{oh",
+    '[TOOL_CALLS]weather[ARGS]{"place": "Bu',
+    '[TOOL_CALLS]weather[ARGS]{"place": NaN}',
+    f"[TOOL_CALLS]weather[ARGS]{{}}[TOOL_CALLS]oh{'h' * 9000}",
+]
+
+
+@pytest.mark.parametrize("text", [*(text for text, _, _ in FORMS), *OTHERS, *BROKEN])
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_what_is_told_early_is_what_the_text_begins_with(text: str, size: int) -> None:
     plain, said = PlainText(TOOLS), read_tool_calls(text, TOOLS)
@@ -529,6 +648,33 @@ def test_what_is_told_early_is_what_the_text_begins_with(text: str, size: int) -
     assert plain.told == len("".join(told))
     assert all("<tool_call>" not in piece for piece in told)
     assert "".join(PlainText([]).push(letter) for letter in text) == text
+
+
+@pytest.mark.parametrize("text", [*(text for text, _, _ in FORMS), *OTHERS, *BROKEN])
+@pytest.mark.parametrize("pieces", ["letters", "tokens", "whole"])
+def test_a_stream_says_what_the_whole_does(
+    chat: ChatFusionRAG, text: str, pieces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text, calls and what can't be called; only errors have no place in LangChain's chunks."""
+    cut = {"letters": ".", "tokens": r"\s?\w+|\W", "whole": ".+"}[pieces]
+    stream = FusionEngine.stream
+
+    def streamed(engine: FusionEngine, prompt: Any, settings: AnswerSettings) -> AnswerStream:
+        own = stream(engine, prompt, settings)
+        assert list(own)
+        told = replace(own.answer, text=text)
+        return AnswerStream(event for event in (*re.findall(cut, text, re.DOTALL), told))
+
+    monkeypatch.setattr(FusionEngine, "stream", streamed)
+    bound = chat.bind_tools([weather, timetable], max_tokens=1)
+    whole, summed = bound.invoke(QUESTION), reduce(add, bound.stream(QUESTION))
+    assert summed.text == whole.text
+    for kind in ("tool_calls", "invalid_tool_calls"):
+        read, heard = getattr(whole, kind), getattr(summed, kind)
+        assert [c["name"] for c in heard] == [c["name"] for c in read]
+    assert [c["args"] for c in summed.tool_calls] == [c["args"] for c in whole.tool_calls]
+    heard = [json.loads(c["args"]) for c in summed.invalid_tool_calls]
+    assert heard == [c["args"] for c in whole.invalid_tool_calls]
 
 
 def test_text_is_told_as_soon_as_it_is_certain() -> None:

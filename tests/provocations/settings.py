@@ -92,6 +92,7 @@ provoked.each(
             engine=w.engine
         ).bind_tools([weather]),
         "This is no JSON: ...": calling("<tool_call>weather(Pelfield)</tool_call>"),
+        "This list holds no call.": calling("<tool_call>[]</tool_call>"),
         "There is no tool ...; there are ...": calling(
             '<tool_call>{"name": "timetable", "arguments": {}}</tool_call>'
         ),
