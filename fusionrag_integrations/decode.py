@@ -7,7 +7,7 @@ is together what the tokenizer makes of all tokens at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from fusionrag_integrations.model import Generation, StepFunction
+from fusionrag_integrations.stops import StopMatcher
 from fusionrag_integrations.types import FinishReason
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is a byte of a character that has none
@@ -25,6 +26,7 @@ CALL_TOKENS = (
 """Tokens by which models mark calls of tools: special ones in some tokenizers, plain in others."""
 
 _REPLACED = "\ufffd"  # what bytes are decoded to that are no character, or not yet
+_LONGEST = 4  # bytes of a character
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,77 +96,77 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], shown: Sequence[str] = ()) -> None:
         """shown: special tokens that are shown all the same, where the tokenizer has them."""
-        self._decoder = _Detokenizer(tokenizer)
-        self._stop = tuple(stop)
-        self._shown = frozenset(shown)
-        self._names = {
-            token_id: name
-            for token_id, name in (_special_tokens(tokenizer) if stop or shown else {}).items()
-            if stop or name in self._shown
-        }
-        self._held = ""  # with special tokens written out
-        self._visible: list[bool] = []  # which of its characters are shown
+        names = _special_tokens(tokenizer)
+        as_shown = {i: name if name in shown else "" for i, name in names.items()}
+        self._hidden = {i: len(name) for i, name in names.items() if not as_shown[i]}
+        self._shown = _Detokenizer(tokenizer, as_shown)
+        self._shown_stops = StopMatcher(stop)
+        self._written = _Detokenizer(tokenizer, names) if stop else None
+        self._written_stops = StopMatcher(stop)
+        # Where in the text as shown the characters of the other stand, from the first one on that
+        # a stop string may hold yet, and where its next one will.
+        self._places: list[int] = []
+        self._next_place = 0
+        self._held = ""  # of the text as shown
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that is certain after this token; `stopped` tells that a stop was reached."""
-        text, name = self._decoder.push(token_id), self._names.get(token_id, "")
-        if name and not text:
-            # Bytes that make no character yet come before it where that may matter.
-            so_far = self._held + self._decoder.rest() + name
-            if name in self._shown or self._find(so_far) >= 0 or self._begun(so_far):
-                text = self._decoder.flush()
-        self._add(text, visible=True)
-        self._add(name, visible=name in self._shown)
-        return self._take(self._certain())
+        if self.stopped:
+            return ""
+        shown = self._shown.push(token_id)
+        if self._written is None:
+            return shown
+        end = self._add(shown, self._written.push(token_id), self._hidden.get(token_id, 0))
+        return self._take(end if self.stopped else self._certain())
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""
-        if not self.stopped:
-            self._add(self._decoder.flush(), visible=True)
-        return self._take(len(self._held))
-
-    def _add(self, text: str, visible: bool) -> None:
-        """Put text behind what is held, up to a stop string."""
         if self.stopped:
-            return
-        self._held += text
-        self._visible += [visible] * len(text)
-        text, places = self._as_shown()
-        found = [at for at in (self._find(self._held),) if at >= 0]
-        found += [places[at] for at in (self._find(text),) if at >= 0]
-        if found:
-            self.stopped = True
-            self._held = self._held[: min(found)]
+            return ""
+        shown = self._shown.flush()
+        if self._written is None:
+            return shown
+        return self._take(self._add(shown, self._written.flush(), 0))
+
+    def _add(self, shown: str, written: str, hidden: int) -> int:
+        """Put pieces behind the two texts. Returns how long the one that is shown may become.
+
+        hidden: how many characters at the end of `written` are not shown.
+        """
+        found = self._written_stops.feed(written)
+        if found is not None:  # what comes behind it makes no character of bytes before it
+            shown += self._shown.flush()
+        ends = [self._shown_stops.feed(shown), self._shown_stops.length]
+        self._held += shown
+        self._place(len(written) - hidden, hidden)
+        if found is not None:
+            ends.append(self._places[found - self._written_stops.length])
+        self.stopped = found is not None or ends[0] is not None
+        return min(end for end in ends if end is not None)
+
+    def _place(self, visible: int, hidden: int) -> None:
+        """Say where so many new characters stand, of which the last ones are hidden."""
+        end = self._next_place + visible
+        if self._shown.complete:
+            # A character whose bytes special tokens part is shown as one, and otherwise not.
+            end = self._shown_stops.length
+        start = end - visible
+        if start < self._next_place:
+            self._places = [min(place, start) for place in self._places]
+        self._places += [*range(start, end), *[end] * hidden]
+        self._next_place = end
 
     def _certain(self) -> int:
-        """How many characters of those held can't belong to a stop string."""
-        if self.stopped:
-            return len(self._held)
-        text, places = self._as_shown()
-        begun = [len(self._held) - self._begun(self._held)]
-        if length := self._begun(text):
-            begun.append(places[-length])
-        return min(begun)
+        """How many characters of the text as shown can't belong to a stop string."""
+        written = self._written_stops
+        del self._places[: len(self._places) - (written.length - written.certain)]
+        return min([self._shown_stops.certain, *self._places[:1]])
 
-    def _as_shown(self) -> tuple[str, list[int]]:
-        """What is held as it is shown, and where in it each of the characters stands."""
-        places = [at for at, visible in enumerate(self._visible) if visible]
-        return "".join(self._held[at] for at in places), places
-
-    def _find(self, text: str) -> int:
-        """Where the first stop string begins; -1 where there is none."""
-        return min((at for at in map(text.find, self._stop) if at >= 0), default=-1)
-
-    def _begun(self, text: str) -> int:
-        """Length of the longest beginning of a stop string with which a text ends."""
-        return max((_overlap(text, string) for string in self._stop), default=0)
-
-    def _take(self, count: int) -> str:
-        """The first so many characters that are held, as they are shown."""
-        pairs = zip(self._held[:count], self._visible, strict=False)
-        text = "".join(character for character, visible in pairs if visible)
-        self._held, self._visible = self._held[count:], self._visible[count:]
+    def _take(self, end: int) -> str:
+        """What is held of the first so many characters of the text as shown."""
+        count = max(0, end - (self._shown_stops.length - len(self._held)))
+        text, self._held = self._held[:count], self._held[count:]
         return text
 
 
@@ -181,39 +183,59 @@ class _Detokenizer:
     are any. So the last tokens that were told are decoded again, with and without the new ones.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, special: Mapping[int, str]) -> None:
+        """special: what special tokens are written as, which may be nothing."""
         self._tokenizer = tokenizer
-        self._special = _special_tokens(tokenizer)
-        self._ids: list[int] = []  # that aren't told, behind those that were told last
-        self._told = 0  # how many of these were
+        self._special = special
+        self._ids: list[int] = []  # new ones behind some that were told before
+        self._known = 0  # how many of these were
+        self._told = 0  # characters of the text of all these ids
+        self.complete = True
+        """Whether all of the text is told."""
 
     def push(self, token_id: int) -> str:
-        self._ids.append(token_id)
-        # A run of bytes is characters or none of it is, which shows when it ends; tokens that
-        # aren't shown don't end it.
-        name = self._tokenizer.convert_ids_to_tokens(token_id) or ""
-        if token_id in self._special or _BYTE.fullmatch(name):
+        name = self._special.get(token_id)
+        if name is not None:
+            return self._parted(token_id) + name if name else ""
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if token is None:  # the model has more ids than the tokenizer
             return ""
-        text = self.rest()
-        return "" if text.endswith(_REPLACED) else self._tell(text)
+        self._ids.append(token_id)
+        # A run of bytes is characters or none of it is, which shows when it ends.
+        if _BYTE.fullmatch(token):
+            self.complete = False
+            return ""
+        text = self._decoded()
+        # Later bytes may make a character of the last ones.
+        self.complete = not text.endswith(_REPLACED)
+        piece = self._tell(text if self.complete else text[:-1])
+        count = len(self._ids) - self._known
+        if (piece and self.complete) or count >= _LONGEST:
+            self._ids = self._ids[self._known :]
+            self._known = count
+            self._told = len(self._decoded()) - (not self.complete)
+        return piece
 
     def flush(self) -> str:
         """What was to be changed yet, once no more tokens come."""
-        return self._tell(self.rest())
+        self.complete = True
+        return self._tell(self._decoded())
 
-    def rest(self) -> str:
-        """The same, which later tokens may change, without telling it."""
-        before, now = (self._decoded(self._ids[: self._told]), self._decoded(self._ids))
-        return now[len(before) :]
-
-    def _tell(self, text: str) -> str:
+    def _parted(self, token_id: int) -> str:
+        """The same before a special token that is written out: bytes behind it stand alone."""
+        text = self.flush()
         if text:
-            self._ids = self._ids[self._told :]
-            self._told = len(self._ids)
+            self._ids, self._known = [token_id], 1
+            self._told = len(self._decoded())
         return text
 
-    def _decoded(self, token_ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def _tell(self, text: str) -> str:
+        piece = text[self._told :]
+        self._told = max(self._told, len(text))
+        return piece
+
+    def _decoded(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=False)
         return text
 
 
@@ -226,11 +248,3 @@ def text_pieces(tokenizer: Any, token_ids: Iterable[int]) -> list[str]:
     if pieces:
         pieces[-1] += stream.flush()
     return pieces
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` with which `text` ends."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -30,6 +30,7 @@ LAYERS = (
         "echo",
         "threads",
         "components",
+        "stops",
     },
     {"kernels", "records", "answer"},
     {"attention", "model"},

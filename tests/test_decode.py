@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from copy import copy
 from random import Random
 
 import pytest
@@ -329,3 +331,100 @@ class TestWhatTheTokenizerMakesOfThem:
         ids = tokenizer("some words and more", add_special_tokens=False).input_ids
         assert all(stream.push(token) for token in ids)
         assert stream.flush() == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "stop", "shown"),
+    [
+        (["a", "b", "<0x0A>", "<s>", "c"], "b<s>", "ab\nc"),
+        (["a", "b", "<0x0A>", "<s>", "c"], "zzz", "ab\nc"),
+        (["a", "b", "<0x0A>", "<s>", "c"], "b\n<s>c", "a"),
+        (["a", "b", "<s>", "<0x0A>", "<s>", "c"], "b<s><s>", "ab\nc"),
+        (["a", "b", "<s>", "<0x0A>", "c"], "<s>\nc", "ab"),
+        (["a", "b", "<0x0A>", "<s>", "c"], "\nc", "ab"),
+        (["a", "<0xC3>", "<s>", "<0xA9>", "c"], "a<s>", "aéc"),
+        (["a", "<0xC3>", "<s>", "<0xA9>", "c"], "<s>a", "aéc"),
+        (["a", "<0xC3>", "<s>", "<0xA9>", "c"], "<s>", "a\ufffd"),
+        (["a", "<0xC3>", "<s>", "<0xA9>", "c", "<s>", "a", "b"], "<s>ab", "aéc"),
+        (["a", "<0xC3>", "<s>", "<0xA9>", "<s>", "c", "b"], "<s>cb", "aé"),
+    ],
+)
+def test_bytes_keep_their_place_before_special_tokens(
+    names: list[str], stop: str, shown: str
+) -> None:
+    """Bytes are told late, and yet special tokens behind them don't move before them."""
+    tokenizer = metaspace_tokenizer()
+    stream = TextStream(tokenizer, (stop,))
+    pieces = [stream.push(token) for token in tokenizer.convert_tokens_to_ids(names)]
+    assert "".join([*pieces, stream.flush()]) == shown
+
+
+class TestWork:
+    """It grows as the tokens do, whatever they are."""
+
+    def work(
+        self, tokenizer: PreTrainedTokenizerFast, names: list[str], stop: tuple[str, ...]
+    ) -> int:
+        """Calls of functions, and tokens and characters that they are given to decode."""
+        known = tokenizer.get_vocab()
+        ids = [known.get(name, len(tokenizer) + 9) for name in names]
+        counted = 0
+        decode = tokenizer.decode
+
+        def counting(token_ids: list[int], **options: object) -> str:
+            nonlocal counted
+            text = decode(token_ids, **options)
+            counted += len(token_ids) + len(text)
+            return text
+
+        def count(*event: object) -> None:
+            nonlocal counted
+            counted += 1
+
+        tokenizer = copy(tokenizer)
+        tokenizer.decode = counting
+        stream = TextStream(tokenizer, stop, ["<shown>"])
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            for token in ids:
+                stream.push(token)
+            stream.flush()
+        finally:
+            sys.setprofile(before)
+        return counted
+
+    @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), metaspace_tokenizer()])
+    @pytest.mark.parametrize(
+        ("names", "stop"),
+        [
+            (["a"], ()),
+            (["a"], ("a" * 5000 + "b",)),
+            (["a", "b"], ("ab" * 5000 + "c",)),
+            (["a"], tuple(f"{'a' * length}b" for length in range(50))),
+            (["<s>"], ()),
+            (["<s>"], ("z",)),
+            (["<s>"], ("<s>" * 3000 + "b",)),
+            (["unknown"], ("z",)),
+            (["Ł"], ()),
+            (["Ł"], ("z",)),
+            (["Ł", "<s>"], ("zz<s>",)),
+            (["Ł", "<s>"], ()),
+            (["Ł", "unknown"], ()),
+            (["<0xFF>"], ()),
+            (["<0xFF>", "<s>"], ("zz<s>",)),
+            (["<0xFF>", "<s>"], ("\ufffd<s>" * 3000 + "b",)),
+            (["<0x0A>", "<s>"], ("\n\nz",)),
+        ],
+    )
+    def test_grows_as_the_tokens_do(
+        self, tokenizer: PreTrainedTokenizerFast, names: list[str], stop: tuple[str, ...]
+    ) -> None:
+        few, many = (self.work(tokenizer, names * count, stop) for count in (200, 800))
+        assert many < 5 * few
+
+    def test_is_the_same_for_many_stops(self) -> None:
+        tokenizer = byte_level_tokenizer()
+        names = tokenizer.tokenize("the quick brown fox stops here. " * 50)
+        one = self.work(tokenizer, names, ("stop 0",))
+        assert self.work(tokenizer, names, tuple(f"stop {i}" for i in range(1000))) < 2 * one
