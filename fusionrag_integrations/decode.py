@@ -7,6 +7,7 @@ is together what the tokenizer makes of all tokens at once.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,13 +138,15 @@ class TextStream:
         found = self._written_stops.feed(written)
         if found is not None:  # what comes behind it makes no character of bytes before it
             shown += self._shown.flush()
-        ends = [self._shown_stops.feed(shown), self._shown_stops.length]
+        end = self._shown_stops.feed(shown)
+        self.stopped = found is not None or end is not None
+        if end is None:
+            end = self._shown_stops.length
         self._held += shown
         self._place(len(written) - hidden, hidden)
         if found is not None:
-            ends.append(self._places[found - self._written_stops.length])
-        self.stopped = found is not None or ends[0] is not None
-        return min(end for end in ends if end is not None)
+            end = min(end, self._places[found - self._written_stops.length])
+        return end
 
     def _place(self, visible: int, hidden: int) -> None:
         """Say where so many new characters stand, of which the last ones are hidden."""
@@ -152,8 +155,8 @@ class TextStream:
             # A character whose bytes special tokens part is shown as one, and otherwise not.
             end = self._shown_stops.length
         start = end - visible
-        if start < self._next_place:
-            self._places = [min(place, start) for place in self._places]
+        beyond = bisect_right(self._places, start)
+        self._places[beyond:] = [start] * (len(self._places) - beyond)
         self._places += [*range(start, end), *[end] * hidden]
         self._next_place = end
 

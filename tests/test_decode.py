@@ -415,6 +415,7 @@ class TestWork:
             (["<0xFF>", "<s>"], ("zz<s>",)),
             (["<0xFF>", "<s>"], ("\ufffd<s>" * 3000 + "b",)),
             (["<0x0A>", "<s>"], ("\n\nz",)),
+            (["<0xC3>", "<s>", "<0xA9>", "a"], ("\ufffd<s>\ufffda" * 3000 + "b",)),
         ],
     )
     def test_grows_as_the_tokens_do(
