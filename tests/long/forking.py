@@ -63,11 +63,14 @@ def child(engine: FusionEngine, right: str) -> str:
     answer = engine.answer(PROMPT, SHORT)
     if answer.text != right or not answer.usage.reused_tokens:
         return f"answered {answer.text!r} in the place of {right!r}"
+    (hit,) = engine.corpus.search(TEXT, 1)
+    if hit.chunk.text != TEXT:
+        return f"found {hit.chunk.text!r}"
     try:
-        (hit,) = engine.corpus.search(TEXT, 1)
+        found = engine.corpus.search(TEXT, 1, where={"title": hit.chunk.title})
     except StoreError as error:
-        return "named" if str(error).startswith(NO_CHROMA) else f"{error}"
-    return "works" if hit.chunk.text == TEXT else f"found {hit.chunk.text!r}"
+        return "searches" if str(error).startswith(NO_CHROMA) else f"{error}"
+    return "filters" if found == [hit] else f"found {found} by a filter"
 
 
 def fork(engine: FusionEngine, right: str, times: int) -> Counter[str]:
@@ -105,7 +108,7 @@ def main(store: Path, model_dir: Path, forks: int) -> None:
 
     with at_work(ask, ask, lambda: engine.prefetch(handles)) as errors:
         first = fork(engine, right, forks // 2)
-    search()  # from here on children can't
+    search()  # from here on children can't filter
     with at_work(ask, search, change) as more:
         second = fork(engine, right, forks - forks // 2)
     shown = {"only answers": first, "searches": second, "errors": errors + more}

@@ -85,17 +85,20 @@ def test_forks(model_dir: Path, tmp_path: Path, report: Report) -> None:
     run = run_module("tests.long.forking", store, model_dir, FORKS)
     found = json.loads(run.stdout)
     before, after, errors = found["only answers"], found["searches"], found["errors"]
-    works, named = before.get("works", 0), after.get("named", 0)
+    filters, searches = before.get("filters", 0), after.get("searches", 0)
     damage = list(find_damage(store))
     report(
         "Forks",
         "Forks at random moments, while other threads answer, and in the second half search, "
         "ingest and delete; each child answers and searches",
-        f"{FORKS} forks: {works} children did both, {named} of parents that search answered, and "
-        "said by name that they can't search",
-        f"{FORKS - works - named} children wrong or hanging, {len(errors)} errors in the parent, "
-        f"{len(damage)} damages",
+        f"{FORKS} forks: {filters} children did both, also by filters; {searches} of parents that "
+        "search did both, and said by name that they can't filter",
+        f"{FORKS - filters - searches} children wrong or hanging, {len(errors)} errors in the "
+        f"parent, {len(damage)} damages",
     )
-    assert (before, after) == ({"works": FORKS // 2}, {"named": FORKS - FORKS // 2}), run.stderr
+    assert (before, after) == (
+        {"filters": FORKS // 2},
+        {"searches": FORKS - FORKS // 2},
+    ), run.stderr
     assert not errors, errors[:5]
     assert not damage
