@@ -16,7 +16,7 @@ from fusionrag_integrations.errors import InvalidInputError
         ({"kv": "all"}, r"Unknown kv 'all'; choose one of .*fused"),
         ({"ratio": 1.01}, r"ratio is 1.01; it must lie in \[0, 1\]"),
         ({"max_tokens": 0}, r"max_tokens is 0; it must be at least 1"),
-        ({"temperature": -0.1}, r"temperature is -0.1; it must not be negative"),
+        ({"temperature": -0.1}, r"temperature is -0.1; it must be finite and at least"),
         ({"top_p": 0.0}, r"top_p is 0.0; it must lie in \(0, 1\]"),
         ({"top_k": -1}, r"top_k is -1; use 0 for no limit"),
         ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.0; it must be above 0"),
