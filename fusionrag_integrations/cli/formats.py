@@ -18,7 +18,7 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.measure import asks
 from fusionrag_integrations.cli.models import find_model
-from fusionrag_integrations.cli.numbers import shares
+from fusionrag_integrations.cli.numbers import ratios_option
 
 if TYPE_CHECKING:
     from fusionrag_integrations.bench.suites import Suite
@@ -33,13 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Comma-separated; float32 always, which the others are compared with.",
 )
-@click.option(
-    "--ratios",
-    type=shares,
-    default="0,0.05,0.15,1",
-    show_default=True,
-    help="Shares to recompute.",
-)
+@ratios_option("0,0.05,0.15,1")
 @json_option
 def formats(
     make_suite: Callable[[], Suite],

@@ -24,7 +24,7 @@ from fusionrag_integrations.cli.console import (
     print_json,
 )
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
-from fusionrag_integrations.cli.numbers import SEED, count, shares
+from fusionrag_integrations.cli.numbers import SEED, count, ratios_option
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -159,13 +159,7 @@ def bench() -> None:
     help="Comma-separated; with :published behind a name, over the KV that its authors place.  "
     "[default: the paper's baselines and ours]",
 )
-@click.option(
-    "--ratios",
-    type=shares,
-    default="0,0.05,0.15",
-    show_default=True,
-    help="Shares to recompute.",
-)
+@ratios_option("0,0.05,0.15")
 @click.option(
     "--kv",
     default="isolated,fused",
@@ -291,13 +285,7 @@ def quality(
 @bench.command()
 @click.option("--layers", type=count(2), default=28, show_default=True)
 @click.option("--strategies", help="Comma-separated.  [default: all]")
-@click.option(
-    "--ratios",
-    type=shares,
-    default="0,0.05,0.1,0.15",
-    show_default=True,
-    help="Shares to recompute.",
-)
+@ratios_option("0,0.05,0.1,0.15")
 @json_option
 def cost(layers: int, strategies: str | None, ratios: list[float], as_json: bool) -> None:
     """Count the layers that each strategy runs in a model of another depth, with random weights.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from fusionrag_integrations.types import SEEDS
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOST = 1_000_000
 """Of what can be counted: tokens, chunks, questions, calls."""
@@ -47,3 +50,10 @@ def counts(listed: str) -> list[int]:
 
 def _each(kind: Any, listed: str) -> list[Any]:
     return [kind.convert(number.strip(), None, None) for number in listed.split(",")]
+
+
+def ratios_option(default: str) -> Callable[[F], F]:
+    """Of commands that compare several."""
+    return click.option(
+        "--ratios", type=shares, default=default, show_default=True, help="Shares to recompute."
+    )

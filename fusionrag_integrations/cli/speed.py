@@ -14,6 +14,7 @@ from fusionrag_integrations.cli.numbers import (
     SHARE,
     count,
     counts,
+    ratios_option,
     shares,
 )
 from fusionrag_integrations.errors import InvalidInputError
@@ -48,13 +49,7 @@ repeat_option = click.option(
     "--context", type=counts, default="1000", show_default=True, help="Tokens of prompts."
 )
 @click.option("--strategies", default="fusionrag", show_default=True, help="Comma-separated.")
-@click.option(
-    "--ratios",
-    type=shares,
-    default="0,0.05,0.15,1",
-    show_default=True,
-    help="Shares to recompute.",
-)
+@ratios_option("0,0.05,0.15,1")
 @click.option(
     "--kv",
     "tier",
