@@ -191,7 +191,7 @@ def main() -> None:
         arguments.model, store=arguments.store, chunk_tokens=CHUNK_TOKENS
     )
     engine.ingest(read_documents([CORPUS_PATH]))
-    rows = measure(engine, load_questions(engine.corpus, limit=arguments.limit))
+    rows = measure(engine, load_questions(engine.store, limit=arguments.limit))
     print(table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -92,7 +92,7 @@ def main() -> None:
 def recall(engine, row):
     """Share of the supporting passages among the first five hits."""
     supporting = {p["text"].strip() for p in row["passages"] if p["supporting"]}
-    found = {hit.chunk.text for hit in engine.corpus.search(row["question"], K)}
+    found = {hit.chunk.text for hit in engine.store.search(row["question"], K)}
     return sum(any(text in s for text in found) for s in supporting) / len(supporting)
 
 
@@ -125,7 +125,7 @@ def llama_index_share(engine, rows):
 
 
 def tokens_of(engine, chunk_ids):
-    records = engine.corpus.catalog.records(chunk_ids).values()
+    records = engine.store.catalog.chunks.records(chunk_ids).values()
     return sum(len(record.encoded.token_ids) for record in records)
 
 

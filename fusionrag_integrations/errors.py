@@ -11,11 +11,11 @@ FusionRAGError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
     ├── CatalogRowError                       a row of the catalog is damaged
-    ├── StoreClosedError                      what was opened has been closed
+    ├── StoreClosedError                      the store was closed, and is used all the same
     └── KVRecordError                         one record can't be used; in serving, a counted miss
         ├── KVMissingError                    no such record
-        ├── KVCorruptError                    damaged: truncated, altered, or no record at all
-        ├── KVUnreadableError                 there, but the system won't read it now
+        ├── KVCorruptError                    truncated, altered, or not a record at all
+        ├── KVUnreadableError                 the system can't read it now
         └── KVForeignError                    intact, but made by another model, format or key
 ```
 """
@@ -47,7 +47,7 @@ class DocumentFormatError(InvalidInputError):
 class PromptTooLongError(FusionRAGError):
     """The prompt and the answer's budget need more tokens than the model's context holds.
 
-    Not a ValueError: LlamaIndex takes those for a model's malformed output, and goes on.
+    Not a ValueError: LlamaIndex takes that for malformed output of the model, and continues.
     """
 
 
@@ -68,11 +68,11 @@ class StoreMismatchError(StoreError):
 
 
 class CatalogRowError(StoreError):
-    """What the catalog says of a chunk, or of the store itself, isn't what was written to it."""
+    """A row of the catalog, about a chunk or the store itself, doesn't match its checksum."""
 
 
 class StoreClosedError(StoreError):
-    """An engine, corpus or retriever was closed, and is used all the same."""
+    """An engine, store or retriever was closed, and is used all the same."""
 
     @classmethod
     def of(cls, store: Path) -> Self:
@@ -93,7 +93,7 @@ class KVCorruptError(KVRecordError):
 
 
 class KVUnreadableError(KVRecordError):
-    """The system won't read the record now: permissions, open files, a failing disk."""
+    """The system can't read the record now: permissions, open files, a failing disk."""
 
 
 class KVForeignError(KVRecordError):

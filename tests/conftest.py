@@ -19,14 +19,15 @@ if not torch.cuda.is_available():  # Triton asks once, when transformers imports
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import Document, FusionEngine
-from fusionrag_integrations.catalog import Catalog
 from fusionrag_integrations.demo import smollm2
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.index_check import faults
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.model.gguf import require_gguf_extra
-from fusionrag_integrations.store import TieredKV
-from fusionrag_integrations.types import ChunkRecord, LayeredKV
+from fusionrag_integrations.execution.hf.gguf import require_gguf_extra
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.kv.types import LayeredKV
+from fusionrag_integrations.store.vector_index.check import faults
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def index_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no graph is damaged, the index needs no process of its own, which takes seconds."""
     monkeypatch.setattr(
-        "fusionrag_integrations.repair.index_faults",
+        "fusionrag_integrations.store.verify.index_faults",
         lambda catalog, index: list(faults(catalog, index)),
     )
 
@@ -116,25 +117,25 @@ def town(number: int, paragraphs: int = 3) -> Document:
 
 def document_ids(catalog: Catalog) -> list[str]:
     """The ids of all documents, by scope and id."""
-    return [document.id for document in catalog.documents()]
+    return [document.id for document in catalog.documents.all()]
 
 
 def all_records(catalog: Catalog) -> list[ChunkRecord]:
     """The records of all chunks, by document and index."""
-    return list(catalog.records(catalog.chunk_ids()).values())
+    return list(catalog.chunks.records(catalog.chunks.ids()).values())
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
     """Every record that a request takes, in order."""
     taken: list[LayeredKV] = []
-    take = TieredKV.take
+    acquire = TieredKV.acquire
 
     def watched(kv: TieredKV, key: str, stored: bool = False) -> LayeredKV:
-        taken.append(take(kv, key, stored))
+        taken.append(acquire(kv, key, stored))
         return taken[-1]
 
-    monkeypatch.setattr(TieredKV, "take", watched)
+    monkeypatch.setattr(TieredKV, "acquire", watched)
     return taken
 
 

@@ -24,10 +24,10 @@ import chromadb  # noqa: F401 - so that it is imported once
 import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.repair import find_damage
-from fusionrag_integrations.types import ChunkRecord
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.verify import find_damage
 from tests.damage import index_checked_here
 
 NAMES = ("anglesey", "bute", "canna", "danna")
@@ -75,7 +75,7 @@ def forever(store: Path, model: CausalModel, number: int, told: Path) -> None:
 def check(store: Path, model: CausalModel, before: Versions, change: Versions) -> None:
     """Each document is as it was, or as the operation that was cut off wanted it, and whole."""
     engine = FusionEngine.open(model, store, chunk_tokens=48)
-    records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids())
+    records = engine.store.catalog.chunks.records(engine.store.catalog.chunks.ids())
     # What was being made may be missing, with its document's manifest; nothing else, and nothing
     # is damaged.
     new = {r.isolated_key for r in records.values() if r.chunk.document_id in change}
@@ -91,16 +91,16 @@ def check(store: Path, model: CausalModel, before: Versions, change: Versions) -
         assert answer.usage.prompt_tokens > 0
     apply(engine, change)  # what was cut off can be done again, and leaves nothing behind
     expected = before | change
-    records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids())
+    records = engine.store.catalog.chunks.records(engine.store.catalog.chunks.ids())
     assert versions_of(list(records.values())) == expected
     assert list(find_damage(store)) == []
-    live = engine.corpus.catalog.live_keys()
+    live = engine.store.catalog.kv.live_keys()
     assert {path.stem for path in (store / "kv").glob("??/*")} == live
     for record in records.values():
         answer = engine.answer(f"{record.chunk.text}\n\nHow many?", AnswerSettings(max_tokens=1))
         assert answer.missed_chunks == 0, record
         assert answer.fused_chunks + answer.isolated_chunks >= 1, record
-    engine.corpus.close()
+    engine.store.close()
 
 
 def versions_of(records: list[ChunkRecord]) -> Versions:
@@ -172,5 +172,5 @@ def main(store: Path, model_dir: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    with patch("fusionrag_integrations.repair.index_faults", index_checked_here):
+    with patch("fusionrag_integrations.store.verify.index_faults", index_checked_here):
         main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.index_check import faults
-from fusionrag_integrations.manifests import Manifests
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.layout import CATALOG_FILE
+from fusionrag_integrations.store.manifests import Manifests
+from fusionrag_integrations.store.vector_index.check import faults
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -66,16 +68,16 @@ KINDS: tuple[Damage, ...] = (*CONTENT, a_directory, a_fifo, a_link)
 
 def said(catalog: Catalog) -> tuple[StoreInfo, list[object]]:
     """All that is read from a catalog, as those who use it read it."""
-    ids = catalog.text_ids()
-    neighbours = [catalog.neighbours(i) for i in ids]
-    return catalog.info, [catalog.documents(), catalog.records(ids), neighbours]
+    ids = catalog.chunks.all_ids()
+    neighbours = [catalog.kv.neighbours(i) for i in ids]
+    return catalog.info, [catalog.documents.all(), catalog.chunks.records(ids), neighbours]
 
 
 def kept(store: Path) -> tuple[object, ...]:
     """What a store keeps, but for its id: what its catalog says, its KV, its documents' files."""
     with Catalog.open(store / CATALOG_FILE) as catalog:
         info, rows = said(catalog)
-    infos = [replace(found, store_id="") for found in (info, Manifests(store).info())]
+    infos = [replace(found, store_id="") for found in (info, Manifests(store).notes.info())]
     kv = {file.name: file.read_bytes() for file in store.glob("kv/??/*")}
     documents = {file.name: file.read_bytes() for file in store.glob("documents/??/*.json")}
     return infos, rows, kv, documents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_core.embeddings import Embeddings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 
 
 class LangChainLexical(Embeddings):

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
-from fusionrag_integrations.corpus import Corpus, Index
-from fusionrag_integrations.embedding import LexicalEmbedder, probe
-from fusionrag_integrations.errors import KVMissingError, StoreError
-from fusionrag_integrations.keys import isolated_key
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.documents.embedding import LexicalEmbedder, probe
+from fusionrag_integrations.documents.keys import isolated_key
+from fusionrag_integrations.errors import KVMissingError
+from fusionrag_integrations.execution.chunk_kv import (
+    Fusion,
+    fuse_chunks,
+    prefill_chunks,
+    prefill_prefix,
+)
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
-from fusionrag_integrations.recompute import resident
-from fusionrag_integrations.records import FORMAT_VERSION
-from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
-from fusionrag_integrations.types import Chunk, ChunkKV, LayeredKV
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
+from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
+from fusionrag_integrations.store.vector_index.base import VectorIndex
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -98,70 +102,18 @@ def origins() -> dict[str, tuple[int, str]]:
 @lru_cache(4096)
 def computed(number: int, neighbours: tuple[int, ...] = ()) -> ChunkKV:
     """KV of a text behind others, made here rather than read."""
-    start = prefill_prefix(model(), tokens(prefix()))
+    start = prefill_prefix(Executor(model()), tokens(prefix()))
     if not neighbours:
-        return prefill_chunks(model(), start, {"": tokens(TEXTS[number])})[0]
+        return prefill_chunks(Executor(model()), start, {"": tokens(TEXTS[number])})[0]
     before = tuple(computed(neighbour) for neighbour in neighbours)
     fusion = Fusion("", computed(number), before)
-    ((fused, _),) = fuse_chunks(model(), start, [fusion], tokens(SEPARATOR))
+    ((fused, _),) = fuse_chunks(Executor(model()), start, [fusion], tokens(SEPARATOR))
     return fused
-
-
-class MemoryIndex:
-    """An `Index` in memory, which outlives the engines as a directory would."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, tuple[str, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def ids(self) -> set[str]:
-        return set(self._rows)
-
-    def add(self, chunks: Sequence[Chunk], embeddings: Sequence[Sequence[float]]) -> None:
-        for chunk, embedding in zip(chunks, embeddings, strict=True):
-            self._rows[chunk.id] = chunk.scope, np.array(embedding, dtype=np.float32)
-
-    def remove(self, chunk_ids: Iterable[str]) -> None:
-        for name in chunk_ids:
-            self._rows.pop(name, None)
-
-    def search(
-        self,
-        embedding: Sequence[float],
-        k: int,
-        scopes: Sequence[str] | None = None,
-        where: Mapping[str, Any] | None = None,
-    ) -> list[tuple[str, float]]:
-        assert where is None, "no filters here"
-        query = np.array(embedding, dtype=np.float32)
-        hits = [
-            (name, float(vector @ query))
-            for name, (scope, vector) in self._rows.items()
-            if scopes is None or scope in scopes
-        ]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
-
-    def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
-        return {i: self._rows[i][1].tolist() for i in chunk_ids if i in self._rows}
-
-    def refresh(self) -> None:
-        """There is nothing that it wouldn't see."""
-
-    def neighbours_many(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
-        if missing := set(chunk_ids) - self._rows.keys():
-            raise StoreError(f"The index doesn't hold {missing}.")
-        near: dict[str, list[str]] = {}
-        for name in chunk_ids:
-            scope, vector = self._rows[name]
-            near[name] = [i for i, _ in self.search(vector, k + 1, [scope]) if i != name][:k]
-        return near
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Just before or after the `call`-th call (from 0) of a method, such as "store.put"."""
+    """Just before or after the `call`-th call (from 0) of a method, as "catalog.kv.set_fused"."""
 
     place: str
     call: int
@@ -171,28 +123,18 @@ class Moment:
 class WatchedEngine:
     """An engine with its parts. `served` and `missed` are what was read from the store."""
 
-    def __init__(self, engine: FusionEngine, store: TieredKV, index: Index) -> None:
-        self.engine, self.store, self.index = engine, store, index
-        self.corpus, self.catalog = engine.corpus, engine.corpus.catalog
+    def __init__(self, engine: FusionEngine) -> None:
+        self.engine, self.store, self.kv = engine, engine.store, engine.kv
+        self.catalog, self.index = self.store.catalog, self.store.index
         self.served: list[LayeredKV] = []
         self.missed: list[str] = []
-        self._take = store.take
-        store.take = self._watched  # type: ignore[method-assign]
+        self._acquire = self.kv.acquire
+        self.kv.acquire = self._watched  # type: ignore[method-assign]
 
     @classmethod
-    def open(cls, path: Path, index: Index) -> WatchedEngine:
-        """Like `FusionEngine.open`, with this index in the place of Chroma's."""
-        file = path / CATALOG_FILE
-        catalog = Catalog.open(file) if file.exists() else Catalog.create(file, store_info())
-        corpus = Corpus(path, catalog, LexicalEmbedder(), index)
-        files = FileKVStore(path / "kv", store_info().record_signature, store_info().kv_format)
-        store = TieredKV(files, Budgets(), model().device, partial(resident, model()))
-        return cls(FusionEngine(model(), corpus, store, prefix()), store, index)
-
-    @classmethod
-    def open_on_chroma(cls, path: Path) -> WatchedEngine:
-        engine = FusionEngine.open(model(), path, chunk_tokens=CHUNK_TOKENS)
-        return cls(engine, engine._kv, engine.corpus._index)
+    def open(cls, path: Path, index: VectorIndex | None = None) -> WatchedEngine:
+        """index: in the place of Chroma's."""
+        return cls(FusionEngine.open(model(), path, chunk_tokens=CHUNK_TOKENS, index=index))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Hears how an ingest goes on, and does nothing."""
@@ -203,15 +145,15 @@ class WatchedEngine:
         if moment is None:
             yield
             return
-        part, method = moment.place.split(".")
-        target = self if part == "engine" else getattr(self, part)
+        part, _, method = moment.place.rpartition(".")
+        target = self if part == "engine" else attrgetter(part)(self)
         real, calls = getattr(target, method), count()
 
-        def with_action(*args: Any) -> Any:
+        def with_action(*args: Any, **kwargs: Any) -> Any:
             now = next(calls) == moment.call
             if now and not moment.after:
                 action()
-            result = real(*args)
+            result = real(*args, **kwargs)
             if now and moment.after:
                 action()
             return result
@@ -222,7 +164,7 @@ class WatchedEngine:
 
     def _watched(self, key: str, stored: bool = False) -> LayeredKV:
         try:
-            self.served.append(self._take(key, stored))
+            self.served.append(self._acquire(key, stored))
         except KVMissingError:
             self.missed.append(key)
             raise

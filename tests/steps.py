@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 import pytest
 
-from fusionrag_integrations import FusionEngine, serve
+from fusionrag_integrations import Answer, AnswerStream, FusionEngine
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.request import Request
 
 PATIENCE = 30  # seconds, after which a test fails
 
@@ -20,23 +22,21 @@ class Steps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self._hold_at: int | None = None
-        self._held, self._go = threading.Event(), threading.Event()
-        decode = serve.decode_tokens
+        self.is_held, self._go = threading.Event(), threading.Event()
+        decode = Pipeline.decode
 
-        def counted(logits: Any, step: Any, *arguments: Any) -> Iterator[Any]:
-            def one(token_id: int) -> Any:
+        def counted(pipeline: Pipeline, request: Request) -> str:
+            self._wait()
+            if request.output.token_ids:  # the first token needs no step of the model
                 self.count += 1
                 self._wait()
-                return step(token_id)
+            return decode(pipeline, request)
 
-            self._wait()
-            yield from decode(logits, one, *arguments)
-
-        monkeypatch.setattr(serve, "decode_tokens", counted)
+        monkeypatch.setattr(Pipeline, "decode", counted)
 
     def _wait(self) -> None:
         if self.count == self._hold_at:
-            self._held.set()
+            self.is_held.set()
             assert self._go.wait(PATIENCE)
 
     def hold_at(self, count: int) -> None:
@@ -45,7 +45,7 @@ class Steps:
 
     async def held(self) -> None:
         """Wait until it does."""
-        assert await asyncio.to_thread(self._held.wait, PATIENCE)
+        assert await asyncio.to_thread(self.is_held.wait, PATIENCE)
 
     def go_on(self) -> None:
         self._go.set()
@@ -65,9 +65,34 @@ class Steps:
         await until_kv_is_free(engine)
 
 
+class Scripted:
+    """An answer whose pieces are given: one a step."""
+
+    def __init__(self, pieces: Iterable[str], answer: Answer | None) -> None:
+        self._pieces = iter(pieces)
+        self._whole = answer
+        self.answer: Answer | None = None
+        self.done = False
+
+    def step(self) -> str:
+        for piece in self._pieces:
+            return piece
+        self.answer = self._whole
+        self.close()
+        return ""
+
+    def close(self) -> None:
+        self.done = True
+
+
+def scripted_stream(pieces: Iterable[str], answer: Answer | None = None) -> AnswerStream:
+    script = Scripted(pieces, answer)
+    return AnswerStream(script, script.step)
+
+
 def kv_in_use(engine: FusionEngine) -> int:
     """Records that requests hold."""
-    return len(engine._kv._pinned)
+    return engine.kv.in_use()
 
 
 async def until_kv_is_free(engine: FusionEngine) -> None:

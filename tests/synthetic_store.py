@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionrag_integrations.catalog import StoreInfo
-from fusionrag_integrations.corpus import INDEX_DIRECTORY, Corpus, Update
-from fusionrag_integrations.embedding import Embedder
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.embedding import Embedder
+from fusionrag_integrations.documents.keys import isolated_key
+from fusionrag_integrations.documents.types import Chunk, Document
 from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.keys import isolated_key
-from fusionrag_integrations.records import FORMAT_VERSION
-from fusionrag_integrations.repair import Problem, find_damage
-from fusionrag_integrations.types import Chunk, ChunkRecord, Document, EncodedChunk
+from fusionrag_integrations.store.changes import Update
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
+from fusionrag_integrations.store.layout import INDEX_DIRECTORY
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.store.verify import Problem, find_damage
 
 CHUNKS = 60  # of a document
 
@@ -66,12 +69,12 @@ def make_store(
     embedding: Embedder,
     chunks: int = CHUNKS,
     text_of: Callable[[int], str] = str,
-) -> Corpus:
+) -> Store:
     """A store of so many documents of so many chunks each, put in as ingest does."""
     info = StoreInfo(FORMAT_VERSION, "s", "no model", embedding.name, 256, "float32")
-    corpus = Corpus.create(path, info, embedding)
+    corpus = Store.create(path, info, embedding)
     for document in range(documents):
-        corpus.replace([update(document, chunks, text_of)])
+        corpus.changes.replace([update(document, chunks, text_of)])
     return corpus
 
 
@@ -95,7 +98,7 @@ def copies(store: Path, target: Path) -> Iterator[Path]:
 def wrong_searches(store: Path, numbers: Iterable[int], embedding: RandomEmbedding) -> int:
     """How many chunks aren't found first by their own text; all of them if it can't be opened."""
     try:
-        corpus = Corpus.open(store, embedding)
+        corpus = Store.open(store, embedding)
         hits = {number: corpus.search(str(number), 3) for number in numbers}
     except StoreError:
         return len(list(numbers))

@@ -18,14 +18,13 @@ from llama_index.core.llms import ChatMessage
 
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
-from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine, Passage
-from fusionrag_integrations.calibration import read_calibration
-from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Passage, Store
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.readers import read_documents
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
-from fusionrag_integrations.neighbours import Neighbours
-from fusionrag_integrations.store import Budgets
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.ingest.neighbours import Neighbours
+from fusionrag_integrations.store.calibration import Calibration, read_calibration
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import document_ids, nested, town
 
 QUESTION = "Where is house 7 of town number 1?"
@@ -115,7 +114,7 @@ class TestUnknownArguments:
         for make in (
             lambda: FusionEngine.from_pretrained(model_dir, store=""),
             lambda: FusionEngine.open(engine.model, ""),
-            lambda: Corpus.open(""),
+            lambda: Store.open(""),
             lambda: lc.FusionKVRetriever.from_store(""),
             lambda: li.FusionKVRetriever.from_store(""),
         ):
@@ -214,10 +213,10 @@ class TestTheEngine:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda e: e.offer(["text"], scope=None),
-            lambda e: e.offer("text"),
-            lambda e: e.offer([1]),
-            lambda e: e.offer(None),
+            lambda e: e.register_texts(["text"], scope=None),
+            lambda e: e.register_texts("text"),
+            lambda e: e.register_texts([1]),
+            lambda e: e.register_texts(None),
             lambda e: e.delete(["town-0"], scope=[]),
             lambda e: e.delete(None),
             lambda e: e.delete("town-0"),
@@ -241,8 +240,8 @@ class TestTheEngine:
             lambda e: e.prefetch("key"),
             lambda e: e.prefetch([None]),
             lambda e: e.calibrated({}),
-            lambda e: e.corpus.search(QUESTION, "five"),
-            lambda e: e.corpus.search(QUESTION, True),
+            lambda e: e.store.search(QUESTION, "five"),
+            lambda e: e.store.search(QUESTION, True),
         ],
     )
     def test_refuses_what_it_cannot_use(
@@ -250,7 +249,7 @@ class TestTheEngine:
     ) -> None:
         with pytest.raises(InvalidInputError, match=r"[Gg]ive |are strings|; got "):
             call(engine)
-        assert document_ids(engine.corpus.catalog) == ["town-0", "town-1"]
+        assert document_ids(engine.store.catalog) == ["town-0", "town-1"]
 
     @pytest.mark.parametrize(
         "given",
@@ -283,7 +282,7 @@ class TestTheEngine:
             engine.ingest([town(0)], progress=progress)
 
     def test_takes_texts_one_by_one(self, engine: FusionEngine) -> None:
-        engine.offer(text for text in ("one", "two"))
+        engine.register_texts(text for text in ("one", "two"))
         assert engine.delete(name for name in ("nobody",)) == 0
 
 
@@ -306,7 +305,7 @@ def test_a_calibration_with_a_number_that_is_none(tmp_path: Path, value: str) ->
 def test_a_corpus_path_that_is_none() -> None:
     nothing: Any = None
     with pytest.raises(InvalidInputError, match="path is None; give a string or a path"):
-        Corpus.open(nothing)
+        Store.open(nothing)
 
 
 def test_documents_of_other_libraries_are_named(engine: FusionEngine) -> None:
@@ -324,8 +323,8 @@ class TestNumbersOfOtherLibraries:
             lc.FusionKVRetriever(engine=engine, search_type="mmr").invoke(QUESTION, k=three),
             lc.FusionKVRetriever(engine=engine, k=three).invoke(QUESTION),
             li.FusionKVRetriever(engine=engine, similarity_top_k=three).retrieve(QUESTION),
-            engine.corpus.search(QUESTION, three),
-            engine.corpus.nearest(engine.corpus.embed_question(QUESTION), three),
+            engine.store.search(QUESTION, three),
+            engine.store.nearest(engine.store.embed_question(QUESTION), three),
         ]
         assert {len(hits) for hits in found} == {3}
         settings = AnswerSettings(max_tokens=three, seed=three, top_k=three)
@@ -346,7 +345,7 @@ class TestNumbersOfOtherLibraries:
         for refused in (
             lambda: lc.FusionKVRetriever(engine=engine).invoke(QUESTION, k=yes),
             lambda: lc.FusionKVRetriever(engine=engine).similarity_search_with_score(QUESTION, yes),
-            lambda: engine.corpus.nearest(engine.corpus.embed_question(QUESTION), yes),
+            lambda: engine.store.nearest(engine.store.embed_question(QUESTION), yes),
             lambda: AnswerSettings(max_tokens=yes),
             lambda: AnswerSettings(ratio=yes),
         ):
@@ -356,12 +355,12 @@ class TestNumbersOfOtherLibraries:
     @pytest.mark.parametrize("k", ["3", 2.0, None, 0, -1])
     def test_a_vectors_neighbours_are_counted(self, engine: FusionEngine, k: Any) -> None:
         with pytest.raises(InvalidInputError, match=r"^k is"):
-            engine.corpus.nearest(engine.corpus.embed_question(QUESTION), k)
+            engine.store.nearest(engine.store.embed_question(QUESTION), k)
 
 
 class TestVectors:
     def test_are_lists_and_arrays(self, engine: FusionEngine) -> None:
-        corpus = engine.corpus
+        corpus = engine.store
         vector = corpus.embed_question(QUESTION)
         expected = [hit.chunk.id for hit in corpus.nearest(vector, 2)]
         for given in (tuple(vector), np.array(vector), torch.tensor(vector), iter(vector)):
@@ -387,9 +386,9 @@ class TestVectors:
         ],
     )
     def test_are_of_finite_numbers(self, engine: FusionEngine, make: Callable[[int], Any]) -> None:
-        given = make(len(engine.corpus.embed_question(QUESTION)))
+        given = make(len(engine.store.embed_question(QUESTION)))
         with pytest.raises(InvalidInputError, match="is no list of finite numbers"):
-            engine.corpus.nearest(given, 2)
+            engine.store.nearest(given, 2)
 
 
 ARRAYS = [np.array(["a", "b"]), np.array("a"), np.array([]), torch.tensor(1), torch.tensor([1, 2])]
@@ -489,13 +488,13 @@ class TestHalfASurrogatePair:
         [
             (lambda e: e.encode(HALF), "text"),
             (lambda e: e.answer(HALF), "The prompt"),
-            (lambda e: e.offer([HALF]), "texts"),
-            (lambda e: e.offer(["a"], scope=HALF), "scope"),
+            (lambda e: e.register_texts([HALF]), "texts"),
+            (lambda e: e.register_texts(["a"], scope=HALF), "scope"),
             (lambda e: e.delete([HALF]), "document_ids"),
             (lambda e: e.delete(["a"], scope=HALF), "scope"),
-            (lambda e: e.corpus.search(HALF), "The question"),
-            (lambda e: e.corpus.search("a", scopes=[HALF]), "scopes"),
-            (lambda e: e.corpus.handle_of(HALF, "a"), "text"),
+            (lambda e: e.store.search(HALF), "The question"),
+            (lambda e: e.store.search("a", scopes=[HALF]), "scopes"),
+            (lambda e: e.store.handle_of(HALF, "a"), "text"),
             (lambda e: AnswerSettings(stop=(HALF,)), "stop"),
             (lambda e: AnswerSettings(scopes=("a", HALF)), "scopes"),
             (lambda e: Document("a", HALF), "The text of document 'a'"),
@@ -510,7 +509,7 @@ class TestHalfASurrogatePair:
             (lambda e: lc.ChatFusionRAG(engine=e).get_num_tokens(HALF), "text"),
             (lambda e: li.FusionKVRetriever(engine=e).retrieve(HALF), "The question"),
             (lambda e: li.FusionRAGLLM(engine=e).complete("a", stop=[HALF]), "stop"),
-            (lambda e: FusionEngine.open(e.model, e.corpus.path, salt=HALF), "salt"),
+            (lambda e: FusionEngine.open(e.model, e.store.path, salt=HALF), "salt"),
         ],
     )
     def test_is_refused(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fusionrag_integrations.attention import logits, weights
-from fusionrag_integrations.types import LayerView
+from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.selectors.attention_weights import logits, weights
+from fusionrag_integrations.selectors.probe import LayerView
 
 ROWS, KEYS, SIZE = 3, 7, 5
 
@@ -20,9 +22,14 @@ def view_of(heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> La
         queries=torch.randn(heads, ROWS, SIZE, generator=draw).to(dtype) * 2,
         keys=torch.randn(kv_heads, KEYS, SIZE, generator=draw).to(dtype),
         positions=torch.tensor([2, 4, 6]),
-        window=4,
-        scaling=0.7,
+        spec=AttentionSpec(0.7, window=4),
     )
+
+
+def test_what_a_layer_says_of_its_attention() -> None:
+    view = view_of(4, 2)
+    assert (view.scaling, view.window) == (0.7, 4)
+    assert replace(view, spec=AttentionSpec(0.5)).window is None
 
 
 def product(view: LayerView, head: int, row: int, key: int, group: int) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Passage
 from fusionrag_integrations.cli import main
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.errors import (
     InvalidInputError,
     PromptTooLongError,
@@ -35,7 +38,6 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
     UnknownSelectorError,
 )
-from fusionrag_integrations.types import DocumentKey
 from tests.conftest import document_ids, town
 
 QUESTION = "Where is house 7 of town number 1?"
@@ -109,23 +111,23 @@ class Command:
 
 @pytest.fixture
 def command(engine: FusionEngine, model_dir: Path) -> Command:
-    return Command(engine.corpus.path, model_dir)
+    return Command(engine.store.path, model_dir)
 
 
 def assert_nothing_lost(engine: FusionEngine) -> None:
     """Both towns are there, found, and answered from fused KV, and the store takes more."""
     for number in (0, 1):
-        records = engine.corpus.catalog.records(
-            engine.corpus.catalog.chunk_ids([DocumentKey(f"town-{number}")])
+        records = engine.store.catalog.chunks.records(
+            engine.store.catalog.chunks.ids([DocumentKey(f"town-{number}")])
         )
         texts = [record.chunk.text for record in records.values()]
         assert "\n\n".join(texts) == town(number).text
         answer = engine.answer("\n\n".join(texts) + "\n\nWhere is the fox?")
         assert answer.fused_chunks + answer.isolated_chunks == 3
-    found = engine.corpus.search(QUESTION, 20)
+    found = engine.store.search(QUESTION, 20)
     assert {hit.chunk.document_id for hit in found} >= {"town-0", "town-1"}
     engine.ingest([town(2)])
-    assert engine.corpus.catalog.counts().fused_chunks == engine.corpus.catalog.counts().chunks
+    assert engine.store.catalog.counts().fused_chunks == engine.store.catalog.counts().chunks
 
 
 class TestPrompts:
@@ -198,7 +200,7 @@ class TestKindsOfValues:
         with pytest.raises(InvalidInputError, match="text of document 'a' is None"):
             Document("a", None)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="question is None"):
-            engine.corpus.search(None)  # type: ignore[arg-type]
+            engine.store.search(None)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match=r"document_ids holds .*give a list of strings"):
             engine.delete([Path("town-0")])  # type: ignore[list-item]
 
@@ -218,7 +220,7 @@ class TestKindsOfValues:
     @pytest.mark.parametrize("scopes", ["north", 5, [1]])
     def test_scopes_that_are_no_strings(self, engine: FusionEngine, scopes: Any) -> None:
         with pytest.raises(InvalidInputError, match="give a list of strings"):
-            engine.corpus.search(QUESTION, scopes=scopes)
+            engine.store.search(QUESTION, scopes=scopes)
         with pytest.raises(InvalidInputError, match="give a tuple of strings"):
             AnswerSettings(scopes=tuple(scopes) if isinstance(scopes, list) else scopes)
 
@@ -254,7 +256,7 @@ class TestAnEmptyCorpus:
         assert asked.call(asked.make(engine=empty, max_tokens=2), QUESTION)
 
     def test_is_refused_by_the_command(self, model_dir: Path, empty: FusionEngine) -> None:
-        command = Command(empty.corpus.path, model_dir)
+        command = Command(empty.store.path, model_dir)
         said = command("ask", QUESTION)
         assert "holds no chunks; index documents first" in said
 
@@ -299,7 +301,7 @@ class TestDocuments:
             engine.ingest(
                 (Document(name, text) for name, text in texts.items()), delete_others=True
             )
-        assert document_ids(engine.corpus.catalog) == ["town-0", "town-1", "town-5"]
+        assert document_ids(engine.store.catalog) == ["town-0", "town-1", "town-5"]
         assert_nothing_lost(engine)
 
 
@@ -312,7 +314,7 @@ class TestModels:
     def test_a_directory_that_is_no_model_by_the_command(
         self, engine: FusionEngine, tmp_path: Path
     ) -> None:
-        command = Command(engine.corpus.path, tmp_path)
+        command = Command(engine.store.path, tmp_path)
         assert "InvalidInputError" in command("ask", QUESTION)
         assert str(tmp_path) in command("ask", QUESTION)
 
@@ -330,13 +332,13 @@ class TestModels:
 
     def test_a_store_of_another_model(self, engine: FusionEngine, other: Path) -> None:
         with pytest.raises(StoreMismatchError, match=r"was made by .*Load that model or make a"):
-            FusionEngine.from_pretrained(other, store=engine.corpus.path)
+            FusionEngine.from_pretrained(other, store=engine.store.path)
         assert_nothing_lost(engine)
 
     def test_a_store_of_another_model_by_the_command(
         self, engine: FusionEngine, other: Path
     ) -> None:
-        assert "StoreMismatchError" in Command(engine.corpus.path, other)("ask", QUESTION)
+        assert "StoreMismatchError" in Command(engine.store.path, other)("ask", QUESTION)
 
 
 class TestStores:
@@ -357,7 +359,7 @@ class TestStores:
 
     @every_ingest
     def test_two_ingests_at_once(self, engine: FusionEngine, ingest: Ingests) -> None:
-        with FileLock(engine.corpus.path / "writing.lock"):
+        with FileLock(engine.store.path / "writing.lock"):
             with pytest.raises(StoreError, match="Another ingest or delete is changing the store"):
                 ingest(engine, ["A new text."])
             assert li.FusionKVRetriever(engine=engine).retrieve(QUESTION)
@@ -367,7 +369,7 @@ class TestStores:
         self, engine: FusionEngine, command: Command, tmp_path: Path
     ) -> None:
         (tmp_path / "new.txt").write_text("A new text.")
-        with FileLock(engine.corpus.path / "writing.lock"):
+        with FileLock(engine.store.path / "writing.lock"):
             for arguments in (["index", str(tmp_path / "new.txt")], ["delete", "town-0"]):
                 assert "Another ingest or delete is changing" in command(*arguments)
             command("ask", QUESTION, "--max-tokens", "2", code=0)
@@ -383,12 +385,26 @@ def disk_full(engine: FusionEngine, where: str, monkeypatch: pytest.MonkeyPatch)
             def full(_: int) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            patch.setattr("fusionrag_integrations.durable.os.fsync", full)
+            patch.setattr("fusionrag_integrations.support.atomic_files.os.fsync", full)
         else:
-            [(pages,)] = engine.corpus.catalog._rows("PRAGMA page_count")
-            engine.corpus.catalog._rows(f"PRAGMA max_page_count = {pages}")
+            connect = sqlite3.connect
+
+            def limited(*args: Any, **settings: Any) -> sqlite3.Connection:
+                db = connect(*args, **settings)
+                (pages,) = db.execute("PRAGMA page_count").fetchone()
+                db.execute(f"PRAGMA max_page_count = {pages}")
+                return db
+
+            patch.setattr(sqlite3, "connect", limited)
+            replace_by_a_copy(engine.store.catalog.path)
         yield
-    engine.corpus.catalog._rows("PRAGMA max_page_count = 1000000")
+    replace_by_a_copy(engine.store.catalog.path)
+
+
+def replace_by_a_copy(catalog: Path) -> None:
+    """As a backup is put back: an open catalog connects anew."""
+    shutil.copy(catalog, copy := catalog.with_suffix(".copy"))
+    copy.replace(catalog)
 
 
 class TestAFullDisk:
@@ -408,10 +424,10 @@ class TestAFullDisk:
             pytest.raises(StoreError, match=error),
         ):
             ingest(engine, texts)
-        assert not list(engine.corpus.path.glob("kv/tmp/*"))
+        assert not list(engine.store.path.glob("kv/tmp/*"))
         assert_nothing_lost(engine)
         ingest(engine, texts)
-        assert engine.corpus.search("Number 3 of many new texts", 1)[0].handle.fused_key
+        assert engine.store.search("Number 3 of many new texts", 1)[0].handle.fused_key
 
     def test_is_named_by_the_command(
         self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -420,7 +436,7 @@ class TestAFullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         (tmp_path / "new.txt").write_text("A new text.")
-        monkeypatch.setattr("fusionrag_integrations.durable.os.fsync", full)
+        monkeypatch.setattr("fusionrag_integrations.support.atomic_files.os.fsync", full)
         said = command("index", str(tmp_path / "new.txt"))
         assert "StoreError: Can't write" in said
         assert "No space left on device" in said
@@ -429,8 +445,8 @@ class TestAFullDisk:
 @pytest.fixture
 def read_only(engine: FusionEngine, model_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The store without permission to write, for root too, which is another user meanwhile."""
-    engine.corpus.close()
-    store = engine.corpus.path
+    engine.store.close()
+    store = engine.store.path
     for path in [store, *store.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     private = [tmp_path, *tmp_path.parents, model_dir, *model_dir.iterdir()]
@@ -501,7 +517,7 @@ class TestAnInterrupt:
             ingest(progress=progress)
         assert_nothing_lost(engine)
         ingest()
-        assert engine.corpus.catalog.counts().fused_chunks == 13
+        assert engine.store.catalog.counts().fused_chunks == 13
 
 
 class TestTheCommand:
@@ -544,7 +560,7 @@ class TestTheCommand:
             assert "is no calibration" in command("ask", QUESTION)
         else:
             assert "store.json" in command("verify")
-            assert "mended" in command("repair", code=0)
+            assert "fixed" in command("repair", code=0)
 
     @pytest.mark.parametrize("name", ["store.json", "calibration.json"])
     def test_pipes_in_the_place_of_files_hang_nothing(self, command: Command, name: str) -> None:

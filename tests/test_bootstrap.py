@@ -8,12 +8,8 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from fusionrag_integrations.bootstrap import (
-    Difference,
-    interval,
-    paired_difference,
-    ratio_interval,
-)
+from benchmarks.results.differences import Difference, paired_difference
+from fusionrag_integrations.check.bootstrap import interval, ratio_interval
 from fusionrag_integrations.errors import InvalidInputError
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from fusionrag_integrations.errors import KVCorruptError
-from fusionrag_integrations.model import KVBuffer
-from fusionrag_integrations.model.buffer import STAGED_BYTES
+from fusionrag_integrations.execution.buffer import STAGED_BYTES, KVBuffer
 
 
 def always(layers: slice) -> bool:

@@ -12,13 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusionrag_integrations import AnswerSettings, FusionEngine, calibrate
-from fusionrag_integrations.calibrate import EXPONENTS, Trial, _Subject, cheapest_of_the_best
+from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations.bench import calibrate
+from fusionrag_integrations.bench.calibrate import EXPONENTS, Trial, _Subject, cheapest_of_the_best
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import make_selector, middle_layers
-from fusionrag_integrations.types import Calibration, Message
+from fusionrag_integrations.store.calibration import Calibration
 from tests.conftest import all_records, town
 
 LAYERS = 3
@@ -83,7 +86,7 @@ def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusion
 
 
 def prompt_of(engine: FusionEngine, *chunks: int) -> list[Message]:
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     return question_prompt([records[i].chunk.text for i in chunks], "Which house stands there?")
 
 
@@ -223,7 +226,7 @@ class TestLikelihood:
         recomputed: list[tuple[int, ...]] = []
         recompute = PlacedPrompt.recompute
 
-        def watched(placed: PlacedPrompt, selection: Any, answer: tuple[int, ...]) -> Warm:
+        def watched(placed: PlacedPrompt, selection: Any, answer: tuple[int, ...]) -> PrefillOutput:
             recomputed.append(selection.positions)
             return recompute(placed, selection, answer)
 
@@ -231,8 +234,8 @@ class TestLikelihood:
         monkeypatch.setattr(PlacedPrompt, "recompute", watched)
         subject.likelihood(calibration)
         loaded = indexed.load(prompts[1], AnswerSettings(kv="isolated"))
-        buffer = place(indexed.model, loaded.prompt, loaded.kvs, len(loaded.prompt))
-        placed = PlacedPrompt(indexed.model, loaded.prompt, buffer)
+        buffer = place_in_buffer(indexed.executor, loaded.prompt, loaded.kvs, len(loaded.prompt))
+        placed = PlacedPrompt(indexed.executor, loaded.prompt, buffer)
         selection = make_selector("fusionrag", ratio, calibration).select(loaded.prompt, placed)
         assert recomputed == [selection.positions]
         assert len(selection) == int(ratio * len(loaded.prompt.chunk_positions))

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.calibration import (
-    CALIBRATION_FILE,
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.prompt import ingest_surroundings
+from fusionrag_integrations.store.calibration import (
     FORMAT,
+    Calibration,
     read_break_even,
     read_calibration,
     write_calibration,
 )
-from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import ingest_surroundings
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.store.layout import CALIBRATION_FILE
 
 ONE = Calibration(layers=(1, 4), whole_sentences=True, sensitivity=0.5)
 OTHER = Calibration(layers=(2,))
@@ -100,7 +100,7 @@ class TestFile:
         def fail(*_: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(f"fusionrag_integrations.durable.os.{method}", fail)
+        monkeypatch.setattr(f"fusionrag_integrations.support.atomic_files.os.{method}", fail)
         with pytest.raises(InvalidInputError, match="No space left"):
             write_calibration(file, "a1", OTHER, {})
         monkeypatch.undo()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusionrag_integrations.carryover import CHANGED, NEAR, Carryover
-from fusionrag_integrations.chunk_kv import deviation
-from fusionrag_integrations.model import CausalModel, KVBuffer
-from fusionrag_integrations.recompute import PlacedPrompt, Warm, lay, place, resident
-from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
+from fusionrag_integrations.attention.rope import rotate
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.execution.carryover import CHANGED, NEAR, Carryover
+from fusionrag_integrations.execution.chunk_kv import deviation
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import place, place_in_buffer, to_resident
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.test_gates import (
     CHUNKS,
     TOLERANCE,
@@ -38,9 +43,10 @@ def kvs_of(model: CausalModel) -> list[ChunkKV]:
 
 def recomputed(
     model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection, *, corrected: bool
-) -> tuple[KVBuffer, Warm]:
-    buffer = place(model, prompt, kvs_of(model), len(prompt))
-    return buffer, PlacedPrompt(model, prompt, buffer, corrected=corrected).recompute(selection)
+) -> tuple[KVBuffer, PrefillOutput]:
+    executor = Executor(model)
+    buffer = place_in_buffer(executor, prompt, kvs_of(model), len(prompt))
+    return buffer, PlacedPrompt(executor, prompt, buffer, corrected=corrected).recompute(selection)
 
 
 def by_the_formula(
@@ -66,7 +72,7 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
     """Turned to where each token stands: Gemma's layers turn differently."""
     model, prompt = model_of(family), prompt_of_chunks()
     selection = chosen(prompt)
-    placed = place(model, prompt, kvs_of(model), len(prompt))
+    placed = place_in_buffer(Executor(model), prompt, kvs_of(model), len(prompt))
     before = placed.keys.clone(), placed.values.clone()
     buffer, _ = recomputed(model, prompt, selection, corrected=True)
 
@@ -92,7 +98,7 @@ def test_a_token_that_is_another_now_tells_little() -> None:
     at = prompt.spans[0].start + 5
     carryover = Carryover.of(model, prompt, TokenSelection((at,)))
     assert carryover
-    before = place(model, prompt, kvs_of(model), len(prompt))
+    before = place_in_buffer(Executor(model), prompt, kvs_of(model), len(prompt))
     keys, values = (kv[:, [at]].clone() for kv in before.layer(1))
 
     def told(change: float) -> float:
@@ -112,7 +118,7 @@ def test_a_key_without_length_that_stays_so_is_steady() -> None:
     model, prompt = model_of(FAMILY), prompt_of_chunks()
     carryover = Carryover.of(model, prompt, TokenSelection((prompt.spans[0].start + 5,)))
     assert carryover
-    before = place(model, prompt, kvs_of(model), len(prompt))
+    before = place_in_buffer(Executor(model), prompt, kvs_of(model), len(prompt))
     buffer, none = before.copy(), torch.zeros_like(before.values[1][:, :1])
     carryover.observe(buffer, 1, (none, none), (none, none + 1))
     near = buffer.values[1][:, carryover.rest] - before.values[1][:, carryover.rest]
@@ -193,7 +199,7 @@ def test_nothing_is_carried_where_nothing_is_off(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     expected, (keys, values) = reference_of(family).dense(prompt.token_ids)
     buffer = KVBuffer(keys.clone(), values.clone())
-    placed = PlacedPrompt(model, prompt, buffer, corrected=True)
+    placed = PlacedPrompt(Executor(model), prompt, buffer, corrected=True)
     warm = placed.recompute(chosen(prompt))
     torch.testing.assert_close(warm.logits[0], expected[-1], **TOLERANCE)
     torch.testing.assert_close(buffer.keys, keys, **TOLERANCE)
@@ -222,8 +228,9 @@ def test_without_a_part_of_a_chunk_nothing_changes(whole: bool) -> None:
 def test_behind_cacheblends_exact_layers() -> None:
     """Those are true for all tokens: what the selected are off by is measured in the others."""
     model, prompt = model_of(FAMILY), prompt_of_chunks()
-    buffer = place(model, prompt, kvs_of(model), len(prompt))
-    placed = PlacedPrompt(model, prompt, buffer, corrected=True)
+    executor = Executor(model)
+    buffer = place_in_buffer(executor, prompt, kvs_of(model), len(prompt))
+    placed = PlacedPrompt(executor, prompt, buffer, corrected=True)
     placed.early_deviation()
     placed.recompute(chosen(prompt))
     _, (keys, values) = reference_of(FAMILY).dense(prompt.token_ids)
@@ -234,10 +241,11 @@ def test_behind_cacheblends_exact_layers() -> None:
 @every_family
 def test_shared_chunks_are_copied_not_written(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
-    there = [resident(model, kv) for kv in kvs_of(model)]
+    executor = Executor(model)
+    there = [to_resident(model, kv) for kv in kvs_of(model)]
     before = [(kv.keys.clone(), kv.values.clone()) for kv in there]
-    laid = lay(model, prompt, there, len(prompt))
-    warm = PlacedPrompt(model, prompt, laid, corrected=True).recompute(chosen(prompt))
+    laid = place(executor, prompt, there, len(prompt))
+    warm = PlacedPrompt(executor, prompt, laid, corrected=True).recompute(chosen(prompt))
     _, expected = recomputed(model, prompt, chosen(prompt), corrected=True)
     torch.testing.assert_close(warm.logits, expected.logits, **TOLERANCE)
     for kv, (keys, values) in zip(there, before, strict=True):
@@ -267,7 +275,7 @@ def test_tokens_that_share_an_error_come_nearer() -> None:
         off[:, :, there] += 0.5
         buffer = KVBuffer(keys.clone(), off)
         selection = TokenSelection(tuple(range(first.start, first.stop, 4)))
-        PlacedPrompt(model, prompt, buffer, corrected=corrected).recompute(selection)
+        PlacedPrompt(Executor(model), prompt, buffer, corrected=corrected).recompute(selection)
         of_chunk = (buffer.keys[:, :, there], buffer.values[:, :, there])
         left.append(float(deviation(of_chunk, (keys[:, :, there], values[:, :, there])).sum()))
     assert left[1] < 0.5 * left[0]

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.check import CheckReport, CheckRow, estimate, estimate_ingest, run
 from fusionrag_integrations.check.measure import (
     FULL_ATTENTION,
@@ -31,19 +30,18 @@ from fusionrag_integrations.check.pace import Pace, Sample, measure_pace
 from fusionrag_integrations.check.questions import StoreQuestion, store_questions
 from fusionrag_integrations.check.verdict import verdict
 from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.errors import InvalidInputError, StoreError
-from fusionrag_integrations.match import MIN_PREFIX
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt
 from fusionrag_integrations.prompt import encode
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.prompt.found import MIN_PREFIX
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.store import Budgets
-from fusionrag_integrations.types import (
-    ChunkRecord,
-    KVFormat,
-    TokenSelection,
-    TTFTBreakdown,
-    Usage,
-)
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.usage import TTFTBreakdown, Usage
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.types import KVFormat
 from tests.conftest import all_records, town
 from tests.small_demo import few_documents, few_questions
 
@@ -70,7 +68,7 @@ def report(demo: FusionEngine) -> CheckReport:
 
 
 def questions_of(engine: FusionEngine, count: int = QUESTIONS) -> list[StoreQuestion]:
-    return store_questions(engine.model, engine.corpus, count, MAX_TOKENS)
+    return store_questions(engine.model, engine.store, count, MAX_TOKENS)
 
 
 def text_of(question: StoreQuestion) -> str:
@@ -117,7 +115,7 @@ class TestQuestions:
         engine.ingest([Document(id=word, text=text) for word, text in texts.items()])
         for question in questions_of(engine, len(words)):
             (handle,) = question.handles
-            (record,) = engine.corpus.catalog.records([handle.chunk_id]).values()
+            (record,) = engine.store.catalog.chunks.records([handle.chunk_id]).values()
             assert record.chunk.document_id in asked(question)
 
     def test_the_document_asked_about_fills_a_prompt(self, engine: FusionEngine) -> None:
@@ -128,7 +126,7 @@ class TestQuestions:
     def test_the_chunks_are_what_the_retriever_finds(self, engine: FusionEngine) -> None:
         engine.ingest([town(number) for number in range(4)])
         for question in questions_of(engine, 6):
-            hits = engine.corpus.search(asked(question), 5)
+            hits = engine.store.search(asked(question), 5)
             assert {hit.handle for hit in hits} == set(question.handles)
             assert all(hit.chunk.text in text_of(question) for hit in hits)
 
@@ -138,9 +136,11 @@ class TestQuestions:
         found = questions_of(engine, 18)
         assert {question.scope for question in found} == set(scopes)
         for question in found:
-            records = engine.corpus.catalog.records(h.chunk_id for h in question.handles).values()
+            records = engine.store.catalog.chunks.records(
+                h.chunk_id for h in question.handles
+            ).values()
             assert {record.chunk.scope for record in records} == {question.scope}
-            texts = [r.chunk for r in all_records(engine.corpus.catalog)]
+            texts = [r.chunk for r in all_records(engine.store.catalog)]
             others = [chunk for chunk in texts if chunk.scope != question.scope]
             assert not any(chunk.text in text_of(question) for chunk in others)
 
@@ -254,14 +254,14 @@ class TestTheRows:
                 with torch.inference_mode():
                     full = demo.model.hf(ids).logits[0, len(prompt) - 1 :].double()
                 placed = PlacedPrompt(
-                    demo.model,
+                    demo.executor,
                     prompt,
-                    place(demo.model, prompt, loaded.kvs, len(prompt) + len(answer)),
+                    place_in_buffer(demo.executor, prompt, loaded.kvs, len(prompt) + len(answer)),
                     corrected=way.corrected,
                 )
                 selector = make_selector(way.selector, way.ratio, demo.calibration)
                 warm = placed.recompute(selector.select(prompt, placed))
-                step = demo.model.appender(warm.kv, len(prompt))
+                step = demo.executor.appender(warm.kv, len(prompt))
                 own = torch.stack([warm.logits[0], *map(step, answer[:-1])]).double()
                 agreed[way] += int((own.argmax(1) == torch.tensor(answer)).sum())
                 p, q = full.softmax(1), own.softmax(1)
@@ -317,9 +317,9 @@ class TestTheRows:
             assert row.recovered is None
 
     def test_nothing_changes(self, demo: FusionEngine, report: CheckReport) -> None:
-        before = {p: p.stat().st_mtime_ns for p in (demo.corpus.path / "kv").rglob("*")}
+        before = {p: p.stat().st_mtime_ns for p in (demo.store.path / "kv").rglob("*")}
         again = demo.check(QUESTIONS)
-        assert {p: p.stat().st_mtime_ns for p in (demo.corpus.path / "kv").rglob("*")} == before
+        assert {p: p.stat().st_mtime_ns for p in (demo.store.path / "kv").rglob("*")} == before
         assert [replace(row, speedup=1.0) for row in again.rows] == [
             replace(row, speedup=1.0) for row in report.rows
         ]
@@ -417,17 +417,17 @@ class TestSmallAndOddStores:
     ) -> None:
         assert report.without_kv == 0
         engine.ingest([town(number) for number in range(3)])
-        for record in all_records(engine.corpus.catalog)[:2]:
+        for record in all_records(engine.store.catalog)[:2]:
             for key in (record.isolated_key, record.fused_key):
-                (file,) = (engine.corpus.path / "kv").rglob(f"{key}*")
+                (file,) = (engine.store.path / "kv").rglob(f"{key}*")
                 file.write_bytes(b"")
-        found = FusionEngine.open(engine.model, engine.corpus.path).check(9)
+        found = FusionEngine.open(engine.model, engine.store.path).check(9)
         assert found.without_kv == 2
         assert "KV of 2 of the chunks is missing or damaged" in found.verdict
 
     def test_what_kv_takes_on_disk(self, report: CheckReport, demo: FusionEngine) -> None:
-        files = [p for p in (demo.corpus.path / "kv").rglob("*.safetensors") if p.is_file()]
-        records = all_records(demo.corpus.catalog)
+        files = [p for p in (demo.store.path / "kv").rglob("*.safetensors") if p.is_file()]
+        records = all_records(demo.store.catalog)
         disk = report.disk
         assert disk is not None
         assert disk.bytes == sum(file.stat().st_size for file in files)
@@ -539,9 +539,13 @@ class TestTheVerdict:
 
 
 def estimated(engine: FusionEngine, documents: list[Document]) -> Any:
-    info = engine.corpus.catalog.info
+    info = engine.store.catalog.info
     return estimate_ingest(
-        engine.model, documents, info.chunk_tokens, info.kv_format, lambda stage, done, total: None
+        engine.executor,
+        documents,
+        info.chunk_tokens,
+        info.kv_format,
+        lambda stage, done, total: None,
     )
 
 
@@ -564,7 +568,7 @@ class TestTheEstimate:
         found = estimated(engine, documents)
         assert not (tmp_path / "kv").exists()
         engine.ingest(documents)
-        counts = engine.corpus.catalog.counts()
+        counts = engine.store.catalog.counts()
         assert (found.documents, found.chunks) == (13, counts.chunks)
         assert (found.tokens, found.kv_format) == (counts.tokens, kv_format)
         written = sum(p.stat().st_size for p in (tmp_path / "kv").rglob("*.safetensors"))
@@ -578,7 +582,7 @@ class TestTheEstimate:
     def test_is_in_the_report(self, demo: FusionEngine) -> None:
         found = demo.check(1, estimate=few_people()).estimate
         assert found is not None
-        assert found.chunks == demo.corpus.catalog.counts().chunks
+        assert found.chunks == demo.store.catalog.counts().chunks
 
     def test_seconds_are_by_token(
         self, engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
@@ -614,8 +618,8 @@ class TestTheEstimate:
         monkeypatch.setattr(module + "fuse_chunks", slow("fuse_chunks", 90.0, 5.0))
         sample = Sample()
         for record in records_of(engine, [town(number) for number in range(9)]):
-            sample.offer(record)
-        pace = measure_pace(engine.model, sample.records, lambda stage, done, total: None)
+            sample.add(record)
+        pace = measure_pace(engine.executor, sample.records, lambda stage, done, total: None)
         timed, tokens = 0, 0
         while tokens < 512:
             tokens += len(sample.records[timed].encoded.token_ids)
@@ -628,7 +632,7 @@ class TestTheEstimate:
         documents += [town(number) for number in range(2, 40)]
         found = list(records_of(engine, documents))
         for record in found:
-            sample.offer(record)
+            sample.add(record)
         assert {record.chunk.scope for record in sample.records} == {""}
         texts = [record.chunk.text for record in sample.records]
         assert len(set(texts)) == len(texts) < 20
@@ -642,8 +646,8 @@ class TestTheEstimate:
 
 def records_of(engine: FusionEngine, documents: list[Document]) -> Iterator[ChunkRecord]:
     """As an ingest would make them; nothing is kept."""
-    from fusionrag_integrations.chunking import Chunker
-    from fusionrag_integrations.keys import isolated_key
+    from fusionrag_integrations.documents.chunking import Chunker
+    from fusionrag_integrations.documents.keys import isolated_key
     from fusionrag_integrations.prompt import encode_chunk
 
     for document in documents:

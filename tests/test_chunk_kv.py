@@ -9,11 +9,18 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 
-from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
+from fusionrag_integrations.attention.rope import rotate
+from fusionrag_integrations.documents.chunk_record import ContextTrace
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import ChunkKV, ContextTrace
+from fusionrag_integrations.execution.chunk_kv import (
+    Fusion,
+    fuse_chunks,
+    prefill_chunks,
+    prefill_prefix,
+)
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.reference import KV, Reference
 from tests.test_gates import CHUNKS, PREFIX, TOLERANCE, isolated, model_of, reference_of, tokens
 from tests.tiny_models import build
@@ -28,13 +35,13 @@ def traced(family: str, neighbours: Sequence[tuple[int, ...]]) -> tuple[ChunkKV,
     model = model_of(family)
     before = [isolated(model, ids, key) for ids, key in zip(neighbours, NAMES, strict=False)]
     alone = isolated(model, CHUNK)
-    return fuse(model, prefill_prefix(model, PREFIX), alone, before)
+    return fuse(model, prefill_prefix(Executor(model), PREFIX), alone, before)
 
 
 def fuse(
     model: CausalModel, prefix: ChunkKV, alone: ChunkKV, before: Sequence[ChunkKV]
 ) -> tuple[ChunkKV, ContextTrace]:
-    (made,) = fuse_chunks(model, prefix, [Fusion("cc", alone, tuple(before))])
+    (made,) = fuse_chunks(Executor(model), prefix, [Fusion("cc", alone, tuple(before))])
     return made
 
 
@@ -115,7 +122,7 @@ def test_more_neighbours_than_a_head_is_wide() -> None:
     model, ids = model_of("llama_gqa2"), CHUNKS[0] + CHUNKS[1]
     neighbours = [ids[i : i + 2] for i in range(0, 2 * (model.head_dim + 3), 2)]
     before = [isolated(model, pair, f"{i:02x}") for i, pair in enumerate(neighbours)]
-    alone, prefix = isolated(model, CHUNK), prefill_prefix(model, PREFIX)
+    alone, prefix = isolated(model, CHUNK), prefill_prefix(Executor(model), PREFIX)
     _, trace = fuse(model, prefix, alone, before)
     attention, _ = eager("llama_gqa2", neighbours)
     check(trace, attention, [2] * len(neighbours))
@@ -163,7 +170,7 @@ def test_a_token_that_sees_nothing_of_the_neighbours_does_not_move() -> None:
     """
     model, chunk = model_of("mistral_window"), tokens(9, 60)
     alone, neighbour = isolated(model, chunk), isolated(model, CHUNKS[0], "aa")
-    _, trace = fuse(model, prefill_prefix(model, PREFIX), alone, [neighbour])
+    _, trace = fuse(model, prefill_prefix(Executor(model), PREFIX), alone, [neighbour])
     assert min(trace.outside[:23]) > 0.0
     assert trace.outside[23:] == (0.0,) * 37
     assert trace.inside[23:] == pytest.approx([1.0] * 37)
@@ -175,10 +182,11 @@ def test_a_token_that_sees_nothing_of_the_neighbours_does_not_move() -> None:
 def test_separators_stand_behind_each_neighbour(family: str) -> None:
     """Where they see what is before them, and are seen, but belong to no neighbour."""
     model, gap = model_of(family), (7, 11)
+    executor = Executor(model)
     neighbours = CHUNKS[:2]
     before = [isolated(model, ids, key) for ids, key in zip(neighbours, NAMES, strict=True)]
     fusion = Fusion("cc", isolated(model, CHUNK), tuple(before))
-    ((fused, trace),) = fuse_chunks(model, prefill_prefix(model, PREFIX), [fusion], gap)
+    ((fused, trace),) = fuse_chunks(executor, prefill_prefix(executor, PREFIX), [fusion], gap)
     reference = Reference(build(family))
     cache, at = reference.new_cache(), len(PREFIX)
     reference.feed(cache, PREFIX, 0)
@@ -200,7 +208,11 @@ def test_separators_stand_behind_each_neighbour(family: str) -> None:
 @families
 def test_what_was_given_stays_as_it_was(family: str) -> None:
     model = model_of(family)
-    given = [prefill_prefix(model, PREFIX), isolated(model, CHUNK), isolated(model, CHUNKS[0])]
+    given = [
+        prefill_prefix(Executor(model), PREFIX),
+        isolated(model, CHUNK),
+        isolated(model, CHUNKS[0]),
+    ]
     before = [(kv.keys.clone(), kv.values.clone()) for kv in given]
     prefix, alone, neighbour = given
     fuse(model, prefix, alone, [neighbour])
@@ -220,16 +232,17 @@ def test_a_trace_needs_a_number_for_each(wrong: str) -> None:
 def test_chunks_of_one_pass_know_nothing_of_each_other(family: str) -> None:
     """Each as if it were alone, whatever its length and its neighbours'."""
     model = model_of(family)
-    prefix = prefill_prefix(model, PREFIX)
-    together = prefill_chunks(model, prefix, dict(zip(("aa", "bb", "cc"), CHUNKS, strict=True)))
+    executor = Executor(model)
+    prefix = prefill_prefix(executor, PREFIX)
+    together = prefill_chunks(executor, prefix, dict(zip(("aa", "bb", "cc"), CHUNKS, strict=True)))
     assert [kv.key for kv in together] == ["aa", "bb", "cc"]
     for kv, ids in zip(together, CHUNKS, strict=True):
         same(kv, isolated(model, ids, kv.key))
 
     first, second, third = together
     fusions = [Fusion("dd", first, (second, third)), Fusion("ee", third, (first,))]
-    for (kv, trace), fusion in zip(fuse_chunks(model, prefix, fusions), fusions, strict=True):
-        ((alone, told),) = fuse_chunks(model, prefix, [fusion])
+    for (kv, trace), fusion in zip(fuse_chunks(executor, prefix, fusions), fusions, strict=True):
+        ((alone, told),) = fuse_chunks(executor, prefix, [fusion])
         same(kv, alone)
         assert kv.neighbours == trace.neighbours == tuple(n.key for n in fusion.neighbours)
         assert trace.outside == pytest.approx(told.outside, abs=1e-5)
@@ -244,4 +257,5 @@ def same(kv: ChunkKV, expected: ChunkKV) -> None:
 
 def test_no_chunks_are_no_work() -> None:
     model = model_of("llama_gqa2")
-    assert fuse_chunks(model, prefill_prefix(model, PREFIX), []) == []
+    executor = Executor(model)
+    assert fuse_chunks(executor, prefill_prefix(executor, PREFIX), []) == []

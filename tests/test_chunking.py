@@ -10,11 +10,11 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionrag_integrations import chunking
-from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.documents import chunking
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.keys import chunk_id
+from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
-from fusionrag_integrations.keys import chunk_id
-from fusionrag_integrations.types import Document, Passage
 
 SENTENCE = "the river rose in spring and the millers of Ardenne moved their carts uphill."
 WORDS = SENTENCE.removesuffix(".").split()
@@ -58,7 +58,7 @@ TEXTS = st.lists(
 
 def count(text: str) -> int:
     """Tokens, by tiktoken's own definition of the pattern and the table."""
-    return len(chunking._encoding().encode(text, disallowed_special=()))
+    return len(chunking.tiktoken_encoding().encode(text, disallowed_special=()))
 
 
 def texts(text: str, chunk_tokens: int = 16) -> list[str]:
@@ -167,20 +167,20 @@ def test_counts_equal_tiktokens_own_definition() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda *a, **k: {})
         assert openai_public.cl100k_base()["pat_str"] == chunking._TOKEN_PATTERN
-    encoding = chunking._encoding()
+    encoding = chunking.tiktoken_encoding()
     assert encoding.encode_ordinary("hello world") == [15339, 1917]
-    assert len(encoding._mergeable_ranks) == 100_256
-    assert max(len(token.decode(errors="ignore")) for token in encoding._mergeable_ranks) == 128
+    assert len(encoding.token_byte_values()) == 100_256
+    assert max(len(token.decode(errors="ignore")) for token in encoding.token_byte_values()) == 128
 
 
 def test_without_the_bundled_table_tiktokens_cache_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundled = chunking._bundled_ranks()
+    bundled = chunking.bundled_ranks()
     assert bundled is not None
-    monkeypatch.setattr(chunking, "_bundled_ranks", lambda: None)
+    monkeypatch.setattr(chunking, "bundled_ranks", lambda: None)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(bundled.parent))
-    encoding = chunking._encoding.__wrapped__()
+    encoding = chunking.tiktoken_encoding.__wrapped__()
     assert encoding is tiktoken.get_encoding("cl100k_base")
     assert encoding.encode("hello world") == [15339, 1917]
 
@@ -191,10 +191,10 @@ def test_without_any_table_the_error_says_where_to_put_it(
     def unreachable(name: str) -> None:
         raise ConnectionError(name)
 
-    monkeypatch.setattr(chunking, "_bundled_ranks", lambda: None)
+    monkeypatch.setattr(chunking, "bundled_ranks", lambda: None)
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
     with pytest.raises(FusionRAGError, match=r"TIKTOKEN_CACHE_DIR.*9b5ad71b2ce5302211f9c61530b329"):
-        chunking._encoding.__wrapped__()
+        chunking.tiktoken_encoding.__wrapped__()
 
 
 def test_importing_loads_no_tokenizer_and_counting_opens_no_socket() -> None:
@@ -204,8 +204,8 @@ def refuse(*a, **k): raise SystemExit("network")
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 os.environ["TIKTOKEN_CACHE_DIR"] = tempfile.mkdtemp()
-from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.types import Document, Passage
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.types import Document, Passage
 print([m for m in ("tiktoken", "regex") if m in sys.modules])
 print(len(Chunker(16).split(Document("d", "one two three " * 30))))
 print([m for m in ("llama_index", "torch") if m in sys.modules])

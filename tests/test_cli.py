@@ -12,11 +12,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from fusionrag_integrations import ingest
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
 from fusionrag_integrations.cli import main
-from fusionrag_integrations.embedding import LexicalEmbedder
-from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
+from fusionrag_integrations.ingest import chunk_prefill as ingest
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.layout import CATALOG_FILE
+from tests.commands import numbers
 from tests.conftest import town
 
 Run = Callable[..., Result]
@@ -112,26 +115,8 @@ class TestHelp:
         assert "No such command" in result.stderr
 
 
-def numbers() -> list[Any]:
-    """Each option of each command that takes numbers, with the words that lead to it."""
-    found = []
-    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), main)]
-    while waiting:
-        words, command = waiting.pop()
-        if isinstance(command, click.Group):
-            waiting += [((*words, name), inner) for name, inner in command.commands.items()]
-        for option in command.params:
-            if isinstance(option, click.Option) and not option.is_flag:
-                default = str(option.default or option.type.name).split(",")[0]
-                if default.replace(".", "").isdigit() or "integer" in option.type.name:
-                    found.append(
-                        pytest.param(words, option.opts[-1], id=str((*words, option.opts[-1])))
-                    )
-    return found
-
-
 class TestNumbers:
-    @pytest.mark.parametrize(("words", "option"), numbers())
+    @pytest.mark.parametrize(("words", "option"), numbers(main))
     def test_have_bounds(self, words: tuple[str, ...], option: str) -> None:
         for value in ("1" + "0" * 400, "nan", "inf", "-inf", "-1"):
             result = run_command(*words, option, value)
@@ -139,7 +124,7 @@ class TestNumbers:
             assert f"Invalid value for '{option}'" in " ".join(result.stderr.split())
 
     def test_are_taken_by_many_options(self) -> None:
-        assert len(numbers()) > 30
+        assert len(numbers(main)) >= 15
 
 
 @pytest.mark.parametrize("name", ["index", "ask", "delete", "inspect", "verify", "repair", "check"])
@@ -456,9 +441,9 @@ class TestVerify:
 
     def test_a_record_of_another_model(self, store: Path) -> None:
         with Catalog.open(store / CATALOG_FILE) as catalog:
-            ours = FileKVStore(store / "kv", catalog.info.record_signature, "float32")
+            ours = RecordStore(LocalKVFiles(store / "kv"), catalog.info.record_signature, "float32")
         key = next(ours.keys())
-        FileKVStore(store / "kv", "another", "float32").put(ours.get(key).dense())
+        RecordStore(LocalKVFiles(store / "kv"), "another", "float32").put(ours.get(key).dense())
         problem = self.problem(store)
         assert problem["error"] == "KVForeignError"
         assert "another model" in problem["message"]
@@ -485,7 +470,7 @@ def test_no_store_is_named_and_not_made(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_damaged_catalog_is_named_and_mended(store: Path) -> None:
+def test_a_damaged_catalog_is_named_and_fixed(store: Path) -> None:
     inspected = said(run_command("inspect", "--store", store, "--json"))
     for path in store.glob("catalog.sqlite*"):
         path.write_bytes(b"no database" * 99)
@@ -493,9 +478,9 @@ def test_a_damaged_catalog_is_named_and_mended(store: Path) -> None:
     found = run_command("verify", "--store", store)
     assert found.exit_code == 1
     assert "StoreError: The catalog" in found.stdout
-    mended = run_command("repair", "--store", store)
-    assert mended.exit_code == 0
-    assert "mended: StoreError: The catalog" in mended.stdout
+    repaired = run_command("repair", "--store", store)
+    assert repaired.exit_code == 0
+    assert "fixed: StoreError: The catalog" in repaired.stdout
     assert run_command("verify", "--store", store).exit_code == 0
     assert said(run_command("inspect", "--store", store, "--json")) == inspected
 
@@ -503,9 +488,9 @@ def test_a_damaged_catalog_is_named_and_mended(store: Path) -> None:
 def test_damaged_kv_is_removed_and_then_missing(store: Path) -> None:
     path = sorted(store.glob("kv/??/*"))[3]
     path.write_bytes(b"x")
-    mended = run_command("repair", "--store", store)
-    assert mended.exit_code == 0
-    assert "fusionrag index" in mended.stdout
+    repaired = run_command("repair", "--store", store)
+    assert repaired.exit_code == 0
+    assert "fusionrag index" in repaired.stdout
     assert not path.exists()
     (problem,) = said(run_command("verify", "--store", store, "--json"))["problems"]
     assert problem["error"] == "KVMissingError"

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionrag_integrations.cli import main
-from fusionrag_integrations.recompute import PlacedPrompt
+from fusionrag_integrations.execution.recompute import PlacedPrompt
 from tests.conftest import town
 from tests.test_check import forgetful
 

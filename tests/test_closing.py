@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
+from fusionrag_integrations import AnswerSettings, FusionEngine, Store
 from fusionrag_integrations import langchain as lc
 from fusionrag_integrations import llama_index as li
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import StoreClosedError, StoreMismatchError
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 from tests.conftest import town
 from tests.processes import Held, quick_collection
 from tests.steps import PATIENCE, Steps
@@ -65,8 +65,8 @@ def use(opened: Any) -> None:
     """What leaves something behind if anything does."""
     if isinstance(opened, FusionEngine):
         assert opened.answer(town(0).text, SHORT).usage.reused_tokens
-        opened = opened.corpus
-    if isinstance(opened, Corpus):
+        opened = opened.store
+    if isinstance(opened, Store):
         assert opened.search("river", 1)
     if isinstance(opened, lc.FusionKVRetriever):
         assert opened.invoke("river")
@@ -82,7 +82,7 @@ def use(opened: Any) -> None:
         ("engine", "closed"),
         ("engine", "dropped"),
         ("calibrated", "dropped"),
-        ("corpus", "dropped"),
+        ("store", "dropped"),
         ("langchain", "closed"),
         ("llama_index", "closed"),
         ("refused", "closed"),
@@ -93,12 +93,12 @@ def test_nothing_is_left_of_ten(model: CausalModel, store: Path, kind: str, end:
         with pytest.raises(StoreMismatchError):
             FusionEngine.open(model, path, salt="another")
         with pytest.raises(StoreMismatchError):
-            Corpus.open(path, OtherEmbedding())
+            Store.open(path, OtherEmbedding())
 
     ways: dict[str, Open] = {
         "engine": lambda path: FusionEngine.open(model, path),
         "calibrated": lambda path: FusionEngine.open(model, path).calibrated(None),
-        "corpus": Corpus.open,
+        "store": Store.open,
         "langchain": lc.FusionKVRetriever.from_store,
         "llama_index": li.FusionKVRetriever.from_store,
         "refused": refused,
@@ -128,14 +128,14 @@ def test_nothing_is_left_of_ten(model: CausalModel, store: Path, kind: str, end:
 def test_closed_it_refuses_by_name_and_may_be_closed_again(
     engine: FusionEngine, tmp_path: Path
 ) -> None:
-    handles = [hit.handle for hit in engine.corpus.search("river", 1)]
+    handles = [hit.handle for hit in engine.store.search("river", 1)]
     calibrated = engine.calibrated(None)
     models: list[Any] = [lc.FusionRAGLLM(engine=engine), lc.ChatFusionRAG(engine=engine)]
     retriever = lc.FusionKVRetriever(engine=engine)
     nodes = li.FusionKVRetriever(engine=engine)
     engine.close()
     engine.close()
-    engine.corpus.close()
+    engine.store.close()
     calibrated.close()
     calls: list[Callable[[], object]] = [
         lambda: engine.answer("a", SHORT),
@@ -145,15 +145,15 @@ def test_closed_it_refuses_by_name_and_may_be_closed_again(
         lambda: engine.ingest([town(1)]),
         lambda: engine.delete(["town-0"]),
         lambda: engine.prefetch(handles),
-        lambda: engine.offer([UPLOAD]),
+        lambda: engine.register_texts([UPLOAD]),
         lambda: engine.check(1),
         engine.metrics,
         lambda: engine.calibrated(None),
         lambda: calibrated.answer("a", AnswerSettings(kv="none")),
-        lambda: engine.corpus.search("river"),
-        lambda: engine.corpus.embeddings([]),
-        lambda: engine.corpus.handle_of("a", "b"),
-        engine.corpus.catalog.documents,
+        lambda: engine.store.search("river"),
+        lambda: engine.store.embeddings([]),
+        lambda: engine.store.handle_of("a", "b"),
+        engine.store.catalog.documents.all,
         lambda: retriever.invoke("river"),
         lambda: asyncio.run(retriever.ainvoke("river")),
         lambda: nodes.retrieve("river"),
@@ -167,16 +167,16 @@ def test_closed_it_refuses_by_name_and_may_be_closed_again(
     for call in calls:
         with pytest.raises(StoreClosedError, match=r"The store at .* was closed here; open it"):
             call()
-    with FusionEngine.open(engine.model, engine.corpus.path) as again:
-        assert again.corpus.search("river", 1)
+    with FusionEngine.open(engine.model, engine.store.path) as again:
+        assert again.store.search("river", 1)
 
 
 def test_what_only_uses_an_engine_leaves_it_open(engine: FusionEngine) -> None:
     with (
         lc.FusionKVRetriever(engine=engine),
         li.FusionKVRetriever(engine=engine),
-        lc.FusionKVRetriever(corpus=engine.corpus),
-        li.FusionKVRetriever(corpus=engine.corpus),
+        lc.FusionKVRetriever(store=engine.store),
+        li.FusionKVRetriever(store=engine.store),
         engine.calibrated(None) as calibrated,
     ):
         pass
@@ -194,10 +194,10 @@ def test_a_calibrated_engine_outlives_the_variable_of_the_first(
 
 
 def test_what_came_with_a_question_is_kept_before_it_is_closed(engine: FusionEngine) -> None:
-    engine.offer([UPLOAD])
+    engine.register_texts([UPLOAD])
     engine.answer(UPLOAD, SHORT)
     engine.close()
-    with FusionEngine.open(engine.model, engine.corpus.path) as again:
+    with FusionEngine.open(engine.model, engine.store.path) as again:
         assert again.answer(UPLOAD, SHORT).usage.reused_tokens
 
 
@@ -230,7 +230,7 @@ def test_an_answer_under_way_ends_by_name(
 
     asking, closing = threading.Thread(target=ask), threading.Thread(target=engine.close)
     asking.start()
-    assert steps._held.wait(PATIENCE)
+    assert steps.is_held.wait(PATIENCE)
     closing.start()
     closing.join(0.2)  # an event loop's request is waited for, a thread's own isn't
     steps.go_on()
@@ -283,7 +283,7 @@ def test_a_thread_of_its_own_may_close_it(
     with FusionEngine.open(model, store) as engine:
         assert asyncio.run(engine.threads.run(engine.close)) is None
         with pytest.raises(StoreClosedError):
-            engine.corpus.search("river")
+            engine.store.search("river")
     for thread in set(threading.enumerate()) - before:
         thread.join(PATIENCE)
         assert not thread.is_alive()
@@ -296,7 +296,7 @@ def test_an_ingest_under_way_ends_by_name(engine: FusionEngine) -> None:
 
     with pytest.raises(StoreClosedError):
         engine.ingest([town(1), town(2)], progress=close)
-    with FusionEngine.open(engine.model, engine.corpus.path) as again:
+    with FusionEngine.open(engine.model, engine.store.path) as again:
         assert again.ingest([town(1), town(2)]).documents_unchanged == 2
 
 
@@ -306,7 +306,7 @@ def test_searches_of_many_threads_end_by_name(engine: FusionEngine) -> None:
     def search() -> None:
         try:
             while True:
-                engine.corpus.search("river", 1)
+                engine.store.search("river", 1)
         except StoreClosedError as error:
             ended.append(error)
 
@@ -326,7 +326,7 @@ def test_a_read_only_index_leaves_no_copy(store: Path, tmp_path: Path) -> None:
     mode = index.stat().st_mode
     index.chmod(0o500)
     try:
-        with Corpus.open(store) as corpus:
+        with Store.open(store) as corpus:
             assert corpus.search("river", 1)
     finally:
         index.chmod(mode)

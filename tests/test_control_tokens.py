@@ -14,9 +14,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Passage
-from fusionrag_integrations.mixtures import assembled
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.ingest.mixtures import assembled
 from fusionrag_integrations.prompt import encode, encode_chunk, question_prompt
-from fusionrag_integrations.types import Chunk, Message
+from fusionrag_integrations.prompt.messages import Message
 from tests.conftest import all_records, town
 from tests.tiny_tokenizers import CHAT_TEMPLATE, SPECIAL, byte_level_tokenizer, metaspace_tokenizer
 
@@ -187,7 +188,7 @@ def raw_prompt(texts: list[str]) -> str:
 
 @pytest.mark.parametrize("form", ["messages", "string", "raw", "raw_bos"])
 def test_kv_of_such_a_chunk_is_reused(attacked: FusionEngine, form: str) -> None:
-    records = all_records(attacked.corpus.catalog)
+    records = all_records(attacked.store.catalog)
     texts = [record.chunk.text for record in records]
     prompt: Any = {
         "messages": question_prompt(texts, "Where is it?"),
@@ -211,7 +212,7 @@ def test_a_base_models_chunks_are_text(model_dir: Path, tmp_path: Path) -> None:
     (base / "chat_template.jinja").unlink()
     engine = FusionEngine.from_pretrained(base, store=tmp_path / "store", chunk_tokens=64)
     engine.ingest([Document("attack", passages=(Passage(ATTACK), Passage(town(1).text)))])
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     prompt = "<s>" + "\n\n".join([*(record.chunk.text for record in records), "Where?<|end|>"])
     ids = engine.load(prompt, AnswerSettings()).prompt
     assert len(ids.chunk_positions) == sum(len(r.encoded.token_ids) for r in records)
@@ -224,7 +225,7 @@ def test_a_base_models_chunks_are_text(model_dir: Path, tmp_path: Path) -> None:
 
 def test_a_chunk_in_raw_text_is_text(attacked: FusionEngine, model_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    texts = [r.chunk.text for r in all_records(attacked.corpus.catalog)]
+    texts = [r.chunk.text for r in all_records(attacked.store.catalog)]
     prompt = raw_prompt(texts)
     harmless = prompt.replace(ATTACK, "")
     loaded = attacked.load(prompt, AnswerSettings())
@@ -245,5 +246,5 @@ def test_a_chunk_at_its_beginning_makes_no_prompt_raw(
     assert text == f"<s><|user|>\n{prompt}<|end|>\n<|assistant|>\n"
     assert engine.count_tokens(prompt) > as_raw
     other = FusionEngine.from_pretrained(model_dir, store=tmp_path / "other")
-    other.offer([forged])  # retrieved, though never ingested
+    other.register_texts([forged])  # retrieved, though never ingested
     assert other.answer(prompt, AnswerSettings(max_tokens=1)).trace.text == text

@@ -14,10 +14,14 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.correction import INDICES, CorrectedKV, Correction, Deviations
-from fusionrag_integrations.corrections import Corrections, ScopeCorrection
+from fusionrag_integrations.attention.rope import rotate
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.errors import InvalidInputError, StoreError
-from fusionrag_integrations.mixtures import (
+from fusionrag_integrations.execution.correction import CorrectedKV
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.ingest.deviations import Deviations
+from fusionrag_integrations.ingest.mixtures import (
     CHUNKS,
     assembled,
     count_of,
@@ -26,9 +30,15 @@ from fusionrag_integrations.mixtures import (
     seeds,
 )
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.repair import find_damage, repair
-from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import ChunkKV, ChunkRecord, DocumentKey
+from fusionrag_integrations.store.corrections import (
+    INDICES,
+    Correction,
+    Corrections,
+    ScopeCorrection,
+)
+from fusionrag_integrations.store.kv.types import ChunkKV
+from fusionrag_integrations.store.repair import repair
+from fusionrag_integrations.store.verify import find_damage
 from tests.conftest import all_records, town
 from tests.damage import KINDS, deleted, flipped
 
@@ -132,11 +142,11 @@ class TestFiles:
     @pytest.fixture
     def corrections(self, engine: FusionEngine) -> Corrections:
         engine.ingest([town(0), replace(town(1), scope="north")])
-        return Corrections(engine.corpus.path, engine.corpus.catalog)
+        return Corrections(engine.store.path, engine.store.catalog)
 
     @pytest.fixture
     def ids(self, engine: FusionEngine, corrections: Corrections) -> tuple[str, ...]:
-        return tuple(engine.corpus.catalog.chunk_ids([DocumentKey("town-0")]))
+        return tuple(engine.store.catalog.chunks.ids([DocumentKey("town-0")]))
 
     def test_what_is_written_is_read(self, corrections: Corrections, ids: tuple[str, ...]) -> None:
         made = correction()
@@ -166,9 +176,9 @@ class TestFiles:
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...]
     ) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         corrections.write("north", ScopeCorrection(None, ids, 3))
-        (other,) = set((engine.corpus.path / "corrections").glob("[0-9a-f]*")) - {file}
+        (other,) = set((engine.store.path / "corrections").glob("[0-9a-f]*")) - {file}
         other.write_bytes(file.read_bytes())
         found, reason = corrections.of("north")
         assert found is None
@@ -196,7 +206,7 @@ class TestFiles:
         else:
             engine.ingest([replace(town(0), text="Another text, which has nothing of the old.")])
         assert corrections.of("") == (None, "")
-        assert not list((engine.corpus.path / "corrections").glob("[0-9a-f]*"))
+        assert not list((engine.store.path / "corrections").glob("[0-9a-f]*"))
 
     def test_damage_is_told_and_counts_as_none(
         self,
@@ -206,7 +216,7 @@ class TestFiles:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         whole = file.read_bytes()
         step = max(1, len(whole) // 97)
         for at in range(0, len(whole), step):
@@ -224,14 +234,14 @@ class TestFiles:
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...]
     ) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        store = engine.corpus.path
+        store = engine.store.path
         assert not list(find_damage(store))
         (file,) = (store / "corrections").glob("[0-9a-f]*")
         file.write_bytes(file.read_bytes()[:-1])
         (found,) = find_damage(store)
-        assert (found.area, found.path, found.mended) == ("corrections", file, False)
+        assert (found.area, found.path, found.fixed) == ("corrections", file, False)
         (mended,) = repair(store)
-        assert (mended.path, mended.mended) == (file, True)
+        assert (mended.path, mended.fixed) == (file, True)
         assert not list(find_damage(store))
         assert not file.exists()
 
@@ -239,7 +249,7 @@ class TestFiles:
         self, engine: FusionEngine, corrections: Corrections, ids: tuple[str, ...], tmp_path: Path
     ) -> None:
         corrections.write("", ScopeCorrection(correction(), ids, 3))
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere")
         assert corrections.read("") is None
@@ -257,7 +267,7 @@ class TestMixtures:
 
     def test_a_mixture_holds_what_fits(self, engine: FusionEngine) -> None:
         engine.ingest([town(i) for i in range(4)])
-        records = all_records(engine.corpus.catalog)
+        records = all_records(engine.store.catalog)
         found = mixed(records, 2_048)
         assert len(found) == CHUNKS
         assert {r.chunk.id for r in found} == {r.chunk.id for r in records[:CHUNKS]}
@@ -274,7 +284,7 @@ class TestMixtures:
         what one says of the other makes it worse.
         """
         engine.ingest([town(i) for i in range(TOWNS)])
-        records = all_records(engine.corpus.catalog)
+        records = all_records(engine.store.catalog)
         prompts = [mixed(records[start : start + CHUNKS], 2_048) for start in (0, CHUNKS)]
         stored: dict[str, ChunkKV] = {}
         for prompt, way in zip(prompts, (1.0, 1.0 if same else -1.0), strict=True):
@@ -283,7 +293,7 @@ class TestMixtures:
                 keys, values = CorrectedKV(kv, shift).tensors(slice(None), CPU)
                 stored[chunk_id] = replace(kv, keys=keys, values=values)
         found, ids = measure_correction(
-            engine.model, prompts, lambda record: stored[record.chunk.id], lambda *_: None
+            engine.executor, prompts, lambda record: stored[record.chunk.id], lambda *_: None
         )
         assert sorted(ids) == sorted(r.chunk.id for prompt in prompts for r in prompt[1:])
         if same:
@@ -301,9 +311,10 @@ def replace_tokens(record: ChunkRecord, count: int) -> ChunkRecord:
 def true_kv(engine: FusionEngine, records: Sequence[ChunkRecord]) -> dict[str, ChunkKV]:
     """KV of a prompt's chunks as a dense prefill of all of it computes it."""
     model = engine.model
+    executor = Executor(model)
     prompt = assembled(model, records)
-    buffer = model.new_buffer(len(prompt))
-    model.forward_rows(prompt.token_ids, range(len(prompt)), buffer)
+    buffer = executor.new_buffer(len(prompt))
+    executor.forward_rows(prompt.token_ids, range(len(prompt)), buffer)
     found: dict[str, ChunkKV] = {}
     for span in prompt.spans:
         assert span.length == len(span.record.encoded.token_ids)  # whole, in this tokenizer
@@ -321,7 +332,7 @@ def true_kv(engine: FusionEngine, records: Sequence[ChunkRecord]) -> dict[str, C
 
 def whole_placed(engine: FusionEngine, scope: str) -> tuple[bool, list[torch.Tensor]]:
     """Whether a scope's KV is corrected, and all that is placed of it."""
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     texts = sorted(record.chunk.text for record in records if record.chunk.scope == scope)
     loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=(scope,)))
     corrected = any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
@@ -335,14 +346,14 @@ class TestIngest:
         return engine
 
     def about(self, engine: FusionEngine) -> ScopeCorrection | None:
-        return Corrections(engine.corpus.path, engine.corpus.catalog).read("")
+        return Corrections(engine.store.path, engine.store.catalog).read("")
 
     def use(self, engine: FusionEngine) -> Correction:
         """Put a correction in the place of the one that ingest has measured."""
         measured = self.about(engine)
         assert measured is not None
         made = correction()
-        corrections = Corrections(engine.corpus.path, engine.corpus.catalog)
+        corrections = Corrections(engine.store.path, engine.store.catalog)
         corrections.write("", replace(measured, correction=made))
         return made
 
@@ -350,8 +361,8 @@ class TestIngest:
         measured = self.about(engine)
         assert measured is not None
         assert measured.chunks == 3 * TOWNS
-        assert set(measured.chunk_ids) <= set(engine.corpus.catalog.chunk_ids())
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        assert set(measured.chunk_ids) <= set(engine.store.catalog.chunks.ids())
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         before = file.stat().st_mtime_ns
         engine.ingest([town(TOWNS)])
         assert file.stat().st_mtime_ns == before
@@ -365,7 +376,7 @@ class TestIngest:
     def test_again_when_a_chunk_of_it_is_gone(self, engine: FusionEngine) -> None:
         measured = self.about(engine)
         assert measured is not None
-        gone = engine.corpus.catalog.records(measured.chunk_ids[:1])[measured.chunk_ids[0]]
+        gone = engine.store.catalog.chunks.records(measured.chunk_ids[:1])[measured.chunk_ids[0]]
         engine.delete([gone.chunk.document_id])
         assert self.about(engine) is None
         engine.ingest([town(i) for i in range(TOWNS, TOWNS + 2)])
@@ -375,7 +386,7 @@ class TestIngest:
 
     def test_fused_kv_is_placed_corrected(self, engine: FusionEngine) -> None:
         made = self.use(engine)
-        records = all_records(engine.corpus.catalog)[:3]
+        records = all_records(engine.store.catalog)[:3]
         prompt = question_prompt([record.chunk.text for record in records], "Where is it?")
         corrected = engine.load(prompt, AnswerSettings())
         plain = engine.load(prompt, AnswerSettings(corrected=False))
@@ -389,7 +400,7 @@ class TestIngest:
 
     def test_isolated_kv_is_not(self, engine: FusionEngine) -> None:
         self.use(engine)
-        records = all_records(engine.corpus.catalog)[:3]
+        records = all_records(engine.store.catalog)[:3]
         prompt = question_prompt([record.chunk.text for record in records], "Where is it?")
         loaded = engine.load(prompt, AnswerSettings(kv="isolated"))
         assert not any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
@@ -399,15 +410,15 @@ class TestIngest:
         self.use(engine)
         north = [replace(town(i), id=f"north-{i}", scope="north") for i in range(TOWNS)]
         engine.ingest([*north, replace(town(9), id="south", scope="south")])
-        catalog = engine.corpus.catalog
-        corrections = Corrections(engine.corpus.path, catalog)
+        catalog = engine.store.catalog
+        corrections = Corrections(engine.store.path, catalog)
         measured = corrections.read("north")
         assert measured is not None
-        scopes = {r.chunk.scope for r in catalog.records(measured.chunk_ids).values()}
+        scopes = {r.chunk.scope for r in catalog.chunks.records(measured.chunk_ids).values()}
         assert scopes == {"north"}
         assert corrections.read("south") is None
-        south = catalog.chunk_ids([DocumentKey("south", "south")])
-        texts = [record.chunk.text for record in catalog.records(south).values()]
+        south = catalog.chunks.ids([DocumentKey("south", "south")])
+        texts = [record.chunk.text for record in catalog.chunks.records(south).values()]
         loaded = engine.load(question_prompt(texts, "Where?"), AnswerSettings(scopes=("south",)))
         assert not any(isinstance(kv, CorrectedKV) for kv in loaded.kvs)
 
@@ -456,9 +467,9 @@ class TestIngest:
     def test_a_damaged_record_leaves_it_for_the_next_ingest(
         self, engine: FusionEngine, caplog: pytest.LogCaptureFixture
     ) -> None:
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         file.unlink()
-        for record in (engine.corpus.path / "kv").glob("*/*.safetensors"):
+        for record in (engine.store.path / "kv").glob("*/*.safetensors"):
             record.write_bytes(record.read_bytes()[:-1])
         with caplog.at_level(logging.WARNING):
             engine.ingest([])
@@ -470,11 +481,11 @@ class TestIngest:
     ) -> None:
         """And is that of a store without it."""
         self.use(engine)
-        texts = [record.chunk.text for record in all_records(engine.corpus.catalog)[:4]]
+        texts = [record.chunk.text for record in all_records(engine.store.catalog)[:4]]
         prompt, settings = question_prompt(texts, "Where?"), AnswerSettings(max_tokens=4)
         before = engine.answer(prompt, settings)
         assert (before.fused_chunks, before.fallbacks) == (3, ())
-        (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+        (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
         whole, without = file.read_bytes(), set[object]()
         for damage in (deleted, *KINDS, flipped):
             file.write_bytes(whole)
@@ -484,7 +495,7 @@ class TestIngest:
             assert [fallback.used for fallback in after.fallbacks] == ["fused"] * 3, damage
             reasons = {fallback.reason for fallback in after.fallbacks}
             assert all("ext ingest measures" in reason for reason in reasons)
-            assert not any(str(engine.corpus.path) in reason for reason in reasons)
+            assert not any(str(engine.store.path) in reason for reason in reasons)
             without.add(after.token_ids)
             assert engine.answer(prompt, replace(settings, corrected=False)).fallbacks == ()
             if file.is_dir():
@@ -498,7 +509,7 @@ class TestIngest:
     def test_what_stands_in_its_way_is_named(
         self, engine: FusionEngine, place: str, change: str
     ) -> None:
-        (path,) = set(engine.corpus.path.glob(place)) - {engine.corpus.path / "corrections" / "tmp"}
+        (path,) = set(engine.store.path.glob(place)) - {engine.store.path / "corrections" / "tmp"}
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         if place == "corrections":
             path.touch()
@@ -508,8 +519,8 @@ class TestIngest:
         if (place, change) != ("corrections", "delete"):  # nothing is there to be deleted
             with pytest.raises(StoreError, match="corrections"):
                 changes[change]()
-        mended = list(repair(engine.corpus.path))
-        assert [problem.mended for problem in mended if problem.area == "corrections"] == [True]
+        mended = list(repair(engine.store.path))
+        assert [problem.fixed for problem in mended if problem.area == "corrections"] == [True]
         changes[change]()
 
     def test_too_few_chunks_are_not_measured_on(self, model_dir: Path, tmp_path: Path) -> None:
@@ -521,10 +532,10 @@ class TestIngest:
 def test_the_file_says_what_it_is(engine: FusionEngine) -> None:
     """Byte by byte as the module describes it."""
     engine.ingest([town(0)])
-    catalog = engine.corpus.catalog
-    ids = tuple(catalog.chunk_ids())
-    Corrections(engine.corpus.path, catalog).write("", ScopeCorrection(correction(), ids, 3))
-    (file,) = (engine.corpus.path / "corrections").glob("[0-9a-f]*")
+    catalog = engine.store.catalog
+    ids = tuple(catalog.chunks.ids())
+    Corrections(engine.store.path, catalog).write("", ScopeCorrection(correction(), ids, 3))
+    (file,) = (engine.store.path / "corrections").glob("[0-9a-f]*")
     content = file.read_bytes()
     size = int.from_bytes(content[16:24], "little")
     header = json.loads(content[24 : 24 + size])
@@ -549,9 +560,9 @@ def test_what_torch_takes_by_default_changes_nothing(
     def answered(store: Path) -> tuple[str, int]:
         engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
         engine.ingest([town(number) for number in range(TOWNS)])
-        texts = [record.chunk.text for record in all_records(engine.corpus.catalog)[:6]]
+        texts = [record.chunk.text for record in all_records(engine.store.catalog)[:6]]
         answer = engine.answer(question_prompt(texts, "Where?"), AnswerSettings(max_tokens=8))
-        assert Corrections(store, engine.corpus.catalog).read("") is not None
+        assert Corrections(store, engine.store.catalog).read("") is not None
         return answer.text, answer.usage.recomputed_tokens
 
     expected = answered(tmp_path / "as usual")

@@ -10,12 +10,20 @@ from typing import get_args
 import pytest
 import torch
 
-from fusionrag_integrations import Answer, AnswerSettings
+from fusionrag_integrations import AnswerSettings
 from fusionrag_integrations.bench.served import Tier, invented_store, served_prompt
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
-from fusionrag_integrations.recompute import ChunksInPlace, PlacedPrompt, lay, place, resident
-from fusionrag_integrations.types import KVFormat, TokenSelection
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import (
+    SharedChunks,
+    place,
+    place_in_buffer,
+    to_resident,
+)
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.execution.steps import EAGER_STEPS, GraphedSteps
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.kv.types import KVFormat
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, tokens, warm
 from tests.tiny_models import FACTORIES, build
@@ -49,13 +57,11 @@ def test_an_answer_end_to_end(model_dir: Path, tier: Tier) -> None:
     """From wherever its KV lies, on an engine that needs neither an index nor a framework."""
     model = CausalModel.load(model_dir, "cuda", "float32")
     settings = AnswerSettings(kv="isolated", selector="all", max_tokens=8)
-    with served_prompt(model, 400, tier, None) as (server, prompt):
-        *_, answer = server.run(prompt, settings)
-        *_, full = server.run(prompt, settings.changed({"kv": "none"}))
-        *_, some = server.run(prompt, settings.changed({"selector": "fusionrag", "ratio": 0.15}))
-    assert isinstance(answer, Answer)
-    assert isinstance(full, Answer)
-    assert isinstance(some, Answer)
+    with served_prompt(model, 400, tier, None) as (pipeline, prompt):
+        answer = pipeline.stream(prompt, settings).read()
+        full = pipeline.stream(prompt, settings.changed({"kv": "none"})).read()
+        chosen = settings.changed({"selector": "fusionrag", "ratio": 0.15})
+        some = pipeline.stream(prompt, chosen).read()
     assert answer.token_ids == full.token_ids
     assert answer.usage.recomputed_tokens > some.usage.recomputed_tokens > 0
     assert answer.missed_chunks == some.missed_chunks == 0
@@ -69,13 +75,12 @@ def test_every_format_is_turned_back_as_on_a_cpu(model_dir: Path, kv_format: KVF
     answers = []
     with invented_store(model, 400, kv_format) as store:
         for tier in get_args(Tier):
-            server = store.server(store.tiers_at(tier))
-            *_, answer = server.run(store.prompt, settings)
-            assert isinstance(answer, Answer)
+            pipeline = store.pipeline(store.tiers_at(tier))
+            answer = pipeline.stream(store.prompt, settings).read()
             answers.append(answer.token_ids)
             if tier == "device":
                 continue
-            for kv in server.load(store.prompt, settings).kvs:
+            for kv in pipeline.load_prompt(store.prompt, settings).kvs:
                 for layers in (slice(None), slice(1, 3)):
                     found, expected = (
                         kv.tensors(layers, torch.device(name)) for name in ("cuda", "cpu")
@@ -89,6 +94,7 @@ def test_every_format_is_turned_back_as_on_a_cpu(model_dir: Path, kv_format: KVF
 def test_kv_that_moves_while_layers_compute(family: str) -> None:
     """From pinned host memory on a stream of its own: what is read is always there already."""
     model, prompt = cuda(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     pinned = [
         replace(kv, keys=kv.keys.cpu().pin_memory(), values=kv.values.cpu().pin_memory())
@@ -97,9 +103,11 @@ def test_kv_that_moves_while_layers_compute(family: str) -> None:
     selection = TokenSelection(prompt.chunk_positions[3::5])
     for _ in range(5):
         found, expected = (
-            PlacedPrompt(model, prompt, place(model, prompt, given, len(prompt))).recompute(
-                selection
-            )
+            PlacedPrompt(
+                executor,
+                prompt,
+                place_in_buffer(executor, prompt, given, len(prompt)),
+            ).recompute(selection)
             for given in (pinned, kvs)
         )
         assert distance(found.logits[0], expected.logits[0]) < 1e-5
@@ -110,15 +118,16 @@ def test_kv_that_moves_while_layers_compute(family: str) -> None:
 def test_chunks_where_they_lie(family: str, dtype: torch.dtype) -> None:
     """By the kernel where it knows the heads' size, with an answer's tokens behind the prompt."""
     model, prompt = cuda(family, dtype), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     selection = TokenSelection(prompt.chunk_positions[3::5])
     capacity = len(prompt) + len(ANSWER)
-    laid = lay(model, prompt, [resident(model, kv) for kv in kvs], capacity)
-    assert isinstance(laid, ChunksInPlace)
+    laid = place(executor, prompt, [to_resident(model, kv) for kv in kvs], capacity)
+    assert isinstance(laid, SharedChunks)
     both = []
-    for kv in (laid, place(model, prompt, kvs, capacity)):
-        warm = PlacedPrompt(model, prompt, kv).recompute(selection)
-        step = model.appender(warm.kv, len(prompt))
+    for kv in (laid, place_in_buffer(executor, prompt, kvs, capacity)):
+        warm = PlacedPrompt(executor, prompt, kv).recompute(selection)
+        step = executor.appender(warm.kv, len(prompt))
         both.append([warm.logits[0].clone(), *(step(token).clone() for token in ANSWER)])
     for found, expected in zip(*both, strict=True):
         assert distance(found, expected) < (1e-4 if dtype == torch.float32 else 5e-2)
@@ -128,13 +137,14 @@ def test_chunks_where_they_lie(family: str, dtype: torch.dtype) -> None:
 def test_what_recomputed_tokens_carry_over(family: str) -> None:
     """The same as on a CPU, from chunks that lie on the device and stay as they are."""
     model, prompt = cuda(family), prompt_of_chunks()
+    executor = Executor(model)
     selection = TokenSelection(prompt.chunk_positions[3::5])
-    there = [resident(model, isolated(model, ids)) for ids in CHUNKS]
-    laid = lay(model, prompt, there, len(prompt))
-    found = PlacedPrompt(model, prompt, laid, corrected=True).recompute(selection).logits[0]
+    there = [to_resident(model, isolated(model, ids)) for ids in CHUNKS]
+    laid = place(executor, prompt, there, len(prompt))
+    found = PlacedPrompt(executor, prompt, laid, corrected=True).recompute(selection).logits[0]
     host = CausalModel(build(family), None, family)
     kvs = [isolated(host, ids) for ids in CHUNKS]
-    buffer = place(host, prompt, kvs, len(prompt))
+    buffer = place_in_buffer(host, prompt, kvs, len(prompt))
     expected = PlacedPrompt(host, prompt, buffer, corrected=True).recompute(selection).logits[0]
     assert distance(found.cpu(), expected) < 1e-4
 
@@ -147,9 +157,11 @@ def test_how_stale_watched_tokens_are(family: str) -> None:
     offs, logits = [], []
     for model in (cuda(family), CausalModel(build(family), None, family)):
         prompt, kvs = prompt_of_chunks(), [isolated(model, ids) for ids in CHUNKS]
-        there = [resident(model, kv) for kv in kvs]
-        laid = lay(model, prompt, there if model.device.type == "cuda" else kvs, len(prompt))
-        placed = PlacedPrompt(model, prompt, laid, corrected=True)
+        there = [to_resident(model, kv) for kv in kvs]
+        laid = place(
+            Executor(model), prompt, there if model.device.type == "cuda" else kvs, len(prompt)
+        )
+        placed = PlacedPrompt(Executor(model), prompt, laid, corrected=True)
         _, off = placed.watched_suffix(range(model.num_layers), watched)
         offs.append(off.cpu())
         logits.append(placed.recompute(selection).logits[0].cpu())
@@ -160,15 +172,16 @@ def test_how_stale_watched_tokens_are(family: str) -> None:
 @pytest.mark.parametrize("family", FACTORIES)
 def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model, prompt = cuda(family), tuple(range(1, 60))
+    executor = Executor(model)
     warm = []
     for _ in range(2):
-        buffer = model.new_buffer(len(prompt) + len(ANSWER))
-        model.forward_rows(prompt, range(len(prompt)), buffer)
+        buffer = executor.new_buffer(len(prompt) + len(ANSWER))
+        executor.forward_rows(prompt, range(len(prompt)), buffer)
         warm.append(buffer)
-    graphed = model.appender(warm[0], len(prompt))
+    graphed = executor.appender(warm[0], len(prompt))
     for number, token in enumerate(ANSWER):
         at = [len(prompt) + number]
-        (expected,) = model.forward_rows([token], at, warm[1])
+        (expected,) = executor.forward_rows([token], at, warm[1])
         assert distance(graphed(token), expected) < 1e-4
     assert isinstance(graphed, GraphedSteps)
     assert graphed.is_graph
@@ -177,11 +190,12 @@ def test_a_graph_of_steps_is_steps(family: str, caplog: pytest.LogCaptureFixture
 
 def test_requests_on_several_threads_make_their_graphs_at_once() -> None:
     model, prompt = cuda("llama_gqa2"), tuple(range(1, 60))
+    executor = Executor(model)
 
     def answer(first: int) -> list[int]:
-        buffer = model.new_buffer(len(prompt) + 40)
-        model.forward_rows(prompt, range(len(prompt)), buffer)
-        step, token, said = model.appender(buffer, len(prompt)), first, []
+        buffer = executor.new_buffer(len(prompt) + 40)
+        executor.forward_rows(prompt, range(len(prompt)), buffer)
+        step, token, said = executor.appender(buffer, len(prompt)), first, []
         for _ in range(30):
             token = int(step(token).argmax())
             said.append(token)

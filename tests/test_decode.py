@@ -15,9 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fusionrag_integrations.decode import TextStream, decode_tokens, text_pieces
-from fusionrag_integrations.model import CausalModel, Generation
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.execution.decoding import TokenDecoder
+from fusionrag_integrations.execution.hf.generation import Generation
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.text_stream import TextStream, text_pieces
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
@@ -45,12 +47,12 @@ def generation(prompt: list[int], settings: AnswerSettings, **config: object) ->
     shape = COMMON | {"vocab_size": VOCABULARY, "hidden_size": 8, "intermediate_size": 8}
     hf = LlamaForCausalLM(LlamaConfig(**shape, **heads(2, 1)))
     hf.generation_config = GenerationConfig(**config)
-    return CausalModel(hf, byte_level_tokenizer(), "tiny").generation(prompt, settings)
+    return CausalModel(hf, byte_level_tokenizer(), "tiny").generation(prompt, settings.sampling)
 
 
 def run(script: list[int], settings: AnswerSettings, **config: object):
     logits, step, fed = scripted(script)
-    return list(decode_tokens(logits, step, generation([1, 1, 1], settings, **config))), fed
+    return list(TokenDecoder(logits, step, generation([1, 1, 1], settings, **config))), fed
 
 
 def test_greedy_ends_at_the_end_token() -> None:
@@ -83,7 +85,7 @@ def test_a_call_may_say_how_repetition_is_penalised(asked: float | None, token: 
     logits[1], logits[2] = 5.0, 4.0
     settings = AnswerSettings(max_tokens=1, repetition_penalty=asked)
     asked_for = generation([1], settings, repetition_penalty=2.0)
-    assert next(decode_tokens(logits, lambda _: logits, asked_for)).token_id == token
+    assert next(TokenDecoder(logits, lambda _: logits, asked_for)).token_id == token
 
 
 def test_logits_stay_as_they_are() -> None:
@@ -91,7 +93,7 @@ def test_logits_stay_as_they_are() -> None:
     logits = torch.arange(VOCABULARY, dtype=torch.float32)
     settings = AnswerSettings(max_tokens=3)
     asked_for = generation([1], settings, suppress_tokens=[9], sequence_bias=[[[8], -5.0]])
-    tokens = [token.token_id for token in decode_tokens(logits, lambda _: logits, asked_for)]
+    tokens = [token.token_id for token in TokenDecoder(logits, lambda _: logits, asked_for)]
     assert tokens == [7, 7, 7]
     assert logits.tolist() == list(range(VOCABULARY))
 
@@ -101,7 +103,7 @@ def test_sampling_follows_the_seed_and_the_limits() -> None:
 
     def sample(seed: int, **more: object) -> list[int]:
         settings = AnswerSettings(temperature=1.0, max_tokens=60, **more)
-        tokens = decode_tokens(flat, lambda _: flat, generation([1], settings), seed)
+        tokens = TokenDecoder(flat, lambda _: flat, generation([1], settings), seed)
         return [t.token_id for t in tokens]
 
     assert sample(7) == sample(7)

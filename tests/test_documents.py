@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.documents.readers import read_documents
+from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import DocumentFormatError, InvalidInputError
-from fusionrag_integrations.types import Document
 
 
 def write_rows(path: Path, *rows: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusionrag_integrations.echo import beyond, counted_tokens, token_bounds
+from fusionrag_integrations.check.echo import beyond, counted_tokens, token_bounds
 
 QUESTION = "Tia Rundo was born in which place?"
 

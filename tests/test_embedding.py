@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from llama_index.core.embeddings import MockEmbedding
 
-from fusionrag_integrations import Corpus
-from fusionrag_integrations.catalog import StoreInfo
-from fusionrag_integrations.embedding import Embedder, LexicalEmbedder, as_embedder, probe
+from fusionrag_integrations import Store
+from fusionrag_integrations.documents.embedding import Embedder, LexicalEmbedder, as_embedder, probe
 from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError
-from fusionrag_integrations.records import FORMAT_VERSION
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
 
 
@@ -86,7 +86,7 @@ def test_lexical_weighs_names_more_and_repeats_less() -> None:
 
 def test_lexical_is_the_same_in_every_process() -> None:
     program = (
-        "from fusionrag_integrations.embedding import LexicalEmbedder\n"
+        "from fusionrag_integrations.documents.embedding import LexicalEmbedder\n"
         "print([(i, x) for i, x in enumerate(LexicalEmbedder().embed_query('Nora Bell 1911'))"
         " if x])"
     )
@@ -178,7 +178,9 @@ def test_what_makes_no_vectors_is_refused(made: Any) -> None:
 
 def test_frameworks_are_not_imported() -> None:
     program = (
-        "import sys\nfrom fusionrag_integrations.embedding import as_embedder\nas_embedder(None)\n"
+        "import sys\n"
+        "from fusionrag_integrations.documents.embedding import as_embedder\n"
+        "as_embedder(None)\n"
         "print([m for m in ('langchain_core', 'llama_index', 'torch', 'chromadb')"
         " if m in sys.modules])"
     )
@@ -234,7 +236,7 @@ class CacheBacked(Model):
 
 def made_with(path: Path, embedding: object) -> Path:
     info = StoreInfo(FORMAT_VERSION, "-", "-", as_embedder(embedding).name, 48, "float32")
-    Corpus.create(path, info, embedding).close()
+    Store.create(path, info, embedding).close()
     return path
 
 
@@ -252,7 +254,7 @@ def made_with(path: Path, embedding: object) -> Path:
 def test_one_embedding_opens_its_store_by_whichever_name(
     tmp_path: Path, first: object, second: object
 ) -> None:
-    Corpus.open(made_with(tmp_path / "store", first), second).close()
+    Store.open(made_with(tmp_path / "store", first), second).close()
 
 
 @pytest.mark.parametrize(
@@ -274,4 +276,4 @@ def test_another_embedding_is_refused_by_whichever_name(
 ) -> None:
     store = made_with(tmp_path / "store", first)
     with pytest.raises(StoreMismatchError, match="makes other vectors"):
-        Corpus.open(store, second)
+        Store.open(store, second)

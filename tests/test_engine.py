@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine
-from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, corpus_of
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Store
+from fusionrag_integrations.adapters.retrieval import searched_store
+from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreError,
@@ -23,8 +24,8 @@ from fusionrag_integrations.errors import (
     StoreNotFoundError,
     UnsupportedModelError,
 )
-from fusionrag_integrations.mixtures import assembled
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.mixtures import assembled
 from fusionrag_integrations.prompt import question_prompt
 from tests.conftest import all_records, town
 from tests.test_prompt import set_clock
@@ -95,7 +96,7 @@ class TestAnotherModel:
 
     def refuse(self, model: Path, engine: FusionEngine, **settings: Any) -> None:
         with pytest.raises(StoreMismatchError, match=r"made by .*tiny-llama"):
-            FusionEngine.from_pretrained(model, store=engine.corpus.path, **settings)
+            FusionEngine.from_pretrained(model, store=engine.store.path, **settings)
 
     def test_other_weights(self, engine: FusionEngine, copy: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(copy)
@@ -125,48 +126,48 @@ class TestAnotherModel:
 
     def test_the_same_weights_from_elsewhere_fit(self, engine: FusionEngine, copy: Path) -> None:
         renamed = copy.rename(copy.with_name("other-name"))
-        other = FusionEngine.from_pretrained(renamed, store=engine.corpus.path)
+        other = FusionEngine.from_pretrained(renamed, store=engine.store.path)
         assert other.ingest([town(0)]).documents_unchanged == 1
 
 
 class TestStores:
     def test_reopening_keeps_everything(self, engine: FusionEngine, model_dir: Path) -> None:
         engine.ingest([town(0), town(1)])
-        texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
+        texts = [r.chunk.text for r in all_records(engine.store.catalog)]
         prompt, settings = question_prompt(texts, "Which house?"), AnswerSettings(max_tokens=8)
         before = engine.answer(prompt, settings)
-        hits = engine.corpus.search("Town number 1", 4)
-        engine.corpus.close()
-        again = FusionEngine.from_pretrained(str(model_dir), store=str(engine.corpus.path))
+        hits = engine.store.search("Town number 1", 4)
+        engine.store.close()
+        again = FusionEngine.from_pretrained(str(model_dir), store=str(engine.store.path))
         after = again.answer(prompt, settings)
         assert after.token_ids == before.token_ids
         assert (after.fused_chunks, after.isolated_chunks) == (5, 1)
-        assert again.corpus.search("Town number 1", 4) == hits
+        assert again.store.search("Town number 1", 4) == hits
         assert again.ingest([town(0), town(1)]).documents_unchanged == 2
 
     def test_a_corpus_opens_without_a_model(self, engine: FusionEngine) -> None:
         engine.ingest([town(0)])
-        hits = Corpus.open(engine.corpus.path).search("river", 2)
-        assert hits == engine.corpus.search("river", 2)
+        hits = Store.open(engine.store.path).search("river", 2)
+        assert hits == engine.store.search("river", 2)
         assert all(hit.handle.fused_key for hit in hits)
 
     def test_a_corpus_of_no_store(self, tmp_path: Path) -> None:
         with pytest.raises(StoreNotFoundError, match="no store at"):
-            Corpus.open(tmp_path / "none")
+            Store.open(tmp_path / "none")
         assert not (tmp_path / "none").exists()
 
     def test_another_embedding_is_refused(self, engine: FusionEngine, model_dir: Path) -> None:
-        path = engine.corpus.path
+        path = engine.store.path
         with pytest.raises(StoreMismatchError, match=r"'lexical.*than 'letters'"):
             FusionEngine.from_pretrained(model_dir, store=path, embedding=Letters())
         with pytest.raises(StoreMismatchError, match=r"'lexical.*than 'letters'"):
-            Corpus.open(path, Letters())
+            Store.open(path, Letters())
 
     def test_an_embedding_of_ones_own(self, model_dir: Path, tmp_path: Path) -> None:
         store = tmp_path / "store"
         engine = FusionEngine.from_pretrained(model_dir, store=store, embedding=Letters())
         engine.ingest([Document("a", "banana"), Document("o", "bonobo")])
-        (hit,) = Corpus.open(store, Letters()).search("oooo", 1)
+        (hit,) = Store.open(store, Letters()).search("oooo", 1)
         assert hit.chunk.text == "bonobo"
 
     def test_what_is_no_embedding_is_refused(self, model_dir: Path, tmp_path: Path) -> None:
@@ -175,13 +176,13 @@ class TestStores:
 
     def test_other_chunk_tokens_are_refused(self, engine: FusionEngine, model_dir: Path) -> None:
         with pytest.raises(InvalidInputError, match=r"up to 48 tokens.*chunk_tokens=64"):
-            FusionEngine.from_pretrained(model_dir, store=engine.corpus.path, chunk_tokens=64)
-        same = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path, chunk_tokens=48)
-        assert same.corpus.catalog.info.chunk_tokens == 48
+            FusionEngine.from_pretrained(model_dir, store=engine.store.path, chunk_tokens=64)
+        same = FusionEngine.from_pretrained(model_dir, store=engine.store.path, chunk_tokens=48)
+        assert same.store.catalog.info.chunk_tokens == 48
 
     def test_chunk_tokens_have_a_default(self, model_dir: Path, tmp_path: Path) -> None:
         engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
-        assert engine.corpus.catalog.info.chunk_tokens == DEFAULT_CHUNK_TOKENS
+        assert engine.store.catalog.info.chunk_tokens == DEFAULT_CHUNK_TOKENS
 
     @pytest.mark.parametrize("wrong", [0, 8, -1])
     def test_too_few_chunk_tokens_make_no_store(
@@ -196,7 +197,7 @@ class TestStores:
         self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("fusionrag_integrations.engine.FORMAT_VERSION", 99)
+            patch.setattr("fusionrag_integrations.engine.parts.FORMAT_VERSION", 99)
             FusionEngine.from_pretrained(model_dir, store=tmp_path / "store").close()
         with pytest.raises(StoreMismatchError, match="format 99"):
             FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
@@ -207,11 +208,11 @@ class TestStores:
             FusionEngine.from_pretrained(model_dir, store=tmp_path / "file")
 
     def test_a_damaged_catalog_is_named(self, engine: FusionEngine, model_dir: Path) -> None:
-        engine.corpus.close()
-        for path in engine.corpus.path.glob("catalog.sqlite*"):
+        engine.store.close()
+        for path in engine.store.path.glob("catalog.sqlite*"):
             path.write_bytes(b"not a database" * 100)
         with pytest.raises(StoreError, match=r"catalog\.sqlite"):
-            FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+            FusionEngine.from_pretrained(model_dir, store=engine.store.path)
 
 
 def test_what_an_engine_says_of_its_model(engine: FusionEngine, model_dir: Path) -> None:
@@ -228,7 +229,7 @@ def test_a_model_without_template_answers_strings(model_dir: Path, tmp_path: Pat
     engine = FusionEngine.from_pretrained(model, store=tmp_path / "store", chunk_tokens=48)
     assert not engine.has_chat_template
     engine.ingest([town(0)])
-    texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
+    texts = [r.chunk.text for r in all_records(engine.store.catalog)]
     answer = engine.answer("\n\n".join([*texts, "Which house?"]), AnswerSettings(max_tokens=2))
     assert (answer.fused_chunks, answer.isolated_chunks) == (2, 1)
 
@@ -243,11 +244,11 @@ def test_a_store_outlives_the_day_that_its_models_template_writes(
         engine = FusionEngine.from_pretrained(copy, store=tmp_path / "store", chunk_tokens=48)
         report = engine.ingest([town(0), town(1)])
         assert bool(report.isolated_computed) == (day == 1)
-        texts = [r.chunk.text for r in all_records(engine.corpus.catalog)]
+        texts = [r.chunk.text for r in all_records(engine.store.catalog)]
         prompt = question_prompt(texts, "Where is it?")
         answer = engine.answer(prompt, AnswerSettings(max_tokens=4))
         found = answer.usage.reused_tokens + answer.usage.recomputed_tokens
-        assert found == sum(len(r.encoded.token_ids) for r in all_records(engine.corpus.catalog))
+        assert found == sum(len(r.encoded.token_ids) for r in all_records(engine.store.catalog))
         assert (answer.usage.missed_tokens, answer.fallbacks) == (0, ())
         exact = engine.answer(prompt, AnswerSettings(ratio=1.0, selector="all", max_tokens=4))
         full = engine.answer(prompt, AnswerSettings(kv="none", max_tokens=4))
@@ -269,7 +270,7 @@ def test_what_ingest_stores_is_the_same_on_every_day(
         engine.ingest([town(0)])
         files = [file for file in (store / "kv").rglob("*") if file.is_file()]
         stored.append({file.relative_to(store): file.read_bytes() for file in files})
-        records = all_records(engine.corpus.catalog)
+        records = all_records(engine.store.catalog)
         measured.append(assembled(engine.model, records).token_ids)  # for corrections
     assert stored[0] == stored[1]
     assert measured[0] == measured[1]
@@ -302,10 +303,10 @@ class TestTokenizerState:
         ):
             call()
             engine = FusionEngine.open(model, tmp_path / "store")
-            signatures.append(engine.corpus.catalog.info.signature)
-            engine.corpus.close()
+            signatures.append(engine.store.catalog.info.signature)
+            engine.store.close()
         fresh = FusionEngine.from_pretrained(model_dir, store=tmp_path / "fresh")
-        assert {*signatures} == {fresh.corpus.catalog.info.signature}
+        assert {*signatures} == {fresh.store.catalog.info.signature}
 
     def test_no_text_is_cut_or_padded(
         self, cut_and_padded: Path, model_dir: Path, tmp_path: Path
@@ -318,7 +319,7 @@ class TestTokenizerState:
             model.tokenizer(["a", "a b"], padding=True, truncation=True, max_length=2)
             one.ingest([town(0)])
             model.tokenizer.backend_tokenizer.enable_truncation(3)
-            records = all_records(one.corpus.catalog)
+            records = all_records(one.store.catalog)
             prompt = question_prompt([r.chunk.text for r in records], "Where is it?")
             model.tokenizer(["a", "a b"], padding="max_length", truncation=True, max_length=2)
             answer = one.answer(prompt, AnswerSettings(max_tokens=4))
@@ -329,11 +330,11 @@ class TestTokenizerState:
 
 
 def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine) -> None:
-    assert corpus_of(engine, None) is engine.corpus
-    assert corpus_of(None, engine.corpus) is engine.corpus
-    for neither_nor in ((None, None), (engine, engine.corpus)):
+    assert searched_store(engine, None) is engine.store
+    assert searched_store(None, engine.store) is engine.store
+    for neither_nor in ((None, None), (engine, engine.store)):
         with pytest.raises(InvalidInputError, match="from_store"):
-            corpus_of(*neither_nor)
+            searched_store(*neither_nor)
 
 
 @pytest.mark.parametrize("by", [str, Path])
@@ -347,11 +348,11 @@ def test_a_relative_path_is_where_it_was_given(
     monkeypatch.chdir(here)
     engine = FusionEngine.from_pretrained(model_dir, store=by("store"), chunk_tokens=48)
     engine.ingest([town(0)])
-    corpus = Corpus.open(by("store"))
+    corpus = Store.open(by("store"))
     monkeypatch.chdir(there)
     engine.ingest([town(1), town(2)])
     assert engine.delete(["town-1"]) == 1
-    texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
+    texts = [record.chunk.text for record in all_records(engine.store.catalog)]
     prompt = question_prompt(texts, "Where is it?")
     assert engine.answer(prompt, AnswerSettings(max_tokens=2)).usage.reused_tokens > 0
     assert {hit.chunk.document_id for hit in corpus.search("town", 9)} == {"town-0", "town-2"}

@@ -17,7 +17,7 @@ from llama_index.core.schema import TextNode
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations import langchain as lc
 from fusionrag_integrations import llama_index as li
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 from tests.conftest import town
 from tests.steps import PATIENCE, Steps
 
@@ -123,7 +123,7 @@ async def test_answers_leave_the_loop_its_threads(
     steps = Steps(monkeypatch)
     steps.hold_at(0)
     asked = [asyncio.create_task(ANSWERS[way](engine)) for _ in range(REQUESTS)]
-    await the_loop_is_free(asked, steps._held.is_set, steps.go_on)
+    await the_loop_is_free(asked, steps.is_held.is_set, steps.go_on)
     for task in asked:
         assert task.exception() is None
 

@@ -13,7 +13,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fusionrag_integrations.demo.real_text import PARAGRAPHS_PATH
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.documents.readers import read_documents
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
 

@@ -12,12 +12,22 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.fidelity import Followed, FullAnswer, ReusedPrompt, answer_fully
-from fusionrag_integrations.model import KVBuffer
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.fidelity import (
+    Followed,
+    FullAnswer,
+    ReusedPrompt,
+    answer_fully,
+)
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.recompute import PlacedPrompt, Warm, place
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import make_selector, selector_names
-from fusionrag_integrations.types import AssembledPrompt, Message, Probe, TokenSelection
+from fusionrag_integrations.selectors.probe import Probe
+from fusionrag_integrations.selectors.selection import TokenSelection
 from tests.conftest import all_records, town
 from tests.reference import Reference
 from tests.test_gates import (
@@ -51,21 +61,24 @@ NOTHING, SOME = Every(slice(0)), Every(slice(3, None, 7))
 
 def placed(family: str, answer: int = len(ANSWER)) -> tuple[PlacedPrompt, KVBuffer]:
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    buffer = place(model, prompt, kvs, len(prompt) + answer)
-    return PlacedPrompt(model, prompt, buffer), buffer
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt) + answer)
+    return PlacedPrompt(executor, prompt, buffer), buffer
 
 
 def stepped(family: str, kv: KVBuffer, first: torch.Tensor, answer: Sequence[int]) -> torch.Tensor:
     """Logits behind the prompt and behind each token, [1 + A, V], a token at a time."""
-    step = model_of(family).appender(kv, len(prompt_of_chunks()))
+    step = Executor(model_of(family)).appender(kv, len(prompt_of_chunks()))
     return torch.stack([first, *map(step, answer)])
 
 
 class TestAnAnswerBehindThePrompt:
     """What is read in the pass that recomputes is as if it had come step by step."""
 
-    def compare(self, family: str, own: Warm, buffer: KVBuffer, other: Warm, by_steps: Any) -> None:
+    def compare(
+        self, family: str, own: PrefillOutput, buffer: KVBuffer, other: PrefillOutput, by_steps: Any
+    ) -> None:
         expected = stepped(family, by_steps, other.logits[0], ANSWER)
         assert own.logits.shape == expected.shape
         torch.testing.assert_close(own.logits, expected, **TOLERANCE)
@@ -143,7 +156,7 @@ class TestFullAnswer:
     @every_family
     def test_is_the_dense_models_own(self, family: str) -> None:
         model, prompt = model_of(family), prompt_of_chunks()
-        full = answer_fully(model, prompt.token_ids, 5)
+        full = answer_fully(Executor(model), prompt.token_ids, 5)
         ids = full.token_ids
         logits, _ = reference_of(family).dense([*prompt.token_ids, *ids[:-1]])
         behind = logits[-len(ids) :]
@@ -153,24 +166,27 @@ class TestFullAnswer:
 
     def test_the_end_is_part_of_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
-        first, second, *_ = answer_fully(model, prompt.token_ids, 8).token_ids
+        executor = Executor(model)
+        first, second, *_ = answer_fully(executor, prompt.token_ids, 8).token_ids
         monkeypatch.setattr(model.hf.generation_config, "eos_token_id", second)
-        full = answer_fully(model, prompt.token_ids, 8)
+        full = answer_fully(executor, prompt.token_ids, 8)
         assert full.token_ids == (first, second)
         assert full.log_probs.shape[0] == 2
 
     def test_repetition_isnt_penalised(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
-        plain = answer_fully(model, prompt.token_ids, 8)
+        executor = Executor(model)
+        plain = answer_fully(executor, prompt.token_ids, 8)
         monkeypatch.setattr(model.hf.generation_config, "repetition_penalty", 50.0)
-        assert answer_fully(model, prompt.token_ids, 8).token_ids == plain.token_ids
+        assert answer_fully(executor, prompt.token_ids, 8).token_ids == plain.token_ids
 
 
 @every_family
 def test_the_divergence_is_that_of_transformers_over_chunks_put_together(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
-    full = answer_fully(model, prompt.token_ids, 5)
-    reused = ReusedPrompt(model, prompt, [isolated(model, ids) for ids in CHUNKS], full, 5)
+    executor = Executor(model)
+    full = answer_fully(executor, prompt.token_ids, 5)
+    reused = ReusedPrompt(executor, prompt, [isolated(model, ids) for ids in CHUNKS], full, 5)
     followed = reused.follow(NOTHING)
     ids = full.token_ids
     own = hugging_face(family, ids)
@@ -186,8 +202,9 @@ def test_the_divergence_is_that_of_transformers_over_chunks_put_together(family:
 @every_family
 def test_recomputing_all_leaves_nothing_between_them(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
-    full = answer_fully(model, prompt.token_ids, 5)
-    reused = ReusedPrompt(model, prompt, [isolated(model, ids) for ids in CHUNKS], full, 5)
+    executor = Executor(model)
+    full = answer_fully(executor, prompt.token_ids, 5)
+    reused = ReusedPrompt(executor, prompt, [isolated(model, ids) for ids in CHUNKS], full, 5)
     followed = reused.follow(Every(slice(None)))
     assert followed.greedy == full.token_ids == reused.own_answer(followed)
     assert 0.0 <= float(followed.divergence.min()) <= float(followed.divergence.max()) < 1e-5
@@ -202,7 +219,7 @@ def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusion
 
 
 def asked(engine: FusionEngine, question: str) -> list[Message]:
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     return question_prompt([records[i].chunk.text for i in (1, 5, 6, 0)], question)
 
 
@@ -227,13 +244,13 @@ class Case:
 
     def full(self) -> FullAnswer:
         loaded = self.engine.load(self.prompt, self.settings("none", 0.0))
-        return answer_fully(self.engine.model, loaded.prompt.token_ids, self.max_tokens)
+        return answer_fully(Executor(self.engine.model), loaded.prompt.token_ids, self.max_tokens)
 
     def reused(self) -> ReusedPrompt:
         loaded = self.engine.load(self.prompt, self.settings("none", 0.0))
         model = self.engine.model
         return ReusedPrompt(
-            model, loaded.prompt, loaded.kvs, self.full(), self.max_tokens, corrected=True
+            Executor(model), loaded.prompt, loaded.kvs, self.full(), self.max_tokens, corrected=True
         )
 
     def follow(self, reused: ReusedPrompt, selector: str, ratio: float) -> Followed:

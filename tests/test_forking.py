@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
+from fusionrag_integrations import AnswerSettings, FusionEngine, Store
 from fusionrag_integrations.langchain import FusionKVRetriever
 from tests.conftest import town
 from tests.processes import in_child
@@ -38,12 +38,12 @@ torch.ones(1000, 1000).exp().sum()
 
 def work():
     (found,) = retriever.invoke("Where is the river?", k=1)
-    assert engine.corpus.search("bridge", 1)
+    assert engine.store.search("bridge", 1)
     answer = engine.answer(found.page_content + text, AnswerSettings(max_tokens=2))
     assert answer.usage.reused_tokens, answer
     with FusionEngine.open(engine.model, f"{store}-{os.getpid()}") as own:
         own.ingest([Document(id="own", text=text)])
-        assert own.corpus.search("bridge", 1)
+        assert own.store.search("bridge", 1)
     engine.ingest([Document(id=str(os.getpid()), text=text)])
     torch.ones(1000, 1000).exp().sum()
 
@@ -54,7 +54,7 @@ for _ in range(2):
         sys.exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert retriever.invoke("Where is the river?")
-print(len(engine.corpus.catalog.documents()))
+print(len(engine.store.catalog.documents.all()))
 """
 
 
@@ -79,8 +79,8 @@ def test_a_child_reads_kv_and_answers(engine: FusionEngine) -> None:
 
 
 def test_a_child_begins_to_read_what_it_will_need(engine: FusionEngine) -> None:
-    chunk_ids = engine.corpus.catalog.chunk_ids()
-    handles = [record.handle for record in engine.corpus.catalog.records(chunk_ids).values()]
+    chunk_ids = engine.store.catalog.chunks.ids()
+    handles = [record.handle for record in engine.store.catalog.chunks.records(chunk_ids).values()]
 
     def read() -> int:
         engine.prefetch(handles)
@@ -96,14 +96,14 @@ def test_after_its_parent_a_child_searches_and_is_refused_at_once_what_needs_chr
     (found,) = retriever.invoke("river")
     assert in_child(lambda: retriever.invoke("river")[0].id) == found.id
     calls = (
-        lambda: engine.corpus.search("river", 1, where={"page": 1}),
-        lambda: Corpus.open(engine.corpus.path),
+        lambda: engine.store.search("river", 1, where={"page": 1}),
+        lambda: Store.open(engine.store.path),
         lambda: FusionEngine.open(engine.model, tmp_path / "new"),
         lambda: engine.ingest([town(1)]),
     )
     for call in calls:
         assert in_child(call).startswith(REFUSED)
-    assert engine.corpus.search("river", 1)
+    assert engine.store.search("river", 1)
     assert retriever.invoke("river")
 
 
@@ -115,7 +115,7 @@ def test_what_other_threads_are_at_is_no_matter(
     stream = engine.stream(town(0).text, SHORT)
     reader = threading.Thread(target=stream.read)
     reader.start()
-    assert steps._held.wait(PATIENCE)
+    assert steps.is_held.wait(PATIENCE)
     steps.hold_at(-1)
     try:
         assert in_child(stream.read).startswith("StoreError: This answer was begun before")
@@ -150,7 +150,7 @@ def test_a_closed_engine_is_closed_in_a_child(model_dir: Path, tmp_path: Path) -
     engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")
     engine.close()
     assert in_child(lambda: engine.answer("a", SHORT)).startswith("StoreClosedError")
-    assert in_child(lambda: engine.corpus.search("a")).startswith("StoreClosedError")
+    assert in_child(lambda: engine.store.search("a")).startswith("StoreClosedError")
     assert in_child(engine.close) == "None"
 
 

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import processors
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.prompt import encode, encode_worded, is_formatted, word
-from fusionrag_integrations.types import Message
+from fusionrag_integrations.prompt import encode, encode_rendered, is_formatted, render
+from fusionrag_integrations.prompt.messages import Message
 from tests.tiny_tokenizers import CHAT_TEMPLATE, byte_level_tokenizer
 
 TURNS = "{% for m in messages %}"
@@ -129,21 +129,21 @@ def test_its_tokens_are_the_templates_and_begin_once(name: str) -> None:
     messages: list[Message] = [{"role": "user", "content": "Who makes lamps?"}]
     worded = encode(tokenizer, messages)
     for text in (worded.text, worded.text.removeprefix("<s>").removeprefix("[gMASK]<sop>")):
-        raw = encode_worded(tokenizer, word(tokenizer, text, raw=True))
+        raw = encode_rendered(tokenizer, render(tokenizer, text, raw=True))
         assert raw.token_ids == worded.token_ids
         assert raw.text[: raw.content_stop].rstrip().endswith("Who makes lamps?")
 
 
 def test_raw_text_without_turns_is_left_alone() -> None:
     tokenizer = tokenizer_for("ours")
-    raw = encode_worded(tokenizer, word(tokenizer, "Once upon a time", raw=True))
+    raw = encode_rendered(tokenizer, render(tokenizer, "Once upon a time", raw=True))
     assert list(raw.token_ids) == tokenizer("Once upon a time").input_ids
     assert raw.content_stop == len("Once upon a time")
 
 
 def test_raw_text_is_told_of_no_tools() -> None:
     with pytest.raises(InvalidInputError, match="by its chat template"):
-        word(tokenizer_for("ours"), "Who?", [{"type": "function", "function": {}}], raw=True)
+        render(tokenizer_for("ours"), "Who?", [{"type": "function", "function": {}}], raw=True)
 
 
 class TestPrefilled:

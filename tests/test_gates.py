@@ -11,19 +11,22 @@ from functools import lru_cache
 import pytest
 import torch
 
-from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.recompute import PlacedPrompt, place
-from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import (
-    AssembledPrompt,
-    Chunk,
-    ChunkKV,
-    ChunkRecord,
-    EncodedChunk,
-    Span,
-    TokenSelection,
+from fusionrag_integrations.attention.rope import rotate
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.execution.chunk_kv import (
+    Fusion,
+    fuse_chunks,
+    prefill_chunks,
+    prefill_prefix,
 )
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.reference import Reference
 from tests.tiny_models import FACTORIES, VOCABULARY, build
 
@@ -53,7 +56,8 @@ HEAD, GLUE, SUFFIX = tokens(5, 5), tokens(6, 2), tokens(7, 9)
 
 
 def isolated(model: CausalModel, ids: tuple[int, ...], key: str = "") -> ChunkKV:
-    return prefill_chunks(model, prefill_prefix(model, PREFIX), {key: ids})[0]
+    executor = Executor(model)
+    return prefill_chunks(executor, prefill_prefix(executor, PREFIX), {key: ids})[0]
 
 
 def span(ids: tuple[int, ...], start: int, source: int = 0, length: int | None = None) -> Span:
@@ -76,8 +80,9 @@ def prompt_of_chunks() -> AssembledPrompt:
 def warm(
     model: CausalModel, prompt: AssembledPrompt, kvs: list[ChunkKV], selected: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    buffer = place(model, prompt, kvs, len(prompt) + 3)
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
+    executor = Executor(model)
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt) + 3)
+    logits = PlacedPrompt(executor, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
     return logits, buffer.keys[:, :, : len(prompt)], buffer.values[:, :, : len(prompt)]
 
 
@@ -109,11 +114,12 @@ def test_gate_2_isolated_chunk_behind_its_prefix_is_exact(family: str) -> None:
 @every_family
 def test_gate_2_fused_chunk_behind_its_neighbours_is_exact(family: str) -> None:
     model, reference = model_of(family), reference_of(family)
+    executor = Executor(model)
     first, second, chunk = CHUNKS
     neighbours = (isolated(model, first, "aa"), isolated(model, second, "bb"))
-    prefix = prefill_prefix(model, PREFIX)
+    prefix = prefill_prefix(executor, PREFIX)
     fusion = Fusion("cc", isolated(model, chunk), neighbours)
-    ((fused, _),) = fuse_chunks(model, prefix, [fusion])
+    ((fused, _),) = fuse_chunks(executor, prefix, [fusion])
     assert fused.kind == "fused"
     assert fused.neighbours == ("aa", "bb")
     at_first = len(PREFIX)
@@ -134,10 +140,11 @@ def test_gate_2_fused_chunk_behind_its_neighbours_is_exact(family: str) -> None:
 def test_gate_2_fused_behind_one_neighbour_is_dense(family: str) -> None:
     """A first neighbour's isolated KV stands where it was made, so nothing is approximate."""
     model = model_of(family)
+    executor = Executor(model)
     neighbour, chunk = CHUNKS[:2]
-    prefix = prefill_prefix(model, PREFIX)
+    prefix = prefill_prefix(executor, PREFIX)
     fusion = Fusion("cc", isolated(model, chunk), (isolated(model, neighbour, "aa"),))
-    ((fused, _),) = fuse_chunks(model, prefix, [fusion])
+    ((fused, _),) = fuse_chunks(executor, prefix, [fusion])
     start = len(PREFIX) + len(neighbour)
     _, (keys, values) = reference_of(family).dense((*PREFIX, *neighbour, *chunk))
     at_home = rotate(fused.keys, model.rotation(range(start, start + len(chunk))))
@@ -191,11 +198,12 @@ def test_gate_4_select_nothing_is_a_concatenated_cache(family: str) -> None:
 @every_family
 def test_gate_5_rows_in_any_order_beside_any_content(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     selected = prompt.chunk_positions[3::5]
     logits, keys, values = warm(model, prompt, kvs, selected)
 
-    buffer = place(model, prompt, kvs, len(prompt) + 50)
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt) + 50)
     rows = sorted({*prompt.fresh_positions, *selected})
     for slots in (rows, range(len(prompt), buffer.capacity)):
         buffer.keys[:, :, list(slots)] = float("nan")  # nothing undefined may be read
@@ -203,7 +211,7 @@ def test_gate_5_rows_in_any_order_beside_any_content(family: str) -> None:
     shuffled = rows[:-1]
     random.Random(0).shuffle(shuffled)
     shuffled.append(rows[-1])
-    (again,) = model.forward_rows([prompt.token_ids[p] for p in shuffled], shuffled, buffer)
+    (again,) = executor.forward_rows([prompt.token_ids[p] for p in shuffled], shuffled, buffer)
     torch.testing.assert_close(again, logits, **TOLERANCE)
     torch.testing.assert_close(buffer.keys[:, :, : len(prompt)], keys, **TOLERANCE)
     torch.testing.assert_close(buffer.values[:, :, : len(prompt)], values, **TOLERANCE)
@@ -213,11 +221,12 @@ def test_gate_5_rows_in_any_order_beside_any_content(family: str) -> None:
 def test_gate_5_the_probe_changes_nothing(family: str) -> None:
     """Fresh tokens that the probe has computed give the same as computing all at once."""
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     selected = prompt.chunk_positions[10::4]
     logits, keys, values = warm(model, prompt, kvs, selected)
-    buffer = place(model, prompt, kvs, len(prompt))
-    placed = PlacedPrompt(model, prompt, buffer)
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
+    placed = PlacedPrompt(executor, prompt, buffer)
     (view,) = placed.suffix([model.num_layers - 1])
     assert view.queries.shape[1:] == (len(SUFFIX), model.head_dim)
     probed = placed.recompute(TokenSelection(selected)).logits[0]
@@ -240,10 +249,13 @@ def test_stored_kv_is_never_modified(family: str) -> None:
 @every_family
 def test_decoding_goes_on_as_dense(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
-    buffer = place(model, prompt, [isolated(model, ids) for ids in CHUNKS], len(prompt) + 6)
-    PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(prompt.chunk_positions))
-    step = model.appender(buffer, len(prompt))
-    _, dense_step = model.prefill_dense(prompt.token_ids)
+    executor = Executor(model)
+    buffer = place_in_buffer(
+        executor, prompt, [isolated(model, ids) for ids in CHUNKS], len(prompt) + 6
+    )
+    PlacedPrompt(executor, prompt, buffer).recompute(TokenSelection(prompt.chunk_positions))
+    step = executor.appender(buffer, len(prompt))
+    _, dense_step = executor.prefill_dense(prompt.token_ids)
     ids = tokens(8, 6)
     expected, _ = reference_of(family).dense((*prompt.token_ids, *ids))
     for offset, token in enumerate(ids):

@@ -26,12 +26,13 @@ from transformers import (
 )
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.model import gguf as room
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf import gguf as room
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
+from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from tests.conftest import town
 from tests.reference import Reference
 from tests.tiny_gguf import gguf, write_gguf
@@ -89,7 +90,7 @@ class TestLoading:
         for name, weight in written.state_dict().items():
             torch.testing.assert_close(weights[name], weight, rtol=0.0, atol=1e-6)
         ids = [5, 60, 7, 8, 30, 40] * 12
-        logits, _ = loaded.prefill_dense(ids)
+        logits, _ = Executor(loaded).prefill_dense(ids)
         expected, _ = Reference(written).dense(ids)
         torch.testing.assert_close(logits, expected[-1], rtol=0.0, atol=1e-4)
         assert loaded.context_window == written.config.max_position_embeddings
@@ -184,8 +185,8 @@ class TestStore:
             result = CliRunner().invoke(main, [str(argument) for argument in run])
             assert result.exit_code == 0, result.output
         engine = FusionEngine.from_pretrained(talking, store=store)
-        assert engine.corpus.catalog.info.model_source == str(talking)
-        texts = [hit.chunk.text for hit in engine.corpus.search("fox", 3)]
+        assert engine.store.catalog.info.model_source == str(talking)
+        texts = [hit.chunk.text for hit in engine.store.search("fox", 3)]
         answer = engine.answer("\n\n".join(texts), AnswerSettings(max_tokens=2))
         assert answer.fused_chunks + answer.isolated_chunks == len(texts)
 
@@ -193,7 +194,7 @@ class TestStore:
         engine = FusionEngine.from_pretrained(talking, store=tmp_path / "store")
         assert engine.calibration is None
         measured = Calibration(layers=(0, 2), sensitivity=1.0)
-        signature = engine.corpus.catalog.info.signature
+        signature = engine.store.catalog.info.signature
         write_calibration(talking.parent / CALIBRATION_FILE, signature, measured, {})
         assert FusionEngine.open(engine.model, tmp_path / "other").calibration == measured
 

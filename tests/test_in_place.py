@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fusionrag_integrations.attention import weights
-from fusionrag_integrations.bench.memory import tensor_bytes
+from benchmarks.memory import tensor_bytes
+from fusionrag_integrations.attention.rope import RotaryTable, Rotation, rotate
+from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.kernels import Rows
-from fusionrag_integrations.model import CausalModel, InPlaceKV, KVBuffer
-from fusionrag_integrations.recompute import (
-    ChunksInPlace,
-    PlacedPrompt,
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.in_place import InPlaceKV
+from fusionrag_integrations.execution.placement import (
     PromptKV,
-    Warm,
-    lay,
+    SharedChunks,
     place,
-    resident,
+    place_in_buffer,
+    to_resident,
 )
-from fusionrag_integrations.rope import Rotation, TurnTables, rotate
-from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.test_gates import (
     CHUNKS,
     PREFIX,
@@ -45,7 +51,7 @@ CPU = torch.device("cpu")
 
 
 def residents(model: CausalModel) -> list[ChunkKV]:
-    return [resident(model, isolated(model, ids)) for ids in CHUNKS]
+    return [to_resident(model, isolated(model, ids)) for ids in CHUNKS]
 
 
 def adjacent() -> AssembledPrompt:
@@ -63,8 +69,10 @@ def selections(prompt: AssembledPrompt) -> Iterator[TokenSelection]:
         yield TokenSelection(chosen)
 
 
-def answered(model: CausalModel, warm: Warm, prompt: AssembledPrompt) -> list[torch.Tensor]:
-    step = model.appender(warm.kv, len(prompt))
+def answered(
+    model: CausalModel, warm: PrefillOutput, prompt: AssembledPrompt
+) -> list[torch.Tensor]:
+    step = Executor(model).appender(warm.kv, len(prompt))
     return [warm.logits[0], *map(step, ANSWER)]
 
 
@@ -74,7 +82,7 @@ def test_turn_tables_are_the_models_own_turn(family: str) -> None:
     model = model_of(family)
     keys = torch.randn(model.num_layers, model.num_kv_heads, 4, model.head_dim)
     rotation = model.rotation((0, 3, 77, -2))
-    turns = TurnTables.of(rotation, model.head_dim)
+    turns = RotaryTable.of(rotation, model.head_dim)
     for turn, sign in ((rotation, 1.0), (rotation.inverse(), -1.0)):
         expected = rotate(keys, turn)
         for layer in range(model.num_layers):
@@ -87,14 +95,15 @@ def test_turn_tables_are_the_models_own_turn(family: str) -> None:
 def test_in_place_is_as_placed(family: str) -> None:
     """Logits of the prompt and of an answer, whatever is selected."""
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs, there = [isolated(model, ids) for ids in CHUNKS], residents(model)
     capacity = len(prompt) + len(ANSWER)
     for selection in selections(prompt):
-        laid = lay(model, prompt, there, capacity)
-        assert isinstance(laid, ChunksInPlace)
-        placed = place(model, prompt, kvs, capacity)
+        shared = place(executor, prompt, there, capacity)
+        assert isinstance(shared, SharedChunks)
+        placed = place_in_buffer(executor, prompt, kvs, capacity)
         warm, expected = (
-            PlacedPrompt(model, prompt, kv).recompute(selection) for kv in (laid, placed)
+            PlacedPrompt(executor, prompt, kv).recompute(selection) for kv in (shared, placed)
         )
         assert isinstance(warm.kv, InPlaceKV)
         both = zip(answered(model, warm, prompt), answered(model, expected, prompt), strict=True)
@@ -106,8 +115,9 @@ def test_in_place_is_as_placed(family: str) -> None:
 def test_everything_of_its_own_is_dense_prefill(family: str) -> None:
     """Gate 1 where every token of every segment is stale."""
     model, prompt = model_of(family), prompt_of_chunks()
-    laid = lay(model, prompt, residents(model), len(prompt))
-    warm = PlacedPrompt(model, prompt, laid).recompute(TokenSelection(prompt.chunk_positions))
+    executor = Executor(model)
+    shared = place(executor, prompt, residents(model), len(prompt))
+    warm = PlacedPrompt(executor, prompt, shared).recompute(TokenSelection(prompt.chunk_positions))
     expected, _ = reference_of(family).dense(prompt.token_ids)
     torch.testing.assert_close(warm.logits[0], expected[-1], **TOLERANCE)
 
@@ -115,10 +125,11 @@ def test_everything_of_its_own_is_dense_prefill(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama_gqa2", "gemma3", "phi3_partial", "glm4"])
 def test_selectors_see_the_same(family: str) -> None:
     model, prompt = model_of(family), adjacent()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     every = range(model.num_layers)
     probes = (
-        PlacedPrompt(model, prompt, lay(model, prompt, given, len(prompt)))
+        PlacedPrompt(executor, prompt, place(executor, prompt, given, len(prompt)))
         for given in (residents(model), kvs)
     )
     views = zip(*(probe.suffix(every) for probe in probes), strict=True)
@@ -131,11 +142,12 @@ def test_selectors_see_the_same(family: str) -> None:
 def test_early_layers_over_the_whole_prompt(family: str) -> None:
     """CacheBlend computes every token in two layers, which is done in a buffer."""
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     selection = TokenSelection(prompt.chunk_positions[3::7])
     logits, deviations = [], []
     for given in (residents(model), kvs):
-        probe = PlacedPrompt(model, prompt, lay(model, prompt, given, len(prompt)))
+        probe = PlacedPrompt(executor, prompt, place(executor, prompt, given, len(prompt)))
         deviations.append(probe.early_deviation())
         warm = probe.recompute(selection)
         assert isinstance(warm.kv, KVBuffer)
@@ -148,23 +160,24 @@ def test_early_layers_over_the_whole_prompt(family: str) -> None:
 def test_requests_share_what_they_never_change(family: str) -> None:
     """The same chunks at different places of two prompts, taken turns with."""
     model = model_of(family)
+    executor = Executor(model)
     there = residents(model)
     before = [(kv.keys.clone(), kv.values.clone()) for kv in there]
     prompts = (prompt_of_chunks(), adjacent())
 
-    def warm(prompt: AssembledPrompt, kind: Callable[..., PromptKV]) -> Warm:
-        kv = kind(model, prompt, there, len(prompt) + len(ANSWER))
+    def warm(prompt: AssembledPrompt, kind: Callable[..., PromptKV]) -> PrefillOutput:
+        kv = kind(executor, prompt, there, len(prompt) + len(ANSWER))
         selection = TokenSelection(prompt.chunk_positions[2::6])
-        return PlacedPrompt(model, prompt, kv).recompute(selection)
+        return PlacedPrompt(executor, prompt, kv).recompute(selection)
 
-    warmed = [warm(prompt, lay) for prompt in prompts]
-    steps = [model.appender(w.kv, len(p)) for w, p in zip(warmed, prompts, strict=True)]
+    warmed = [warm(prompt, place) for prompt in prompts]
+    steps = [executor.appender(w.kv, len(p)) for w, p in zip(warmed, prompts, strict=True)]
     found = [[w.logits[0]] for w in warmed]
     for token in ANSWER:
         for logits, step in zip(found, steps, strict=True):
             logits.append(step(token))
     for prompt, logits in zip(prompts, found, strict=True):
-        alone = answered(model, warm(prompt, place), prompt)
+        alone = answered(model, warm(prompt, place_in_buffer), prompt)
         for mine, expected in zip(logits, alone, strict=True):
             torch.testing.assert_close(mine, expected, **TOLERANCE)
     for kv, (keys, values) in zip(there, before, strict=True):
@@ -176,13 +189,14 @@ def test_requests_share_what_they_never_change(family: str) -> None:
 def test_resident_kv_can_be_placed(family: str) -> None:
     """Where one chunk of several isn't there, all are placed."""
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    mixed = [resident(model, kvs[0]), kvs[1], resident(model, kvs[2])]
-    laid = lay(model, prompt, mixed, len(prompt))
-    assert isinstance(laid, KVBuffer)
-    expected = place(model, prompt, kvs, len(prompt))
+    mixed = [to_resident(model, kvs[0]), kvs[1], to_resident(model, kvs[2])]
+    shared = place(executor, prompt, mixed, len(prompt))
+    assert isinstance(shared, KVBuffer)
+    expected = place_in_buffer(executor, prompt, kvs, len(prompt))
     torch.testing.assert_close(
-        laid.keys[:, :, list(prompt.chunk_positions)],
+        shared.keys[:, :, list(prompt.chunk_positions)],
         expected.keys[:, :, list(prompt.chunk_positions)],
         **TOLERANCE,
     )
@@ -194,10 +208,10 @@ def test_steps_with_tensors_that_stay() -> None:
         model, prompt = model_of(family), prompt_of_chunks()
         runs = []
         for _ in range(2):
-            laid = lay(model, prompt, residents(model), len(prompt) + len(ANSWER))
-            runs.append(PlacedPrompt(model, prompt, laid).recompute(TokenSelection(())))
-        step = model.appender(runs[0].kv, len(prompt))
-        static = model.static_step(runs[1].kv, len(prompt))
+            shared = place(Executor(model), prompt, residents(model), len(prompt) + len(ANSWER))
+            runs.append(PlacedPrompt(Executor(model), prompt, shared).recompute(TokenSelection(())))
+        step = Executor(model).appender(runs[0].kv, len(prompt))
+        static = Executor(model).static_step(runs[1].kv, len(prompt))
         for token in ANSWER:
             static.feed(token)
             torch.testing.assert_close(static.run(), step(token), **TOLERANCE)
@@ -229,21 +243,21 @@ def test_a_request_holds_its_own_tokens_and_little_more() -> None:
 
         def rotation(self, positions: list[int]) -> Rotation:
             angles = torch.tensor(positions)[None, :, None] * torch.ones(size)
-            return Rotation(angles.cos(), angles.sin(), turned)
+            return Rotation(angles.cos(), angles.sin(), rotated)
 
     own = sorted({*prompt.fresh_positions, *prompt.chunk_positions[::7]})
     before = tensor_bytes(CPU)
-    laid = lay(Shape(), prompt, [kv] * len(spans), stop + 306)  # type: ignore[arg-type]
-    held = laid.owning([*own, *range(len(prompt), laid.capacity)])
+    shared = place(SimpleNamespace(model=Shape()), prompt, [kv] * len(spans), stop + 306)  # type: ignore[arg-type]
+    held = shared.with_private_tokens([*own, *range(len(prompt), shared.capacity)])
     beyond = tensor_bytes(CPU) - before - (len(own) + 256) * 2 * layers * heads * size * 2
     assert isinstance(held, InPlaceKV)
     assert 0 < beyond < 0.05 * 28 * (len(own) + 256) * 2 * layers * heads * size * 2
 
 
-def turned(
+def rotated(
     queries: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Halves, as Llama turns them."""
+    """Halves, as Llama rotates them."""
     one, other = keys.chunk(2, dim=-1)
     return queries, keys * cos[:, None] + torch.cat((-other, one), -1) * sin[:, None]
 
@@ -251,16 +265,16 @@ def turned(
 def test_rotated_kv_is_not_stored(tmp_path: Path) -> None:
     kv = replace(isolated(model_of("llama_gqa2"), CHUNKS[0], "aa"), rotated=True)
     with pytest.raises(InvalidInputError, match="unrotated"):
-        FileKVStore(tmp_path, "-", "float32").put(kv)
+        RecordStore(LocalKVFiles(tmp_path), "-", "float32").put(kv)
 
 
 def test_rows_of_own_tokens_are_found() -> None:
     """Slots count own tokens, whatever lies between them."""
     model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
-    laid = lay(model, prompt, residents(model), len(prompt) + 1)
+    shared = place(Executor(model), prompt, residents(model), len(prompt) + 1)
     own = [*prompt.fresh_positions, len(prompt)]
     rows = Rows.at(own[3:5], CPU)
-    part = laid.owning(own).over(rows)
+    part = shared.with_private_tokens(own).over(rows)
     new = torch.ones(model.num_kv_heads, 2, model.head_dim)
     part.write(1, new, new)
     assert (part.keys(1)[:, own[3:5]] == 1.0).all()

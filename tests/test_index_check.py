@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusionrag_integrations.repair import repair
+from fusionrag_integrations.store.repair import repair
 from tests.synthetic_store import RandomEmbedding, index_problems, make_store, wrong_searches
 
 
@@ -53,12 +53,20 @@ def test_damaged_graphs_are_found_and_made_anew(
     damage(pickled.parent)
     (problem,) = index_problems(store)
     assert said in problem.message
-    assert ("index", True) in [(found.area, found.mended) for found in repair(store)]
+    assert ("index", True) in [(found.area, found.fixed) for found in repair(store)]
     assert wrong_searches(store, range(0, 1010, 10), RandomEmbedding(8)) == 0
 
 
 def test_a_check_that_hangs_is_ended(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusionrag_integrations.index_check._SECONDS", 0.0)
-    monkeypatch.setattr("fusionrag_integrations.index_check._SECONDS_A_CHUNK", 0.0)
+    monkeypatch.setattr("fusionrag_integrations.store.vector_index.check._SECONDS", 0.0)
+    monkeypatch.setattr("fusionrag_integrations.store.vector_index.check._SECONDS_PER_CHUNK", 0.0)
     (problem,) = index_problems(large)
     assert "doesn't end within" in problem.message
+
+
+def test_an_intact_index_has_no_faults_wherever_the_check_is_started(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert index_problems(large) == []

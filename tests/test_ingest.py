@@ -12,27 +12,32 @@ import torch
 from filelock import FileLock
 
 from fusionrag_integrations import Document, FusionEngine, Passage
-from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.records import RecordFiles
-from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import AnswerSettings, ChunkKV, ChunkRecord
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.conftest import document_ids, town
 
 
 def records(engine: FusionEngine, *names: str) -> list[ChunkRecord]:
     """Of documents with these ids, in whatever scope, or of all."""
-    catalog = engine.corpus.catalog
-    keys = [key for name in names for key in catalog.documents() if key.id == name]
-    return list(catalog.records(catalog.chunk_ids(keys if names else None)).values())
+    catalog = engine.store.catalog
+    keys = [key for name in names for key in catalog.documents.all() if key.id == name]
+    return list(catalog.chunks.records(catalog.chunks.ids(keys if names else None)).values())
 
 
-def stored(engine: FusionEngine) -> FileKVStore:
+def stored(engine: FusionEngine) -> RecordStore:
     """The engine's KV records, seen through a store of its own."""
-    return FileKVStore(
-        engine.corpus.path / "kv", engine.corpus.catalog.info.record_signature, "float32"
+    return RecordStore(
+        LocalKVFiles(engine.store.path / "kv"),
+        engine.store.catalog.info.record_signature,
+        "float32",
     )
 
 
@@ -72,9 +77,9 @@ def test_every_chunk_gets_isolated_and_fused_kv(engine: FusionEngine) -> None:
 def test_fused_kv_stands_behind_the_documents_previous_chunks(engine: FusionEngine) -> None:
     engine.ingest([town(0), town(1)])
     first, second, third = records(engine, "town-0")
-    neighbours = engine.corpus.catalog.neighbours(third.chunk.id)
+    neighbours = engine.store.catalog.kv.neighbours(third.chunk.id)
     assert neighbours[-2:] == (first.chunk.id, second.chunk.id)
-    keys = engine.corpus.catalog.records(neighbours)
+    keys = engine.store.catalog.chunks.records(neighbours)
     assert kv_in(engine, third.fused_key).neighbours == tuple(
         record.isolated_key for record in keys.values()
     )
@@ -83,7 +88,9 @@ def test_fused_kv_stands_behind_the_documents_previous_chunks(engine: FusionEngi
 def test_neighbours_come_from_the_chunks_own_scope(engine: FusionEngine) -> None:
     engine.ingest([town(0), replace(town(1), scope="secret"), replace(town(2), scope="secret")])
     for record in records(engine):
-        near = engine.corpus.catalog.records(engine.corpus.catalog.neighbours(record.chunk.id))
+        near = engine.store.catalog.chunks.records(
+            engine.store.catalog.kv.neighbours(record.chunk.id)
+        )
         assert {n.chunk.scope for n in near.values()} == {record.chunk.scope}
 
 
@@ -141,8 +148,8 @@ def test_others_are_deleted_where_asked(engine: FusionEngine) -> None:
     engine.ingest([town(0), town(1), town(2)])
     report = engine.ingest(iter([town(1), town(3)]), delete_others=True)
     assert (report.documents_deleted, report.documents_unchanged, report.documents_new) == (2, 1, 1)
-    assert document_ids(engine.corpus.catalog) == ["town-1", "town-3"]
-    assert {hit.chunk.document_id for hit in engine.corpus.search("town", 9)} == {
+    assert document_ids(engine.store.catalog) == ["town-1", "town-3"]
+    assert {hit.chunk.document_id for hit in engine.store.search("town", 9)} == {
         "town-1",
         "town-3",
     }
@@ -192,7 +199,7 @@ def test_what_no_chunk_uses_is_deleted(engine: FusionEngine) -> None:
     old = set(stored(engine).keys())
     engine.ingest([replace(town(1), text=town(5).text)])
     left = set(stored(engine).keys())
-    assert left == engine.corpus.catalog.live_keys()
+    assert left == engine.store.catalog.kv.live_keys()
     assert old - left
 
 
@@ -201,7 +208,7 @@ def test_deleting_takes_all_kv_made_from_or_with_the_document(engine: FusionEngi
     isolated = {record.isolated_key for record in records(engine, "town-0")}
     assert engine.delete(["town-1", "unknown"]) == 1
     assert set(stored(engine).keys()) == isolated
-    hits = engine.corpus.search("Town number 1", 9)
+    hits = engine.store.search("Town number 1", 9)
     assert {hit.chunk.document_id for hit in hits} == {"town-0"}
 
 
@@ -212,12 +219,12 @@ def test_deleting_frees_room_before_the_index_needs_some(
     """As on a full disk, where Chroma can't write before something is gone."""
     engine.ingest([town(0), town(1)])
     if before != "nothing":
-        monkeypatch.setattr(engine.corpus.catalog, "delete_documents", interrupted)
+        monkeypatch.setattr(engine.store.catalog.documents, "delete", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.delete(["town-0"])
         monkeypatch.undo()
     gone = {record.isolated_key for record in records(engine, "town-0")}
-    index = engine.corpus._index
+    index = engine.store.index
     remove = index.remove
 
     def with_room(chunk_ids: Sequence[str]) -> None:
@@ -227,7 +234,7 @@ def test_deleting_frees_room_before_the_index_needs_some(
 
     monkeypatch.setattr(index, "remove", with_room)
     engine.delete(["town-0"])
-    assert document_ids(engine.corpus.catalog) == ["town-1"]
+    assert document_ids(engine.store.catalog) == ["town-1"]
 
 
 def test_deleting_looks_at_no_other_record(
@@ -239,10 +246,10 @@ def test_deleting_looks_at_no_other_record(
         raise AssertionError("all records were listed")
 
     with monkeypatch.context() as patch:
-        for name in ("paths", "keys", "listed"):
+        for name in ("entries", "keys"):
             patch.setattr(RecordFiles, name, listed)
         assert engine.delete(["town-1"]) == 1
-    assert set(stored(engine).keys()) == engine.corpus.catalog.live_keys()
+    assert set(stored(engine).keys()) == engine.store.catalog.kv.live_keys()
 
 
 def test_deleting_leaves_isolated_kv_that_another_document_shares(engine: FusionEngine) -> None:
@@ -263,7 +270,7 @@ def test_an_interrupted_ingest_goes_on_where_it_stopped(
     isolated: int,
     fused: int,
 ) -> None:
-    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
+    monkeypatch.setattr("fusionrag_integrations.ingest.chunk_prefill.PASS_TOKENS", 1)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(0), town(1)], progress=stop_at(stage, step))
     report = engine.ingest([town(0), town(1)])
@@ -275,7 +282,7 @@ def test_an_interrupted_ingest_ends_as_one_that_was_not(
     engine: FusionEngine, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks that share a pass are rounded a little differently than alone.
-    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
+    monkeypatch.setattr("fusionrag_integrations.ingest.chunk_prefill.PASS_TOKENS", 1)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(0), town(1)], progress=stop_at("fused", 3))
     engine.ingest([town(0), town(1)])
@@ -291,14 +298,14 @@ def test_after_an_interrupt_the_documents_files_say_what_is_fused(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     """Whichever change comes next: the catalog is rebuilt from them."""
-    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
+    monkeypatch.setattr("fusionrag_integrations.ingest.chunk_prefill.PASS_TOKENS", 1)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(0), town(1)], progress=stop_at("fused", 4))
     if then == "ingest":
         engine.ingest([])
     else:
         engine.delete(["town-9"])
-    corpus = engine.corpus
+    corpus = engine.store
     for path in corpus.manifests.paths():
         told = corpus.manifests.read(path).records
         assert list(told) == records(engine, told[0].chunk.document_id)
@@ -311,7 +318,7 @@ def test_after_an_interrupt_the_documents_files_say_what_is_fused(
 def test_what_was_there_keeps_serving_after_an_interrupt(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ) -> None:
-    monkeypatch.setattr("fusionrag_integrations.ingest.PASS_TOKENS", 1)
+    monkeypatch.setattr("fusionrag_integrations.ingest.chunk_prefill.PASS_TOKENS", 1)
     engine.ingest([town(0), town(1)])
     before = answer(engine, "town-0")
     with pytest.raises(KeyboardInterrupt):
@@ -326,7 +333,7 @@ def test_a_document_that_fails_leaves_the_others(engine: FusionEngine) -> None:
     before = answer(engine, "town-0").token_ids
     with pytest.raises(InvalidInputError, match="can't be stored"):
         engine.ingest([town(2), Document("bad", "text", metadata={"page": object()})])
-    assert "bad" not in document_ids(engine.corpus.catalog)
+    assert "bad" not in document_ids(engine.store.catalog)
     assert answer(engine, "town-0").token_ids == before
     assert engine.ingest([]).chunks == 9
 
@@ -339,7 +346,7 @@ def test_a_chunk_longer_than_the_context_is_refused(model_dir: Path, tmp_path: P
 
 
 def test_only_one_ingest_or_delete_runs_at_a_time(engine: FusionEngine, model_dir: Path) -> None:
-    other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+    other = FusionEngine.from_pretrained(model_dir, store=engine.store.path)
     refused: list[str] = []
 
     def meanwhile(stage: str, done: int, total: int) -> None:
@@ -363,7 +370,7 @@ def test_the_lock_is_let_go_at_the_end(
         made.append(FileLock(*args, **settings))
         return made[-1]
 
-    monkeypatch.setattr("fusionrag_integrations.durable.FileLock", kept)
+    monkeypatch.setattr("fusionrag_integrations.support.atomic_files.FileLock", kept)
     engine.ingest([])
     assert [lock.is_locked for lock in made] == [False]
 
@@ -372,10 +379,12 @@ def test_a_damaged_neighbour_is_made_anew(engine: FusionEngine) -> None:
     engine.ingest([town(0)])
     first = records(engine)[0]
     intact = kv_in(engine, first.isolated_key)
-    for path in engine.corpus.path.glob(f"kv/*/{first.isolated_key}*"):
+    for path in engine.store.path.glob(f"kv/*/{first.isolated_key}*"):
         path.write_bytes(path.read_bytes()[:-7])
     engine.ingest([town(1)])
-    assert first.chunk.id in engine.corpus.catalog.neighbours(records(engine, "town-1")[0].chunk.id)
+    assert first.chunk.id in engine.store.catalog.kv.neighbours(
+        records(engine, "town-1")[0].chunk.id
+    )
     assert torch.equal(kv_in(engine, first.isolated_key).keys, intact.keys)
 
 
@@ -406,9 +415,9 @@ def test_a_document_without_text_is_known_and_has_no_chunks(engine: FusionEngine
 
 def test_fused_chunks_have_a_trace_of_their_neighbours(engine: FusionEngine) -> None:
     engine.ingest([town(0), town(1)])
-    catalog = engine.corpus.catalog
+    catalog = engine.store.catalog
     for record in records(engine):
-        near = catalog.records(catalog.neighbours(record.chunk.id)).values()
+        near = catalog.chunks.records(catalog.kv.neighbours(record.chunk.id)).values()
         trace = record.trace
         assert trace is not None
         assert trace.neighbours == tuple(n.isolated_key for n in near)
@@ -462,10 +471,10 @@ def test_traces_of_texts_that_are_gone_are_forgotten(engine: FusionEngine) -> No
     engine.ingest([town(0), town(1)])
     engine.delete(["town-1"])
     engine.ingest([town(1, paragraphs=1)])
-    catalog = engine.corpus.catalog
-    assert catalog.traced_keys() == {record.fused_key for record in records(engine)}
+    catalog = engine.store.catalog
+    assert catalog.kv.traced_keys() == {record.fused_key for record in records(engine)}
     engine.delete(["town-0", "town-1"])
-    assert catalog.traced_keys() == set()
+    assert catalog.kv.traced_keys() == set()
 
 
 def test_a_trace_is_of_the_kv_that_counts(engine: FusionEngine) -> None:

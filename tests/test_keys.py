@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusionrag_integrations.documents.keys import chunk_id, fused_key, isolated_key
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.keys import chunk_id, fused_key, isolated_key
 
 texts = st.text(max_size=8)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=4)

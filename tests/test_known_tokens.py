@@ -12,10 +12,17 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast
 
 from fusionrag_integrations.bench.invented import make_tokenizer, texts
-from fusionrag_integrations.prompt import EncodedPrompt, WordedPrompt, encode_chunk, encode_worded
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.prompt import (
+    EncodedPrompt,
+    RenderedPrompt,
+    encode_chunk,
+    encode_rendered,
+)
+from fusionrag_integrations.prompt.assembled import TextMatch
 from fusionrag_integrations.prompt.control_tokens import text_tokenizer
-from fusionrag_integrations.prompt.tokens import MARGIN, _inside, _stops_at_spaces
-from fusionrag_integrations.types import Chunk, ChunkRecord, TextMatch
+from fusionrag_integrations.prompt.tokenize import MARGIN, _inside, _stops_at_spaces
 from tests.test_prompt import CHAT, METASPACE, PLAIN
 from tests.tiny_tokenizers import TRAINING
 
@@ -90,9 +97,9 @@ def matched(tokenizer: Any, chunks: list[str], text: str) -> list[TextMatch]:
 
 def check(tokenizer: Any, text: str, matches: list[TextMatch], plain: bool = True) -> EncodedPrompt:
     places = tuple((match.start, match.stop) for match in matches)
-    worded = WordedPrompt(text, len(text), plain, quoted=places)
-    pieced = encode_worded(tokenizer, worded, matches)
-    assert pieced == encode_worded(tokenizer, worded)
+    worded = RenderedPrompt(text, len(text), plain, quoted=places)
+    pieced = encode_rendered(tokenizer, worded, matches)
+    assert pieced == encode_rendered(tokenizer, worded)
     return pieced
 
 
@@ -127,10 +134,10 @@ def test_tokens_are_those_of_the_whole_text(name: str, separator: str, plain: bo
 def test_only_what_is_unknown_is_encoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = PIECED[name]
     text = "\n\n".join(["Context:", *CHUNKS, "Question: who?"])
-    worded = WordedPrompt(text, len(text), plain=False)
-    expected, matches = encode_worded(tokenizer, worded), matched(tokenizer, CHUNKS, text)
+    worded = RenderedPrompt(text, len(text), plain=False)
+    expected, matches = encode_rendered(tokenizer, worded), matched(tokenizer, CHUNKS, text)
     whole = encoded_characters(tokenizer, monkeypatch)
-    assert encode_worded(tokenizer, worded, matches) == expected
+    assert encode_rendered(tokenizer, worded, matches) == expected
     assert not whole
 
 
@@ -142,7 +149,7 @@ def test_where_words_may_merge_everything_is_encoded(
     text = "\n\n".join(CHUNKS)
     matches = matched(tokenizer, CHUNKS, text)
     whole = encoded_characters(tokenizer, monkeypatch)
-    encode_worded(tokenizer, WordedPrompt(text, len(text), plain=False), matches)
+    encode_rendered(tokenizer, RenderedPrompt(text, len(text), plain=False), matches)
     assert whole == [len(text)]
 
 

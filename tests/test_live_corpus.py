@@ -30,14 +30,15 @@ from hypothesis.stateful import (
 )
 
 from fusionrag_integrations import Document
-from fusionrag_integrations.keys import chunk_id, fused_key
+from fusionrag_integrations.documents.handles import KVHandle
+from fusionrag_integrations.documents.keys import chunk_id, fused_key
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import AnswerSettings, ChunkKV, KVHandle
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.conftest import all_records, document_ids
 from tests.live_corpus import (
     SCOPES,
     TEXTS,
-    MemoryIndex,
     Moment,
     WatchedEngine,
     computed,
@@ -46,6 +47,7 @@ from tests.live_corpus import (
     tokens,
     vector,
 )
+from tests.store.memory import MemoryVectorIndex
 
 EXAMPLES = 60  # 9 to 27 seconds of one core, and what its disk takes to sync
 EXAMPLES_ON_CHROMA = 15  # 7 to 10 seconds
@@ -140,12 +142,12 @@ def edited(page: Page, edit: str, at: int, number: int) -> Page:
             return replace(page, title=TITLES[1 - TITLES.index(page.title)])
 
 
-def moments(**calls: int) -> st.SearchStrategy[Moment]:
-    """Moments in places named "part_method", at one of so many first calls."""
+def moments(calls: dict[str, int]) -> st.SearchStrategy[Moment]:
+    """Moments at one of so many first calls of methods."""
     return st.one_of(
         st.builds(
             Moment,
-            place=st.just(name.replace("_", ".", 1)),
+            place=st.just(name),
             call=st.integers(0, count - 1),
             after=st.booleans(),
         )
@@ -171,15 +173,17 @@ whiches = st.integers(0, len(NAMES) - 1)
 deleted = st.lists(st.sampled_from([*NAMES, "unknown"]), min_size=1, max_size=2)
 scope_lists = st.none() | st.sampled_from([[scope] for scope in SCOPES])
 of_ingest = moments(
-    engine_progress=8,
-    catalog_replace_document=2,
-    catalog_set_fused=5,
-    index_add=1,
-    index_remove=3,
-    store_put=8,
-    store_delete=4,
+    {
+        "engine.progress": 8,
+        "catalog.documents.replace": 2,
+        "catalog.kv.set_fused": 5,
+        "index.add": 1,
+        "index.remove": 3,
+        "kv.put": 8,
+        "kv.delete": 4,
+    }
 )
-of_delete = moments(catalog_delete_documents=1, index_remove=1, store_delete=4)
+of_delete = moments({"catalog.documents.delete": 1, "index.remove": 1, "kv.delete": 4})
 
 
 class LiveCorpus(RuleBasedStateMachine):
@@ -188,7 +192,7 @@ class LiveCorpus(RuleBasedStateMachine):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.path = Path(mkdtemp(dir=root))
-        self.index = MemoryIndex()
+        self.index = MemoryVectorIndex()
         self.pages: dict[str, Page] = {}
         self.untrue: set[str] = set()  # documents that a call touched which hasn't ended
         self.all_fused = True
@@ -200,8 +204,8 @@ class LiveCorpus(RuleBasedStateMachine):
         return WatchedEngine.open(self.path, self.index)
 
     def teardown(self) -> None:
-        self.writer.corpus.close()
-        self.reader.corpus.close()
+        self.writer.engine.close()
+        self.reader.engine.close()
         shutil.rmtree(self.path)
 
     @initialize(new=first_pages)
@@ -249,7 +253,7 @@ class LiveCorpus(RuleBasedStateMachine):
 
     @rule(role=st.sampled_from(["writer", "reader"]))
     def reopen(self, role: str) -> None:
-        getattr(self, role).corpus.close()
+        getattr(self, role).engine.close()
         setattr(self, role, self.open())
 
     @precondition(lambda self: self.pages and self.handles)
@@ -281,7 +285,7 @@ class LiveCorpus(RuleBasedStateMachine):
     @rule(number=numbers, scopes=scope_lists, k=st.integers(1, 4))
     def ask_over_hits(self, number: int, scopes: list[str] | None, k: int) -> None:
         """Over what a search finds, with its handles."""
-        hits = self.reader.corpus.search(TEXTS[number], k, scopes=scopes)
+        hits = self.reader.store.search(TEXTS[number], k, scopes=scopes)
         inside = [c for c in self.chunks().values() if scopes is None or c.scope in scopes]
         assert {hit.chunk.id for hit in hits} <= {chunk.id for chunk in inside}
         assert len(hits) == min(k, len(inside))
@@ -335,7 +339,7 @@ class LiveCorpus(RuleBasedStateMachine):
                     for s in SCOPES
                 ]
                 assert sum(deleted) == len(gone)
-            unused = {*self.writer.store.keys()} - self.writer.catalog.live_keys()
+            unused = {*self.writer.kv.keys()} - self.writer.catalog.kv.live_keys()
             assert not unused, "records are left that no chunk uses"
 
     @contextmanager
@@ -366,7 +370,7 @@ class LiveCorpus(RuleBasedStateMachine):
 
     def check_catalog(self) -> None:
         """The catalog holds the model's documents, and its fused keys have true records."""
-        catalog, store = self.reader.catalog, self.reader.store
+        catalog, kv = self.reader.catalog, self.reader.kv
         records = {record.chunk.id: record for record in all_records(catalog)}
         held: dict[str, Page] = {}
         for chunk in (record.chunk for record in records.values()):
@@ -380,20 +384,20 @@ class LiveCorpus(RuleBasedStateMachine):
         expected = self.chunks()
         assert document_ids(catalog) == sorted(held, key=by_scope)
         assert list(records) == list(expected)
-        stored = set(store.keys())
+        stored = set(kv.keys())
         for record, chunk in zip(records.values(), expected.values(), strict=True):
             assert record.isolated_key == chunk.key
             assert chunk.document_id in self.untrue or chunk.key in stored, f"lost: {chunk}"
             if record.fused_key:
                 assert record.fused_key in stored, f"a fused key without record: {chunk}"
-                self.check_record(store.get(record.fused_key), [chunk])
+                self.check_record(kv.get(record.fused_key), [chunk])
         self.handles += [r.handle for r in records.values() if r.handle not in self.handles]
 
     def check_search(self) -> None:
         """Each scope's search finds its chunks and no others, at any moment."""
         expected = self.chunks().values()
         for scopes in (None, *([scope] for scope in SCOPES)):
-            hits = self.reader.corpus.nearest(vector(TEXTS[0]), EVERYTHING, scopes=scopes)
+            hits = self.reader.store.nearest(vector(TEXTS[0]), EVERYTHING, scopes=scopes)
             inside = [chunk.id for chunk in expected if scopes is None or chunk.scope in scopes]
             assert sorted(hit.chunk.id for hit in hits) == sorted(inside), f"search in {scopes}"
 
@@ -401,7 +405,7 @@ class LiveCorpus(RuleBasedStateMachine):
         """After a completed ingest all is fused, indexed and stored, and there is nothing else."""
         expected, keys = self.chunks(), set[str]()
         assert self.reader.index.ids() == expected.keys()
-        embeddings = self.reader.corpus.embeddings(list(expected))
+        embeddings = self.reader.store.embeddings(list(expected))
         for record in all_records(self.reader.catalog):
             chunk = expected[record.chunk.id]
             assert bool(record.fused_key) == self.can_fuse(chunk), f"not fused: {chunk}"
@@ -409,7 +413,7 @@ class LiveCorpus(RuleBasedStateMachine):
             true = np.array(vector(record.chunk.embedding_text))
             off = np.abs(true - embeddings[record.chunk.id]).max()
             assert off < 1e-6, f"indexed otherwise: {chunk}"
-        assert set(self.reader.store.keys()) == keys - {""}
+        assert set(self.reader.kv.keys()) == keys - {""}
 
     def check_record(self, kv: ChunkKV, candidates: Sequence[Expected]) -> None:
         """A record is true KV of one of these chunks, as it and its neighbours are now."""
@@ -508,11 +512,7 @@ class LiveCorpusOnChroma(LiveCorpus):
     """The same with the index that users have, in the store's directory."""
 
     def open(self) -> WatchedEngine:
-        return WatchedEngine.open_on_chroma(self.path)
-
-    def teardown(self) -> None:
-        self.writer.index.close()
-        super().teardown()
+        return WatchedEngine.open(self.path)
 
 
 @pytest.mark.slow

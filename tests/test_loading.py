@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.fidelity import ReusedPrompt, answer_fully
-from fusionrag_integrations.model import Run
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.execution.executor import Executor, SequenceInput
+from fusionrag_integrations.execution.fidelity import ReusedPrompt, answer_fully
+from fusionrag_integrations.execution.placement import place_in_buffer
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.recompute import place
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.timing import Stopwatch
-from fusionrag_integrations.types import ChunkRecord, LoadedPrompt, Message
+from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.timing import Stopwatch
 from tests.conftest import all_records, town
 from tests.test_gates import TOLERANCE
 
@@ -35,7 +37,7 @@ def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusion
 
 @pytest.fixture
 def records(indexed: FusionEngine) -> list[ChunkRecord]:
-    return all_records(indexed.corpus.catalog)
+    return all_records(indexed.store.catalog)
 
 
 def prompt(*texts: str) -> list[Message]:
@@ -71,8 +73,8 @@ def test_where_isolated_kv_is_lost_fused_kv_stands_in(
     engine: FusionEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine.ingest([town(0), town(1)])
-    records = all_records(engine.corpus.catalog)
-    (file,) = engine.corpus.path.glob(f"kv/*/{records[0].isolated_key}.safetensors")
+    records = all_records(engine.store.catalog)
+    (file,) = engine.store.path.glob(f"kv/*/{records[0].isolated_key}.safetensors")
     file.unlink()
     texts = [record.chunk.text for record in records[:2]]
     answer = engine.answer(prompt(*texts), AS_IT_STANDS)
@@ -126,8 +128,8 @@ def test_in_several_runs_it_is_isolated_in_each(
         length=first.length - 11,
     )
     split = replace(whole, spans=(replace(first, length=10), rest, *others))
-    loading, watch = indexed._server._loading, Stopwatch(indexed.model.device)
-    with indexed._kv.lease() as lease:
+    loading, watch = indexed.pipeline.loading, Stopwatch(indexed.model.device)
+    with indexed.kv.lease() as lease:
         loaded = loading.load(split, AS_IT_STANDS, lease, watch, complete=True)
     assert variants(loaded) == ["isolated", "isolated", "fused", "fused"]
     assert [kv.key for kv in loaded.kvs[:2]] == [records[2].isolated_key] * 2
@@ -138,18 +140,19 @@ def test_behind_the_ingest_prefix_it_is_what_full_attention_computes(
 ) -> None:
     texts = prompt(*(record.chunk.text for record in records[1:4]))
     model, loaded = indexed.model, indexed.load(texts, AS_IT_STANDS)
+    executor = Executor(model)
     ids = loaded.prompt.token_ids
-    true = model.new_buffer(len(ids))
-    model.compute_kv([Run(ids, range(len(ids)), true)])
+    true = executor.new_buffer(len(ids))
+    executor.compute_kv([SequenceInput(ids, range(len(ids)), true)])
 
     def off(settings: AnswerSettings, span: int) -> float:
         found = indexed.load(texts, settings)
         at = slice(found.prompt.spans[span].start, found.prompt.spans[span].stop)
-        placed = place(model, found.prompt, found.kvs, len(ids))
+        placed = place_in_buffer(executor, found.prompt, found.kvs, len(ids))
         return float((placed.values[:, :, at] - true.values[:, :, at]).abs().max())
 
     first = slice(loaded.prompt.spans[0].start, loaded.prompt.spans[0].stop)
-    placed = place(model, loaded.prompt, loaded.kvs, len(ids))
+    placed = place_in_buffer(executor, loaded.prompt, loaded.kvs, len(ids))
     for found, expected in ((placed.keys, true.keys), (placed.values, true.values)):
         torch.testing.assert_close(found[:, :, first], expected[:, :, first], **TOLERANCE)
     assert off(AS_STORED, 0) > 100 * off(AS_IT_STANDS, 0)
@@ -164,8 +167,8 @@ def test_answers_come_closer_to_full_attentions(
     def divergence(numbers: tuple[int, ...], settings: AnswerSettings) -> float:
         texts = prompt(*(records[number].chunk.text for number in numbers))
         loaded = indexed.load(texts, settings)
-        full = answer_fully(indexed.model, loaded.prompt.token_ids, 8)
-        reused = ReusedPrompt(indexed.model, loaded.prompt, loaded.kvs, full, 8)
+        full = answer_fully(indexed.executor, loaded.prompt.token_ids, 8)
+        reused = ReusedPrompt(indexed.executor, loaded.prompt, loaded.kvs, full, 8)
         return float(reused.follow(nothing).divergence.mean())
 
     prompts = [(0, 4), (5, 1), (2, 3, 0), (3, 1), (4, 2), (1, 5, 3)]

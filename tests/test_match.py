@@ -10,16 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusionrag_integrations import fingerprints
-from fusionrag_integrations.match import (
-    ANCHOR,
-    MAX_CANDIDATES,
-    MIN_PREFIX,
-    ChunkMatcher,
-    FoundText,
-    resolve,
-)
-from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk, KVHandle
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.handles import KVHandle
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.prompt import fingerprints
+from fusionrag_integrations.prompt.found import MIN_PREFIX, FoundText
+from fusionrag_integrations.prompt.match import ANCHOR, MAX_CANDIDATES, ChunkMatcher
+from fusionrag_integrations.prompt.resolve import resolve
 
 MIRA = "Mira founded the company in the small town by the sea, and it makes brass lamps."
 FOX = "The quick brown fox jumps over the lazy dog near the old bank of the river Oder."

@@ -76,7 +76,7 @@ WAYS: dict[str, Callable[[FusionEngine], Any]] = {
 @pytest.mark.parametrize("ingest", WAYS.values(), ids=WAYS.keys())
 def test_entries_of_many_kinds(engine: FusionEngine, ingest: Callable[[FusionEngine], Any]) -> None:
     ingest(engine)
-    [hit] = engine.corpus.search("Where is the fox?", 5, where={"price": {"$gt": 12}})
+    [hit] = engine.store.search("Where is the fox?", 5, where={"price": {"$gt": 12}})
     found = {name: hit.chunk.metadata[name] for name in KEPT}
     assert found == KEPT
     assert [type(value) for value in found.values()] == [type(value) for value in KEPT.values()]
@@ -94,7 +94,7 @@ def test_empty_pages_are_passed_over_and_logged(
     li.FusionKVRetriever.from_nodes(nodes, engine=engine)
     more = [TextNode(text=page, id_=f"node-{i}") for i, page in enumerate(pages)]
     assert len(li.FusionKVTransform(engine=engine)(more)) == len(pages)
-    assert engine.corpus.catalog.counts().chunks == 6
+    assert engine.store.catalog.counts().chunks == 6
     assert caplog.text.count("2 passages without text are passed over") == 3
 
 
@@ -103,4 +103,4 @@ def test_a_page_that_became_empty_takes_its_chunk_along(engine: FusionEngine) ->
         lc.FusionKVRetriever.from_documents(
             [LangChainDocument(text, metadata={"source": "a.pdf"})], engine=engine
         )
-        assert engine.corpus.catalog.counts().chunks == chunks
+        assert engine.store.catalog.counts().chunks == chunks

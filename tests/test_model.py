@@ -25,8 +25,8 @@ from transformers import (
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
-from fusionrag_integrations.model import CausalModel, refuse_unsupported
-from fusionrag_integrations.model.supported import context_window
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.supported import context_window, refuse_unsupported
 from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
 from tests.tiny_tokenizers import byte_level_tokenizer
 

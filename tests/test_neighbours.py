@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, Candidates, Neighbours
-from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
+from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, Candidates, Neighbours
 
 
 def record(text: str, tokens: int = 10) -> ChunkRecord:

@@ -13,11 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.calibration import write_calibration
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
 from tests.conftest import town
 
 QUESTION = "Where is house 7 of town number 1?"
@@ -87,7 +86,7 @@ def test_what_is_no_file_stays_and_is_named(
 
 def test_the_command_says_so_before_it_works(engine: FusionEngine, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    given = ["ask", QUESTION, "--store", str(engine.corpus.path), "--explain"]
+    given = ["ask", QUESTION, "--store", str(engine.store.path), "--explain"]
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/full"), tmp_path / "none" / "page.html"):
         result = CliRunner().invoke(main, [*given, str(path)])
         assert result.exit_code == 1, result.output
@@ -131,7 +130,7 @@ def test_a_full_disk_is_named(
     def full(descriptor: int, content: Any) -> int:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("fusionrag_integrations.durable.os.write", full)
+    monkeypatch.setattr("fusionrag_integrations.support.atomic_files.os.write", full)
     with pytest.raises(InvalidInputError, match="can't be written: No space left on device"):
         answer.explain().save(tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []

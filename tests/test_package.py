@@ -81,7 +81,7 @@ def test_the_source_distribution_builds_the_same(built: Path) -> None:
         held = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert files_of_the_package() <= held
     assert {"README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "constraints.txt"} <= held
-    assert not any(name.startswith("tests/") for name in held)
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in held)
 
 
 def test_the_named_libraries_are_core_and_all_else_is_extra(wheel: zipfile.ZipFile) -> None:

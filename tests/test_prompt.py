@@ -13,30 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.handles import KVHandle
+from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.match import ChunkMatcher, resolve
 from fusionrag_integrations.prompt import (
     BRIEFLY,
-    MIN_QUESTION,
-    MIN_TOKENS,
     NEUTRAL,
     EncodedPrompt,
     assemble,
     encode,
     encode_chunk,
     ingest_prefix,
+    question_as_prompt,
     question_prompt,
-    worded_question,
 )
-from fusionrag_integrations.types import (
-    AssembledPrompt,
-    Chunk,
-    ChunkRecord,
-    KVHandle,
-    Message,
-    Span,
-    TextMatch,
-)
+from fusionrag_integrations.prompt.assemble import MIN_QUESTION, MIN_TOKENS
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span, TextMatch
+from fusionrag_integrations.prompt.match import ChunkMatcher
+from fusionrag_integrations.prompt.messages import Message
+from fusionrag_integrations.prompt.resolve import resolve
 from tests.tiny_tokenizers import (
     CHAT_TEMPLATE,
     DATED_TEMPLATES,
@@ -299,14 +295,14 @@ CHAT_SHORT = (
 
 
 def test_a_short_answer_is_asked_for_in_exactly_these_words() -> None:
-    assert worded_question(CHAT, [FOX, SEA], "Who?", BRIEFLY) == [
+    assert question_as_prompt(CHAT, [FOX, SEA], "Who?", BRIEFLY) == [
         {"role": "system", "content": "Answer the question from the context."},
         {"role": "user", "content": CHAT_SHORT},
     ]
 
 
 def test_a_base_model_is_asked_by_the_same_words_as_one_text() -> None:
-    prompt = worded_question(PLAIN, [FOX, SEA], "Who?", BRIEFLY)
+    prompt = question_as_prompt(PLAIN, [FOX, SEA], "Who?", BRIEFLY)
     assert prompt == f"Answer the question from the context.\n\n{CHAT_SHORT}"
     assert isinstance(prompt, str)
     assert prompt.startswith(ingest_prefix(PLAIN).removeprefix("<s>"))  # as chunks are prefilled

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from fusionrag_integrations.attention import weights
-from fusionrag_integrations.model import CausalModel, KVBuffer
-from fusionrag_integrations.recompute import SEPARATOR, PlacedPrompt, lay, place, resident
-from fusionrag_integrations.types import AssembledPrompt, ChunkKV, TokenSelection
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import (
+    SEPARATOR,
+    place,
+    place_in_buffer,
+    to_resident,
+)
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.reference import Reference
 from tests.test_gates import (
     CHUNKS,
@@ -36,8 +46,9 @@ PROMPT = AssembledPrompt(
 
 
 def placed(model: CausalModel) -> tuple[PlacedPrompt, KVBuffer]:
-    buffer = place(model, PROMPT, [isolated(model, CHUNKS[0])], len(PROMPT))
-    return PlacedPrompt(model, PROMPT, buffer), buffer
+    executor = Executor(model)
+    buffer = place_in_buffer(executor, PROMPT, [isolated(model, CHUNKS[0])], len(PROMPT))
+    return PlacedPrompt(executor, PROMPT, buffer), buffer
 
 
 @pytest.mark.parametrize("family", ["llama_gqa2", "qwen3", "phi3_partial", "glm4", "gemma3"])
@@ -66,21 +77,26 @@ def test_a_view_stops_at_the_window() -> None:
 def test_separators_of_chunks_are_not_looked_with() -> None:
     """They stand as zeros until they are computed; a longer run of fresh tokens is run."""
     model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     gaps = [range(b.stop, a.start) for b, a in pairwise(prompt.spans)]
     between = [position for gap in gaps for position in gap]
     assert between
     assert all(len(gap) <= SEPARATOR for gap in gaps)
-    buffer = place(model, prompt, kvs, len(prompt))
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
     assert not buffer.keys[:, :, between].any()
     assert not buffer.values[:, :, between].any()
-    probe = PlacedPrompt(model, prompt, buffer)
+    probe = PlacedPrompt(executor, prompt, buffer)
     probe.suffix([1])
     assert probe.token_layers == 2 * (len(prompt.fresh_positions) - len(between))
     assert not buffer.keys[:, :, between].any()
 
     missed = replace(prompt, spans=(prompt.spans[0], *prompt.spans[2:]))  # a chunk is unknown
-    probe = PlacedPrompt(model, missed, place(model, missed, [kvs[0], *kvs[2:]], len(prompt)))
+    probe = PlacedPrompt(
+        executor,
+        missed,
+        place_in_buffer(executor, missed, [kvs[0], *kvs[2:]], len(prompt)),
+    )
     probe.suffix([1])
     kept = [gap for gap in gaps if gap.start > prompt.spans[1].stop]
     run = len(missed.fresh_positions) - sum(map(len, kept))
@@ -104,16 +120,17 @@ class TestWatchedTokens:
     def test_what_they_are_off_by(self, family: str) -> None:
         """Beside a pass over the same rows that keeps what it computes."""
         model, prompt = model_of(family), prompt_of_chunks()
+        executor = Executor(model)
         kvs = [isolated(model, ids) for ids in CHUNKS]
         watched = [prompt.spans[0].start + 2, prompt.spans[1].start, prompt.spans[2].stop - 1]
         layers = [1, model.num_layers - 1]
-        _, off = PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))).watched_suffix(
-            layers, watched
-        )
-        buffer = place(model, prompt, kvs, len(prompt))
+        _, off = PlacedPrompt(
+            executor, prompt, place_in_buffer(executor, prompt, kvs, len(prompt))
+        ).watched_suffix(layers, watched)
+        buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
         stale = buffer.keys.clone(), buffer.values.clone()
         rows = sorted({*prompt.fresh_positions, *watched})
-        model.forward_rows([prompt.token_ids[p] for p in rows], rows, buffer)
+        executor.forward_rows([prompt.token_ids[p] for p in rows], rows, buffer)
         assert len(off) == model.num_layers
         for layer, found in enumerate(off):
             shares = []
@@ -132,11 +149,12 @@ class TestWatchedTokens:
     @every_family
     def test_their_placed_kv_stands_again(self, family: str) -> None:
         model, prompt = model_of(family), prompt_of_chunks()
+        executor = Executor(model)
         kvs = [isolated(model, ids) for ids in CHUNKS]
-        buffer = place(model, prompt, kvs, len(prompt))
+        buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
         chunks = list(prompt.chunk_positions)
         before = buffer.keys[:, :, chunks].clone(), buffer.values[:, :, chunks].clone()
-        probe = PlacedPrompt(model, prompt, buffer, corrected=True)
+        probe = PlacedPrompt(executor, prompt, buffer, corrected=True)
         views, _ = probe.watched_suffix(range(model.num_layers), chunks[5:25:7])
         assert torch.equal(buffer.keys[:, :, chunks], before[0])
         assert torch.equal(buffer.values[:, :, chunks], before[1])
@@ -145,12 +163,18 @@ class TestWatchedTokens:
     @every_family
     def test_shared_chunks_are_as_placed_ones(self, family: str) -> None:
         model, prompt = model_of(family), prompt_of_chunks()
+        executor = Executor(model)
         kvs = [isolated(model, ids) for ids in CHUNKS]
-        there = [resident(model, kv) for kv in kvs]
+        there = [to_resident(model, kv) for kv in kvs]
         kept = [(kv.keys.clone(), kv.values.clone()) for kv in there]
         watched = prompt.chunk_positions[5:25:7]
         probes = [
-            PlacedPrompt(model, prompt, lay(model, prompt, given, len(prompt)), corrected=True)
+            PlacedPrompt(
+                executor,
+                prompt,
+                place(executor, prompt, given, len(prompt)),
+                corrected=True,
+            )
             for given in (there, kvs)
         ]
         found, expected = (probe.watched_suffix([1, 2], watched) for probe in probes)
@@ -167,15 +191,17 @@ class TestWatchedTokens:
     @every_family
     def test_what_stands_before_the_first_chunk_is_not_computed_again(self, family: str) -> None:
         model, prompt = model_of(family), prompt_of_chunks()
+        executor = Executor(model)
         kvs = [isolated(model, ids) for ids in CHUNKS]
         beginning = prompt.spans[0].start
         selection = TokenSelection(prompt.chunk_positions[3::7])
         layers = range(model.num_layers)
         looked, other, plain = (
-            PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))) for _ in range(3)
+            PlacedPrompt(executor, prompt, place_in_buffer(executor, prompt, kvs, len(prompt)))
+            for _ in range(3)
         )
         looked.watched_suffix(layers, prompt.chunk_positions[:2])
-        other.begin_as(looked)
+        other.copy_prefix(looked)
         before = looked.token_layers
         expected = plain.recompute(selection).logits
         torch.testing.assert_close(looked.recompute(selection).logits, expected, **TOLERANCE)
@@ -186,9 +212,11 @@ class TestWatchedTokens:
 
     def test_it_is_where_not_all_layers_were_asked_for(self) -> None:
         model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+        executor = Executor(model)
         kvs = [isolated(model, ids) for ids in CHUNKS]
         looked, plain = (
-            PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))) for _ in range(2)
+            PlacedPrompt(executor, prompt, place_in_buffer(executor, prompt, kvs, len(prompt)))
+            for _ in range(2)
         )
         looked.watched_suffix([0], prompt.chunk_positions[:2])
         before = looked.token_layers
@@ -208,15 +236,16 @@ class TestWatchedTokens:
 @every_family
 def test_lower_then_upper_layers_are_the_model(family: str) -> None:
     model = model_of(family)
+    executor = Executor(model)
     ids = (*PREFIX, *CHUNKS[1], *SUFFIX)
     every = range(len(ids))
-    whole, parts = model.new_buffer(len(ids)), model.new_buffer(len(ids))
-    (expected,) = model.forward_rows(ids, every, whole)
+    whole, parts = executor.new_buffer(len(ids)), executor.new_buffer(len(ids))
+    (expected,) = executor.forward_rows(ids, every, whole)
     for depth in range(model.num_layers + 1):
         parts.keys[:, :, :5] = whole.keys[:, :, :5]  # these go no higher than `depth`
         parts.values[:, :, :5] = whole.values[:, :, :5]
-        hidden = model.forward_lower(ids, every, parts, depth)
-        (logits,) = model.forward_upper(hidden[5:], every[5:], parts, depth)
+        hidden = executor.forward_lower(ids, every, parts, depth)
+        (logits,) = executor.forward_upper(hidden[5:], every[5:], parts, depth)
         torch.testing.assert_close(logits, expected, **TOLERANCE)
         for layer in range(depth):
             torch.testing.assert_close(parts.keys[layer], whole.keys[layer], **TOLERANCE)
@@ -241,7 +270,10 @@ def test_whoever_reads_first_waits_for_layers_that_are_on_their_way() -> None:
     """In whatever mode: the caller of `keys` is outside of the model's passes."""
     model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    buffers = [place(model, prompt, given, len(prompt)) for given in ([*map(Late, kvs)], kvs)]
+    buffers = [
+        place_in_buffer(Executor(model), prompt, given, len(prompt))
+        for given in ([*map(Late, kvs)], kvs)
+    ]
     chunks = list(prompt.chunk_positions)
     for read in (lambda b: b.keys, lambda b: b.values, lambda b: b.layer(1)[0]):
         found, expected = (read(buffer)[..., chunks, :] for buffer in buffers)
@@ -250,6 +282,7 @@ def test_whoever_reads_first_waits_for_layers_that_are_on_their_way() -> None:
 
 def test_every_signal_waits_for_layers_that_are_on_their_way() -> None:
     model, prompt = model_of("llama_gqa2"), prompt_of_chunks()
+    executor = Executor(model)
     late = [Late(isolated(model, ids)) for ids in CHUNKS]
     watched = prompt.chunk_positions[5:25:7]
     for look in (
@@ -258,7 +291,13 @@ def test_every_signal_waits_for_layers_that_are_on_their_way() -> None:
         lambda probe: probe.watched_suffix([2], watched)[1],
     ):
         found, expected = (
-            look(PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt))))
+            look(
+                PlacedPrompt(
+                    executor,
+                    prompt,
+                    place_in_buffer(executor, prompt, kvs, len(prompt)),
+                )
+            )
             for kvs in (late, [isolated(model, ids) for ids in CHUNKS])
         )
         torch.testing.assert_close(found, expected, **TOLERANCE)
@@ -268,20 +307,21 @@ def test_every_signal_waits_for_layers_that_are_on_their_way() -> None:
 def test_recomputation_goes_on_behind_the_early_layers(family: str) -> None:
     """As if layers 0 and 1 had run over the whole prompt, and the rest over the selected tokens."""
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
     selection = TokenSelection(prompt.chunk_positions[3::7])
-    buffer = place(model, prompt, kvs, len(prompt))
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
     by_hand = KVBuffer(buffer.keys.clone(), buffer.values.clone())
-    early = PlacedPrompt(model, prompt, buffer)
+    early = PlacedPrompt(executor, prompt, buffer)
     early.early_deviation()
     logits = early.recompute(selection).logits[0]
     rows = sorted({*prompt.fresh_positions, *selection.positions})
     assert early.token_layers == 2 * len(prompt) + (model.num_layers - 2) * len(rows)
 
-    dense = model.new_buffer(len(prompt))
-    model.forward_rows(prompt.token_ids, range(len(prompt)), dense)
+    dense = executor.new_buffer(len(prompt))
+    executor.forward_rows(prompt.token_ids, range(len(prompt)), dense)
     by_hand.keys[:2], by_hand.values[:2] = dense.keys[:2], dense.values[:2]
-    (expected,) = model.forward_rows([prompt.token_ids[p] for p in rows], rows, by_hand)
+    (expected,) = executor.forward_rows([prompt.token_ids[p] for p in rows], rows, by_hand)
     torch.testing.assert_close(logits, expected, **TOLERANCE)
     torch.testing.assert_close(buffer.keys, by_hand.keys, **TOLERANCE)
 
@@ -289,10 +329,11 @@ def test_recomputation_goes_on_behind_the_early_layers(family: str) -> None:
 @every_family
 def test_early_deviation_against_a_loop(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
+    executor = Executor(model)
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    buffer = place(model, prompt, kvs, len(prompt))
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
     stale = KVBuffer(buffer.keys.clone(), buffer.values.clone())
-    scores = PlacedPrompt(model, prompt, buffer).early_deviation()
+    scores = PlacedPrompt(executor, prompt, buffer).early_deviation()
     _, (keys, values) = reference_of(family).dense(prompt.token_ids)
     expected = []
     for position in prompt.chunk_positions:
@@ -306,8 +347,9 @@ def test_early_deviation_against_a_loop(family: str) -> None:
 
 def test_a_prompt_without_chunks_is_computed_whole() -> None:
     model = CausalModel(build("llama_gqa2"), None, "tiny")
+    executor = Executor(model)
     prompt = AssembledPrompt(PROMPT_IDS, (), (0, len(PROMPT_IDS)))
-    buffer = place(model, prompt, [], len(prompt))
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(())).logits[0]
+    buffer = place_in_buffer(executor, prompt, [], len(prompt))
+    logits = PlacedPrompt(executor, prompt, buffer).recompute(TokenSelection(())).logits[0]
     expected, _ = Reference(build("llama_gqa2")).dense(PROMPT_IDS)
     torch.testing.assert_close(logits, expected[-1], **TOLERANCE)

@@ -16,16 +16,18 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fusionrag_integrations import AnswerSettings, Corpus, FusionEngine
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.corpus import LOCK_FILE
+from fusionrag_integrations import AnswerSettings, FusionEngine, Store
+from fusionrag_integrations.documents.keys import isolated_key
+from fusionrag_integrations.documents.types import Chunk, DocumentKey
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreNotFoundError
-from fusionrag_integrations.index import ChunkIndex
-from fusionrag_integrations.keys import isolated_key
-from fusionrag_integrations.manifests import Manifests
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.repair import Problem, find_damage, repair
-from fusionrag_integrations.types import Chunk, DocumentKey
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.layout import CATALOG_FILE, LOCK_FILE
+from fusionrag_integrations.store.manifests import Manifests
+from fusionrag_integrations.store.repair import repair
+from fusionrag_integrations.store.vector_index.chroma import ChromaIndex
+from fusionrag_integrations.store.verify import Problem, find_damage
 from tests.conftest import all_records, document_ids, town
 from tests.damage import kept, said
 
@@ -36,7 +38,7 @@ def made(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("made") / "store"
     engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
     engine.ingest([town(0), town(1), town(2)])
-    engine.corpus.close()
+    engine.store.close()
     return path
 
 
@@ -59,7 +61,7 @@ def files(store: Path, pattern: str) -> dict[Path, bytes]:
 
 
 def areas(problems: list[Problem]) -> list[tuple[str, bool]]:
-    return [(problem.area, problem.mended) for problem in problems]
+    return [(problem.area, problem.fixed) for problem in problems]
 
 
 def flip(path: Path, where: int = -1) -> None:
@@ -110,7 +112,7 @@ def test_the_rebuilt_store_answers_from_fused_kv(store: Path, model_dir: Path) -
         0,
         0,
     )
-    texts = [hit.chunk.text for hit in engine.corpus.search("town", 3)]
+    texts = [hit.chunk.text for hit in engine.store.search("town", 3)]
     as_stored = AnswerSettings(corrected=False)
     assert engine.answer("\n\n".join(texts) + "\n\nWhich?", as_stored).fused_chunks == 3
 
@@ -130,7 +132,7 @@ def test_a_link_whose_neighbour_changed_is_not_restored(store: Path, model_dir: 
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     with pytest.raises(KeyboardInterrupt):
         engine.ingest([town(7)], delete_others=True, progress=stop)
-    engine.corpus.close()
+    engine.store.close()
     before = rows(store)
     destroyed(store / CATALOG_FILE)
     list(repair(store))
@@ -161,10 +163,10 @@ def test_a_catalog_that_is_older_than_the_documents_is_not_believed(
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     engine.ingest([town(3), town(4)])
     engine.delete(["town-0"])
-    engine.corpus.close()
+    engine.store.close()
     newest, left = rows(store), files(store, "documents/??/*") | files(store, "kv/**/*")
     (store / CATALOG_FILE).write_bytes(before)
-    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+    for opened in (Store.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
         with pytest.raises(StoreError, match="has a catalog that is older"):
             opened(store)
     assert [problem.area for problem in find_damage(store)] == ["catalog"]
@@ -183,33 +185,33 @@ def test_kv_of_documents_that_the_catalog_does_not_know_is_kept(
 ) -> None:
     """Whatever became of it: one with other documents in it is as new as the files."""
     engine = FusionEngine.from_pretrained(model_dir, store=store)
-    known = engine.corpus.catalog.documents()
-    kept = keys_of_document(engine.corpus, "town-1") | keys_of_document(engine.corpus, "town-2")
+    known = engine.store.catalog.documents.all()
+    kept = keys_of_document(engine.store, "town-1") | keys_of_document(engine.store, "town-2")
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        catalog.delete_documents(known[1:])
+        catalog.documents.delete(known[1:])
     engine.ingest([town(9)])
     engine.delete(["town-9"])
-    engine.corpus.close()
+    engine.store.close()
     assert kept <= {path.stem for path in files(store, "kv/??/*")}
     list(repair(store))
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        assert catalog.documents() == known
+        assert catalog.documents.all() == known
     assert list(find_damage(store)) == []
 
 
 @pytest.mark.parametrize("then", ["ingest", "delete"])
-@pytest.mark.parametrize("at", ["begin_delete", "delete_documents", "finish_deletes", "_index"])
+@pytest.mark.parametrize("at", ["begin_delete", "delete", "finish_deletes", "index"])
 def test_a_delete_that_was_killed_is_finished_by_the_next_change(
     store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, at: str, then: str
 ) -> None:
     """Nothing needs to be mended. Before it began, nothing is deleted."""
     engine = FusionEngine.from_pretrained(model_dir, store=store)
-    corpus = engine.corpus
+    corpus = engine.store
     secret = keys_of_document(corpus, "town-1")
-    if at == "_index":
-        monkeypatch.setattr(corpus._index, "remove", killed)
+    if at == "index":
+        monkeypatch.setattr(corpus.index, "remove", killed)
     else:
-        owner = corpus.catalog if at == "delete_documents" else corpus.manifests
+        owner = corpus.catalog.documents if at == "delete" else corpus.manifests
         monkeypatch.setattr(owner, at, killed)
     with pytest.raises(KeyboardInterrupt):
         engine.delete(["town-1"])
@@ -222,21 +224,21 @@ def test_a_delete_that_was_killed_is_finished_by_the_next_change(
     else:
         engine.delete(["town-0"])
     gone = at != "begin_delete"
-    assert (DocumentKey("town-1") not in engine.corpus.catalog.documents()) == gone
+    assert (DocumentKey("town-1") not in engine.store.catalog.documents.all()) == gone
     left = {path.stem for path in files(store, "kv/??/*")}
     assert secret.isdisjoint(left) == gone
     assert not list((store / "documents" / "deleted").glob("*"))
     assert list(find_damage(store)) == []
-    engine.corpus.close()
+    engine.store.close()
 
 
 def killed(*args: object) -> None:
     raise KeyboardInterrupt
 
 
-def keys_of_document(corpus: Corpus, document_id: str) -> set[str]:
-    ids = corpus.catalog.chunk_ids([DocumentKey(document_id)])
-    records = corpus.catalog.records(ids).values()
+def keys_of_document(corpus: Store, document_id: str) -> set[str]:
+    ids = corpus.catalog.chunks.ids([DocumentKey(document_id)])
+    records = corpus.catalog.chunks.records(ids).values()
     return {key for record in records for key in (record.isolated_key, record.fused_key)}
 
 
@@ -285,13 +287,13 @@ def test_damaged_rows_are_taken_from_the_manifest(store: Path, column: str) -> N
     flip_in(store, column, "town-1")
     problems = list(find_damage(store))
     assert {problem.area for problem in problems} >= {"catalog"}
-    assert all(problem.mended for problem in repair(store))
+    assert all(problem.fixed for problem in repair(store))
     after = rows(store)
     assert {name: after[name] for name in ("documents", "info", "traces")} == {
         name: before[name] for name in ("documents", "info", "traces")
     }
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        assert len(catalog.records(catalog.text_ids())) == catalog.counts().chunks
+        assert len(catalog.chunks.records(catalog.chunks.all_ids())) == catalog.counts().chunks
     assert list(find_damage(store)) == []
 
 
@@ -300,11 +302,11 @@ def test_damaged_rows_without_a_manifest_are_named_until_the_document_comes_agai
 ) -> None:
     flip_in(store, "token_ids", "town-1")
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        chunk_ids = catalog.chunk_ids([DocumentKey("town-1")])
-    corpus = Corpus.open(store)
+        chunk_ids = catalog.chunks.ids([DocumentKey("town-1")])
+    corpus = Store.open(store)
     corpus.manifests.path_of(DocumentKey("town-1")).unlink()
     corpus.close()
-    left = [problem for problem in repair(store) if not problem.mended]
+    left = [problem for problem in repair(store) if not problem.fixed]
     assert [problem.error for problem in left] == ["CatalogRowError"] * len(chunk_ids)
     assert "ingest the document again or delete it" in left[0].message
     engine = FusionEngine.from_pretrained(model_dir, store=store)
@@ -317,12 +319,12 @@ def test_tokens_that_are_damaged_are_made_anew_from_the_text(
 ) -> None:
     """The prompt is computed from its own tokens; that the KV is another is counted."""
     engine = FusionEngine.from_pretrained(model_dir, store=store)
-    texts = [hit.chunk.text for hit in engine.corpus.search("town number 1", 3)]
+    texts = [hit.chunk.text for hit in engine.store.search("town number 1", 3)]
     prompt = question_prompt(texts, "Which?")
     settings = AnswerSettings(corrected=False, max_tokens=4)
     before, full = (engine.answer(prompt, replace(settings, kv=kv)) for kv in ("fused", "none"))
     assert before.fused_chunks == 3
-    engine.corpus.close()
+    engine.store.close()
     flip_in(store, "token_ids", "town-1")
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     after = engine.answer(prompt, settings)
@@ -407,7 +409,7 @@ def test_a_damaged_manifest_that_the_catalog_does_not_know_is_put_aside(store: P
     flip(path)
     damaged = path.read_bytes()
     with Catalog.open(store / CATALOG_FILE) as catalog:
-        catalog.delete_documents(catalog.documents())
+        catalog.documents.delete(catalog.documents.all())
     assert areas(list(repair(store)))[:3] == [("documents", True)] * 3
     assert not path.exists()
     assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
@@ -426,7 +428,7 @@ def test_what_was_put_aside_of_a_document_goes_with_its_text(
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     others = [town(0), town(2)]
     if how == "killed":
-        monkeypatch.setattr(engine.corpus.catalog, "delete_documents", killed)
+        monkeypatch.setattr(engine.store.catalog.documents, "delete", killed)
         with pytest.raises(KeyboardInterrupt):
             engine.delete(["town-1"])
         monkeypatch.undo()
@@ -471,10 +473,10 @@ def test_a_store_without_its_catalog_is_no_empty_place(
         (store / file).unlink()
     left = files(store, "**/*")
     for salt in ("", "another"):
-        with pytest.raises(StoreError, match="`fusionrag repair` makes it anew"):
+        with pytest.raises(StoreError, match="`fusionrag repair` rebuilds it"):
             FusionEngine.from_pretrained(model_dir, store=store, salt=salt)
     with pytest.raises(StoreError, match="has lost its catalog"):
-        Corpus.open(store)
+        Store.open(store)
     assert files(store, "**/*") == left
     assert areas(list(repair(store))) == [("catalog", True)]
     assert rows(store) == before
@@ -490,7 +492,7 @@ def test_any_part_of_a_store_is_enough(
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "left")
     if directory != "documents":  # without store.json, too, there is nothing to make it of
         for work in (find_damage, repair):
-            with pytest.raises(StoreError, match="can't be made anew without documents"):
+            with pytest.raises(StoreError, match="can't be rebuilt without documents"):
                 list(work(tmp_path / "left"))
 
 
@@ -525,8 +527,8 @@ def test_remains_of_a_store_are_no_empty_place(
         FusionEngine.from_pretrained(model_dir, store=left, salt="another")
     assert {path.name for path in left.iterdir()} <= {name, "store.json", "documents"}
     with pytest.raises(StoreError):
-        Corpus.open(left)
-    with pytest.raises(StoreError, match="can't be made anew"):
+        Store.open(left)
+    with pytest.raises(StoreError, match="can't be rebuilt"):
         list(repair(left))
 
 
@@ -536,7 +538,7 @@ def test_what_a_making_that_was_stopped_leaves_is_an_empty_place(
     (tmp_path / "left" / "documents" / "tmp").mkdir(parents=True)
     shutil.copy(store / "store.json", tmp_path / "left")
     engine = FusionEngine.from_pretrained(model_dir, store=tmp_path / "left", salt="another")
-    assert engine.corpus.catalog.counts().documents == 0
+    assert engine.store.catalog.counts().documents == 0
 
 
 def test_what_the_store_was_made_with_is_written_anew(store: Path) -> None:
@@ -575,7 +577,7 @@ def test_what_the_catalog_says_of_the_store_itself_is_put_right_by_the_files(
 ) -> None:
     before, left = rows(store), everything_but_the_catalog(store)
     change_of_the_store(store, column)
-    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+    for opened in (Store.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
         with pytest.raises(StoreError, match="`fusionrag repair`"):
             opened(store)
     assert areas(list(find_damage(store))) == [("catalog", False)]
@@ -599,7 +601,9 @@ def everything_but_the_catalog(store: Path) -> dict[Path, bytes]:
 def test_the_row_is_put_right_by_the_file_that_it_was_written_with(store: Path, other: str) -> None:
     """The other file is another store's, or says nothing."""
     before = rows(store)
-    Manifests(store.parent / "another").note_info(replace(before["info"][0][0], signature="x"))
+    Manifests(store.parent / "another").notes.write_info(
+        replace(before["info"][0][0], signature="x")
+    )
     for content in ((store.parent / "another" / "store.json").read_bytes(), b"{}"):
         (store / other).write_bytes(content)
         change_of_the_store(store, "signature")
@@ -626,7 +630,7 @@ def test_whatever_becomes_of_that_row_the_store_is_mended(store: Path, statement
     with sqlite3.connect(store / CATALOG_FILE) as db:
         db.execute(statement)
     with pytest.raises(StoreError, match="`fusionrag repair`"):
-        Corpus.open(store)
+        Store.open(store)
     assert areas(list(find_damage(store))) == [("catalog", False)]
     assert areas(list(repair(store))) == [("catalog", True)]
     assert rows(store) == before
@@ -642,7 +646,7 @@ def test_an_older_catalog_is_older_than_a_rebuilt_one(
         for number in range(4):
             engine.ingest([replace(town(number), id="secret")])
         old = (store / CATALOG_FILE).read_bytes()
-        noted = engine.corpus.catalog.revision
+        noted = engine.store.catalog.revision
         engine.delete(["secret"])
     for name in (CATALOG_FILE, *lost):
         (store / name).unlink()
@@ -651,7 +655,7 @@ def test_an_older_catalog_is_older_than_a_rebuilt_one(
         assert catalog.revision > noted
     (store / CATALOG_FILE).write_bytes(old)
     with pytest.raises(StoreError, match="has a catalog that is older"):
-        Corpus.open(store)
+        Store.open(store)
 
 
 @pytest.fixture(scope="module")
@@ -686,7 +690,7 @@ def test_another_stores_catalog_is_not_believed(
         shutil.copy(another / name, store / name)
     if lost:
         (store / lost).unlink()
-    for opened in (Corpus.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
+    for opened in (Store.open, lambda path: FusionEngine.from_pretrained(model_dir, store=path)):
         with pytest.raises(StoreError, match="is another store's"):
             opened(store)
     assert areas(list(find_damage(store))) == [("catalog", False)]
@@ -705,7 +709,7 @@ def test_one_file_of_another_store_is_written_anew(store: Path, another: Path, o
     """Two of the three decide: the catalog and the other file."""
     before, left = rows(store), everything_but_the_catalog(store)
     shutil.copy(another / "store.json", store / other)
-    Corpus.open(store).close()
+    Store.open(store).close()
     assert areas(list(find_damage(store))) == [("documents", False)]
     assert areas(list(repair(store))) == [("documents", True)]
     assert rows(store) == before
@@ -716,7 +720,7 @@ def test_a_lost_catalog_is_made_anew_by_the_file_that_the_documents_are_of(store
     """The other one is of another model's store: none of the documents could be read by it."""
     before, left = rows(store), everything_but_the_catalog(store)
     elsewhere = store.parent / "another"
-    Manifests(elsewhere).note_info(
+    Manifests(elsewhere).notes.write_info(
         replace(before["info"][0][0], signature="another", store_id="another")
     )
     shutil.copy(elsewhere / "store.json", store)
@@ -734,7 +738,7 @@ def test_documents_are_never_given_up_for_the_files_of_another_models_store(
     before, left = rows(store), everything_but_the_catalog(store)
     elsewhere = store.parent / "another"
     info = replace(before["info"][0][0], signature="another", store_id="another")
-    Manifests(elsewhere).note_info(info)
+    Manifests(elsewhere).notes.write_info(info)
     for name in ("store.json", "documents/store.json"):
         shutil.copy(elsewhere / "store.json", store / name)
     if damage:
@@ -754,7 +758,7 @@ def test_nothing_is_made_anew_without_the_documents(store: Path) -> None:
     destroyed(store / CATALOG_FILE)
     (store / "documents").rename(store.parent / "elsewhere")
     left = files(store, "**/*")
-    with pytest.raises(StoreError, match="can't be made anew without documents"):
+    with pytest.raises(StoreError, match="can't be rebuilt without documents"):
         list(repair(store))
     assert files(store, "**/*") == left
 
@@ -765,26 +769,26 @@ def test_stores_of_the_same_documents_differ_in_nothing_but_their_ids(
     with FusionEngine.from_pretrained(model_dir, store=tmp_path / "again", chunk_tokens=48) as e:
         e.ingest([town(0), town(1), town(2)])
     assert kept(tmp_path / "again") == kept(made)
-    infos = [Manifests(store).info() for store in (made, tmp_path / "again")]
+    infos = [Manifests(store).notes.info() for store in (made, tmp_path / "again")]
     assert len({"", *(info.store_id for info in infos)}) == 3
 
 
 def test_the_slower_of_two_makers_leaves_the_store_as_it_is(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = Manifests(made).info()
+    info = Manifests(made).notes.info()
     create = Catalog.create
 
     def overtaken(path: Path, info: StoreInfo) -> Catalog:
         monkeypatch.undo()
-        Corpus.create(tmp_path / "store", info).close()
+        Store.create(tmp_path / "store", info).close()
         return create(path, info)
 
     monkeypatch.setattr(Catalog, "create", overtaken)
     with pytest.raises(StoreError, match="already; open it instead"):
-        Corpus.create(tmp_path / "store", info)
-    with Corpus.open(tmp_path / "store") as corpus, corpus.writing():
-        assert corpus.manifests.info() == corpus.catalog.info
+        Store.create(tmp_path / "store", info)
+    with Store.open(tmp_path / "store") as corpus, corpus.writing():
+        assert corpus.manifests.notes.info() == corpus.catalog.info
 
 
 def test_damaged_records_go_and_no_others(store: Path, model_dir: Path) -> None:
@@ -796,8 +800,8 @@ def test_damaged_records_go_and_no_others(store: Path, model_dir: Path) -> None:
     stranger = store / "kv" / "README"
     stranger.write_text("mine")
     problems = list(repair(store))
-    assert {p.path for p in problems if p.mended} == {flipped, cut, copied}
-    assert {p.path for p in problems if not p.mended} == {stranger}
+    assert {p.path for p in problems if p.fixed} == {flipped, cut, copied}
+    assert {p.path for p in problems if not p.fixed} == {stranger}
     gone = {flipped, cut, copied}
     assert files(store, "kv/??/*") == {p: c for p, c in before.items() if p not in gone}
     stranger.unlink()
@@ -841,7 +845,7 @@ def without_files(index: Path) -> None:
 def test_a_lost_index_is_noticed_and_made_of_the_catalog(
     store: Path, damage: Callable[[Path], None]
 ) -> None:
-    corpus = Corpus.open(store)
+    corpus = Store.open(store)
     before = corpus.search("Where is the fox?", 9)
     corpus.close()
     damage(store / "index")
@@ -849,37 +853,37 @@ def test_a_lost_index_is_noticed_and_made_of_the_catalog(
     assert areas(list(find_damage(store))) == [("index", False)]
     assert files(store, "index/**/*") == left
     with pytest.raises(StoreError, match="`fusionrag repair`"):
-        Corpus.open(store)
+        Store.open(store)
     assert areas(list(repair(store))) == [("index", True)]
-    assert Corpus.open(store).search("Where is the fox?", 9) == before
+    assert Store.open(store).search("Where is the fox?", 9) == before
     assert list(find_damage(store)) == []
 
 
 def test_lost_vectors_are_found_and_taken_from_the_documents(store: Path) -> None:
-    with Corpus.open(store) as corpus:
+    with Store.open(store) as corpus:
         before = corpus.search("Where is the fox?", 9)
     with sqlite3.connect(store / CATALOG_FILE) as db:
         db.execute("DELETE FROM vectors WHERE chunk_id = ?", (before[0].chunk.id,))
-    with Corpus.open(store) as corpus:
+    with Store.open(store) as corpus:
         found = corpus.search("Where is the fox?", 9)
     assert [hit.chunk for hit in found] == [hit.chunk for hit in before]
     assert areas(list(find_damage(store))) == [("catalog", False)]
     assert areas(list(repair(store))) == [("catalog", True)]
     assert list(find_damage(store)) == []
-    with Corpus.open(store) as corpus:
+    with Store.open(store) as corpus:
         assert corpus.search("Where is the fox?", 9) == before
 
 
 def test_an_ingest_embeds_what_has_no_vector_anywhere(store: Path, model_dir: Path) -> None:
-    with Corpus.open(store) as corpus:
+    with Store.open(store) as corpus:
         before = corpus.search("Where is the fox?", 9)
         with sqlite3.connect(store / CATALOG_FILE) as db:
             db.execute("DELETE FROM vectors")
-        corpus.note_links(corpus.catalog.documents())  # manifests without vectors
+        corpus.changes.note_links(corpus.catalog.documents.all())  # manifests without vectors
     assert areas(list(repair(store))) == [("catalog", False)] * 3
     with FusionEngine.from_pretrained(model_dir, store=store) as engine:
         assert engine.ingest([]).isolated_computed == 0
-        assert engine.corpus.search("Where is the fox?", 9) == before
+        assert engine.store.search("Where is the fox?", 9) == before
     assert list(find_damage(store)) == []
 
 
@@ -889,7 +893,7 @@ def test_a_reader_follows_a_catalog_that_was_put_in_the_place_of_its_own(
     def found() -> set[str]:
         return {hit.chunk.document_id for hit in reader.search("town", 99)}
 
-    with Corpus.open(store) as reader:
+    with Store.open(store) as reader:
         assert found() == {"town-0", "town-1", "town-2"}
         (store / CATALOG_FILE).unlink()
         list(repair(store))
@@ -909,7 +913,7 @@ def test_values_that_cannot_be_filtered_by_are_no_damage(model_dir: Path, tmp_pa
     }
     with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
         engine.ingest([replace(town(0), metadata=odd)])
-        assert engine.corpus.search("fox", 1, where={"largest": 2**63 - 1})
+        assert engine.store.search("fox", 1, where={"largest": 2**63 - 1})
     assert list(find_damage(tmp_path / "store")) == []
 
 
@@ -931,7 +935,7 @@ def without_a_chunk(index: Path) -> None:
 
 
 def with_a_stranger(index: Path) -> None:
-    opened = ChunkIndex(index)
+    opened = ChromaIndex(index)
     opened.add([Chunk("x", "x", 0, "x")], [[0.5] * 2048])
     opened.close()
 
@@ -968,12 +972,12 @@ def test_no_store_is_named(tmp_path: Path) -> None:
 
 
 def test_a_manifest_says_what_the_catalog_says(store: Path) -> None:
-    corpus = Corpus.open(store)
+    corpus = Store.open(store)
     for path in corpus.manifests.paths():
         manifest = corpus.manifests.read(path)
-        records = corpus.catalog.records(corpus.catalog.chunk_ids([manifest.document]))
+        records = corpus.catalog.chunks.records(corpus.catalog.chunks.ids([manifest.document]))
         assert list(manifest.records) == list(records.values())
-        assert list(manifest.neighbours) == list(map(corpus.catalog.neighbours, records))
+        assert list(manifest.neighbours) == list(map(corpus.catalog.kv.neighbours, records))
         assert json.loads(path.read_bytes().split(b"\n", 1)[1])["id"] == manifest.document.id
     corpus.close()
 
@@ -997,7 +1001,7 @@ def test_no_link_in_a_store_is_followed(store: Path, model_dir: Path, name: str)
     before = files(store.parent, "elsewhere*/**/*")
     with pytest.raises(StoreError, match="is a symbolic link, which is not followed"):
         FusionEngine.from_pretrained(model_dir, store=store)
-    assert [problem.mended for problem in find_damage(store)][:1] == [False]
+    assert [problem.fixed for problem in find_damage(store)][:1] == [False]
     assert files(store.parent, "elsewhere*/**/*") == before
 
 
@@ -1017,7 +1021,7 @@ def test_a_store_may_lie_behind_a_link(store: Path, model_dir: Path) -> None:
         assert engine.delete(["town-0"]) == 1
     (store / "calibration.json").write_text('{"format": 1, "calibrations": {}}')
     with FusionEngine.from_pretrained(model_dir, store=link) as engine:
-        assert len(engine.corpus.catalog.documents()) == 3
+        assert len(engine.store.catalog.documents.all()) == 3
     assert list(find_damage(link)) == list(repair(link)) == []
 
 
@@ -1047,7 +1051,7 @@ def test_whatever_stands_in_a_files_place_makes_way(
     path.unlink(missing_ok=True)
     place(path)
     assert list(find_damage(store))
-    assert all(problem.mended for problem in repair(store))
+    assert all(problem.fixed for problem in repair(store))
     with FusionEngine.from_pretrained(model_dir, store=store) as engine:
         engine.ingest([town(0), town(1), town(2)])
         assert engine.answer("Where is the fox?", AnswerSettings(max_tokens=1)).text is not None
@@ -1061,7 +1065,7 @@ def test_a_directory_that_holds_something_is_nobodys_to_remove(store: Path) -> N
     record.unlink()
     record.mkdir()
     (record / "mine").touch()
-    assert [problem.path for problem in repair(store) if not problem.mended] == [record]
+    assert [problem.path for problem in repair(store) if not problem.fixed] == [record]
     assert (record / "mine").exists()
 
 
@@ -1078,4 +1082,4 @@ def test_a_link_in_the_place_of_the_lock_is_not_written_through(
     with pytest.raises(StoreError, match="symbolic link"):
         list(repair(store))
     assert elsewhere.read_text() == "mine"
-    engine.corpus.close()
+    engine.store.close()

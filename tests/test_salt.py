@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations.documents.keys import fused_key, isolated_key, record_signature, salt_id
 from fusionrag_integrations.errors import InvalidInputError, KVForeignError, StoreMismatchError
-from fusionrag_integrations.keys import fused_key, isolated_key, record_signature, salt_id
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.store import FileKVStore
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
 from tests.conftest import town
 
 SALT = "tenant-a-secret"
@@ -24,8 +25,8 @@ def made(model_dir: Path, path: Path, salt: str) -> FusionEngine:
 
 
 def fused_chunks(engine: FusionEngine) -> int:
-    catalog = engine.corpus.catalog
-    texts = [r.chunk.text for r in catalog.records(catalog.chunk_ids()).values()]
+    catalog = engine.store.catalog
+    texts = [r.chunk.text for r in catalog.chunks.records(catalog.chunks.ids()).values()]
     settings = AnswerSettings(max_tokens=2, corrected=False)
     return engine.answer(question_prompt(texts, "Which house?"), settings).fused_chunks
 
@@ -33,31 +34,31 @@ def fused_chunks(engine: FusionEngine) -> int:
 @pytest.mark.parametrize("salt", ["", SALT])
 def test_the_same_salt_hits(model_dir: Path, tmp_path: Path, salt: str) -> None:
     first = made(model_dir, tmp_path / "a", salt)
-    keys = set(first._kv.keys())
-    first.corpus.close()
+    keys = set(first.kv.keys())
+    first.store.close()
     again = FusionEngine.from_pretrained(model_dir, store=tmp_path / "a", salt=salt)
     assert fused_chunks(again) == 3
-    assert again._kv.metrics().misses == 0
-    assert set(made(model_dir, tmp_path / "b", salt)._kv.keys()) == keys
+    assert again.kv.metrics().misses == 0
+    assert set(made(model_dir, tmp_path / "b", salt).kv.keys()) == keys
 
 
 def test_another_salt_misses(model_dir: Path, tmp_path: Path) -> None:
     ours, theirs = made(model_dir, tmp_path / "a", SALT), made(model_dir, tmp_path / "b", "other")
-    assert not set(ours._kv.keys()) & set(theirs._kv.keys())
+    assert not set(ours.kv.keys()) & set(theirs.kv.keys())
     shutil.rmtree(tmp_path / "b" / "kv")
     shutil.copytree(tmp_path / "a" / "kv", tmp_path / "b" / "kv")
     assert fused_chunks(theirs) == 0
-    assert theirs._kv.metrics().misses > 0
+    assert theirs.kv.metrics().misses > 0
 
 
 def test_a_copied_record_is_foreign_even_under_the_right_name(
     model_dir: Path, tmp_path: Path
 ) -> None:
     ours, theirs = made(model_dir, tmp_path / "a", SALT), made(model_dir, tmp_path / "b", "")
-    source, target = (next(e.corpus.path.glob("kv/??/*")) for e in (ours, theirs))
+    source, target = (next(e.store.path.glob("kv/??/*")) for e in (ours, theirs))
     shutil.copy(source, target)
     with pytest.raises(KVForeignError):
-        theirs._kv.get(target.name.split(".")[0])
+        theirs.kv.get(target.name.split(".")[0])
 
 
 @pytest.mark.parametrize("given", ["", "other"])
@@ -103,7 +104,7 @@ def test_the_format_is_the_stores_own(model_dir: Path, tmp_path: Path) -> None:
     )
     engine.ingest([town(0)])
     assert fused_chunks(engine) == 3
-    assert engine.corpus.catalog.info.kv_format == "int8"
+    assert engine.store.catalog.info.kv_format == "int8"
     again = FusionEngine.from_pretrained(model_dir, store=tmp_path / "a")
     assert fused_chunks(again) == 3
     with pytest.raises(InvalidInputError, match=r"int8.*'int4' needs a new store"):
@@ -111,10 +112,10 @@ def test_the_format_is_the_stores_own(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"'int3'; choose one of float32"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "b", kv_format="int3")  # type: ignore[arg-type]
     plain = made(model_dir, tmp_path / "c", "")
-    assert not set(plain._kv.keys()) & set(again._kv.keys())
-    signature = again.corpus.catalog.info.record_signature
+    assert not set(plain.kv.keys()) & set(again.kv.keys())
+    signature = again.store.catalog.info.record_signature
     sizes = [
-        FileKVStore(path / "kv", signature, "int8").size_bytes()
+        RecordStore(LocalKVFiles(path / "kv"), signature, "int8").size_bytes()
         for path in (tmp_path / "a", tmp_path / "c")
     ]
     assert sizes[0] < 0.5 * sizes[1]

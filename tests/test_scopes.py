@@ -14,8 +14,9 @@ from llama_index.core.schema import TextNode
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import ChunkRecord, LayeredKV
+from fusionrag_integrations.store.kv.types import LayeredKV
 from tests.conftest import all_records, town
 
 QUESTION = "Where is house 7 of town number 1?"
@@ -32,9 +33,9 @@ def engine(engine: FusionEngine) -> FusionEngine:
 
 
 def records(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
-    catalog = engine.corpus.catalog
-    keys = [key for key in catalog.documents() if key.id == document_id]
-    return list(catalog.records(catalog.chunk_ids(keys)).values())
+    catalog = engine.store.catalog
+    keys = [key for key in catalog.documents.all() if key.id == document_id]
+    return list(catalog.chunks.records(catalog.chunks.ids(keys)).values())
 
 
 def ask(
@@ -47,14 +48,14 @@ def ask(
 
 def keys_of(engine: FusionEngine, scope: str) -> set[str]:
     """Keys of all KV that was made from the scope's chunks."""
-    found = [r for r in all_records(engine.corpus.catalog) if r.chunk.scope == scope]
+    found = [r for r in all_records(engine.store.catalog) if r.chunk.scope == scope]
     return {key for record in found for key in (record.isolated_key, record.fused_key)}
 
 
 def test_neighbours_are_of_the_chunks_own_scope(engine: FusionEngine) -> None:
-    catalog = engine.corpus.catalog
+    catalog = engine.store.catalog
     for record in all_records(catalog):
-        near = catalog.records(catalog.neighbours(record.chunk.id)).values()
+        near = catalog.chunks.records(catalog.kv.neighbours(record.chunk.id)).values()
         assert {n.chunk.scope for n in near} == {record.chunk.scope}
 
 
@@ -161,7 +162,7 @@ def test_models_of_both_frameworks_keep_to_their_scopes(
 def test_retrievers_of_both_frameworks_search_their_scopes(
     engine: FusionEngine, scope: str
 ) -> None:
-    expected = {r.chunk.id for r in all_records(engine.corpus.catalog) if r.chunk.scope == scope}
+    expected = {r.chunk.id for r in all_records(engine.store.catalog) if r.chunk.scope == scope}
     documents = lc.FusionKVRetriever(engine=engine, scopes=[scope], k=99).invoke(QUESTION)
     nodes = li.FusionKVRetriever(engine=engine, scopes=[scope], similarity_top_k=99)
     assert {document.id for document in documents} == expected
@@ -172,7 +173,7 @@ def test_the_same_id_in_another_scope_is_another_document(
     engine: FusionEngine, served: list[LayeredKV]
 ) -> None:
     """Whatever is done with one, the other stays as it is."""
-    before = all_records(engine.corpus.catalog)
+    before = all_records(engine.store.catalog)
     old = keys_of(engine, "north")
     engine.ingest([replace(town(1), scope="elsewhere")])
     both = ask(engine, "town-1", ("elsewhere",))  # its text, once for each document
@@ -180,13 +181,13 @@ def test_the_same_id_in_another_scope_is_another_document(
     assert not {kv.key for kv in served} & old
     assert engine.delete(["town-1"]) == 0
     assert engine.delete(["town-1"], scope="elsewhere") == 1
-    assert all_records(engine.corpus.catalog) == before
+    assert all_records(engine.store.catalog) == before
 
 
 @pytest.mark.parametrize("source", ["north\x1ftown-0", "north/town-0", "north\0town-0"])
 @pytest.mark.parametrize("way", ["document", "langchain", "llama_index"])
 def test_no_id_reaches_into_another_scope(engine: FusionEngine, source: str, way: str) -> None:
-    before = all_records(engine.corpus.catalog)
+    before = all_records(engine.store.catalog)
     text = "Another text, of which nobody knows who wrote it, takes no one's place."
     given = {
         "document": lambda: [Document(source, text)],
@@ -196,22 +197,22 @@ def test_no_id_reaches_into_another_scope(engine: FusionEngine, source: str, way
         "llama_index": lambda: li.to_documents([TextNode(id_=source, text=text)]),
     }
     engine.ingest(given[way]())
-    found = all_records(engine.corpus.catalog)
+    found = all_records(engine.store.catalog)
     assert [record for record in found if record.chunk.document_id != source] == before
     assert engine.delete([source]) == 1
-    assert all_records(engine.corpus.catalog) == before
+    assert all_records(engine.store.catalog) == before
 
 
 def test_no_id_is_that_of_a_captured_text(engine: FusionEngine) -> None:
     """A document by whatever name stays visible, and so does what was captured."""
     text = "A text that came with a question, and that no one has ever ingested before today."
-    engine.offer([text])
+    engine.register_texts([text])
     engine.answer(f"{text}\n\n{QUESTION}", AnswerSettings(max_tokens=1))
-    engine._server._background.submit(lambda: None).result()  # what was captured is kept now
-    (captured,) = engine.corpus.catalog.with_text(text)
+    engine.pipeline.adhoc.wait()  # what was captured is kept now
+    (captured,) = engine.store.catalog.chunks.with_text(text)
     ids = [captured.chunk.document_id, f"\x1fcaptured\x1f{captured.chunk.id}"]
     engine.ingest([replace(town(6), id=name) for name in ids])
-    assert set(ids) <= {key.id for key in engine.corpus.catalog.documents()}
-    (kept,) = engine.corpus.catalog.with_text(text)
+    assert set(ids) <= {key.id for key in engine.store.catalog.documents.all()}
+    (kept,) = engine.store.catalog.chunks.with_text(text)
     assert kept == captured
     assert engine.delete(ids) == 2

@@ -12,8 +12,9 @@ import pytest
 from transformers import GenerationConfig
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.handles import KVHandle
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.errors import (
     FusionRAGError,
     InvalidInputError,
@@ -21,17 +22,16 @@ from fusionrag_integrations.errors import (
     UnknownSelectorError,
 )
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import selector_names
-from fusionrag_integrations.store import Budgets, FileKVStore
-from fusionrag_integrations.types import (
-    AnswerSettings,
-    Calibration,
-    ChunkKV,
-    ChunkRecord,
-    DocumentKey,
-    KVHandle,
-    Message,
-)
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.types import ChunkKV
+from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from tests.conftest import town
 
 QUESTION = "Which house stands in town number 1?"
@@ -58,8 +58,8 @@ def spoilt(model_dir: Path, tmp_path: Path) -> FusionEngine:
 
 
 def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
-    catalog = engine.corpus.catalog
-    return list(catalog.records(catalog.chunk_ids([DocumentKey(document_id)])).values())
+    catalog = engine.store.catalog
+    return list(catalog.chunks.records(catalog.chunks.ids([DocumentKey(document_id)])).values())
 
 
 def prompt(engine: FusionEngine, *document_ids: str) -> list[Message]:
@@ -73,7 +73,7 @@ def ask(engine: FusionEngine, *document_ids: str, **settings: Any) -> Answer:
 
 
 def file_of(engine: FusionEngine, key: str) -> Path:
-    return engine.corpus.path / "kv" / key[:2] / f"{key}.safetensors"
+    return engine.store.path / "kv" / key[:2] / f"{key}.safetensors"
 
 
 @pytest.mark.parametrize("kv", ["fused", "isolated"])
@@ -170,13 +170,15 @@ def flip_a_byte(path: Path) -> None:
 
 
 def of_another_model(path: Path) -> None:
-    kv = FileKVStore(path.parents[1], signature_in(path), "float32").get(path.name.split(".")[0])
-    FileKVStore(path.parents[1], "another model", "float32").put(kv.dense())
+    kv = RecordStore(LocalKVFiles(path.parents[1]), signature_in(path), "float32").get(
+        path.name.split(".")[0]
+    )
+    RecordStore(LocalKVFiles(path.parents[1]), "another model", "float32").put(kv.dense())
 
 
 def of_another_chunk(path: Path) -> None:
     """Intact and of this model, under the right key, but with other tokens."""
-    store = FileKVStore(path.parents[1], signature_in(path), "float32")
+    store = RecordStore(LocalKVFiles(path.parents[1]), signature_in(path), "float32")
     kv = store.get(path.name.split(".")[0]).dense()
     ids = (kv.token_ids[0] + 1, *kv.token_ids[1:])
     store.put(ChunkKV(kv.key, kv.kind, ids, kv.keys, kv.values, kv.neighbours))
@@ -257,10 +259,10 @@ def test_a_miss_is_logged_with_its_reason(
 
 
 def test_answering_changes_nothing_that_is_stored(spoilt: FusionEngine) -> None:
-    files = {p: p.read_bytes() for p in spoilt.corpus.path.glob("kv/*/*")}
+    files = {p: p.read_bytes() for p in spoilt.store.path.glob("kv/*/*")}
     first = ask(spoilt, "town-0", "town-1")
     assert ask(spoilt, "town-0", "town-1").token_ids == first.token_ids
-    assert {p: p.read_bytes() for p in spoilt.corpus.path.glob("kv/*/*")} == files
+    assert {p: p.read_bytes() for p in spoilt.store.path.glob("kv/*/*")} == files
 
 
 def test_a_document_that_comes_later_is_found_too(spoilt: FusionEngine) -> None:
@@ -368,7 +370,7 @@ class TestShortPrompts:
         path = tmp_path_factory.mktemp("measured")
         first = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
         first.ingest([town(number) for number in range(2)])
-        signature = first.corpus.catalog.info.signature
+        signature = first.store.catalog.info.signature
 
         def opened(tokens: int) -> FusionEngine:
             calibration = Calibration(layers=(1,))
@@ -394,16 +396,15 @@ class TestShortPrompts:
             assert not answer.short
             assert answer.usage.reused_tokens > 0
 
-    @pytest.mark.parametrize("kv", ["fused", "isolated", "prefix", "none"])
+    @pytest.mark.parametrize("kv", ["fused", "isolated", "none"])
     def test_unless_a_call_declines(self, measured: Callable[[int], FusionEngine], kv: str) -> None:
         answer = ask(measured(5000), "town-0", kv=kv, break_even=False)
         assert not answer.short
         assert (answer.usage.reused_tokens > 0) == (kv != "none")
 
-    def test_a_prefix_cache_has_no_break_even(
+    def test_full_attention_has_no_break_even(
         self, measured: Callable[[int], FusionEngine]
     ) -> None:
-        assert not ask(measured(5000), "town-0", kv="prefix").short
         assert not ask(measured(5000), "town-0", kv="none").short
 
 

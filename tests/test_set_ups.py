@@ -29,11 +29,12 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.metrics import f1
-from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
-from fusionrag_integrations.types import Document
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.types import Document
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.request import Request
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
 from tests.plain_models import (
     MAX_TOKENS,
@@ -173,15 +174,15 @@ class Pipeline:
 def watched(engine: FusionEngine) -> list[Answer]:
     """A list that all answers of the engine are added to."""
     answers: list[Answer] = []
-    run = engine._server.run
+    decode = engine.pipeline.decode
 
-    def watching(*arguments: Any) -> Iterator[Any]:
-        for event in run(*arguments):
-            if isinstance(event, Answer):
-                answers.append(event)
-            yield event
+    def watching(request: Request) -> str:
+        piece = decode(request)
+        if request.answer is not None:
+            answers.append(request.answer)
+        return piece
 
-    engine._server.run = watching  # type: ignore[method-assign]
+    engine.pipeline.decode = watching  # type: ignore[method-assign]
     return answers
 
 

@@ -15,21 +15,25 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog
-from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
+from fusionrag_integrations.attention.rope import rotate
 from fusionrag_integrations.demo import smollm2
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.recompute import PlacedPrompt, place
-from fusionrag_integrations.rope import rotate
-from fusionrag_integrations.types import (
-    AssembledPrompt,
-    Chunk,
-    ChunkKV,
-    ChunkRecord,
-    EncodedChunk,
-    Span,
-    TokenSelection,
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.execution.chunk_kv import (
+    Fusion,
+    fuse_chunks,
+    prefill_chunks,
+    prefill_prefix,
 )
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.kv.types import ChunkKV
+from fusionrag_integrations.store.layout import CATALOG_FILE
 from tests.reference import Reference
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.slow]
@@ -66,8 +70,9 @@ def ids(model: CausalModel, text: str) -> tuple[int, ...]:
 
 
 def isolated(model: CausalModel, text: str, key: str = "") -> ChunkKV:
-    prefix = prefill_prefix(model, ids(model, PREFIX))
-    return prefill_chunks(model, prefix, {key: ids(model, text)})[0]
+    executor = Executor(model)
+    prefix = prefill_prefix(executor, ids(model, PREFIX))
+    return prefill_chunks(executor, prefix, {key: ids(model, text)})[0]
 
 
 def prompt_of(model: CausalModel, first: str, *texts: str) -> AssembledPrompt:
@@ -97,8 +102,9 @@ def assert_dense(
     selected: tuple[int, ...],
 ) -> None:
     """With these tokens recomputed, all is as the model itself computes it."""
-    buffer = place(model, prompt, kvs, len(prompt))
-    logits = PlacedPrompt(model, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
+    executor = Executor(model)
+    buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
+    logits = PlacedPrompt(executor, prompt, buffer).recompute(TokenSelection(selected)).logits[0]
     expected, (keys, values) = reference.dense(prompt.token_ids)
     assert_close(logits, expected[-1])
     assert_close(buffer.keys, keys)
@@ -125,8 +131,8 @@ def test_a_fused_chunk_behind_its_own_neighbour_is_exact(
     pretrained: CausalModel, reference: Reference
 ) -> None:
     first, second = isolated(pretrained, CURIE[0], "aa"), isolated(pretrained, CURIE[1])
-    prefix = prefill_prefix(pretrained, ids(pretrained, PREFIX))
-    ((fused, _),) = fuse_chunks(pretrained, prefix, [Fusion("bb", second, (first,))])
+    prefix = prefill_prefix(Executor(pretrained), ids(pretrained, PREFIX))
+    ((fused, _),) = fuse_chunks(Executor(pretrained), prefix, [Fusion("bb", second, (first,))])
     prompt = prompt_of(pretrained, PREFIX, *CURIE)
     assert_dense(pretrained, reference, prompt, [first, fused], ())
     # So it is the neighbour that makes the difference.
@@ -159,7 +165,7 @@ def test_it_answers_from_fused_kv(pretrained: CausalModel, tmp_path: Path) -> No
         ("In which city was Marie Curie born?", ["Warsaw"]),
         ("Which two elements did Marie Curie find?", ["polonium", "radium"]),
     ):
-        found = "\n\n".join(hit.chunk.text for hit in engine.corpus.search(question, 3))
+        found = "\n\n".join(hit.chunk.text for hit in engine.store.search(question, 3))
         asked = f"{found}\n\nAnswer from the text above in a few words: {question}"
         prompt = [{"role": "user", "content": asked}]
         answer = engine.answer(prompt, AnswerSettings(ratio=0.15, max_tokens=16))

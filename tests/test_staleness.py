@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from fusionrag_integrations import Document, FusionEngine
-from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import (
-    AnswerSettings,
-    ChunkRecord,
-    KVHandle,
-    LayeredKV,
-)
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.kv.types import LayeredKV
 from tests.conftest import all_records, town
 
 BORN = "He was born in Paris, in a small house by the river, near the old bridge and the bank."
@@ -32,9 +30,9 @@ def life(name: str) -> Document:
 
 def chunks(engine: FusionEngine, document_id: str) -> list[ChunkRecord]:
     """Of the document with this id, whatever its scope is."""
-    catalog = engine.corpus.catalog
-    keys = [key for key in catalog.documents() if key.id == document_id]
-    return list(catalog.records(catalog.chunk_ids(keys)).values())
+    catalog = engine.store.catalog
+    keys = [key for key in catalog.documents.all() if key.id == document_id]
+    return list(catalog.chunks.records(catalog.chunks.ids(keys)).values())
 
 
 def ask(engine: FusionEngine, texts: list[str], *handles: KVHandle) -> Answer:
@@ -43,11 +41,11 @@ def ask(engine: FusionEngine, texts: list[str], *handles: KVHandle) -> Answer:
 
 
 def fused_keys(engine: FusionEngine) -> set[str]:
-    return {r.fused_key for r in all_records(engine.corpus.catalog)} - {""}
+    return {r.fused_key for r in all_records(engine.store.catalog)} - {""}
 
 
 def stored_keys(engine: FusionEngine) -> set[str]:
-    return {path.name.split(".")[0] for path in engine.corpus.path.glob("kv/??/*")}
+    return {path.name.split(".")[0] for path in engine.store.path.glob("kv/??/*")}
 
 
 class TestTheSameSentenceInTwoDocuments:
@@ -61,7 +59,7 @@ class TestTheSameSentenceInTwoDocuments:
         (ada, ada_born), (bela, bela_born) = chunks(engine, "Ada"), chunks(engine, "Bela")
         assert ada_born.isolated_key == bela_born.isolated_key
         assert ada_born.fused_key != bela_born.fused_key
-        neighbours = engine.corpus.catalog.neighbours
+        neighbours = engine.store.catalog.kv.neighbours
         assert neighbours(ada_born.chunk.id)[-1] == ada.chunk.id
         assert neighbours(bela_born.chunk.id)[-1] == bela.chunk.id
 
@@ -176,7 +174,7 @@ class TestAfterANeighbour:
     def test_another_engine_on_the_store_sees_it_too(
         self, engine: FusionEngine, model_dir: Path
     ) -> None:
-        other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+        other = FusionEngine.from_pretrained(model_dir, store=engine.store.path)
         assert ask(other, self.texts(other)).fused_chunks == 3
         engine.delete(["town-1"])
         assert ask(other, self.texts(other)).isolated_chunks == 3

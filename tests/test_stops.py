@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from fusionrag_integrations.stops import StopMatcher
+from fusionrag_integrations.serving.stops import StopMatcher
 
 
 @pytest.mark.parametrize("seed", range(200))

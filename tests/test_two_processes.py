@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.corpus import document_order
-from fusionrag_integrations.exact_search import ExactSearch
+from fusionrag_integrations.documents.handles import document_order
+from fusionrag_integrations.store.vector_index.exact import ExactSearch
 from tests.conftest import town
 
 WRITER = """
@@ -30,7 +30,7 @@ for line in sys.stdin:
     elif verb == "delete":
         engine.delete([f"town-{number}" for number in numbers])
     else:
-        hits = engine.corpus.search("town", 99, scopes=[""])
+        hits = engine.store.search("town", 99, scopes=[""])
         print(*sorted({hit.chunk.document_id for hit in hits}))
     print("done", flush=True)
 """
@@ -40,7 +40,7 @@ Writer = Callable[[str], list[str]]
 @pytest.fixture
 def other(engine: FusionEngine, model_dir: Path) -> Iterator[Writer]:
     """Does in another process what a line says: "ingest 1 2", "delete 1" or "search"."""
-    arguments = [sys.executable, "-c", WRITER, str(model_dir), str(engine.corpus.path)]
+    arguments = [sys.executable, "-c", WRITER, str(model_dir), str(engine.store.path)]
     process = subprocess.Popen(
         arguments,
         stdin=subprocess.PIPE,
@@ -66,7 +66,7 @@ def other(engine: FusionEngine, model_dir: Path) -> Iterator[Writer]:
 
 
 def found(engine: FusionEngine, scopes: list[str] | None) -> list[str]:
-    hits = engine.corpus.search("town", 99, scopes=scopes)
+    hits = engine.store.search("town", 99, scopes=scopes)
     return sorted({hit.chunk.document_id for hit in hits})
 
 
@@ -94,16 +94,16 @@ def test_writers_that_take_turns_lose_nothing(
         engine.ingest([town(20 + turn)])
     expected = sorted(["town-0", *(f"town-{10 * i + turn}" for i in (1, 2) for turn in range(3))])
     assert found(engine, None) == other("search") == expected
-    again = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+    again = FusionEngine.from_pretrained(model_dir, store=engine.store.path)
     assert found(again, [""]) == expected
-    assert again.corpus.catalog.counts().fused_chunks == 21
+    assert again.store.catalog.counts().fused_chunks == 21
 
 
 def test_a_document_that_is_replaced_while_it_is_searched_is_found(
     engine: FusionEngine, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.ingest([town(0)])
-    other = FusionEngine.from_pretrained(model_dir, store=engine.corpus.path)
+    other = FusionEngine.from_pretrained(model_dir, store=engine.store.path)
     changed = replace(town(0), text=town(0).text.replace("fox", "wolf"))
     changes = [lambda: other.ingest([changed]), lambda: engine.ingest([town(0)])]
     search = ExactSearch.search
@@ -115,6 +115,6 @@ def test_a_document_that_is_replaced_while_it_is_searched_is_found(
         return found
 
     monkeypatch.setattr(ExactSearch, "search", meanwhile)
-    hits = engine.corpus.search("river", 9)
+    hits = engine.store.search("river", 9)
     assert not changes
     assert "\n\n".join(hit.chunk.text for hit in document_order(hits)) == town(0).text

@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model.gguf import require_gguf_extra
+from fusionrag_integrations.execution.hf.gguf import require_gguf_extra
 
 try:
     require_gguf_extra()

@@ -8,9 +8,9 @@ from typing import Any
 
 from fusionrag_integrations.bench.served import served_prompt
 from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.bench.ttft import take_turns
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.bench.ttft import asker, take_turns
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.calibration import Calibration
 
 CONTEXTS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 RATIO = 0.15
@@ -32,8 +32,10 @@ def measure_break_even(
     contexts = [tokens for tokens in CONTEXTS if tokens < model.context_window]
     for number, context in enumerate(contexts):
         progress(number, len(contexts))
-        with served_prompt(model, context, "disk", calibration) as (server, prompt):
-            answers = take_turns(server, prompt, (FULL, OURS), REPEAT, lambda done, total: None)
+        with served_prompt(model, context, "disk", calibration) as (pipeline, prompt):
+            answers = take_turns(
+                asker(model, pipeline, prompt), (FULL, OURS), REPEAT, lambda done, total: None
+            )
         pairs = zip(answers[FULL], answers[OURS], strict=True)
         speedups[context] = median(full.ttft.total / ours.ttft.total for full, ours in pairs)
         if speedups[context] >= SURE:

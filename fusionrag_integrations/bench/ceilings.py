@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from fusionrag_integrations.bench.clock import times_ms
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 
 REPEATS = 3
 
@@ -24,7 +24,7 @@ class Ceilings:
     """Measures what is asked, once each. Milliseconds."""
 
     def __init__(self, model: CausalModel, context: int, moves: bool) -> None:
-        """moves: whether chunk KV comes from the host, or is attended to where it lies."""
+        """moves: whether chunk KV comes from the host, or is attended to in place."""
         self._model = model
         self._context = context
         self._moves = moves

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusionrag_integrations.timing import settle
+from fusionrag_integrations.execution.devices import settle
 
 
 def times_ms(work: Callable[[], Any], repeat: int, device: torch.device) -> list[float]:
@@ -41,6 +41,6 @@ def kernel_ms(work: Callable[[], Any], repeat: int, device: torch.device) -> flo
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """Between which the middle half of some values lies; of one value, the value."""
+    """The bounds of the middle half of some values; of one value, the value."""
     low, _, high = quantiles(values, n=4) if len(values) > 1 else [*values] * 3
     return low, high

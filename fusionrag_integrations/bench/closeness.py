@@ -14,8 +14,8 @@ from typing import Any
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.metrics import find_answer
 from fusionrag_integrations.bench.shared_pass import Answered
-from fusionrag_integrations.decode import text_pieces
-from fusionrag_integrations.echo import counted_tokens, overlap, token_bounds
+from fusionrag_integrations.check.echo import counted_tokens, overlap, token_bounds
+from fusionrag_integrations.serving.text_stream import text_pieces
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.metrics import exact_match, f1, is_right
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.types import AnswerSettings, Prompt
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 K = TypeVar("K", bound=Hashable)
 

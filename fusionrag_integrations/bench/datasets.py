@@ -25,8 +25,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
+from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Document
 
 EVIDENCE_WORDS = 800
 """Words kept of a TriviaQA text, some of which are books. 800 is what the data set's authors keep

@@ -14,20 +14,19 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionrag_integrations.attention import weights
-from fusionrag_integrations.chunk_kv import deviation
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.model import CausalModel, KVBuffer, Run
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.execution.chunk_kv import deviation
+from fusionrag_integrations.execution.executor import Executor, SequenceInput
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.types import (
-    AnswerSettings,
-    AssembledPrompt,
-    LoadedPrompt,
-    Prompt,
-    Selector,
-    TokenSelection,
-)
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.selection import Selector, TokenSelection
+from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 PLACES = 10
 
@@ -52,8 +51,10 @@ class Truth:
         self._loaded = engine.load(prompt, settings)
         self._positions = list(self._loaded.prompt.chunk_positions)
         self.has_chunks = bool(self._positions)
-        self._true = _true_kv(engine.model, self._loaded.prompt)
-        stale = place(engine.model, self._loaded.prompt, self._loaded.kvs, self._true.capacity)
+        self._true = _true_kv(engine.executor, self._loaded.prompt)
+        stale = place_in_buffer(
+            engine.executor, self._loaded.prompt, self._loaded.kvs, self._true.capacity
+        )
         self._stale = self._deviation(stale).sum(0)
         self._attention = self._true_attention()
 
@@ -61,13 +62,13 @@ class Truth:
         """What the strategy with these settings does."""
         selector = make_selector(settings.selector, settings.ratio, self._engine.calibration)
         buffer, selection = _recomputed(
-            self._engine.model, self._loaded, selector, settings.corrected
+            self._engine.executor, self._loaded, selector, settings.corrected
         )
         return Inspection(
             deviation=tuple(self._deviation(buffer).mean(1).tolist()),
             overlap_deviation=self._overlap(selection, self._stale),
             overlap_attention=self._overlap(selection, self._attention),
-            places=_places(self._loaded.prompt, selection),
+            places=by_tenths(self._loaded.prompt, selection),
         )
 
     def _deviation(self, buffer: KVBuffer) -> torch.Tensor:
@@ -79,8 +80,9 @@ class Truth:
 
     def _true_attention(self) -> torch.Tensor:
         """The suffix's attention to each chunk token, mean over layers, [C]."""
-        model, prompt = self._engine.model, self._loaded.prompt
-        views = PlacedPrompt(model, prompt, self._true.copy()).suffix(range(model.num_layers))
+        executor, prompt = self._engine.executor, self._loaded.prompt
+        layers = range(executor.model.num_layers)
+        views = PlacedPrompt(executor, prompt, self._true.copy()).suffix(layers)
         return torch.stack([weights(v).mean((0, 1))[self._positions] for v in views]).mean(0)
 
     def _overlap(self, selection: TokenSelection, wanted: torch.Tensor) -> float | None:
@@ -91,23 +93,24 @@ class Truth:
         return len(oracle & set(selection.positions)) / len(selection)
 
 
-def _true_kv(model: CausalModel, prompt: AssembledPrompt) -> KVBuffer:
-    buffer = model.new_buffer(len(prompt))
-    model.compute_kv([Run(prompt.token_ids, range(len(prompt)), buffer)])
+def _true_kv(executor: Executor, prompt: AssembledPrompt) -> KVBuffer:
+    buffer = executor.new_buffer(len(prompt))
+    executor.compute_kv([SequenceInput(prompt.token_ids, range(len(prompt)), buffer)])
     return buffer
 
 
 def _recomputed(
-    model: CausalModel, loaded: LoadedPrompt, selector: Selector, corrected: bool
+    executor: Executor, loaded: LoadedPrompt, selector: Selector, corrected: bool
 ) -> tuple[KVBuffer, TokenSelection]:
-    buffer = place(model, loaded.prompt, loaded.kvs, len(loaded.prompt))
-    placed = PlacedPrompt(model, loaded.prompt, buffer, corrected=corrected)
+    buffer = place_in_buffer(executor, loaded.prompt, loaded.kvs, len(loaded.prompt))
+    placed = PlacedPrompt(executor, loaded.prompt, buffer, corrected=corrected)
     selection = selector.select(loaded.prompt, placed)
     placed.recompute(selection)
     return buffer, selection
 
 
-def _places(prompt: AssembledPrompt, selection: TokenSelection) -> tuple[int, ...]:
+def by_tenths(prompt: AssembledPrompt, selection: TokenSelection) -> tuple[int, ...]:
+    """How many selected tokens are in each tenth of their chunk."""
     counts = [0] * PLACES
     selected = set(selection.positions)
     for span in prompt.spans:

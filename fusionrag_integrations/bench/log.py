@@ -15,9 +15,9 @@ from fusionrag_integrations.bench.closeness import Closeness
 from fusionrag_integrations.bench.inspection import Inspection
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy
-from fusionrag_integrations.durable import check_output, write_output
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import parse_json
+from fusionrag_integrations.support.atomic_files import check_output, write_output
+from fusionrag_integrations.support.inputs import parse_json
 
 FORMAT = 3
 """Of the lines; a log in another format is of another run."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -42,6 +42,6 @@ def _hardware() -> str:
 
 def _processor() -> str:
     """The CPU's own name where Linux tells it, else its architecture."""
-    told = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in told.splitlines() if "model name" in line]
+    text = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fusionrag_integrations.catalog import Catalog
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.neighbours import Candidates, NeighbourPolicy, Neighbours
-from fusionrag_integrations.types import ChunkRecord
+from fusionrag_integrations.ingest.neighbours import Candidates, NeighbourPolicy, Neighbours
+from fusionrag_integrations.store.catalog import Catalog
 
 MakePolicy = Callable[[FusionEngine], NeighbourPolicy]
 
@@ -87,7 +87,7 @@ class _Wrong:
 
     @cached_property
     def _all(self) -> list[ChunkRecord]:
-        return list(self._catalog.records(self._catalog.chunk_ids()).values())
+        return list(self._catalog.chunks.records(self._catalog.chunks.ids()).values())
 
     def choose(self, candidates: Candidates) -> list[ChunkRecord]:
         draw = random.Random(candidates.record.chunk.id)
@@ -114,5 +114,5 @@ _POLICIES: dict[str, Callable[[int], MakePolicy]] = {
     "similar": lambda count: lambda engine: Neighbours(count, 0),
     "predecessors": lambda count: lambda engine: Neighbours(count, count),
     "missing": lambda count: lambda engine: _Missing(count),
-    "wrong": lambda count: lambda engine: _Wrong(engine.corpus.catalog, count),
+    "wrong": lambda count: lambda engine: _Wrong(engine.store.catalog, count),
 }

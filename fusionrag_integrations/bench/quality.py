@@ -16,7 +16,7 @@ from fusionrag_integrations.bench.metrics import exact_match, f1, is_right, roug
 from fusionrag_integrations.bench.shared_pass import Answered, alike_placed, answer_all
 from fusionrag_integrations.bench.strategies import FULL, Strategy
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 Judge = Callable[[Question, str], float]
 """Gives a score in [0, 1] to an answer, e.g. for faithfulness by a language model of your own."""

@@ -1,4 +1,4 @@
-"""Prompts of invented chunks, the chunks' KV in files, and servers over them.
+"""Prompts of invented chunks, the chunks' KV in files, and pipelines over them.
 
 The KV is random, since only its size counts.
 """
@@ -16,24 +16,26 @@ from typing import Literal
 import torch
 
 from fusionrag_integrations.bench.invented import texts
-from fusionrag_integrations.catalog import CATALOG_FILE, Catalog, StoreInfo
-from fusionrag_integrations.corrections import Corrections
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.keys import chunk_id
+from fusionrag_integrations.documents.types import Chunk, DocumentKey
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.keys import chunk_id
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, worded_question
-from fusionrag_integrations.recompute import resident
-from fusionrag_integrations.serve import Server
-from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV, format_of
-from fusionrag_integrations.types import (
-    Calibration,
-    Chunk,
-    ChunkKV,
-    ChunkRecord,
-    DocumentKey,
-    KVFormat,
-    Prompt,
-)
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import to_resident
+from fusionrag_integrations.prompt import encode, encode_chunk, ingest_prefix, question_as_prompt
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.store.calibration import Calibration
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.corrections import Corrections
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore, format_of
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.kv.types import ChunkKV, KVFormat
+from fusionrag_integrations.store.layout import CATALOG_FILE
 
 Tier = Literal["device", "host", "disk"]
 BUDGETS: dict[Tier, Budgets] = {
@@ -46,18 +48,24 @@ QUESTION = "Which of the places above has a bridge, and who was it that built it
 
 @dataclass(frozen=True, slots=True)
 class InventedStore:
-    """As many chunks as make a prompt. files: their KV, under `keys`, in the prompt's order."""
+    """As many chunks as make a prompt. files: their KV, under `keys`, in the prompt's order.
+
+    directory: where the files are.
+    """
 
     model: CausalModel
     path: Path
     catalog: Catalog
-    files: FileKVStore
+    directory: LocalKVFiles
+    files: RecordStore
     keys: tuple[str, ...]
     prompt: Prompt
 
     def tiers(self, budgets: Budgets) -> TieredKV:
         """Tiers over the files, with nothing in memory yet."""
-        return TieredKV(self.files, budgets, self.model.device, partial(resident, self.model))
+        return TieredKV(
+            self.path, self.files, budgets, self.model.device, partial(to_resident, self.model)
+        )
 
     def tiers_at(self, tier: Tier) -> TieredKV:
         """Tiers with all KV in this one, as far up as it goes."""
@@ -67,12 +75,13 @@ class InventedStore:
                 lease.get(key, complete=True)
         return kv
 
-    def server(self, kv: TieredKV, calibration: Calibration | None = None) -> Server:
-        """A server of these chunks from `kv`."""
+    def pipeline(self, kv: TieredKV, calibration: Calibration | None = None) -> Pipeline:
+        """Answers prompts of these chunks from `kv`."""
         prefix = ingest_prefix(self.model.tokenizer)
         prefix_ids = tuple(self.model.tokenizer(prefix, add_special_tokens=False).input_ids)
         corrections = Corrections(self.path, self.catalog)
-        return Server(self.model, self.catalog, kv, prefix_ids, corrections, calibration)
+        executor = Executor(self.model)
+        return Pipeline(executor, self.catalog, kv, prefix_ids, corrections, calibration)
 
 
 @contextmanager
@@ -83,35 +92,36 @@ def invented_store(
 
     Raises `InvalidInputError` for a context that the model can't hold.
     """
-    with TemporaryDirectory(prefix="fusionrag-bench-") as directory:
+    with TemporaryDirectory(prefix="fusionrag-bench-") as root:
         info = StoreInfo(0, "-", model.name, "-", 16, kv_format)
-        path = Path(directory)
-        files = FileKVStore(path / "kv", info.record_signature, kv_format)
+        path = Path(root)
+        directory = LocalKVFiles(path / "kv")
+        files = RecordStore(directory, info.record_signature, kv_format)
         with Catalog.create(path / CATALOG_FILE, info) as catalog:
             records = _records(model, context)
-            catalog.replace_document(DocumentKey("invented"), "-", records)
+            catalog.documents.replace(DocumentKey("invented"), "-", records)
             for record in records:
                 files.put(_random_kv(model, record))
             keys = tuple(record.isolated_key for record in records)
             prompt = _prompt(model, [record.chunk.text for record in records])
-            yield InventedStore(model, path, catalog, files, keys, prompt)
+            yield InventedStore(model, path, catalog, directory, files, keys, prompt)
 
 
 @contextmanager
 def served_prompt(
     model: CausalModel, context: int, tier: Tier, calibration: Calibration | None
-) -> Iterator[tuple[Server, Prompt]]:
-    """A server over as many chunks as make a prompt of `context` tokens, and the prompt."""
+) -> Iterator[tuple[Pipeline, Prompt]]:
+    """A pipeline over as many chunks as make a prompt of `context` tokens, and the prompt."""
     with (
         invented_store(model, context, format_of(model.dtype)) as store,
         store.tiers_at(tier) as kv,
-        store.server(kv, calibration) as server,
+        store.pipeline(kv, calibration) as pipeline,
     ):
-        yield server, store.prompt
+        yield pipeline, store.prompt
 
 
 def _prompt(model: CausalModel, chunks: Sequence[str]) -> Prompt:
-    return worded_question(model.tokenizer, chunks, QUESTION)
+    return question_as_prompt(model.tokenizer, chunks, QUESTION)
 
 
 def _records(model: CausalModel, context: int) -> list[ChunkRecord]:

@@ -16,7 +16,8 @@ from transformers import (
 
 from fusionrag_integrations.bench.invented import make_tokenizer
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel, torch_device, torch_dtype
+from fusionrag_integrations.execution.devices import torch_device, torch_dtype
+from fusionrag_integrations.execution.hf.model import CausalModel
 
 
 def _sizes(

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from fusionrag_integrations.decode import text_pieces
+from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import PromptTooLongError
-from fusionrag_integrations.fidelity import FullAnswer, ReusedPrompt, answer_fully
+from fusionrag_integrations.execution.fidelity import FullAnswer, ReusedPrompt, answer_fully
 from fusionrag_integrations.prompt import encode
+from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.types import AnswerSettings, KVKind, Prompt
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.text_stream import text_pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def answer_all(
             f"The prompt has {len(ids)} tokens and its answer up to {max_tokens}; the context of "
             f"{engine.model_name} holds {engine.context_window}. Ask over fewer or shorter chunks."
         )
-    full = answer_fully(engine.model, ids, max_tokens)
+    full = answer_fully(engine.executor, ids, max_tokens)
     fully = [run for run in runs if run.kv == "none"]
     answers = dict.fromkeys(fully, _full_answer(engine, full.token_ids))
     for alike in alike_placed(runs):
@@ -89,7 +91,7 @@ def _answer_reusing(
     """What is answered under settings that place the same KV."""
     loaded = engine.load(prompt, runs[0])
     reused = ReusedPrompt(
-        engine.model,
+        engine.executor,
         loaded.prompt,
         loaded.kvs,
         full,

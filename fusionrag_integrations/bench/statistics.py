@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusionrag_integrations.bench.metrics import normalised
-from fusionrag_integrations.bootstrap import percentiles, resampled_means
+from fusionrag_integrations.check.bootstrap import percentiles, resampled_means
 
 
 def normalised_interval(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import AnswerSettings, KVSource
+from fusionrag_integrations.serving.settings import AnswerSettings, KVSource
 
 PlacedKV = Literal["isolated", "fused", "isolated_as_stored", "fused_as_stored"]
 """What is placed of a chunk: `fused` is our default, fitted to where the chunk stands; it and
@@ -64,14 +64,18 @@ class Strategy:
         return PUBLISHED_KV.get(self.name) == self.kv
 
     def settings(self, max_tokens: int) -> AnswerSettings:
-        """How the engine is asked to answer so; at ratios 0 and 1 no selector decides anything."""
+        """How the engine is asked to answer so; at ratios 0 and 1 no selector decides anything.
+
+        A prefix cache computes as full attention does, behind what it holds (`PrefixCache`).
+        """
         selector = self.name
         if self.ratio == 0.0 or self.name not in SELECTING:
             selector = "none"
         elif self.ratio == 1.0:
             selector = "all"
+        kv = "none" if self.kv == "prefix" else self.kv.removesuffix(_AS_STORED)
         return AnswerSettings(
-            kv=cast(KVSource, self.kv.removesuffix(_AS_STORED)),
+            kv=cast(KVSource, kv),
             corrected=not self.kv.endswith(_AS_STORED),
             selector=selector,
             ratio=self.ratio,

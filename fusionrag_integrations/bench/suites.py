@@ -10,10 +10,11 @@ from hashlib import sha256
 
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import QADataset
+from fusionrag_integrations.documents.types import Document, DocumentKey
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.prompt import BRIEFLY, question_prompt, worded_question
-from fusionrag_integrations.types import Document, DocumentKey, Prompt
+from fusionrag_integrations.prompt import BRIEFLY, question_as_prompt, question_prompt
+from fusionrag_integrations.prompt.messages import Prompt
 
 MAX_TOKENS = 32  # published answers are a few words
 
@@ -73,7 +74,7 @@ def context_question(
 
     Raises `InvalidInputError` where not even one fits.
     """
-    records = engine.corpus.catalog.records(chunk_ids)
+    records = engine.store.catalog.chunks.records(chunk_ids)
     texts = [records[chunk_id].chunk.text for chunk_id in chunk_ids]
     asked = len(texts)
     prompt = make_prompt(texts, question)
@@ -91,15 +92,15 @@ def context_question(
 
 
 def _published_questions(engine: FusionEngine, dataset: QADataset) -> list[Question]:
-    catalog = engine.corpus.catalog
-    make_prompt = partial(worded_question, engine.model.tokenizer, instruction=BRIEFLY)
+    catalog = engine.store.catalog
+    make_prompt = partial(question_as_prompt, engine.model.tokenizer, instruction=BRIEFLY)
     return [
         context_question(
             engine,
             item.kind,
             item.question,
             item.answers,
-            [i for document in item.context for i in catalog.chunk_ids([DocumentKey(document)])],
+            [i for document in item.context for i in catalog.chunks.ids([DocumentKey(document)])],
             MAX_TOKENS,
             make_prompt,
         )

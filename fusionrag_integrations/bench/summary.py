@@ -12,7 +12,7 @@ from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import normalised
 from fusionrag_integrations.bench.statistics import normalised_interval
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
-from fusionrag_integrations.bootstrap import interval, ratio_interval
+from fusionrag_integrations.check.bootstrap import interval, ratio_interval
 
 ALL_KINDS = "all"
 WORST = 0.1  # the share of questions that `kl_worst_tenth` is of

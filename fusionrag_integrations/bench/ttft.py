@@ -17,16 +17,19 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.ceilings import Ceilings
 from fusionrag_integrations.bench.clock import quartiles
 from fusionrag_integrations.bench.machine import described, where_and_when
+from fusionrag_integrations.bench.prefix_cache import PrefixCache
 from fusionrag_integrations.bench.served import Tier, served_prompt
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.serve import Server
-from fusionrag_integrations.types import Calibration, Prompt, TTFTBreakdown
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.usage import TTFTBreakdown
+from fusionrag_integrations.store.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,9 @@ def measure_ttft(
     rows: list[TTFTRow] = []
     for context in contexts:
         ceilings = Ceilings(model, context, moves=tier != "device")
-        with served_prompt(model, context, tier, calibration) as (server, prompt):
-            told = partial(progress, f"{context:,}")
-            answers = take_turns(server, prompt, strategies, repeat, told)
+        with served_prompt(model, context, tier, calibration) as (pipeline, prompt):
+            step = partial(progress, f"{context:,}")
+            answers = take_turns(asker(model, pipeline, prompt), strategies, repeat, step)
         for strategy in strategies:
             rows.append(_row(strategy, tier, answers, strategies[0], ceilings))
     return where_and_when() | {
@@ -101,9 +104,24 @@ def fit(rows: Sequence[TTFTRow], layers: int) -> dict[str, float] | None:
     }
 
 
+Ask = Callable[[Strategy], Answer]
+
+
+def asker(model: CausalModel, pipeline: Pipeline, prompt: Prompt) -> Ask:
+    """A function that answers a prompt with one token, by the strategy that it is given."""
+    cache = PrefixCache(model)
+
+    def ask(strategy: Strategy) -> Answer:
+        settings = strategy.settings(max_tokens=1)
+        if strategy.kv == "prefix":
+            return cache.answer(prompt, settings.sampling)
+        return pipeline.stream(prompt, settings).read()
+
+    return ask
+
+
 def take_turns(
-    server: Server,
-    prompt: Prompt,
+    ask: Ask,
     strategies: Sequence[Strategy],
     repeat: int,
     progress: Callable[[int, int], None],
@@ -115,8 +133,8 @@ def take_turns(
         at = turn % len(strategies)
         for count, strategy in enumerate((*strategies[at:], *strategies[:at])):
             progress(turn * len(strategies) + count, total)
-            *_, answer = server.run(prompt, strategy.settings(max_tokens=1))
-            if turn and isinstance(answer, Answer):
+            answer = ask(strategy)
+            if turn:
                 answers[strategy].append(answer)
     progress(total, total)
     return answers

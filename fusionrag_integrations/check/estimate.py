@@ -1,7 +1,7 @@
 """Documents -> what ingesting them would take, without a store.
 
-Bytes are those of the files that an ingest would write, by the length of each chunk. Time is what
-some chunks take here to prefill and to fuse, by token.
+Bytes follow from the file format and the length of each chunk. Time is extrapolated by tokens from
+some chunks that are prefilled and fused here.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ import torch
 
 from fusionrag_integrations.check.pace import KEY, Sample, measure_pace, neighbour_tokens
 from fusionrag_integrations.check.report import Estimate
-from fusionrag_integrations.chunking import Chunker
-from fusionrag_integrations.corpus import Progress
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.handles import KVKind
+from fusionrag_integrations.documents.keys import isolated_key
+from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import holds_several, shown
-from fusionrag_integrations.keys import isolated_key
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS
 from fusionrag_integrations.prompt import encode_chunk
-from fusionrag_integrations.records import RecordHeader
-from fusionrag_integrations.types import ChunkRecord, Document, KVFormat, KVKind
+from fusionrag_integrations.store.kv.record_format import RecordHeader
+from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.support.inputs import holds_several, shown
+from fusionrag_integrations.support.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """What is kept of each chunk: a corpus may have millions."""
+    """What is held of each chunk, since there may be millions."""
 
     scope: str
     key: str
@@ -37,7 +41,7 @@ class _Size:
 
 
 def estimate_ingest(
-    model: CausalModel,
+    executor: Executor,
     documents: Iterable[Document],
     chunk_tokens: int,
     kv_format: KVFormat,
@@ -45,10 +49,11 @@ def estimate_ingest(
 ) -> Estimate:
     """What ingesting the documents into a new store would take; nothing is written.
 
-    Raises `InvalidInputError` for what are no documents, and where they hold no text.
+    Raises `InvalidInputError` for anything but documents, and if they hold no text.
     """
     if not holds_several(documents):
         raise _no_documents(documents)
+    model = executor.model
     chunker = Chunker(chunk_tokens)
     total = len(documents) if isinstance(documents, Sized) else None
     sizes: list[_Size] = []
@@ -61,13 +66,13 @@ def estimate_ingest(
             encoded = encode_chunk(model.tokenizer, chunk)
             key = isolated_key(encoded.token_ids, "", chunk.scope)
             sizes.append(_Size(chunk.scope, key, len(encoded.token_ids)))
-            sample.offer(ChunkRecord(encoded, key))
+            sample.add(ChunkRecord(encoded, key))
         progress("read", count, total or count)
     if not sizes:
         raise InvalidInputError("The documents hold no text: there is nothing to estimate.")
     isolated = list({size.key: size for size in sizes}.values())  # equal texts share a record
     fused = list(_fused(model, sizes, isolated))
-    pace = measure_pace(model, sample.records, progress)
+    pace = measure_pace(executor, sample.records, progress)
     file_bytes = _file_bytes(model, kv_format)
     return Estimate(
         documents=count,
@@ -90,7 +95,7 @@ def _no_documents(given: object) -> InvalidInputError:
 def _fused(
     model: CausalModel, sizes: Sequence[_Size], isolated: Sequence[_Size]
 ) -> Iterator[tuple[_Size, int]]:
-    """The chunks that will have neighbours, and about how many."""
+    """The chunks that will have neighbours, and approximately how many."""
     texts = Counter(size.scope for size in isolated)
     tokens: Counter[str] = Counter()
     for size in isolated:
@@ -102,7 +107,7 @@ def _fused(
 
 
 def _file_bytes(model: CausalModel, kv_format: KVFormat) -> Callable[[KVKind, int, int], int]:
-    """How many bytes the file of a chunk of so many tokens has, behind so many neighbours."""
+    """A function from the kind, tokens and neighbours of a chunk to the bytes of its file."""
     half = "BF16" if model.dtype == torch.bfloat16 else "F16"
 
     @cache  # chunks are of few lengths

@@ -1,7 +1,7 @@
-"""One question under every way of reuse, beside full attention.
+"""One question under every way of reuse, compared with full attention.
 
-Full attention answers once, greedily. Each way then reads that answer behind what it has
-recomputed. For times, the engine answers anew, in each way in turn: followed answers share work.
+Full attention answers once, greedily. Each way then computes that answer's tokens over its own KV.
+Times are those of separate answers by the engine, since these comparisons share work.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.answer import Answer
+from fusionrag_integrations.check.echo import counted_tokens
 from fusionrag_integrations.check.questions import StoreQuestion
-from fusionrag_integrations.corpus import Corpus
-from fusionrag_integrations.decode import text_pieces
-from fusionrag_integrations.echo import counted_tokens
 from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.fidelity import Followed, FullAnswer, ReusedPrompt, answer_fully
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.types import (
-    AnswerSettings,
-    Calibration,
-    LoadedPrompt,
-    Prompt,
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.fidelity import (
+    Followed,
+    FullAnswer,
+    ReusedPrompt,
+    answer_fully,
 )
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.selectors import make_selector
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.text_stream import text_pieces
+from fusionrag_integrations.store.calibration import Calibration
+from fusionrag_integrations.store.store import Store
 
 MAX_TOKENS = 32
 
-# The ways that are compared, one a row of the report. All is said here that tells them apart.
+# The ways that are compared, one for each row of the report.
 FULL_ATTENTION = AnswerSettings(kv="none", break_even=False)
 PLAIN_REUSE = AnswerSettings(
     kv="isolated", corrected=False, selector="none", ratio=0.0, break_even=False
@@ -38,7 +42,7 @@ WAYS = (
     PLAIN_REUSE,
     *(AnswerSettings(kv="fused", ratio=ratio, break_even=False) for ratio in (0.0, 0.05, 0.15)),
 )
-# Over the KV that is furthest off, so that what isn't recomputed shows.
+# Over the KV that deviates most, so that a token that isn't recomputed shows.
 EVERYTHING = replace(PLAIN_REUSE, selector="all", ratio=1.0)
 
 
@@ -49,7 +53,10 @@ class Checkable(Protocol):
     def model(self) -> CausalModel: ...
 
     @property
-    def corpus(self) -> Corpus: ...
+    def executor(self) -> Executor: ...
+
+    @property
+    def store(self) -> Store: ...
 
     @property
     def calibration(self) -> Calibration | None: ...
@@ -61,10 +68,10 @@ class Checkable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one way makes of full attention's answer.
+    """How one way agrees with full attention's answer.
 
-    agreed: how many of its tokens are the likeliest here, too. divergence: in nats, summed over the
-    tokens that do more than repeat the question.
+    tokens: of that answer. agreed: how many of them are also the likeliest under this way.
+    divergence: in nats, summed over the tokens that do more than repeat the question.
     """
 
     tokens: int
@@ -79,9 +86,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One question. outcomes: by `WAYS`. deviation: of everything recomputed; None if not asked.
+    """One question. outcomes: by `WAYS`. deviation: with everything recomputed, if it was measured.
 
-    without_kv: ids of its chunks of which KV is missing or can't be used.
+    without_kv: ids of its chunks whose KV is missing or can't be used.
     """
 
     prompt_tokens: int
@@ -119,7 +126,7 @@ def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bo
 def speedups(engine: Checkable, question: StoreQuestion, turn: int) -> list[float]:
     """Full attention's time to first token over each way's, by `WAYS`, one timed after the other.
 
-    turn: by which it changes who is first.
+    turn: the number of the question, which rotates the order.
     """
     ways = (FULL_ATTENTION, *WAYS)
     first = turn % len(ways)
@@ -131,9 +138,9 @@ def speedups(engine: Checkable, question: StoreQuestion, turn: int) -> list[floa
 
 
 def deviation(log_probs: torch.Tensor, reference: torch.Tensor) -> float:
-    """How far logits are from others, root mean square relative to their spread.
+    """How far logits are from others: root mean square relative to their spread, in the worst row.
 
-    Both: [A, V], up to a constant a row, which says nothing. Of the row that is furthest off.
+    Both: [A, V]; a constant added to a row makes no difference.
     """
     difference = log_probs - reference
     return float((difference.std(-1) / reference.std(-1)).max())
@@ -149,16 +156,16 @@ class _Reused:
         self.without_kv: set[str] = set()  # ids of chunks
         loaded = self._load(PLAIN_REUSE)
         self.prompt_ids = loaded.prompt.token_ids
-        self.full: FullAnswer = answer_fully(engine.model, self.prompt_ids, MAX_TOKENS)
+        self.full: FullAnswer = answer_fully(engine.executor, self.prompt_ids, MAX_TOKENS)
 
     def follow(self, way: AnswerSettings) -> Followed:
-        """What a way makes of full attention's answer."""
+        """Compute full attention's answer over a way's KV."""
         # Ways over the same KV share a prompt: it is placed once.
         placed = replace(way, selector=PLAIN_REUSE.selector, ratio=PLAIN_REUSE.ratio)
         if placed not in self._prompts:
             loaded = self._load(placed)
             self._prompts[placed] = ReusedPrompt(
-                self._engine.model,
+                self._engine.executor,
                 loaded.prompt,
                 loaded.kvs,
                 self.full,
@@ -172,7 +179,7 @@ class _Reused:
         loaded = self._engine.load(self._question.prompt, of_question(way, self._question))
         if not loaded.prompt.spans:
             raise StoreError(
-                f"No KV of the store at {self._engine.corpus.path} could be used for a question "
+                f"No KV of the store at {self._engine.store.path} could be used for a question "
                 "over its chunks. `fusionrag verify` says what is damaged; ingest again to compute "
                 "what is missing."
             )
@@ -180,11 +187,11 @@ class _Reused:
             span.record.chunk.id
             for span in (*loaded.prompt.spans, *loaded.missed)
             if span.record.chunk.id in loaded.reasons
-            if span.record.fused_key or span in loaded.missed  # some have nothing to fuse behind
+            if span.record.fused_key or span in loaded.missed  # some have no neighbours
         )
         return loaded
 
 
 def of_question(way: AnswerSettings, question: StoreQuestion) -> AnswerSettings:
-    """A way's settings for a question: its chunks, and nothing of another scope."""
+    """A way's settings for a question: its chunks, and its scope alone."""
     return replace(way, handles=question.handles, scopes=(question.scope,))

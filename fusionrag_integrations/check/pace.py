@@ -1,4 +1,4 @@
-"""How quickly a model ingests here: a pass of each kind over some chunks, timed."""
+"""How fast a model ingests on this machine: a pass of each kind over some chunks, timed."""
 
 from __future__ import annotations
 
@@ -6,35 +6,48 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from fusionrag_integrations.chunk_kv import Fusion, fuse_chunks, prefill_chunks, prefill_prefix
-from fusionrag_integrations.corpus import Progress
-from fusionrag_integrations.ingest import PASS_TOKENS
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import DEFAULT_NEIGHBOURS, MAX_NEIGHBOUR_TOKENS, Candidates
+import torch
+
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.execution.chunk_kv import (
+    Fusion,
+    fuse_chunks,
+    prefill_chunks,
+    prefill_prefix,
+)
+from fusionrag_integrations.execution.devices import settle
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.chunk_prefill import PASS_TOKENS
+from fusionrag_integrations.ingest.neighbours import (
+    DEFAULT_NEIGHBOURS,
+    MAX_NEIGHBOUR_TOKENS,
+    Candidates,
+)
 from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix
-from fusionrag_integrations.timing import settle
-from fusionrag_integrations.types import ChunkKV, ChunkRecord
+from fusionrag_integrations.store.kv.types import ChunkKV
+from fusionrag_integrations.support.progress import Progress
 
 KEY = "0" * 64  # as long as every key
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds a chunk's token takes to prefill alone, and to prefill behind its neighbours."""
+    """Seconds to prefill one token of a chunk alone, and behind its neighbours."""
 
     isolated: float
     fused: float
 
 
 class Sample:
-    """The first chunks of a corpus: enough to fill a pass, each behind as many others as usual."""
+    """The first chunks: enough to fill a pass, and to be each other's neighbours."""
 
     def __init__(self) -> None:
         self.records: list[ChunkRecord] = []
         self._tokens = 0
 
-    def offer(self, record: ChunkRecord) -> None:
-        """Keep it while more are wanted: of one scope, without repeats."""
+    def add(self, record: ChunkRecord) -> None:
+        """Add a chunk while more are needed: of one scope, without repeats."""
         if len(self.records) >= DEFAULT_NEIGHBOURS.similar and self._tokens >= PASS_TOKENS:
             return
         scopes = {known.chunk.scope for known in self.records} or {record.chunk.scope}
@@ -49,21 +62,22 @@ def neighbour_tokens(model: CausalModel) -> int:
     return min(MAX_NEIGHBOUR_TOKENS, model.context_window // 2)
 
 
-def measure_pace(model: CausalModel, sample: Sequence[ChunkRecord], progress: Progress) -> Pace:
+def measure_pace(executor: Executor, sample: Sequence[ChunkRecord], progress: Progress) -> Pace:
     """Time a pass that prefills chunks of the sample, and one that fuses them behind others."""
+    model = executor.model
     progress("time", 0, 2)
     before, between = (
         model.tokenizer(text, add_special_tokens=False).input_ids
         for text in (ingest_prefix(model.tokenizer), SEPARATOR)
     )
-    prefix = prefill_prefix(model, before)
+    prefix = prefill_prefix(executor, before)
 
     def prefill(records: Sequence[ChunkRecord]) -> list[ChunkKV]:
         tokens = {record.isolated_key: record.encoded.token_ids for record in records}
-        return prefill_chunks(model, prefix, tokens)
+        return prefill_chunks(executor, prefix, tokens)
 
     timed = _one_pass(sample)
-    isolated = _seconds(model, lambda: prefill(timed)) / _tokens(timed)
+    isolated = _seconds(model.device, lambda: prefill(timed)) / _tokens(timed)
     progress("time", 1, 2)
     kvs = {kv.key: kv for record in sample for kv in prefill([record])}
     fusions: list[Fusion] = []
@@ -72,13 +86,15 @@ def measure_pace(model: CausalModel, sample: Sequence[ChunkRecord], progress: Pr
         before = tuple(kvs[other.isolated_key] for other in DEFAULT_NEIGHBOURS.choose(near))
         if before:
             fusions.append(Fusion(KEY, kvs[record.isolated_key], before))
-    fused = _seconds(model, lambda: fuse_chunks(model, prefix, fusions, between)) / _tokens(timed)
+    fused = _seconds(
+        model.device, lambda: fuse_chunks(executor, prefix, fusions, between)
+    ) / _tokens(timed)
     progress("time", 2, 2)
     return Pace(isolated, fused)
 
 
 def _one_pass(sample: Sequence[ChunkRecord]) -> list[ChunkRecord]:
-    """As many as ingest computes together."""
+    """As many chunks as ingest computes together."""
     taken: list[ChunkRecord] = []
     for record in sample:
         if _tokens(taken) < PASS_TOKENS:
@@ -90,11 +106,11 @@ def _tokens(records: Sequence[ChunkRecord]) -> int:
     return sum(len(record.encoded.token_ids) for record in records)
 
 
-def _seconds(model: CausalModel, work: Callable[[], object]) -> float:
-    """What it takes the second time: the first one warms up."""
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """How long the second run takes; the first one warms up."""
     work()
-    settle(model.device)
+    settle(device)
     started = perf_counter()
     work()
-    settle(model.device)
+    settle(device)
     return perf_counter() - started

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionrag_integrations.types import KVFormat, KVSource
+from fusionrag_integrations.serving.settings import KVSource
+from fusionrag_integrations.store.kv.types import KVFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +13,10 @@ class CheckRow:
     """How close one way of reuse comes to full attention.
 
     equal: share of whole answers that are full attention's, token by token, with a 95% interval
-    over questions. recovered: how much of what plain reuse loses is won back, 1 - KL / plain
+    over questions. recovered: the share of plain reuse's loss that is recovered, 1 - KL / plain
     reuse's KL, over full attention's answers, with such an interval; None where plain reuse loses
     next to nothing, and no interval where few questions lose anything. agreement: share of the
-    answers' tokens that are the likeliest here, too. speedup: full attention's time to first token
+    answers' tokens that are also the likeliest here. speedup: full attention's time to first token
     over this one's, median over at most ten of the questions.
     """
 
@@ -41,7 +42,7 @@ class CheckRow:
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """What the KV of a store's chunks takes on disk: of each chunk isolated and fused."""
+    """The size on disk of the KV of a store's chunks, isolated and fused together."""
 
     bytes: int
     chunks: int
@@ -55,7 +56,7 @@ class Estimate:
     """What ingesting documents into a new store would take.
 
     tokens: of all chunks, in the model's tokens. bytes: of KV in files. seconds: to compute that
-    KV on this machine; reading, embedding and writing come on top.
+    KV on this machine, without reading, embedding and writing.
     """
 
     documents: int
@@ -72,9 +73,9 @@ class CheckReport:
 
     exact: whether recomputing everything gives the model's own logits; None where nothing was
     asked. deviation: by how much they differ, relative to their spread. rows: plain reuse (isolated
-    KV as it is stored) first, then fused KV by ratio. questions: how many were asked, over prompts
-    of `prompt_tokens`, the median. without_kv: of how many chunks in these prompts KV is missing or
-    can't be used. verdict: what to set, in words.
+    KV as it is stored) first, then fused KV by ratio. verdict: what to set, as text. questions:
+    how many were asked. prompt_tokens: the median. without_kv: of how many chunks in these prompts
+    KV is missing or can't be used.
     """
 
     model: str
@@ -90,7 +91,7 @@ class CheckReport:
 
     @classmethod
     def of_estimate(cls, model: str, estimate: Estimate) -> CheckReport:
-        """Where there is no store yet, so that nothing can be asked."""
+        """A report without a store, where nothing can be asked."""
         return cls(
             model=model,
             exact=None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from statistics import fmean, median
 
 import torch
 
-from fusionrag_integrations.bootstrap import interval, ratio_interval
+from fusionrag_integrations.check.bootstrap import interval, ratio_interval
+from fusionrag_integrations.check.estimate import estimate_ingest
 from fusionrag_integrations.check.measure import (
     MAX_TOKENS,
     WAYS,
@@ -19,40 +20,49 @@ from fusionrag_integrations.check.measure import (
     speedups,
 )
 from fusionrag_integrations.check.questions import store_questions
-from fusionrag_integrations.check.report import CheckReport, CheckRow, DiskUse, Estimate
+from fusionrag_integrations.check.report import CheckReport, CheckRow, DiskUse
 from fusionrag_integrations.check.verdict import verdict
-from fusionrag_integrations.corpus import KV_DIRECTORY, Corpus, Progress
+from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.records import RecordFiles
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.support.progress import Progress
 
-GATED = 3  # questions of which everything is recomputed, too: a model that errs does so in each
+GATED = 3  # questions with which everything is recomputed: a wrong model shows in each
 TIMED = 10  # questions that are timed at most, spread over all: full attention takes long
 
-# By how much everything recomputed may differ from the model's own prefill (see `deviation`):
-# several times what rounding makes of it in models of 8 to 30 layers (2e-6, 2e-3 and 2e-2), and
-# less than what stale KV does (0.1 to 0.5 without recomputing, 1e-3 to 1e-2 with 95% recomputed,
-# which only float32 can tell).
+# By how much recomputing everything may differ from the model's own prefill (see `deviation`):
+# several times the rounding error in models of 8 to 30 layers (2e-6, 2e-3 and 2e-2), and less than
+# with stale KV (0.1 to 0.5 without recomputing; 1e-3 to 1e-2 with 95% recomputed, which only
+# float32 can distinguish).
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-# Nats of an answer. Plain reuse that loses less than this is as good as full attention: its answers
-# are full attention's nearly all, and shares of so little say nothing.
+# Nats of an answer. If plain reuse loses less than this, nearly all its answers are full
+# attention's, and a share of so small a loss means nothing.
 LEAST_LOSS = 5e-2
 
 
 def check_store(
-    engine: Checkable, questions: int, estimate: Estimate | None, progress: Progress
+    engine: Checkable, questions: int, estimate: Iterable[Document] | None, progress: Progress
 ) -> CheckReport:
-    """Ask questions made from the store in every way, and say what that shows.
+    """Ask questions made from the store in every way, and report the results.
+
+    estimate: documents whose ingest is to be estimated.
 
     Changes nothing. Raises `InvalidInputError` for a store without chunks, and for fewer
     questions than one.
     """
     if not isinstance(questions, int) or questions < 1:
         raise InvalidInputError(f"questions is {questions!r}; give a whole number from 1 on.")
-    asked = store_questions(engine.model, engine.corpus, questions, MAX_TOKENS)
+    estimated = None
+    if estimate is not None:
+        info = engine.store.catalog.info
+        estimated = estimate_ingest(
+            engine.executor, estimate, info.chunk_tokens, info.kv_format, progress
+        )
+    asked = store_questions(engine.model, engine.store, questions, MAX_TOKENS)
     step = ceil(len(asked) / TIMED)
-    speedups(engine, asked[0], 0)  # what is loaded or compiled by first requests isn't timed
+    speedups(engine, asked[0], 0)  # warm-up: loads and compiles, which isn't timed
     measured: list[Measured] = []
     timed: list[list[float]] = []
     for number, question in enumerate(asked):
@@ -76,20 +86,19 @@ def check_store(
         deviation=deviation,
         rows=rows,
         verdict=verdict(exact, rows, len(asked), prompt_tokens, without_kv),
-        disk=disk_use(engine.corpus),
-        estimate=estimate,
+        disk=disk_use(engine.store),
+        estimate=estimated,
         questions=len(asked),
         prompt_tokens=prompt_tokens,
         without_kv=without_kv,
     )
 
 
-def disk_use(corpus: Corpus) -> DiskUse:
-    """What the KV of a store's documents takes; what was kept of requests isn't counted."""
-    catalog = corpus.catalog
-    files = RecordFiles(corpus.path / KV_DIRECTORY, catalog.info.record_signature)
-    own = {key for _, *keys in catalog.kv_keys() for key in keys}
-    taken = sum(nbytes for key, nbytes, _ in files.listed() if key in own)
+def disk_use(store: Store) -> DiskUse:
+    """The size of the KV of a store's documents, without ad-hoc chunks."""
+    catalog = store.catalog
+    keys = {key for _, *keys in catalog.kv.keys_by_chunk() for key in keys}
+    taken = sum(entry.nbytes for entry in store.records.files.entries() if entry.key in keys)
     counts = catalog.counts()
     return DiskUse(
         bytes=taken,

@@ -1,42 +1,42 @@
-"""What was measured -> what to set, in words. All rules are here; the first that holds speaks."""
+"""Measurements -> what to set, as text. All rules are here; the first that holds decides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fusionrag_integrations.check.report import CheckRow
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 DEFAULT = AnswerSettings().ratio
-ENOUGH = 0.9  # of answers equal full attention's: the default may stay
-GAIN = 1.1  # a speed-up below this isn't one
-CLOSE = 0.05  # of what is recovered: less tells no two ratios apart
-FEW = 10  # questions, fewer of which show little
+ENOUGH = 0.9  # share of answers equal to full attention's with which the default is good enough
+GAIN = 1.1  # the least speed-up that counts
+CLOSE = 0.05  # the least difference in `recovered` that counts
+FEW = 10  # fewer questions show little
 
 
 def verdict(
     exact: bool, rows: Sequence[CheckRow], questions: int, prompt_tokens: int, without_kv: int
 ) -> str:
-    """What to set. All: as in `CheckReport`."""
-    told = [_setting(exact, rows, prompt_tokens)]
+    """What to set. The arguments are as in `CheckReport`."""
+    sentences = [_setting(exact, rows, prompt_tokens)]
     plain, default = rows[0], _default(rows)
     if exact and plain.equal >= default.equal:
-        told.append(
+        sentences.append(
             f"Plain reuse keeps as many answers here, {plain.equal:.0%}: these questions hardly "
             "show what fused KV and recompute are for."
         )
     if without_kv:
-        told.append(
+        sentences.append(
             f"KV of {without_kv} of the chunks is missing or damaged, so this isn't what the whole "
             "store gives: `fusionrag verify` says what is wrong, and ingesting again computes it."
         )
     if exact and questions < FEW:
         asked = "1 question was" if questions == 1 else f"{questions} questions were"
-        told.append(
+        sentences.append(
             f"Only {asked} asked, which shows little: ask more, or check again when the store "
             "holds more."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _default(rows: Sequence[CheckRow]) -> CheckRow:
@@ -81,8 +81,8 @@ def _setting(exact: bool, rows: Sequence[CheckRow], prompt_tokens: int) -> str:
 
 
 def _as_good(row: CheckRow, default: CheckRow) -> bool:
-    """Whether a lower ratio loses nothing, and is quicker by more than two timings differ."""
+    """Whether a lower ratio loses nothing, and is faster by more than timings vary."""
     quicker = row.speedup >= GAIN * default.speedup
-    behind = (default.recovered or 0.0) - (row.recovered or 0.0)
-    as_close = behind <= CLOSE or row.agreement == 1.0
+    lost = (default.recovered or 0.0) - (row.recovered or 0.0)
+    as_close = lost <= CLOSE or row.agreement == 1.0
     return quicker and row.equal >= default.equal and as_close

@@ -24,13 +24,13 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.models import find_model
 from fusionrag_integrations.cli.numbers import count
-from fusionrag_integrations.types import KVFormat
+from fusionrag_integrations.store.kv.types import KVFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fusionrag_integrations.check import CheckReport
-    from fusionrag_integrations.types import Document
+    from fusionrag_integrations.documents.types import Document
 
 
 @click.command()
@@ -85,8 +85,8 @@ def check(
     fusionrag check --store my-store
     fusionrag check --store new-store --model my-model --estimate docs/     before indexing
     """
-    from fusionrag_integrations.corpus import is_store
-    from fusionrag_integrations.documents import read_documents
+    from fusionrag_integrations.documents.readers import read_documents
+    from fusionrag_integrations.store.opening import is_store
 
     documents = list(read_documents(paths)) if paths else None
     if documents and not is_store(store):
@@ -112,13 +112,14 @@ def _without_store(
     """Nothing but an estimate, and no store is made for it."""
     from fusionrag_integrations.check import CheckReport, estimate_ingest
     from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
-    from fusionrag_integrations.model import CausalModel
-    from fusionrag_integrations.store import format_of
+    from fusionrag_integrations.execution.executor import Executor
+    from fusionrag_integrations.execution.hf.model import CausalModel
+    from fusionrag_integrations.store.kv.record_store import format_of
 
     loaded = CausalModel.load(find_model(model))
     with bars() as progress:
         estimate = estimate_ingest(
-            loaded,
+            Executor(loaded),
             documents,
             DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
             kv_format or format_of(loaded.dtype),

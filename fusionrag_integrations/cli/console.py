@@ -19,9 +19,9 @@ from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 
 if TYPE_CHECKING:
-    from fusionrag_integrations.embedding import Embedder
+    from fusionrag_integrations.documents.embedding import Embedder
     from fusionrag_integrations.engine import FusionEngine
-    from fusionrag_integrations.threads import Closable
+    from fusionrag_integrations.support.threads import Closable
 
 Opened = TypeVar("Opened", bound="Closable")
 
@@ -83,8 +83,8 @@ def open_engine(
     chunk_tokens: int | None = None,
     kv_format: Any = None,
 ) -> FusionEngine:
-    from fusionrag_integrations.corpus import is_store, open_catalog
     from fusionrag_integrations.engine import FusionEngine
+    from fusionrag_integrations.store.opening import is_store, open_catalog
 
     if model is None and is_store(store):
         with open_catalog(store) as catalog:
@@ -111,7 +111,7 @@ def closed_later(opened: Opened) -> Opened:
 
 def existing(store: Path) -> Path:
     """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
-    from fusionrag_integrations.corpus import open_catalog
+    from fusionrag_integrations.store.opening import open_catalog
 
     open_catalog(store).close()
     return store
@@ -119,7 +119,7 @@ def existing(store: Path) -> Path:
 
 def imported(name: str) -> object:
     """The embedding that MODULE:NAME names, called first where it is a class or a function."""
-    from fusionrag_integrations.embedding import as_embedder
+    from fusionrag_integrations.documents.embedding import as_embedder
 
     found = find("--embedding", name)
     try:

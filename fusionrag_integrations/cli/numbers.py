@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fusionrag_integrations.types import SEEDS
+from fusionrag_integrations.execution.sampling import SEEDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,14 +5,9 @@ pretrained.py   SmolLM2, a small pretrained model, where it is installed
 real_text.py    paragraphs of Wikipedia, and questions that it is asked; both in wikipedia/
 tasks.py        the bundled model's questions, and the prompts that ask them
 suites.py       the same kinds of question with fresh seeds, and a harder suite, to be measured on
-hard.py, hard_worlds.py             the harder suite's contexts, and its documents
-
-How the bundled files were made (none of it runs in the demo):
+corpus.py       the demo's kinds of document and question, of any seed; corpus.jsonl is one
 names.py, relations.py, world.py    the generator of invented documents and questions
-make_corpus.py                      corpus.jsonl and questions.jsonl, about names held out
-prompts.py, train_tokenizer.py      how prompts are worded; the model's tokenizer
-packing.py, packed_attention.py     many questions behind each context, each asked alone
-induction.py, supervision.py, train.py, evaluate.py    the model
+hard.py, hard_worlds.py             the harder suite's contexts, and its documents
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ from fusionrag_integrations.demo.hard_worlds import (
     unstated_facts,
 )
 from fusionrag_integrations.demo.world import Style, WorldDocument
+from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Document, Passage
 
 PROMPT_TOKENS = 2_500
 REPEATS = 4  # paragraphs, beside those of the document asked about, that stand twice

@@ -12,7 +12,7 @@ from pathlib import Path
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.suites import context_question
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.prompt import BRIEFLY, worded_question
+from fusionrag_integrations.prompt import BRIEFLY, question_as_prompt
 
 _DIRECTORY = Path(__file__).parent / "wikipedia"
 PARAGRAPHS_PATH = _DIRECTORY / "paragraphs.jsonl"
@@ -43,7 +43,7 @@ def load_questions(engine: FusionEngine, limit: int | None = None) -> list[Quest
             tuple(row["answers"]),
             _nearest(engine, row["question"]),
             MAX_TOKENS,
-            partial(worded_question, engine.model.tokenizer, instruction=BRIEFLY),
+            partial(question_as_prompt, engine.model.tokenizer, instruction=BRIEFLY),
         )
         for row in rows[:limit]
     ]
@@ -51,6 +51,6 @@ def load_questions(engine: FusionEngine, limit: int | None = None) -> list[Quest
 
 def _nearest(engine: FusionEngine, question: str) -> list[str]:
     """Ids of the chunks that are found, best first; of equally good ones the same each time."""
-    hits = engine.corpus.search(question, HITS)
+    hits = engine.store.search(question, HITS)
     hits.sort(key=lambda hit: (-round(hit.score, 6), hit.chunk.document_id))
     return [hit.chunk.id for hit in hits[:CHUNKS]]

@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 
 from fusionrag_integrations.bench.comparison import Outcome, Question, Row, compare, summarise
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
-from fusionrag_integrations.corpus import Progress
 from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, real_text, tasks
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.documents.readers import read_documents
+from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.ingest import IngestReport
-from fusionrag_integrations.types import AnswerSettings, Document
+from fusionrag_integrations.ingest.pipeline import IngestReport
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.support.progress import Progress
 
 _OURS = AnswerSettings(ratio=0.15, break_even=False, max_tokens=tasks.MAX_TOKENS)
 INVENTED_STRATEGIES = {
@@ -77,7 +78,7 @@ def invented_demo(limit: int | None = None) -> Demo:
     return Demo(
         documents=tuple(read_documents([CORPUS_PATH])),
         chunk_tokens=CHUNK_TOKENS,
-        questions=lambda engine: tasks.load_questions(engine.corpus, limit=limit),
+        questions=lambda engine: tasks.load_questions(engine.store, limit=limit),
         strategies=INVENTED_STRATEGIES,
         note=tasks.NOTE,
         examples=1,

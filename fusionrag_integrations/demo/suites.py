@@ -8,13 +8,13 @@ from typing import get_args
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.suites import Suite, content_hash, context_question
 from fusionrag_integrations.demo import CHUNK_TOKENS
+from fusionrag_integrations.demo.corpus import make
 from fusionrag_integrations.demo.hard import HARD_KINDS, HardQuestion, build_hard_suite
-from fusionrag_integrations.demo.make_corpus import make
 from fusionrag_integrations.demo.tasks import MAX_TOKENS, make_questions
 from fusionrag_integrations.demo.world import QuestionKind
+from fusionrag_integrations.documents.types import Document, DocumentKey
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import Document, DocumentKey
 
 # Bridges are rare: about one for three or four documents.
 DOCUMENTS_A_QUESTION = 4
@@ -35,7 +35,7 @@ def demo_suite(
         chunk_tokens=CHUNK_TOKENS,
         max_tokens=MAX_TOKENS,
         questions=lambda engine: make_questions(
-            engine.corpus, [row for row in rows if row["kind"] in kinds]
+            engine.store, [row for row in rows if row["kind"] in kinds]
         ),
     )
 
@@ -62,7 +62,7 @@ def _check(kinds: Sequence[str], known: Sequence[str]) -> None:
 
 def _hard_question(engine: FusionEngine, asked: HardQuestion) -> Question:
     ids = {
-        document_id: engine.corpus.catalog.chunk_ids([DocumentKey(document_id)])
+        document_id: engine.store.catalog.chunks.ids([DocumentKey(document_id)])
         for document_id, _ in asked.context
     }
     chunk_ids = [ids[document_id][paragraph] for document_id, paragraph in asked.context]

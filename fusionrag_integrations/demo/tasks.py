@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.bench.comparison import Question
-from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.demo import QUESTIONS_PATH
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import ChunkRecord, DocumentKey
+from fusionrag_integrations.store.store import Store
 
 MAX_TOKENS = 12  # answers are names of a few tokens
 NEAREST = 4
@@ -25,7 +26,7 @@ NOTE = (
 
 
 def load_questions(
-    corpus: Corpus, *, path: Path = QUESTIONS_PATH, limit: int | None = None
+    store: Store, *, path: Path = QUESTIONS_PATH, limit: int | None = None
 ) -> list[Question]:
     """The questions of the file, at most `limit` of each kind."""
     counts: dict[str, int] = {}
@@ -35,10 +36,10 @@ def load_questions(
         counts[row["kind"]] = counts.get(row["kind"], 0) + 1
         if limit is None or counts[row["kind"]] <= limit:
             kept.append(row)
-    return make_questions(corpus, kept)
+    return make_questions(store, kept)
 
 
-def make_questions(corpus: Corpus, rows: Sequence[dict[str, Any]]) -> list[Question]:
+def make_questions(store: Store, rows: Sequence[dict[str, Any]]) -> list[Question]:
     """Questions from rows of kind, question, answers and documents.
 
     As in multi-hop benchmarks, a question's prompt holds the documents that answer it among
@@ -48,7 +49,7 @@ def make_questions(corpus: Corpus, rows: Sequence[dict[str, Any]]) -> list[Quest
     """
     questions: list[Question] = []
     for row in rows:
-        context = _context(corpus, row["question"], row["documents"])
+        context = _context(store, row["question"], row["documents"])
         questions.append(
             Question(
                 kind=row["kind"],
@@ -61,18 +62,18 @@ def make_questions(corpus: Corpus, rows: Sequence[dict[str, Any]]) -> list[Quest
     return questions
 
 
-def _context(corpus: Corpus, question: str, gold: Sequence[str]) -> list[str]:
+def _context(store: Store, question: str, gold: Sequence[str]) -> list[str]:
     """Texts of the prompt's chunks, in order."""
     draw = random.Random(question)
-    near = dict.fromkeys(hit.chunk.document_id for hit in corpus.search(question, HITS))
+    near = dict.fromkeys(hit.chunk.document_id for hit in store.search(question, HITS))
     distractors = [i for i in near if i not in gold][:NEAREST]
-    others = [document.id for document in corpus.catalog.documents()]
+    others = [document.id for document in store.catalog.documents.all()]
     draw.shuffle(others)
     documents: list[list[ChunkRecord]] = []
     room = CHUNKS
     for document_id in dict.fromkeys([*gold, *distractors, *others]):
-        chunk_ids = corpus.catalog.chunk_ids([DocumentKey(document_id)])
-        records = list(corpus.catalog.records(chunk_ids).values())
+        chunk_ids = store.catalog.chunks.ids([DocumentKey(document_id)])
+        records = list(store.catalog.chunks.records(chunk_ids).values())
         if len(records) <= room:
             documents.append(records)
             room -= len(records)

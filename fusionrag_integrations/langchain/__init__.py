@@ -1,4 +1,12 @@
-"""LangChain components: a retriever, a string model and a chat model over one engine."""
+"""LangChain components: a retriever, a string model and a chat model over one engine.
+
+retriever.py   `FusionKVRetriever`
+llm.py         `FusionRAGLLM`, the string model
+chat.py        `ChatFusionRAG`, the chat model
+messages.py    LangChain's messages as this package's, and answers as LangChain's
+tool_calls.py  tool calls in a model's text
+documents.py   LangChain's documents as this package's
+"""
 
 from __future__ import annotations
 

@@ -16,26 +16,21 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from fusionrag_integrations.adapters.answer_options import AnswerOptions
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked_value
-from fusionrag_integrations.langchain.messages import (
-    last_chunks,
-    to_chunk,
-    to_message,
-    to_messages,
-)
+from fusionrag_integrations.langchain.messages import last_chunks, to_chunk, to_message, to_messages
 from fusionrag_integrations.langchain.tool_calls import PlainText
-from fusionrag_integrations.options import AnswerOptions
+from fusionrag_integrations.support.inputs import checked_value
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 
 
 class ChatFusionRAG(AnswerOptions, BaseChatModel):
-    """Answers chat messages from the KV of the chunks that stand in them.
+    """Answers chat messages from the KV of the chunks that they contain.
 
-    `usage_metadata` counts tokens, reused ones as `cache_read`; `response_metadata` tells the rest,
-    as `FusionRAGLLM` does in its generation info. Every setting can be given per call. Errors and
-    cancelling are as with `FusionRAGLLM`; messages must hold text alone, else `InvalidInputError`.
+    `usage_metadata` counts tokens, reused ones as `cache_read`; `response_metadata` is as the
+    generation info of `FusionRAGLLM`. Every setting can be given per call. Errors and cancellation
+    are as with `FusionRAGLLM`; messages with content other than text raise `InvalidInputError`.
 
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | chat
     """
@@ -45,7 +40,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         return "fusionrag-chat"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        """What every call tells of itself, before LangChain itself looks at `stop`."""
+        """The tracing parameters of a call; `stop` is checked here, before LangChain reads it."""
         checked_value("stop", stop, Sequence[str] | None)
         return super()._get_ls_params(stop=stop, **kwargs)
 
@@ -121,18 +116,17 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools that it may call, told of them by its own chat template.
+        """The model with tools that it may call, which its own chat template renders.
 
-        tool_choice: "auto"; "none"; a tool's name, or OpenAI's {"function": {"name": ...}}, so that
-        it is told of no other; "any". Nothing makes a model call a tool: with "any" or a name an
-        answer may come all the same.
+        tool_choice: "auto"; "none"; "any"; a tool's name, or OpenAI's {"function": {"name": ...}},
+        to give it no other. A call can't be forced: with "any" or a name the model may answer
+        instead.
 
-        Raises `InvalidInputError` where the template has no words for tools, or no tool has the
-        name.
+        Raises `InvalidInputError` if the template doesn't support tools, or no tool has the name.
         """
-        if not self.engine.words_tools:
+        if not self.engine.supports_tools:
             raise InvalidInputError(
-                f"The chat template of {self.model_name} has no words for tools. Take a model "
+                f"The chat template of {self.model_name} doesn't support tools. Take a model "
                 "whose template knows them, or ask for JSON in the prompt and parse it."
             )
         schemas = [convert_to_openai_tool(tool) for tool in tools]
@@ -156,10 +150,10 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
     ) -> int:
-        """Tokens that the model reads of messages, its chat template's and tools' among them.
+        """Tokens that the model reads of messages, its chat template's and tools' included.
 
-        Messages that the template refuses, such as a part of a chat that begins with an answer,
-        count as their texts alone. Raises `InvalidInputError` for content other than text.
+        If the template refuses the messages, such as a part of a chat that begins with an answer,
+        only their texts count. Raises `InvalidInputError` for content other than text.
         """
         converted = to_messages(messages)
         schemas = [convert_to_openai_tool(tool) for tool in tools or ()]

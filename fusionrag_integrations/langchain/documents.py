@@ -10,10 +10,11 @@ from typing import Any
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.vectorstores import VectorStore
 
-from fusionrag_integrations.corpus import group_passages
+from fusionrag_integrations.documents.handles import HANDLE_METADATA_KEYS
+from fusionrag_integrations.documents.passages import group_passages
+from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked
-from fusionrag_integrations.types import HANDLE_METADATA_KEYS, Document, Passage
+from fusionrag_integrations.support.inputs import checked
 
 BATCH = 1_000  # rows that are read from a collection at once
 
@@ -27,7 +28,7 @@ def to_documents(documents: Iterable[LangChainDocument], scope: str = "") -> lis
     it. Without a source a document is named by its own id, or else by its text. Each scope
     has documents of its own: `engine.delete([source], scope=scope)`.
 
-    Raises `InvalidInputError` for metadata that can't be kept.
+    Raises `InvalidInputError` for metadata that can't be stored.
     """
     return group_passages(((source_of(d), _passage(d)) for d in documents), scope)
 
@@ -38,7 +39,7 @@ def _passage(document: LangChainDocument) -> Passage:
 
 
 def source_of(document: LangChainDocument) -> str:
-    """What names a document: its source, its id, or its text."""
+    """The id of the document: its source, else its own id, else a hash of its text."""
     source = document.metadata.get("source")
     if isinstance(source, str | Path) and str(source):
         return str(source)

@@ -11,22 +11,22 @@ from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from fusionrag_integrations.answer import Answer
-from fusionrag_integrations.inputs import checked_value
-from fusionrag_integrations.options import AnswerOptions
+from fusionrag_integrations.adapters.answer_options import AnswerOptions
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.support.inputs import checked_value
 
 
 class FusionRAGLLM(AnswerOptions, BaseLLM):
-    """Answers prompts from the KV of the chunks that stand in them.
+    """Answers prompts from the KV of the chunks that they contain.
 
     Chunks are found by their content, so any chain and prompt template will do. Each generation's
-    `generation_info` tells how many tokens were reused, recomputed and computed afresh, and where
-    the time to first token went, in milliseconds. Every setting can be given per call:
+    `generation_info` counts the tokens that were reused, recomputed and computed afresh, and
+    breaks down the time to first token, in milliseconds. Every setting can be given per call:
     `llm.invoke(prompt, ratio=0.3)` or `llm.bind(selector="none", handles=[...])`.
 
-    Calls raise `InvalidInputError` for settings and prompts that can't be, `PromptTooLongError`
-    for what the context doesn't hold. A stream that is closed and a task that is cancelled end
-    after the token under way, or the prompt's computation, and let go of the KV that they used.
+    Calls raise `InvalidInputError` for invalid settings and prompts, and `PromptTooLongError` if
+    the prompt doesn't fit the context. A stream that is closed and a task that is cancelled end
+    after their current token, or the prompt's computation, and release their KV.
 
         llm = FusionRAGLLM(engine=engine)
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | llm
@@ -37,7 +37,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         return "fusionrag"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        """What every call tells of itself, before LangChain itself looks at `stop`."""
+        """The tracing parameters of a call; `stop` is checked here, before LangChain reads it."""
         checked_value("stop", stop, Sequence[str] | None)
         return super()._get_ls_params(stop=stop, **kwargs)
 

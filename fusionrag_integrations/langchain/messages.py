@@ -10,14 +10,15 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
-from fusionrag_integrations.answer import Answer, AnswerStream
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.langchain.tool_calls import PlainText, read_tool_calls
-from fusionrag_integrations.types import AnswerSettings, Message
+from fusionrag_integrations.langchain.tool_calls import PlainText, parse_output
+from fusionrag_integrations.prompt.messages import Message
+from fusionrag_integrations.serving.answer import Answer, AnswerStream
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
-# What a model said beside its text: its calls are in `tool_calls`, and thoughts aren't said again.
-_BESIDE = {
+# Content of a model's message beside text: calls are in `tool_calls`, and reasoning is dropped.
+_BESIDE_TEXT = {
     *("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call"),
     *("reasoning", "thinking", "redacted_thinking"),
 }
@@ -36,15 +37,15 @@ def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
                 f"Messages of type {message.type!r} are not supported; give "
                 f"{', '.join(_ROLES)} messages."
             )
-        known = {"text"} | (_BESIDE if role == "assistant" else set())
+        known = {"text"} | (_BESIDE_TEXT if role == "assistant" else set())
         blocks = message.content if isinstance(message.content, list) else []
         if any(isinstance(block, dict) and block.get("type") not in known for block in blocks):
             raise InvalidInputError(
                 f"A {message.type} message holds content other than text; give text alone."
             )
-        worded: Message = {"role": role, "content": str(message.text)}
+        template_message: Message = {"role": role, "content": str(message.text)}
         if isinstance(message, AIMessage) and message.tool_calls:
-            worded["tool_calls"] = [
+            template_message["tool_calls"] = [
                 {
                     "type": "function",
                     "id": call["id"],
@@ -53,19 +54,19 @@ def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
                 for call in message.tool_calls
             ]
         if isinstance(message, ToolMessage):
-            worded["tool_call_id"] = message.tool_call_id
-            worded["name"] = message.name or ""
-        converted.append(worded)
+            template_message["tool_call_id"] = message.tool_call_id
+            template_message["name"] = message.name or ""
+        converted.append(template_message)
     return converted
 
 
 def to_message(answer: Answer, settings: AnswerSettings, model_name: str) -> AIMessage:
-    """An answer, with the calls of tools that it holds."""
-    said = read_tool_calls(answer.text, settings.tools)
+    """An answer, with the tool calls that it contains."""
+    parsed = parse_output(answer.text, settings.tools)
     return AIMessage(
-        content=said.text,
-        tool_calls=said.calls,
-        invalid_tool_calls=said.invalid,
+        content=parsed.text,
+        tool_calls=parsed.calls,
+        invalid_tool_calls=parsed.invalid,
         usage_metadata=_usage(answer),
         response_metadata=_metadata(answer, model_name),
     )
@@ -79,13 +80,13 @@ def to_chunk(text: str) -> ChatGenerationChunk:
 def last_chunks(
     stream: AnswerStream, plain: PlainText, model_name: str
 ) -> Iterator[ChatGenerationChunk]:
-    """The end of a stream that was read: text that was held back, calls of tools, and usage."""
-    said = read_tool_calls(stream.answer.text, plain.tools)
+    """The end of a stream that was read: text that was held back, tool calls, and usage."""
+    parsed = parse_output(stream.answer.text, plain.tools)
     calls = [
         tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
-        for number, (call, args) in enumerate(said.with_arguments())
+        for number, (call, args) in enumerate(parsed.with_arguments())
     ]
-    rest = said.text[plain.told :]
+    rest = parsed.text[plain.length :]
     if rest or calls:
         message = AIMessageChunk(content=rest, tool_call_chunks=calls)
         yield ChatGenerationChunk(message=message)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from langchain_core.callbacks import (
@@ -17,32 +16,35 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from fusionrag_integrations.components import Component
-from fusionrag_integrations.corpus import Corpus, Progress, document_order
-from fusionrag_integrations.engine import FusionEngine, corpus_of
-from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked_value, refuse_unknown
-from fusionrag_integrations.langchain.documents import (
-    collection_documents,
-    source_of,
-    to_documents,
+from fusionrag_integrations.adapters.component import Component
+from fusionrag_integrations.adapters.retrieval import (
+    StoreRetriever,
+    expect_prompt,
+    renamed_corpus,
+    searched_store,
 )
-from fusionrag_integrations.threads import Closable
-from fusionrag_integrations.types import KVHandle, SearchHit
+from fusionrag_integrations.documents.handles import KVHandle, SearchHit, document_order
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.langchain.documents import collection_documents, source_of, to_documents
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.support.inputs import checked_value
+from fusionrag_integrations.support.names import refuse_unknown
+from fusionrag_integrations.support.progress import Progress
 
-_OF_THE_SEARCH = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
+_SEARCH_FIELDS = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
 
-class FusionKVRetriever(Component, BaseRetriever, Closable):
+class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each document has the chunk's id, its text as content, and in its metadata the user's own
-    entries, `document_id`, `title`, `index` and the handle: nothing of the question, so that it is
-    equal whatever was asked. Documents come by their best hit, the chunks of each together in their
-    order, because a chunk may refer back to the one before it.
+    entries, `document_id`, `title`, `index` and the handle. It doesn't depend on the question. The
+    chunks of each document are together, in their order, because a chunk may refer back to the one
+    before it; documents are in the order of their best hits.
 
-    With a `retriever` of your own, its documents come as they are and in its order; those whose
-    text was ingested get their handle. What it searches by is its own then.
+    With a `retriever` of your own, its documents and their order don't change; those whose text was
+    ingested get their handle. Its search is its own: `k` and the like can't be given.
 
     Raises `InvalidInputError` for an empty question and a filter that the index can't read. A call
     may give another `k`: `retriever.invoke(question, k=3)`.
@@ -57,13 +59,13 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
-    corpus: Corpus | None = Field(default=None, exclude=True, repr=False)
+    store: Store | None = Field(default=None, exclude=True, repr=False)
     retriever: BaseRetriever | None = Field(
         default=None, description="Finds the documents instead."
     )
     k: int = Field(default=5, ge=1, description="How many chunks to retrieve.")
     scopes: list[str] | None = Field(
-        default=None, description="Search these scopes only; of your own retriever, mark them only."
+        default=None, description="Search these scopes only; with your own retriever, for handles."
     )
     filter: dict[str, Any] | None = Field(
         default=None, description="On metadata, in Chroma's terms: {'page': {'$gt': 3}}."
@@ -79,20 +81,12 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         default=0.5, ge=0, le=1, description="For mmr: 1 is similarity alone."
     )
 
-    @classmethod
-    def from_store(
-        cls, path: str | Path, *, embedding: object | None = None, **fields: Any
-    ) -> FusionKVRetriever:
-        """A retriever over the store at `path`, which needs no model.
+    if not TYPE_CHECKING:  # type checkers see the fields as arguments
 
-        embedding: the one that the store was made with. Raises as `Corpus.open` does. The
-        retriever is a context manager, which closes the store at its end; so does `close`.
-        """
-        with ExitStack() as opened:
-            corpus = opened.enter_context(Corpus.open(path, embedding))
-            retriever = cls(corpus=corpus, **fields)
-            retriever._opened = opened.pop_all()
-        return retriever
+        def __init__(self, *, corpus: Store | None = None, **given: Any) -> None:
+            if corpus is not None:
+                given["store"] = renamed_corpus(given.get("store"), corpus, stacklevel=3)
+            super().__init__(**given)
 
     @classmethod
     def from_documents(
@@ -125,12 +119,13 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         progress: Progress | None = None,
         **as_retriever: Any,
     ) -> FusionKVRetriever:
-        """Ingest all that a LangChain `Chroma` holds, and go on retrieving from it.
+        """Ingest all documents of a LangChain `Chroma`, and retrieve from it.
 
-        Deleting from the collection later tells nobody: `engine.delete([source], scope=scope)` too.
-        as_retriever: what `vectorstore.as_retriever` takes, such as `search_type` and
-        `search_kwargs`. Raises `InvalidInputError` for a vector store that can't list its
-        documents, and as `FusionEngine.ingest` does.
+        What you later delete from the collection, delete from the engine too:
+        `engine.delete([source], scope=scope)`. as_retriever: arguments of
+        `vectorstore.as_retriever`, such as `search_type` and `search_kwargs`. Raises
+        `InvalidInputError` for a vector store that can't list its documents, and as
+        `FusionEngine.ingest` does.
         """
         engine.ingest(to_documents(collection_documents(vectorstore), scope), progress=progress)
         retriever = vectorstore.as_retriever(**as_retriever)
@@ -141,8 +136,7 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
     ) -> list[tuple[Document, float]]:
         """What `invoke` finds, each with its score: cosine similarity, higher is nearer.
 
-        Raises as `invoke` does, and `InvalidInputError` with a retriever of your own, which has
-        scores of its own, if any.
+        Raises as `invoke` does, and `InvalidInputError` with a retriever of your own.
         """
         if self.retriever is not None:
             raise InvalidInputError(
@@ -152,25 +146,18 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
         hits = self._search(query, _checked_k(k))
         return [(_to_document(hit), hit.score) for hit in hits]
 
-    _source: Corpus = PrivateAttr()
-    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)  # what `from_store` opened
+    _source: Store = PrivateAttr()
+    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)
 
     @model_validator(mode="after")
     def _choose_source(self) -> FusionKVRetriever:
-        self._source = corpus_of(self.engine, self.corpus)
-        if self.retriever is not None and (given := self.model_fields_set & _OF_THE_SEARCH):
+        self._source = searched_store(self.engine, self.store)
+        if self.retriever is not None and (given := self.model_fields_set & _SEARCH_FIELDS):
             raise InvalidInputError(
                 f"{', '.join(sorted(given))} can't be given with a retriever of your own; give "
                 "that one what it should search by."
             )
         return self
-
-    def close(self) -> None:
-        """Close the store that `from_store` opened; an engine or corpus that was given stays open.
-
-        Afterwards `invoke` raises `StoreClosedError`.
-        """
-        self._opened.close()
 
     def _get_relevant_documents(
         self,
@@ -187,7 +174,7 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
             found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
             return self._with_handles(found if k is None else found[:k])
         hits = self._search(query, k)
-        self._expect([hit.handle for hit in hits])
+        expect_prompt(self.engine, [hit.handle for hit in hits], [], self.scopes)
         return [_to_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
@@ -206,8 +193,8 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
             )
         config = {"callbacks": run_manager.get_child()}
         found = await self.retriever.ainvoke(query, config=config)  # type: ignore[arg-type]
-        kept = found if k is None else found[:k]
-        return await self._source.threads.run(self._with_handles, kept)
+        first = found if k is None else found[:k]
+        return await self._source.threads.run(self._with_handles, first)
 
     def _search(self, query: str, k: int | None) -> list[SearchHit]:
         k = self.k if k is None else k
@@ -220,17 +207,12 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
             hits = [hit for hit in hits if hit.score >= self.score_threshold]
         if diverse and hits:
             vectors = self._source.embeddings([hit.chunk.id for hit in hits])
-            hits = [hit for hit in hits if hit.chunk.id in vectors]  # some may go meanwhile
+            hits = [hit for hit in hits if hit.chunk.id in vectors]  # others were just deleted
             chosen = maximal_marginal_relevance(
                 np.array(vector), [vectors[hit.chunk.id] for hit in hits], self.lambda_mult, k
             )
             hits = [hits[i] for i in chosen]
         return document_order(hits)
-
-    def _expect(self, handles: list[KVHandle]) -> None:
-        """Let KV be loaded while the chain makes its prompt."""
-        if self.engine is not None:
-            self.engine.prefetch(handles)
 
     def _with_handles(self, documents: list[Document]) -> list[Document]:
         """The documents, with a handle where their text is known."""
@@ -246,14 +228,12 @@ class FusionKVRetriever(Component, BaseRetriever, Closable):
                 metadata = {**document.metadata, **handle.to_metadata()}
                 document = document.model_copy(update={"metadata": metadata})
             marked.append(document)
-        self._expect(handles)
-        if self.engine is not None:
-            self.engine.offer(unknown, scope=self.scopes[0] if self.scopes else "")
+        expect_prompt(self.engine, handles, unknown, self.scopes)
         return marked
 
 
 def _checked_k(given: int | None) -> int | None:
-    """How many chunks a call asks for, if it says so."""
+    """How many chunks a call asks for; None for as many as the retriever's `k`."""
     k: int | None = checked_value("k", given, int | None)
     if k is not None and k < 1:
         raise InvalidInputError(f"k is {k}; it must be at least 1.")

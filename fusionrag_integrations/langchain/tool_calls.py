@@ -1,6 +1,6 @@
-"""A model's text -> what it says and which tools it calls.
+"""A model's output -> its text and the tools that it calls.
 
-Models write calls in the form that their chat template taught them. Known are
+Models write calls in the form of their chat template. Known are
 
     <tool_call>{"name": ..., "arguments": {...}}</tool_call>     Qwen, Hermes and others
     <|tool_call|>[{"name": ..., "arguments": {...}}]             Phi-4-mini
@@ -11,7 +11,7 @@ Models write calls in the form that their chat template taught them. Known are
     name                                                         GLM4, likewise: the arguments are
     {...}                                                        on the lines below
 
-Marks within JSON strings are no marks: an argument may spell any of them.
+Marks within JSON strings don't count: an argument may spell any of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from uuid import uuid4
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-from fusionrag_integrations.inputs import parse_json
-from fusionrag_integrations.keys import tool_call_id
+from fusionrag_integrations.documents.keys import tool_call_id
+from fusionrag_integrations.support.inputs import parse_json
 
 _LISTED, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _CLOSING = {
@@ -37,7 +37,7 @@ _CLOSING = {
     _LISTED: rf"(?={re.escape(_LISTED)})",  # has none: the next call closes it
 }
 _OPENING = re.compile("|".join(map(re.escape, _CLOSING)))
-# Strings come first, and so marks in them are passed over; only what is sought is a group.
+# Strings come first, so that marks in them don't match; only what is searched for is a group.
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"?|\\.'
 _END = {  # of a call that is JSON
     mark: re.compile(rf"{_STRING}|({closing}|(?={_OPENING.pattern})|\Z)", re.DOTALL)
@@ -45,15 +45,15 @@ _END = {  # of a call that is JSON
 }
 _BROKEN_END = {mark: re.compile(rf"{closing}|\Z") for mark, closing in _CLOSING.items()}
 _SEPARATOR = re.compile(rf"{_STRING}|(;)", re.DOTALL)
-# A name and an id before the arguments, whose mark not every tokenizer has.
+# A name and an id before the arguments; not every tokenizer has the mark between.
 _HEAD = re.compile(r"([^\[{]*+)(?:\[CALL_ID\]([^\[{]*+))?(?:\[ARGS\]|(?=\{))")
 _PYTHON = "<|python_tag|>"
 _BARE_MARKS = (_PYTHON, "{", "[")  # of a call that is all of the text
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """text: without the calls. invalid: calls of no known tool, or with broken arguments."""
+class ParsedOutput:
+    """text: without the calls. invalid: calls of unknown tools, or with malformed arguments."""
 
     text: str
     calls: list[ToolCall]
@@ -62,43 +62,43 @@ class Said:
     def with_arguments(self) -> Iterator[tuple[ToolCall | InvalidToolCall, str]]:
         """All calls, with their arguments as JSON; those of invalid calls are a JSON string.
 
-        LangChain completes what is broken or cut off, and would make a call of it.
+        LangChain would complete malformed JSON, and make a valid call of it.
         """
         for call in self.calls:
             yield call, json.dumps(call["args"])
-        for broken in self.invalid:
-            yield broken, json.dumps(broken["args"])
+        for invalid in self.invalid:
+            yield invalid, json.dumps(invalid["args"])
 
 
 class PlainText:
-    """Lets through the pieces of a text that are certainly no call of a tool.
+    """Passes on the pieces of a text that certainly belong to no tool call.
 
-    told: how many characters that were. They are those that `read_tool_calls` has as text.
+    length: of the text passed on; `ParsedOutput.text` begins with it.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self.tools = tools
-        self.told = 0
+        self.length = 0
         self._names = _names(tools)
         self._held: list[str] = []
-        self._calls = False  # whether all that comes may be one
+        self._calls = False  # whether the rest may be calls
 
     def push(self, piece: str) -> str:
-        """What is certain after this piece; all of it where there are no tools."""
+        """The text that is certain after this piece; all of it if there are no tools."""
         if self._calls:
             return ""
         self._held.append(piece)
-        if self.tools and piece.isspace():  # it waits, and is looked at once, however much it is
+        if self.tools and piece.isspace():  # decided with the next piece, at constant cost
             return ""
         text = "".join(self._held)
         certain = self._certain(text) if self.tools else len(text)
         self._held = [text[certain:]]
-        self.told += certain
+        self.length += certain
         return text[:certain]
 
     def _certain(self, text: str) -> int:
-        """How many characters are: those before what may begin a call, without white space."""
-        if not self.told:
+        """How many characters are certain: those before a possible call and white space."""
+        if not self.length:
             start = text.lstrip()
             self._calls = _starts_bare(start, self._names)
             if self._calls or self._may_start_bare(start):
@@ -115,7 +115,7 @@ class PlainText:
         return len(text[: min([*ends, len(text)])].rstrip())
 
     def _may_start_bare(self, start: str) -> bool:
-        """Whether what follows may make it the start of a call that is all of the text."""
+        """Whether it may yet become the start of a call that is all of the text."""
         if "\n" in start:
             return False
         return _PYTHON.startswith(start) or any(
@@ -123,20 +123,20 @@ class PlainText:
         )
 
 
-def read_tool_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> Said:
+def parse_output(text: str, tools: Sequence[Mapping[str, Any]]) -> ParsedOutput:
     """Find the calls in a text. Without tools there are none, whatever it looks like."""
     if not tools:
-        return Said(text, [], [])
+        return ParsedOutput(text, [], [])
     names = _names(tools)
     if _starts_bare(text.lstrip(), names):
         calls, invalid = _read(_bare(text, names), names)
         if calls and not invalid:
-            return Said("", calls, [])  # and else it is an answer that happens to look like a call
+            return ParsedOutput("", calls, [])  # otherwise an answer that only looks like a call
     (before, *others), written = _split(text)
     if not written:
-        return Said(text, [], [])
+        return ParsedOutput(text, [], [])
     parts = [before.rstrip(), *map(str.strip, others)]
-    return Said(" ".join(filter(None, parts)), *_read(written, names))
+    return ParsedOutput(" ".join(filter(None, parts)), *_read(written, names))
 
 
 def _names(tools: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -153,8 +153,8 @@ def _starts_bare(start: str, names: set[str]) -> bool:
 class _Written:
     """A call as it was written, or a list of them.
 
-    named: name and id, where they stand before the arguments. rest: what should be JSON of it.
-    content: what that says. error: why it is no JSON.
+    named: name and id, where they precede the arguments. rest: the part that should be JSON.
+    content: that part, parsed. error: why it isn't JSON.
     """
 
     named: dict[str, str]
@@ -166,8 +166,8 @@ class _Written:
 def _split(text: str) -> tuple[list[str], list[_Written]]:
     """The texts around marked calls, and the calls.
 
-    A mark outside of strings ends a call that is JSON. In one that isn't, quotes may open strings
-    that end anywhere, and so the first mark ends it.
+    A call that is JSON ends at the first mark outside of strings. Otherwise quotes mean nothing,
+    and it ends at the first mark.
     """
     around: list[str] = []
     written: list[_Written] = []
@@ -230,11 +230,11 @@ def _read(
         for call in content if isinstance(content, list) else [content]:
             name, arguments, given_id = _parts(call)
             if name not in names:
-                told = f"There is no tool {name!r}; there are {', '.join(sorted(names))}."
-                invalid.append(_invalid(name, json.dumps(call), told))
+                error = f"There is no tool {name!r}; there are {', '.join(sorted(names))}."
+                invalid.append(_invalid(name, json.dumps(call), error))
             elif not isinstance(arguments, dict):
-                told = "The arguments are no object."
-                invalid.append(_invalid(name, json.dumps(arguments), told))
+                error = "The arguments are no object."
+                invalid.append(_invalid(name, json.dumps(arguments), error))
             else:
                 origin = given_id if given_id and given_id not in taken else uuid4().hex
                 taken.add(given_id)
@@ -250,7 +250,7 @@ def _parts(call: Any) -> tuple[str, Any, str]:
     given_id = call.get("id")
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):  # some write them as JSON within JSON
-        with suppress(ValueError):  # then they are no object, which is told
+        with suppress(ValueError):  # otherwise refused as no object
             arguments = parse_json(arguments, finite=True)
     return str(function.get("name", "")), arguments, given_id if isinstance(given_id, str) else ""
 

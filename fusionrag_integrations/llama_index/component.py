@@ -1,4 +1,4 @@
-"""What LlamaIndex's components share: an engine that no dictionary of theirs holds."""
+"""What LlamaIndex's components share: an engine, which isn't serialised."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fusionrag_integrations.errors import InvalidInputError
 
 
 class EngineComponent(BaseComponent):
-    """`to_dict` and `to_json` hold a component's settings: no engine, weights or paths."""
+    """`to_dict` and `to_json` contain a component's settings: no engine, weights or paths."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """The component that `to_dict` told of, over an engine: from_dict(data, engine=engine).
+        """The component that `to_dict` describes, over an engine: from_dict(data, engine=engine).
 
         `from_json(text, engine=engine)` does the same. Raises `InvalidInputError` without one.
         """
@@ -26,7 +26,7 @@ class EngineComponent(BaseComponent):
         return super().from_dict(data, **kwargs)
 
     def __getstate__(self) -> Any:
-        """A pipeline with several workers sends its parts to other processes; no engine can go."""
+        """Refused: pipelines with several workers pickle their parts, and an engine can't be."""
         raise InvalidInputError(
             f"A {self.class_name()} can't leave its process; run the pipeline without num_workers."
         )

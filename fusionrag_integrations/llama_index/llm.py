@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -32,13 +31,20 @@ from llama_index.core.llms.llm import (
 )
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
-from fusionrag_integrations.answer import Answer, AnswerStream
+from fusionrag_integrations.adapters.answer_options import AnswerOptions
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
-from fusionrag_integrations.options import AnswerOptions
+from fusionrag_integrations.llama_index.responses import (
+    astreamed,
+    chat_response,
+    completion_response,
+    streamed,
+)
 from fusionrag_integrations.prompt import encode_text
-from fusionrag_integrations.types import AnswerSettings, Message, Prompt
+from fusionrag_integrations.prompt.messages import Message, Prompt
+from fusionrag_integrations.serving.answer import AnswerStream
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -48,11 +54,10 @@ _ROLES = {
     MessageRole.MODEL: "assistant",
 }
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-_Response = TypeVar("_Response")
 
 
 def _completion(method: _Method) -> _Method:
-    """LlamaIndex's decorator, which forgets the method's types."""
+    """LlamaIndex's decorator, with the method's own types."""
     return cast(_Method, llm_completion_callback()(method))
 
 
@@ -62,16 +67,17 @@ def _chat(method: _Method) -> _Method:
 
 
 class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
-    """Answers prompts and chat messages from the KV of the chunks that stand in them.
+    """Answers prompts and chat messages from the KV of the chunks that they contain.
 
     Chunks are found by their content, so any response mode and prompt template will do. A
-    response's `raw` tells how many tokens were reused, recomputed and computed afresh, and where
-    the time to first token went, in milliseconds; `additional_kwargs` counts tokens under their
+    response's `raw` counts the tokens that were reused, recomputed and computed afresh, and breaks
+    down the time to first token, in milliseconds; `additional_kwargs` counts tokens under their
     common names. Every setting can be given per call: `llm.complete(prompt, ratio=0.3)`.
 
-    Calls raise `InvalidInputError` for settings, prompts and messages that can't be, and
-    `PromptTooLongError` for what the context doesn't hold. A stream that is closed and a task that
-    is cancelled end after the token under way, or the prompt's computation, and let go of their KV.
+    Calls raise `InvalidInputError` for invalid settings, prompts and messages, and
+    `PromptTooLongError` if the prompt doesn't fit the context. A stream that is closed and a task
+    that is cancelled end after their current token, or the prompt's computation, and release their
+    KV.
 
         llm = FusionRAGLLM(engine=engine)
         RetrieverQueryEngine.from_args(retriever=retriever, llm=llm).query("Who ...?")
@@ -83,10 +89,10 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The model's real context window in tokens, and whether it is asked by messages.
+        """The model's own context window in tokens, and whether it takes chat messages.
 
-        It is where its tokenizer words chats, or `messages_to_prompt` does; not where text is to
-        be `raw`, or `completion_to_prompt` words prompts.
+        It does if its tokenizer or `messages_to_prompt` renders them; not if text is `raw`, or
+        `completion_to_prompt` is given.
         """
         return LLMMetadata(
             context_window=self.engine.context_window,
@@ -96,10 +102,10 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         )
 
     def prompt_helper(self) -> PromptHelper:
-        """Packs contexts by what the model reads, for response synthesizers.
+        """Packs contexts by the model's own tokens, for response synthesizers.
 
         Without it LlamaIndex counts tokens as OpenAI's models do, and may cut chunks that fit, or
-        leave prompts that don't. Give it to `get_response_synthesizer(prompt_helper=...)`, or to
+        make prompts that don't. Give it to `get_response_synthesizer(prompt_helper=...)`, or to
         all, chat engines included, as `Settings.prompt_helper`.
         """
         return ModelPromptHelper(
@@ -111,23 +117,23 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     @_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        answer = self._completing(prompt, formatted, kwargs).read()
-        return _completed(answer.text, None, answer)
+        answer = self._completion_stream(prompt, formatted, kwargs).read()
+        return completion_response(answer.text, None, answer)
 
     @_completion
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        return _streamed(self._completing(prompt, formatted, kwargs), _completed)
+        return streamed(self._completion_stream(prompt, formatted, kwargs), completion_response)
 
     @_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        answer = self._replying(messages, kwargs).read()
-        return _said(answer.text, None, answer)
+        answer = self._chat_stream(messages, kwargs).read()
+        return chat_response(answer.text, None, answer)
 
     @_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return _streamed(self._replying(messages, kwargs), _said)
+        return streamed(self._chat_stream(messages, kwargs), chat_response)
 
     # The parent's asynchronous methods block the event loop while the model works, and call the
     # decorated ones above, so that one call counts as two.
@@ -136,43 +142,45 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        answer = await self._completing(prompt, formatted, kwargs).aread()
-        return _completed(answer.text, None, answer)
+        answer = await self._completion_stream(prompt, formatted, kwargs).aread()
+        return completion_response(answer.text, None, answer)
 
     @_completion
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        return _astreamed(self._completing(prompt, formatted, kwargs), _completed)
+        return astreamed(self._completion_stream(prompt, formatted, kwargs), completion_response)
 
     @_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        answer = await self._replying(messages, kwargs).aread()
-        return _said(answer.text, None, answer)
+        answer = await self._chat_stream(messages, kwargs).aread()
+        return chat_response(answer.text, None, answer)
 
     @_chat
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return _astreamed(self._replying(messages, kwargs), _said)
+        return astreamed(self._chat_stream(messages, kwargs), chat_response)
 
-    def _completing(self, prompt: str, formatted: bool, changes: Mapping[str, Any]) -> AnswerStream:
-        """LlamaIndex says of some prompts that they are worded, and lets users word the others."""
+    def _completion_stream(
+        self, prompt: str, formatted: bool, changes: Mapping[str, Any]
+    ) -> AnswerStream:
+        """formatted: whether LlamaIndex has rendered the prompt; users may render others."""
         if not formatted and (given := self._given_for_prompts):
             prompt, formatted = given(prompt), True
         return self.engine.stream(prompt, self._settings(changes, formatted))
 
-    def _replying(
+    def _chat_stream(
         self, messages: Sequence[ChatMessage], changes: Mapping[str, Any]
     ) -> AnswerStream:
         prompt = self._prompt(messages)
         return self.engine.stream(prompt, self._settings(changes, isinstance(prompt, str)))
 
-    def _settings(self, changes: Mapping[str, Any], worded: bool) -> AnswerSettings:
-        return self.settings(None, {**changes, "raw": True} if worded else changes)
+    def _settings(self, changes: Mapping[str, Any], formatted: bool) -> AnswerSettings:
+        return self.settings(None, {**changes, "raw": True} if formatted else changes)
 
     def _prompt_tokens(self, prompt: BasePromptTemplate) -> int:
-        """Tokens that `predict` would put before the model, were each variable one letter."""
+        """Tokens of the prompt that `predict` would make if each variable were one letter."""
         if isinstance(prompt, SelectorPromptTemplate):
             prompt = prompt.select(self)
         letters = {name: "x" for name in prompt.template_vars if name not in prompt.kwargs}
@@ -184,7 +192,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         return self.engine.count_tokens(asked, raw=True)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
-        """Messages for the model's own template, or their text, where users word them."""
+        """Messages for the model's own template, or their text if users render them."""
         if given := self._given_for_messages:
             return given(messages)
         converted = to_messages(messages)
@@ -194,7 +202,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     @property
     def _given_for_messages(self) -> MessagesToPromptType | None:
-        """A user's own `messages_to_prompt`; LlamaIndex puts one of its own where there is none."""
+        """A user's own `messages_to_prompt`; without one LlamaIndex sets a default."""
         given = self.messages_to_prompt
         return None if given is generic_messages_to_prompt else given
 
@@ -228,49 +236,3 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:
             )
         converted.append({"role": _ROLES[message.role], "content": message.content or ""})
     return converted
-
-
-def _completed(text: str, delta: str | None, answer: Answer | None) -> CompletionResponse:
-    return CompletionResponse(text=text, delta=delta, **_told(answer))
-
-
-def _said(text: str, delta: str | None, answer: Answer | None) -> ChatResponse:
-    message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
-    return ChatResponse(message=message, delta=delta, **_told(answer))
-
-
-def _told(answer: Answer | None) -> dict[str, Any]:
-    """What a response tells beside its text, once the answer is there."""
-    if answer is None:
-        return {}
-    prompt, completion = answer.usage.prompt_tokens, answer.usage.completion_tokens
-    counts = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    return {"raw": answer.report(), "additional_kwargs": counts}
-
-
-def _streamed(
-    stream: AnswerStream, respond: Callable[[str, str, Answer | None], _Response]
-) -> Generator[_Response, None, None]:
-    """Responses with the text so far and the newest piece; the last one tells of the answer."""
-    text = ""
-    with closing(stream):
-        for piece in stream:
-            text += piece
-            yield respond(text, piece, None)
-        yield respond(text, "", stream.answer)
-
-
-async def _astreamed(
-    stream: AnswerStream, respond: Callable[[str, str, Answer | None], _Response]
-) -> AsyncGenerator[_Response, None]:
-    """The same, whose every step runs in a thread."""
-    text = ""
-    with closing(stream):
-        async for piece in stream:
-            text += piece
-            yield respond(text, piece, None)
-        yield respond(text, "", stream.answer)

@@ -21,18 +21,14 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
 
-from fusionrag_integrations.corpus import Corpus, group_passages
+from fusionrag_integrations.documents.handles import HANDLE_METADATA_KEYS, KVHandle, SearchHit
+from fusionrag_integrations.documents.passages import group_passages
+from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked
-from fusionrag_integrations.types import (
-    HANDLE_METADATA_KEYS,
-    Document,
-    KVHandle,
-    Passage,
-    SearchHit,
-)
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.support.inputs import checked
 
-HIDDEN_KEY = "fusionrag_hidden"  # which entries the ingested node kept out of prompts, as JSON
+HIDDEN_KEY = "fusionrag_hidden"  # the entries that the ingested node excluded from prompts, as JSON
 
 _OPERATORS = {
     FilterOperator.EQ: "$eq",
@@ -56,10 +52,10 @@ def to_documents(nodes: Iterable[BaseNode], scope: str = "") -> list[Document]:
     it. A node without a source is a document of its own, by its own id. Each scope has documents
     of its own: `engine.delete([ref_doc_id], scope=scope)`.
 
-    Ids must be the same when a source is read again: LlamaIndex's readers and nodes make random
-    ones where they aren't told otherwise.
+    Ids must be the same when a source is read again: by default LlamaIndex's readers and nodes make
+    random ones.
 
-    Nodes of text without any, such as empty pages, are passed over, and logged. Raises
+    Text nodes without text, such as empty pages, are skipped and logged. Raises
     `InvalidInputError` for nodes of images and the like.
     """
     return group_passages(((source_of(node), _passage(node)) for node in nodes), scope)
@@ -80,7 +76,7 @@ def _passage(node: BaseNode) -> Passage:
 
 
 def _is_empty_page(node: BaseNode) -> bool:
-    """Whether a node without text is of text all the same, and not of an image or the like."""
+    """Whether a node without text is a text node, and not one of an image or the like."""
     if isinstance(node, Node):
         others = (node.image_resource, node.audio_resource, node.video_resource)
         of_text = node.text_resource is not None or isinstance(node, LlamaIndexDocument)
@@ -89,13 +85,13 @@ def _is_empty_page(node: BaseNode) -> bool:
 
 
 def source_of(node: BaseNode) -> str:
-    """What names a document: the node's source, or the node."""
+    """The id of the document: the node's source, else the node's own id."""
     return node.ref_doc_id or node.node_id
 
 
-def mark(corpus: Corpus, node: BaseNode, scopes: Sequence[str] | None) -> BaseNode:
+def mark(store: Store, node: BaseNode, scopes: Sequence[str] | None) -> BaseNode:
     """The node, with a handle in its metadata where its text was ingested."""
-    handle = corpus.handle_of(_text(node), source_of(node), scopes)
+    handle = store.handle_of(_text(node), source_of(node), scopes)
     if handle is None:
         return node
     marked = node.model_copy(deep=True)
@@ -104,9 +100,9 @@ def mark(corpus: Corpus, node: BaseNode, scopes: Sequence[str] | None) -> BaseNo
 
 
 def to_node(hit: SearchHit) -> NodeWithScore:
-    """A chunk as a node that shows in prompts what it showed when it was ingested as a node.
+    """A chunk as a node, whose text in prompts is that of the node that was ingested.
 
-    But for templates of its own: those of a node that comes from an index are kept by `mark`.
+    Its own templates are lost; nodes from an index, which `mark` returns, have them.
     """
     chunk = hit.chunk
     metadata = dict(chunk.metadata)
@@ -127,14 +123,14 @@ def to_node(hit: SearchHit) -> NodeWithScore:
 
 
 def set_handle(node: BaseNode, handle: KVHandle) -> None:
-    """Put a handle into a node's metadata, out of sight of prompts and embeddings."""
+    """Put a handle into a node's metadata, excluded from prompts and embeddings."""
     node.metadata.update(handle.to_metadata())
     for excluded in (node.excluded_llm_metadata_keys, node.excluded_embed_metadata_keys):
         excluded.extend(key for key in HANDLE_METADATA_KEYS if key not in excluded)
 
 
 def to_where(filters: MetadataFilters) -> dict[str, Any]:
-    """LlamaIndex's metadata filters in the terms of `Corpus.search`; empty for none.
+    """LlamaIndex's metadata filters in the terms of `Store.search`; empty for none.
 
     Raises `InvalidInputError` for operators and conditions that the index doesn't have.
     """

@@ -14,17 +14,17 @@ from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from fusionrag_integrations.errors import PromptTooLongError
-from fusionrag_integrations.inputs import checked
+from fusionrag_integrations.support.inputs import checked
 
-WORDS_IN_MEMORY = 4096  # LlamaIndex asks three times for the tokens of each word that it cuts
+CACHED_WORDS = 4096  # LlamaIndex tokenizes each word that it cuts three times
 
 
 class ModelPromptHelper(PromptHelper):
-    """Packs and cuts contexts by the model's own tokens, its chat template's among them.
+    """Packs and cuts contexts by the model's own tokens, its chat template's included.
 
-    LlamaIndex's own counts as OpenAI's models do. And it keeps 500 tokens free for an earlier
-    answer to refine even where there is none: this one only where the context needs several
-    calls, and no more than an answer may have.
+    LlamaIndex's own counts OpenAI's tokens. It also reserves 500 tokens for an earlier answer to
+    refine even if there is none; this one only if the context needs several calls, and no more
+    than an answer may have.
 
     tokenizer: the tokens of a text. prompt_tokens: how many tokens the model reads of a prompt
     whose variables are one letter long.
@@ -41,8 +41,8 @@ class ModelPromptHelper(PromptHelper):
         tokenizer: Callable[[str], list[int]],
         prompt_tokens: Callable[[BasePromptTemplate], int],
     ) -> None:
-        remembering = lru_cache(WORDS_IN_MEMORY)(tokenizer)
-        super().__init__(context_window, num_output, tokenizer=remembering)
+        cached = lru_cache(CACHED_WORDS)(tokenizer)
+        super().__init__(context_window, num_output, tokenizer=cached)
         self._prompt_tokens = prompt_tokens
 
     @classmethod
@@ -59,7 +59,7 @@ class ModelPromptHelper(PromptHelper):
     ) -> list[str]:
         """The chunks in one text where it fits, else in as few as fit one by one."""
         if "query_str" in _open_variables(prompt):
-            # Refining packs once without the question, which may be long.
+            # Refining packs again without the question, which may be long.
             if all(isinstance(chunk, _Packed) for chunk in text_chunks):
                 return list(text_chunks)
             room = self._get_available_chunk_size(prompt, padding=0, llm=llm, tools=tools)
@@ -80,15 +80,15 @@ class ModelPromptHelper(PromptHelper):
     ) -> int:
         taken = self._prompt_tokens(prompt)
         if isinstance(prompt, SelectorPromptTemplate) and "context_msg" in _open_variables(prompt):
-            # LlamaIndex asks for the longer of two prompts, and measures neither as a chat.
+            # LlamaIndex uses the longer of two prompts, and measures neither as a chat.
             other = DEFAULT_TEXT_QA_PROMPT_SEL.partial_format(**prompt.kwargs)
             taken = max(taken, self._prompt_tokens(other))
-        described: list[dict[str, Any]] = [
+        schemas: list[dict[str, Any]] = [
             tool.metadata.to_openai_tool() for tool in self._get_tools_from_llm(llm, tools)
         ]
-        taken += self._token_counter.estimate_tokens_in_tools(described)
+        taken += self._token_counter.estimate_tokens_in_tools(schemas)
         room = self.context_window - taken - self.num_output
-        if room < 0:  # LlamaIndex takes a ValueError for a malformed answer, and goes on
+        if room < 0:  # LlamaIndex would take a ValueError for a malformed answer, and continue
             raise PromptTooLongError(
                 f"The prompt has {taken} tokens without any context; the model's context holds "
                 f"{self.context_window}, of which the answer may take {self.num_output}. Ask a "
@@ -99,7 +99,7 @@ class ModelPromptHelper(PromptHelper):
 
 
 class _Packed(str):
-    """A text that was packed with the question known."""
+    """A text that was packed with the question."""
 
     __slots__ = ()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -12,28 +11,34 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
-from fusionrag_integrations.corpus import Corpus, Progress, document_order
-from fusionrag_integrations.engine import FusionEngine, corpus_of
+from fusionrag_integrations.adapters.retrieval import (
+    StoreRetriever,
+    expect_prompt,
+    renamed_corpus,
+    searched_store,
+)
+from fusionrag_integrations.documents.handles import KVHandle, document_order
+from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.inputs import checked, checked_value
 from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
-from fusionrag_integrations.threads import Closable
-from fusionrag_integrations.types import KVHandle
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.support.inputs import checked, checked_value
+from fusionrag_integrations.support.progress import Progress
 
 
-class FusionKVRetriever(BaseRetriever, Closable):
+class FusionKVRetriever(BaseRetriever, StoreRetriever):
     """Finds the chunks nearest to a question in a store, or those that another retriever finds.
 
     Each node has the chunk's id and text; its metadata holds the user's own entries, and
-    `document_id`, `title`, `index` and the handle, which are kept out of prompts and embeddings.
-    Nodes come by their document's best hit, the chunks of each document together in their order,
-    because a chunk may refer back to the one before it.
+    `document_id`, `title`, `index` and the handle, which prompts and embeddings don't include. The
+    chunks of each document are together, in their order, because a chunk may refer back to the one
+    before it; documents are in the order of their best hits.
 
-    With a `retriever` of your own, its nodes come as they are and in its order; those whose text
-    was ingested get their handle. `similarity_top_k` doesn't apply then, and `filters` are its own.
+    With a `retriever` of your own, its nodes and their order don't change; those whose text was
+    ingested get their handle. `similarity_top_k` doesn't apply then, and `filters` are refused.
 
-    A node's score is cosine similarity, higher is nearer. Raises `InvalidInputError` for arguments
-    that can't be and for an empty question.
+    A node's score is cosine similarity, higher is nearer. Raises `InvalidInputError` for invalid
+    arguments and for an empty question.
 
         FusionKVRetriever.from_nodes(nodes, engine=engine, similarity_top_k=5)
         FusionKVRetriever(engine=engine, retriever=index.as_retriever())
@@ -46,15 +51,17 @@ class FusionKVRetriever(BaseRetriever, Closable):
         self,
         *,
         engine: FusionEngine | None = None,
-        corpus: Corpus | None = None,
+        store: Store | None = None,
         retriever: BaseRetriever | None = None,
         similarity_top_k: int = 5,
         scopes: Sequence[str] | None = None,
         filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
+        corpus: Store | None = None,
     ) -> None:
-        self._corpus = corpus_of(engine, corpus)
-        self._opened = ExitStack()  # what `from_store` opened
+        """corpus: deprecated, called `store` now."""
+        self._store = searched_store(engine, renamed_corpus(store, corpus, stacklevel=4))
+        self._opened = ExitStack()
         self._engine = engine
         _check(retriever, similarity_top_k, filters)
         self.retriever = retriever
@@ -66,21 +73,6 @@ class FusionKVRetriever(BaseRetriever, Closable):
     @classmethod
     def class_name(cls) -> str:
         return "FusionKVRetriever"
-
-    @classmethod
-    def from_store(
-        cls, path: str | Path, *, embedding: object | None = None, **arguments: Any
-    ) -> FusionKVRetriever:
-        """A retriever over the store at `path`, which needs no model.
-
-        embedding: the one that the store was made with. Raises as `Corpus.open` does. The
-        retriever is a context manager, which closes the store at its end; so does `close`.
-        """
-        with ExitStack() as opened:
-            corpus = opened.enter_context(Corpus.open(path, embedding))
-            retriever = cls(corpus=corpus, **arguments)
-            retriever._opened = opened.pop_all()
-        return retriever
 
     @classmethod
     def from_nodes(
@@ -103,15 +95,8 @@ class FusionKVRetriever(BaseRetriever, Closable):
         arguments.setdefault("scopes", [scope])
         return cls(engine=engine, **arguments)
 
-    def close(self) -> None:
-        """Close the store that `from_store` opened; an engine or corpus that was given stays open.
-
-        Afterwards `retrieve` raises `StoreClosedError`.
-        """
-        self._opened.close()
-
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """The nodes for a question. Raises `InvalidInputError` for what can't be one."""
+        """The nodes for a question. Raises `InvalidInputError` for an invalid one."""
         checked_value("The question", str_or_query_bundle, str | QueryBundle)
         return super().retrieve(str_or_query_bundle)
 
@@ -123,7 +108,7 @@ class FusionKVRetriever(BaseRetriever, Closable):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is not None:
             return self._marked(self.retriever.retrieve(query_bundle))
-        hits = self._corpus.search(
+        hits = self._store.search(
             query_bundle.query_str,
             self.similarity_top_k,
             scopes=self.scopes,
@@ -133,38 +118,34 @@ class FusionKVRetriever(BaseRetriever, Closable):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is None:
-            return await self._corpus.threads.run(self._retrieve, query_bundle)
+            return await self._store.threads.run(self._retrieve, query_bundle)
         found = await self.retriever.aretrieve(query_bundle)
-        return await self._corpus.threads.run(self._marked, found)
+        return await self._store.threads.run(self._marked, found)
 
     def _marked(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         return self._expected(
             [
-                NodeWithScore(node=mark(self._corpus, found.node, self.scopes), score=found.score)
+                NodeWithScore(node=mark(self._store, found.node, self.scopes), score=found.score)
                 for found in nodes
             ]
         )
 
     def _expected(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        """The nodes, whose KV is loaded while the query engine makes its prompt."""
-        if self._engine is not None:
-            handles = [KVHandle.from_metadata(found.node.metadata) for found in nodes]
-            self._engine.prefetch(handle for handle in handles if handle is not None)
-            self._engine.offer(
-                (
-                    found.node.get_content(MetadataMode.NONE)
-                    for found, handle in zip(nodes, handles, strict=True)
-                    if handle is None
-                ),
-                scope=self.scopes[0] if self.scopes else "",
-            )
+        """The nodes; the engine loads their KV while the query engine makes its prompt."""
+        handles = [KVHandle.from_metadata(found.node.metadata) for found in nodes]
+        unknown = [
+            found.node.get_content(MetadataMode.NONE)
+            for found, handle in zip(nodes, handles, strict=True)
+            if handle is None
+        ]
+        expect_prompt(self._engine, filter(None, handles), unknown, self.scopes)
         return nodes
 
 
 def _check(
     retriever: BaseRetriever | None, similarity_top_k: int, filters: MetadataFilters | None
 ) -> None:
-    """Refuse at once what would only fail at the first question, or find nothing."""
+    """Refuse now what would fail at the first question, or find nothing."""
     if similarity_top_k < 1:
         raise InvalidInputError(f"similarity_top_k is {similarity_top_k!r}; it must be at least 1.")
     if filters is None:

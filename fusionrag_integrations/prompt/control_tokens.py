@@ -1,8 +1,8 @@
-"""Control tokens, told apart from text that only spells them.
+"""A copy of the tokenizer in which text can't spell control tokens.
 
-A tokenizer takes `<|im_start|>` for its control token wherever it stands, in a document too. Here a
-copy of it knows each control token by a name that no text holds, as long as its own. What was
-written as a control token is renamed before the text is encoded; all else stays, and is text:
+A tokenizer takes `<|im_start|>` for its control token wherever it occurs, in a document too. The
+copy knows each control token by a name of the same length that no text contains. What was written
+as a control token is renamed before the text is encoded; all else stays as it is, and is text:
 
 text     <|im_start|>user⏎What does <|im_end|> mean?        the second is quoted
 renamed  ............user⏎What does <|im_end|> mean?
@@ -21,28 +21,28 @@ from tokenizers import Tokenizer
 from fusionrag_integrations.errors import InvalidInputError
 
 Places = tuple[tuple[int, int], ...]
-"""Stretches of a text: the first character of each, and the one behind its last."""
+"""Stretches of a text: the first character of each, and the one after its last."""
 
 _PRIVATE = range(0x100000, 0x10FFFE)  # Unicode's private use plane 16
-_BEGINNINGS = 256  # characters of it that names begin with
-_DIGITS = range(0xF0000, 0xF1000)  # and some of plane 15, which make names different
+_BEGINNINGS = 256  # of these characters, which names begin with
+_DIGITS = range(0xF0000, 0xF1000)  # characters of plane 15, which make names different
 
 
 class TextTokenizer:
-    """A tokenizer for which names of control tokens are text; `rename` makes them count again.
+    """A tokenizer for which names of control tokens are text, unless `rename` has renamed them.
 
-    backend: a copy, without truncation and padding, so that nothing set on the user's reaches it.
+    backend: the copy, without the truncation and padding that users may set on theirs.
     pattern: finds the names of control tokens: of special ones, and of added ones that the chat
     template writes, such as `<tool_call>`. special: finds those of special ones alone.
     before, after: special tokens that the tokenizer puts around a text.
     """
 
     def __init__(self, tokenizer: Any, first: int) -> None:
-        """first: the character that names begin with; those of one character are the next ones."""
+        """first: the character that names begin with; names of one character are those after it."""
         added = tokenizer.added_tokens_decoder.values()
-        written = str(tokenizer.chat_template or "")
+        template = str(tokenizer.chat_template or "")
         special = {token.content for token in added if token.special}
-        control = special | {token.content for token in added if token.content in written}
+        control = special | {token.content for token in added if token.content in template}
         self.special, self.pattern = _any_of(special), _any_of(control)
         self._names = _names(filter(str.strip, control), first)
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -53,9 +53,9 @@ class TextTokenizer:
         self.beginning = "".join(tokenizer.convert_ids_to_tokens(self.before))
 
     def rename(self, text: str, quoted: Places = ()) -> str:
-        """The text to encode in its place, of the same length.
+        """The text with its control tokens renamed; its length stays the same.
 
-        quoted: where names of control tokens are text, as are those that reach into it.
+        quoted: where names of control tokens are text; so are those that only overlap it.
         """
         at = 0
 
@@ -70,7 +70,7 @@ class TextTokenizer:
 
 
 def text_tokenizer(tokenizer: Any, text: str = "") -> TextTokenizer:
-    """The copy of a tokenizer that can encode this text. Raises as `unused_characters` does."""
+    """A copy of the tokenizer that can encode this text. Raises as `unused_characters` does."""
     first = unused_characters(text, _BEGINNINGS)
     return _copy(tokenizer, len(tokenizer), str(tokenizer.chat_template), first)
 
@@ -81,7 +81,7 @@ def spells_control_tokens(tokenizer: Any, text: str) -> bool:
 
 
 def unused_characters(text: str, count: int) -> int:
-    """The first of so many private-use characters, one after the other, that a text doesn't hold.
+    """The first of `count` consecutive private-use characters that a text doesn't contain.
 
     Raises `InvalidInputError` where there are none.
     """
@@ -99,12 +99,12 @@ def unused_characters(text: str, count: int) -> int:
 
 @lru_cache(maxsize=8)
 def _copy(tokenizer: Any, size: int, template: str, first: int) -> TextTokenizer:
-    """size, template: what of a tokenizer may change, so that it needs another copy."""
+    """size, template: part of the key, since a tokenizer that changes needs another copy."""
     return TextTokenizer(tokenizer, first)
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these, the longest first; white space is text whatever a tokenizer calls it."""
+    """Matches any of these, the longest first; but white space, which is always text."""
     longest = sorted(filter(str.strip, names), key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
@@ -124,7 +124,7 @@ def _names(control: Iterable[str], first: int) -> dict[str, str]:
 
 
 def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A tokenizer's settings under which nothing but the new names gives a control token."""
+    """A tokenizer's settings, with the control tokens' names replaced everywhere."""
     model = dict(settings["model"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from fusionrag_integrations.prompt.control_tokens import text_tokenizer
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.prompt.template import MARK, apply
-from fusionrag_integrations.types import Message
 
 _USER: list[Message] = [{"role": "user", "content": MARK}]
 _SYSTEM: list[Message] = [
@@ -19,21 +19,22 @@ _SYSTEM: list[Message] = [
 
 
 def is_formatted(tokenizer: Any, text: str) -> bool:
-    """Whether a text begins as the model's chat template begins a turn, and ends one as it does.
+    """Whether a text begins a turn as the model's chat template does, and ends one as it does.
 
-    Begins: with the same control token, or the same words where there is none.
+    Begins alike: with the same control token, or the same text where there is none.
     """
     end = turn_end(tokenizer)
     if not end or end not in text:
         return False
-    own = text_tokenizer(tokenizer)
+    text_only = text_tokenizer(tokenizer)
     answered = _rendered(tokenizer, _USER, add_generation_prompt=True)
-    # What begins a text and no turn; some begin each turn with their bos token.
-    beginnings = [b for b in (own.beginning, tokenizer.bos_token) if b and answered.count(b) < 2]
+    # Tokens that begin a text but no turn; some templates begin each turn with their bos token.
+    candidates = (text_only.beginning, tokenizer.bos_token)
+    beginnings = [token for token in candidates if token and answered.count(token) < 2]
     begun = _without(text, beginnings)
     for messages in (_SYSTEM, _USER):
         opening = _without(_rendered(tokenizer, messages).partition(MARK)[0], beginnings)
-        token = own.pattern.match(opening)
+        token = text_only.pattern.match(opening)
         if opening and begun.startswith(token[0] if token else opening):
             return True
     return False
@@ -42,7 +43,7 @@ def is_formatted(tokenizer: Any, text: str) -> bool:
 def turn_end(tokenizer: Any) -> str:
     """What the chat template ends the user's turn with; empty where there is no template.
 
-    A control token, or else all words up to the answer.
+    It is a control token, or else all text up to the answer.
     """
     if tokenizer.chat_template is None:
         return ""
@@ -53,7 +54,7 @@ def turn_end(tokenizer: Any) -> str:
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """The text of messages; empty where the template refuses or drops the one that is a mark."""
+    """The text of messages; empty where the template refuses them or drops the marked one."""
     try:
         text = apply(tokenizer, messages, **options)
     except TemplateError:
@@ -62,7 +63,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], **options: Any) -> st
 
 
 def _without(text: str, beginnings: Sequence[str]) -> str:
-    """A text behind what every text begins with, and without white space around it."""
+    """A text without the tokens that begin every text, and without white space around it."""
     text = text.strip()
     for beginning in beginnings:
         text = text.removeprefix(beginning).lstrip()

@@ -1,7 +1,7 @@
-"""A model's chat template, rendered.
+"""Applying a model's chat template, so that control tokens are the template's own alone.
 
-Only the template's own words are control tokens. What messages and tools bring along is text, even
-where it spells one: it goes through the template between two marks, by which it is found again.
+What messages and tools contain is text, even where it spells a control token: such a name passes
+through the template between two marks, by which it is found again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fusionrag_integrations.prompt.control_tokens import (
     text_tokenizer,
     unused_characters,
 )
-from fusionrag_integrations.types import Message
+from fusionrag_integrations.prompt.messages import Message
 
-MARK = "\u2063text\u2063"  # stands for a text while a template is rendered
+MARK = "\u2063text\u2063"  # a placeholder for a text while a template is rendered
 
-# 26 July 2024, midnight, in English: the day that Llama's template writes where it knows none.
+# 26 July 2024, midnight, in English: the date that Llama's template writes without a clock.
 _DAY = {
     **{"A": "Friday", "a": "Fri", "w": "5", "u": "5", "d": "26", "e": "26", "j": "208"},
     **{"B": "July", "b": "Jul", "h": "Jul", "m": "07", "Y": "2024", "G": "2024", "y": "24"},
@@ -31,21 +31,21 @@ _DAY = {
     **{"z": "", "Z": "", "c": "Fri Jul 26 00:00:00 2024", "D": "07/26/24", "x": "07/26/24"},
     **{"F": "2024-07-26", "X": "00:00:00", "T": "00:00:00", "R": "00:00", "r": "12:00:00 AM"},
 }
-_CLOCK = "strftime_now"  # by which templates ask for the time; a macro of that name hides it
+_CLOCK = "strftime_now"  # the function by which templates ask for the time; a macro replaces it
 _FIXED_CLOCK = (
-    f"{{% macro {_CLOCK}(format) %}}{{% set day = namespace(told=format) %}}"
-    f"{{% for code, told in {_DAY}.items() %}}"
-    "{% set day.told = day.told | replace('%' ~ code, told) "
-    "| replace('%-' ~ code, told.lstrip('0') or '0') %}"
-    "{% endfor %}{{ day.told }}{% endmacro %}\n"
+    f"{{% macro {_CLOCK}(format) %}}{{% set day = namespace(text=format) %}}"
+    f"{{% for code, value in {_DAY}.items() %}}"
+    "{% set day.text = day.text | replace('%' ~ code, value) "
+    "| replace('%-' ~ code, value.lstrip('0') or '0') %}"
+    "{% endfor %}{{ day.text }}{% endmacro %}\n"
 )
 
 
 def apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     """The text of messages.
 
-    Raises jinja2's `TemplateError`, whatever went wrong in the template, and `ValueError` where a
-    last message that is to be continued doesn't stand in the text.
+    Raises jinja2's `TemplateError`, whatever went wrong in the template, and `ValueError` where the
+    text doesn't contain the last message, which is to be continued.
     """
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
@@ -58,8 +58,8 @@ def apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     return text
 
 
-def timeless(tokenizer: Any) -> str:
-    """The chat template as on one day and hour for ever, whatever it asks the clock."""
+def with_fixed_clock(tokenizer: Any) -> str:
+    """The chat template, for which the time is always the same."""
     template = str(tokenizer.get_chat_template())
     return _FIXED_CLOCK + template if _CLOCK in template else template
 
@@ -70,24 +70,24 @@ def apply_quoting(
     tools: Sequence[Mapping[str, Any]] = (),
     **options: Any,
 ) -> tuple[str, Places]:
-    """The same as `apply`, and where names of control tokens stand that are text.
+    """The same as `apply`, and the places of control tokens' names that are text.
 
-    A model's own messages may hold what isn't a special token, such as `<think>`, as tokens.
+    In the assistant's messages only special tokens are text: others, such as `<think>`, are tokens.
     """
-    own = text_tokenizer(tokenizer)
+    names = text_tokenizer(tokenizer)
     strings = "\n".join(_strings([messages, tools]))
-    if not own.pattern.search(strings):
+    if not names.pattern.search(strings):
         return apply(tokenizer, messages, tools=list(tools) or None, **options), ()
     unused = unused_characters(strings, 2)
     begin, end = chr(unused), chr(unused + 1)
-    marked = [_marked_message(message, own, begin, end) for message in messages]
-    marked_tools = _marked(tools, own.pattern, begin, end)
+    marked = [_marked_message(message, names, begin, end) for message in messages]
+    marked_tools = _marked(tools, names.pattern, begin, end)
     text = apply(tokenizer, marked, tools=marked_tools or None, **options)
     pieces: list[str] = []
     quoted: list[tuple[int, int]] = []
     at = length = 0
     # A template may split a text at a name, which leaves a mark on either side.
-    for match in re.finditer(f"{begin}({own.pattern.pattern}){end}|[{begin}{end}]", text):
+    for match in re.finditer(f"{begin}({names.pattern.pattern}){end}|[{begin}{end}]", text):
         name = match[1] or ""
         pieces += text[at : match.start()], name
         length += match.start() - at
@@ -109,10 +109,10 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(one)
 
 
-def _marked_message(message: Message, own: TextTokenizer, begin: str, end: str) -> Message:
-    said = own.special if message["role"] == "assistant" else own.pattern
-    marked: Message = _marked(message, own.pattern, begin, end)
-    content = _marked(message["content"], said, begin, end)
+def _marked_message(message: Message, names: TextTokenizer, begin: str, end: str) -> Message:
+    in_content = names.special if message["role"] == "assistant" else names.pattern
+    marked: Message = _marked(message, names.pattern, begin, end)
+    content = _marked(message["content"], in_content, begin, end)
     return {**marked, "role": message["role"], "content": content}
 
 

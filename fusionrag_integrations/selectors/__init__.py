@@ -1,4 +1,18 @@
-"""Which chunk tokens to recompute: one file a method, found here by name."""
+"""Which chunk tokens to recompute.
+
+selection.py                `Selector` and its result, `TokenSelection`
+scoring.py                  `TopScores`: a selector of the tokens with the highest scores
+probe.py                    `Probe`: the signals that a selector may ask for
+attention_weights.py        attention weights, from the queries and keys of a layer
+sentences.py                which tokens are in the same sentence
+all.py, none.py, random.py  the baselines
+Every other file is one method.
+
+To add one: write a scorer (as in cacheblend.py) or a selector (as in cache_craft.py) in a file of
+its own, add its line to `_FACTORIES` below and its name to `SelectorName` in selection.py, and test
+it in tests/selectors with scores worked out by hand. test_registry.py there lists the names, and
+test_end_to_end.py runs every selector.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +29,8 @@ from fusionrag_integrations.selectors.none import SelectNone
 from fusionrag_integrations.selectors.prophetkv import prophetkv
 from fusionrag_integrations.selectors.random import random
 from fusionrag_integrations.selectors.scoring import TopScores
-from fusionrag_integrations.types import Calibration, Selector, check_selector
+from fusionrag_integrations.selectors.selection import Selector, check_selector
+from fusionrag_integrations.store.calibration import Calibration
 
 __all__ = ["FusionRAGScorer", "TopScores", "make_selector", "middle_layers", "selector_names"]
 
@@ -43,7 +58,7 @@ def selector_names() -> tuple[str, ...]:
 def make_selector(name: str, ratio: float, calibration: Calibration | None = None) -> Selector:
     """A selector for `ratio` of the chunk tokens; raises `UnknownSelectorError`.
 
-    calibration: what was measured for the model; only "fusionrag" makes use of it.
+    calibration: measured for the model; only "fusionrag" uses it.
     """
     check_selector(name)
     return _FACTORIES[name](ratio, calibration)

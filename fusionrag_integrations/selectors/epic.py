@@ -1,13 +1,14 @@
 """EPIC's selection, LegoLink-k (arXiv 2410.15332): the first k tokens of each chunk.
 
-k follows from the ratio; what it leaves over goes to the next token of the first chunks.
+k follows from the ratio; the rest of the budget goes to the next token of the first chunks.
 """
 
 from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.types import AssembledPrompt, Probe
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.probe import Probe
 
 
 def epic(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:

@@ -1,21 +1,20 @@
-"""Our own selection: what the question needs, as all layers see it, and what is stale.
+"""Our own selection: relevance to the question, over all layers, times staleness of the chunk.
 
 The whole suffix runs over the placed KV at its true positions. A token's relevance is the attention
 that it gets: softmax over the whole prompt, mean over heads, L2 norm over the suffix's tokens, as
 in InfoFlow KV (arXiv 2603.05353), but mean over all layers that see the whole prompt, as in
-ProphetKV (arXiv 2602.02579), each of which counts alike.
+ProphetKV (arXiv 2602.02579), with equal weight for each layer.
 
-A chunk's KV was computed behind other text than stands before it now, and how much that matters
-differs between chunks: behind text on what it is about, little changes; where a prompt turns to
-another subject, much. Two tokens of each chunk run with the suffix and show it. Relevance is
-multiplied by how far they are off.
+A chunk's KV was computed behind other text than precedes it now. If both are on its subject, this
+changes little; if the prompt changes the subject, much. Two tokens of each chunk run with the
+suffix to measure it: relevance is multiplied by the deviation of their placed KV.
 
-A model that was calibrated by questions of its own knows more:
-- fewer layers may tell as much;
-- relevance may count for the whole sentence, since the question seldom looks at the token where a
-  reference is resolved, but mostly at another of its sentence;
-- relevance may be weighed by sensitivity, which ingest has measured for each token: how far its KV
-  moved when it was fused. A token that no context changes need not be recomputed.
+A calibration, measured on questions about the user's own chunks, may
+- use fewer layers;
+- let relevance count for the whole sentence, since a question seldom attends to the token where a
+  reference is resolved, but mostly to another of its sentence;
+- weight relevance by sensitivity, which ingest has measured for each token: how far its KV moved
+  when it was fused. A token that no context changes need not be recomputed.
 """
 
 from __future__ import annotations
@@ -27,11 +26,13 @@ from statistics import mean
 
 import torch
 
-from fusionrag_integrations.attention import weights
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.probe import LayerView, Probe
 from fusionrag_integrations.selectors.sentences import sentence_numbers
-from fusionrag_integrations.types import AssembledPrompt, Calibration, LayerView, Probe
+from fusionrag_integrations.store.calibration import Calibration
 
-WATCHED = (0, 3)  # places in each chunk; what stands before it shows most in its first tokens
+SAMPLED = (0, 3)  # tokens of each chunk: its first ones depend most on what precedes it
 TINY = 1e-30  # a layer's relevance where its window reaches no chunk
 
 
@@ -39,8 +40,8 @@ TINY = 1e-30  # a layer's relevance where its window reaches no chunk
 class FusionRAGScorer:
     """Scores tokens as `calibration` says.
 
-    Without one, by their relevance in the layers that see the whole prompt, times how stale their
-    chunk is.
+    Without one, by their relevance in the layers that see the whole prompt, times their chunk's
+    staleness.
     """
 
     calibration: Calibration | None = None
@@ -49,19 +50,19 @@ class FusionRAGScorer:
         """Scores [C], float32."""
         calibration = self.calibration or Calibration(layers=_seeing_all(probe))
         chunks = prompt.positions_by_chunk
-        watched = [[chunk[place] for place in WATCHED if place < len(chunk)] for chunk in chunks]
-        views, off = probe.watched_suffix(
-            calibration.layers, [p for chunk in watched for p in chunk]
+        sampled = [[chunk[place] for place in SAMPLED if place < len(chunk)] for chunk in chunks]
+        views, deviations = probe.watched_suffix(
+            calibration.layers, [p for chunk in sampled for p in chunk]
         )
         scores = relevance(prompt, views)
         if calibration.whole_sentences:
             scores = spread(scores, sentence_numbers(prompt).to(scores.device))
         if calibration.sensitivity:
             scores = scores * sensitivity(prompt).to(scores.device) ** calibration.sensitivity
-        if len(off) == 1:  # layer 0 alone, whose KV depends on no context
+        if len(deviations) == 1:  # layer 0 alone, whose KV depends on no context
             return scores
-        shown = iter(off[1:].mean(0).tolist())
-        by_chunk = torch.tensor([mean(islice(shown, len(chunk))) for chunk in watched]).float()
+        by_token = iter(deviations[1:].mean(0).tolist())
+        by_chunk = torch.tensor([mean(islice(by_token, len(chunk))) for chunk in sampled]).float()
         staleness = by_chunk.repeat_interleave(torch.tensor([len(chunk) for chunk in chunks]))
         return scores * staleness.to(scores.device)
 
@@ -72,13 +73,13 @@ def _seeing_all(probe: Probe) -> tuple[int, ...]:
 
 
 def relevance(prompt: AssembledPrompt, views: Sequence[LayerView]) -> torch.Tensor:
-    """What share of its layer's relevance each chunk token has, mean over layers, float32 [C]."""
+    """Each chunk token's share of its layer's attention, mean over layers, float32 [C]."""
     by_layer = attention(prompt, views)
     return (by_layer / by_layer.sum(1, keepdim=True).clamp(min=TINY)).mean(0)
 
 
 def attention(prompt: AssembledPrompt, views: Sequence[LayerView]) -> torch.Tensor:
-    """That each chunk token gets from the suffix in each layer, float32 [L, C]."""
+    """The attention that each chunk token gets from the suffix in each layer, float32 [L, C]."""
     positions = torch.tensor(prompt.chunk_positions, device=views[0].keys.device)
     return torch.stack([weights(view).mean(0)[:, positions].norm(dim=0) for view in views])
 
@@ -90,12 +91,12 @@ def spread(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def sensitivity(prompt: AssembledPrompt) -> torch.Tensor:
-    """How far ingest saw each token's KV move, float32 [C]; the mean where a chunk wasn't seen."""
-    seen = [
+    """How far fusing moved each token's KV, float32 [C]; the mean for chunks without a trace."""
+    by_chunk = [
         span.record.trace.sensitivity[span.source_start : span.source_start + span.length]
         if span.record.trace
         else (torch.nan,) * span.length
         for span in prompt.spans
     ]
-    values = torch.tensor([value for chunk in seen for value in chunk])
+    values = torch.tensor([value for chunk in by_chunk for value in chunk])
     return values.nan_to_num(float(values.nanmean().nan_to_num(1.0)))

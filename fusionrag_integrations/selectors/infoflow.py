@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.selectors.fusionrag import attention
-from fusionrag_integrations.types import AssembledPrompt, Layered, Probe
+from fusionrag_integrations.selectors.probe import Layered, Probe
 
 DEPTHS = (0.45, 0.75)
 LAYERS = 4
@@ -21,9 +22,7 @@ def infoflow(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:
 
 
 def middle_layers(model: Layered) -> tuple[int, ...]:
-    """At most `LAYERS` layers between `DEPTHS`, evenly spread; of those that see the whole prompt
-    where there are some.
-    """
+    """At most `LAYERS` layers between `DEPTHS`, evenly spread, preferably of `global_layers`."""
     low, high = (depth * model.num_layers for depth in DEPTHS)
     for layers in (model.global_layers, range(model.num_layers)):
         middle = [layer for layer in layers if low <= layer <= high]

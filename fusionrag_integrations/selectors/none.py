@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionrag_integrations.types import AssembledPrompt, Probe, TokenSelection
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.probe import Probe
+from fusionrag_integrations.selectors.selection import TokenSelection
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.attention import weights
-from fusionrag_integrations.types import AssembledPrompt, Probe
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.probe import Probe
 
 
 def prophetkv(prompt: AssembledPrompt, probe: Probe) -> torch.Tensor:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionrag_integrations.types import (
-    AssembledPrompt,
-    Probe,
-    TokenSelection,
-)
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.selectors.probe import Probe
+from fusionrag_integrations.selectors.selection import TokenSelection
 
 Scorer = Callable[[AssembledPrompt, Probe], torch.Tensor]
-"""Gives a score a chunk token, [C], in the order of `chunk_positions`; higher is more wanted."""
+"""Gives each chunk token a score, [C], in the order of `chunk_positions`; highest are selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class TopScores:
     scorer: Scorer
 
     def select(self, prompt: AssembledPrompt, probe: Probe) -> TokenSelection:
-        """Asks for scores only where they decide something: not at ratios 0 and 1."""
+        """Computes scores only if they are needed: not at ratios 0 and 1."""
         positions = prompt.chunk_positions
         budget = int(self.ratio * len(positions))
         if budget == 0:

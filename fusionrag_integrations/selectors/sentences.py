@@ -1,4 +1,4 @@
-"""Which tokens stand in the same sentence."""
+"""Which tokens are in the same sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bisect import bisect_right
 
 import torch
 
-from fusionrag_integrations.types import AssembledPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
 
 # Good enough to group tokens: an abbreviation splits a sentence in two, and nothing is lost.
 _CLOSING = "\"')\\]”’»」』）"
@@ -17,7 +17,7 @@ _END = re.compile(rf"[.!?][{_CLOSING}]*\s+|[。！？][{_CLOSING}]*\s*|\n+")
 def sentence_numbers(prompt: AssembledPrompt) -> torch.Tensor:
     """A number for each chunk token's sentence, int64 [C], from 0 and in order.
 
-    Sentences don't go on from one placed chunk to another.
+    No sentence continues from one placed chunk to another.
     """
     numbers: list[int] = []
     for spans in prompt.occurrences:

@@ -1,18 +1,42 @@
-"""KV records where requests find them: in files, in host memory, on the device."""
+"""All that is kept in one directory: documents, vectors and KV records.
 
-from fusionrag_integrations.store.disk import FileKVStore, format_of
-from fusionrag_integrations.store.metrics import StoreMetrics, TierMetrics
-from fusionrag_integrations.store.shelf import Budgets
-from fusionrag_integrations.store.stored import StoredKV
-from fusionrag_integrations.store.tiers import Lease, TieredKV
+store.py         Store: opens and creates it, owns its parts, searches and locks it
+layout.py        the names of all files and directories
+info.py          what a store was made with, and how much it holds
+for_model.py     opens or creates the store of one model
+opening.py       whether a directory is a store, and its catalog can be trusted
+changes.py       replaces and deletes documents so that a crash loses nothing
+deletion.py      deletes documents with all KV made from them; collects garbage
+search.py        question -> chunks, following changes by other processes
+corrections.py   corrections of fused KV, one file per scope
+calibration.py   what was measured of a model, as a file
+verify.py        finds all damage, changing nothing
+repair.py        fixes what verify.py finds
+rebuild.py       rebuilds the catalog from the manifests
+catalog/         what was ingested, and which KV belongs to which chunk (SQLite)
+manifests/       the same as one file per document, from which the catalog is rebuilt
+vector_index/    the nearest chunks to a question
+kv/              KV records: files, and tiers in memory
+"""
 
-__all__ = [
-    "Budgets",
-    "FileKVStore",
-    "Lease",
-    "StoreMetrics",
-    "StoredKV",
-    "TierMetrics",
-    "TieredKV",
-    "format_of",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusionrag_integrations.support.lazy import resolve
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.store.kv.disk_budget import Budgets
+    from fusionrag_integrations.store.kv.metrics import StoreMetrics, TierMetrics
+
+_MODULE_OF = {
+    "Budgets": "store.kv.disk_budget",
+    "StoreMetrics": "store.kv.metrics",
+    "TierMetrics": "store.kv.metrics",
+}
+
+__all__ = ["Budgets", "StoreMetrics", "TierMetrics"]
+
+
+def __getattr__(name: str) -> Any:
+    return resolve(__name__, _MODULE_OF, name)

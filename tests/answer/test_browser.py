@@ -26,7 +26,7 @@ def answer(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     store = tmp_path_factory.mktemp("explained") / "store"
     engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1)])
-    chunks = [record.chunk.text for record in all_records(engine.corpus.catalog)][:4]
+    chunks = [record.chunk.text for record in all_records(engine.store.catalog)][:4]
     prompt = "\n\n".join([*chunks, f"What is near the bank? {HOSTILE} {LONG}"])
     return engine.answer(prompt, AnswerSettings(selector="random", ratio=0.5, max_tokens=4))
 

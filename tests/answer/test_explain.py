@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.answer import Explanation, PromptTrace
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.types import TTFTBreakdown, Usage
+from fusionrag_integrations.serving.answer import Explanation, PromptTrace
+from fusionrag_integrations.serving.usage import TTFTBreakdown, Usage
 from tests.conftest import all_records, town
 
 HALF = AnswerSettings(selector="random", ratio=0.5, max_tokens=4)
@@ -65,7 +65,7 @@ def indexed(engine: FusionEngine) -> FusionEngine:
 
 
 def ask(engine: FusionEngine, settings: AnswerSettings = HALF) -> Answer:
-    chunks = [record.chunk.text for record in all_records(engine.corpus.catalog)][:4]
+    chunks = [record.chunk.text for record in all_records(engine.store.catalog)][:4]
     context = "\n\n".join(chunks)
     return engine.answer(
         [
@@ -98,7 +98,7 @@ class TestTrace:
     def test_as_many_tokens_fare_as_is_counted(self, indexed: FusionEngine) -> None:
         """Byte-level tokens: a character each here, so that runs' texts count them."""
         answer = ask(indexed)
-        usage, fates = answer.usage, traced(answer)._fates()
+        usage, fates = answer.usage, traced(answer).fates()
         assert fates.count("recomputed") == usage.recomputed_tokens > 0
         assert fates.count("reused") == usage.reused_tokens > 0
         assert fates.count("fresh") == usage.fresh_tokens
@@ -106,10 +106,10 @@ class TestTrace:
     def test_neighbours_are_those_of_now_or_none(self, indexed: FusionEngine) -> None:
         answer = ask(indexed)
         behind = traced(answer).fused_behind()
-        catalog = indexed.corpus.catalog
+        catalog = indexed.store.catalog
         assert len(behind) == 3  # the first one's KV was made behind none
         for chunk_id, chunks in behind.items():
-            assert tuple(chunk.id for chunk in chunks) == catalog.neighbours(chunk_id) != ()
+            assert tuple(chunk.id for chunk in chunks) == catalog.kv.neighbours(chunk_id) != ()
         changed = next(iter(behind.values()))[0].document_id
         indexed.ingest([Document(changed, "Another text altogether, of which nothing was known.")])
         assert all(
@@ -142,14 +142,14 @@ class TestReasons:
         assert all("fused behind has changed" in f.reason for f in answer.fallbacks)
 
     def test_a_record_that_is_gone(self, indexed: FusionEngine) -> None:
-        store = Path(indexed.corpus.path)
+        store = Path(indexed.store.path)
         for file in (store / "kv").glob("??/*"):
             file.unlink()
         answer = ask(indexed)
         assert answer.full_reason == "no KV of its chunks could be used."
         assert [fallback.used for fallback in answer.fallbacks] == [None] * 4
         assert all("There is no KV record" in fallback.reason for fallback in answer.fallbacks)
-        store = indexed.corpus.path
+        store = indexed.store.path
         told = f"{json.dumps(answer.report())} {answer.explain().html}"
         assert f"{store.name}/kv/" in told
         assert str(store.parent) not in told

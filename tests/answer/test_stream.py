@@ -9,10 +9,10 @@ from contextlib import closing
 
 import pytest
 
-from fusionrag_integrations import Answer, AnswerSettings, AnswerStream, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.errors import FusionRAGError
 from tests.conftest import all_records, town
-from tests.steps import PATIENCE, Steps, kv_in_use, until_kv_is_free
+from tests.steps import PATIENCE, Steps, kv_in_use, scripted_stream, until_kv_is_free
 
 LONG = AnswerSettings(max_tokens=40)
 
@@ -27,7 +27,7 @@ def engine(model_dir: object, tmp_path_factory: pytest.TempPathFactory) -> Fusio
 
 @pytest.fixture(scope="module")
 def prompt(engine: FusionEngine) -> str:
-    texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
+    texts = [record.chunk.text for record in all_records(engine.store.catalog)]
     return "\n\n".join([*texts, "Where is house 1?"])
 
 
@@ -151,7 +151,7 @@ def test_tokens_without_a_piece_are_passed_over_and_end_it_too() -> None:
                 stream.close()  # as another thread would, which finds it at work
             yield "x" if number == 2 else ""
 
-    stream = AnswerStream(event for event in events())
+    stream = scripted_stream(events())
     assert list(stream) == ["x"]
     assert done == list(range(6))
 
@@ -161,9 +161,14 @@ def test_an_engine_gives_an_event_before_the_prompt_and_one_a_token(
 ) -> None:
     """So that it may be closed there, even while text is held back that may begin a stop."""
     settings = LONG.changed({"stop": (expected.text + "?",)})
-    *pieces, rest, answer = engine._server.run(prompt, settings)
-    assert pieces == [""] * (1 + LONG.max_tokens)
-    assert rest == answer.text == expected.text  # type: ignore[union-attr]
+    request = engine.pipeline.request(prompt, settings)
+    pieces: list[str] = []
+    while not request.done:
+        pieces.append(engine.pipeline.step(request))
+    before = ["prepare", "load", "select", "recompute"]
+    assert pieces[:-1] == [""] * (len(before) + LONG.max_tokens - 1)
+    assert request.answer is not None
+    assert pieces[-1] == request.answer.text == expected.text
 
 
 def test_an_error_comes_through_and_ends_it(engine: FusionEngine) -> None:

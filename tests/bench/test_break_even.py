@@ -8,7 +8,7 @@ import pytest
 
 from fusionrag_integrations.bench import break_even as module
 from fusionrag_integrations.bench.break_even import break_even, measure_break_even
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 
 
 @pytest.mark.parametrize(

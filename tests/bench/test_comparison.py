@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.comparison import Outcome, Question, Row, summarise
 from fusionrag_integrations.bench.tables import answers_table, row_cells, rows_table
-from fusionrag_integrations.timing import TTFTBreakdown
-from fusionrag_integrations.types import Usage
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.timing import TTFTBreakdown
+from fusionrag_integrations.serving.usage import Usage
 
 CITIES = ("Warsaw", "Paris", "Rome")
 # Full attention fails the last question; reuse fails the first and answers the last.

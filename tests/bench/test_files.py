@@ -1,4 +1,4 @@
-"""A finished run on disk: what run.json, the table and the figures hold."""
+"""A finished run on disk: what run.json and the table hold."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from fusionrag_integrations.bench.closeness import Closeness
-from fusionrag_integrations.bench.figures import FIGURES
 from fusionrag_integrations.bench.files import run_result, write_run
 from fusionrag_integrations.bench.inspection import Inspection
-from fusionrag_integrations.bench.leads import leads, published_leads
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.strategies import Strategy, make_strategies
 from fusionrag_integrations.bench.summary import summarise
@@ -57,11 +55,10 @@ def log_of(*kinds: str) -> list[Measurement]:
 
 LOG = log_of("single", "bridge")
 ROWS = summarise(LOG)
-LEADS, PUBLISHED = leads(LOG), published_leads(LOG)
 
 
 class TestResult:
-    result = run_result(IDENTITY, ROWS, LEADS, PUBLISHED)
+    result = run_result(IDENTITY, ROWS)
 
     def test_it_survives_json(self) -> None:
         again = json.loads(json.dumps(self.result, allow_nan=False))
@@ -73,19 +70,6 @@ class TestResult:
         for row, summary in zip(self.result["rows"], ROWS, strict=True):
             assert row.keys() >= REQUIRED | CLOSENESS
             assert all(row[name] == getattr(summary, name) for name in REQUIRED)
-
-    def test_it_holds_by_how_much_ours_leads(self) -> None:
-        found = self.result["leads"]
-        assert len(found) == 2 * 2 * 3 * 3  # two others, two KV, three ratios, two kinds and all
-        assert {lead["other"] for lead in found} == {"random", "epic"}
-        assert {"kind", "kv", "ratio", "mean", "low", "high"} <= found[0].keys()
-        assert found[0]["recovered"].keys() == {"mean", "low", "high"}
-
-    def test_it_holds_by_how_much_ours_leads_others_as_published(self) -> None:
-        found = self.result["leads_published"]
-        assert len(found) == 3 * 3
-        assert {(lead["other"], lead["kv"]) for lead in found} == {("epic", "isolated_as_stored")}
-        assert found[0]["recovered"].keys() == found[0]["kept"].keys() == {"mean", "low", "high"}
 
     def test_it_says_what_was_measured_and_where(self) -> None:
         assert self.result.items() >= IDENTITY.items()
@@ -99,23 +83,17 @@ class TestResult:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("matplotlib")
     path = tmp_path_factory.mktemp("run")
-    write_run(path, run_result(IDENTITY, ROWS, LEADS, PUBLISHED), ROWS)
+    write_run(path, run_result(IDENTITY, ROWS), ROWS)
     return path
 
 
 class TestFiles:
     def test_all_of_them(self, written: Path) -> None:
-        kinds = ("single", "bridge", "all")
-        placed = ("isolated", "fused", "isolated_as_stored")
-        views = [f"{kind}-{kv}" for kind in kinds for kv in placed]
-        stems = {f"{name}-{view}" for name in FIGURES for view in views}
-        figures = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
-        assert {path.name for path in written.iterdir()} == {"run.json", "table.md", *figures}
+        assert {path.name for path in written.iterdir()} == {"run.json", "table.md"}
 
     def test_run_json_is_the_result(self, written: Path) -> None:
-        result = run_result(IDENTITY, ROWS, LEADS, PUBLISHED)
+        result = run_result(IDENTITY, ROWS)
         assert json.loads((written / "run.json").read_text()) == json.loads(json.dumps(result))
 
     def test_both_tables_have_a_line_a_row(self, written: Path) -> None:

@@ -13,17 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusionrag_integrations import FusionEngine, selectors
-from fusionrag_integrations.bench.inspection import PLACES, Inspection, Truth, _places
+from fusionrag_integrations.bench.inspection import PLACES, Inspection, Truth, by_tenths
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import TopScores
-from fusionrag_integrations.types import (
-    AnswerSettings,
-    AssembledPrompt,
-    LoadedPrompt,
-    Message,
-    Probe,
-    TokenSelection,
-)
+from fusionrag_integrations.selectors.probe import Probe
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.settings import AnswerSettings
 from tests.conftest import all_records, town
 from tests.reference import KV, Reference
 from tests.selectors.made import known, prompt_with
@@ -41,7 +39,7 @@ def indexed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Fusion
 
 
 def prompt_of(engine: FusionEngine, chunks: Sequence[int], question: str) -> list[Message]:
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     return question_prompt([records[i].chunk.text for i in chunks], question)
 
 
@@ -142,7 +140,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Known:
 
         factory = {"oracle": lambda ratio, calibration: TopScores(ratio, score)}
         monkeypatch.setattr(selectors, "_FACTORIES", selectors._FACTORIES | factory)
-        for place in ("types", "selectors"):
+        for place in ("serving.settings", "selectors"):
             monkeypatch.setattr(f"fusionrag_integrations.{place}.check_selector", lambda name: None)
         return "oracle"
 
@@ -244,11 +242,11 @@ class TestPlaces:
         prompt = prompt_with([(known("a", 20), 0, 5, 20), (known("b", 3), 0, 30, 3)], 40)
         selected = TokenSelection((5, 6, 7, 14, 15, 24, 30, 31, 32))
         # a: tokens 0, 1 | 2 | 9 | 10 | 19 of 20; b: 0 | 1 | 2 of 3
-        assert _places(prompt, selected) == (2 + 1, 1, 0, 0 + 1, 1, 1, 0 + 1, 0, 0, 1)
+        assert by_tenths(prompt, selected) == (2 + 1, 1, 0, 0 + 1, 1, 1, 0 + 1, 0, 0, 1)
 
     def test_a_place_is_in_the_chunk_not_in_the_run(self) -> None:
         prompt = prompt_with([(known("a", 20), 10, 5, 4), (known("a", 20), 16, 11, 4)], 20)
-        assert _places(prompt, TokenSelection((5, 8, 11, 14))) == (0, 0, 0, 0, 0, 1, 1, 0, 1, 1)
+        assert by_tenths(prompt, TokenSelection((5, 8, 11, 14))) == (0, 0, 0, 0, 0, 1, 1, 0, 1, 1)
 
 
 def test_looking_changes_nothing(case: Case) -> None:

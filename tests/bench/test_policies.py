@@ -13,10 +13,11 @@ import pytest
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.neighbours import WRONG, make_policy
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.neighbours import Candidates, NeighbourPolicy
-from fusionrag_integrations.types import Chunk, ChunkRecord, EncodedChunk
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.neighbours import Candidates, NeighbourPolicy
 from tests.conftest import all_records, town
 
 KINDS = ("default", "reversed", "similar", "predecessors", "missing", "wrong")
@@ -148,19 +149,19 @@ def fused(model: CausalModel, tmp_path: Path) -> Any:
             engine.ingest(DOCUMENTS, neighbours=make_policy(name)(engine))
         ingest.engine = engine  # type: ignore[attr-defined]
         return {
-            r.chunk.id: engine.corpus.catalog.neighbours(r.chunk.id)
-            for r in all_records(engine.corpus.catalog)
+            r.chunk.id: engine.store.catalog.kv.neighbours(r.chunk.id)
+            for r in all_records(engine.store.catalog)
         }
 
     return ingest
 
 
 def by_id(engine: FusionEngine) -> dict[str, ChunkRecord]:
-    return {r.chunk.id: r for r in all_records(engine.corpus.catalog)}
+    return {r.chunk.id: r for r in all_records(engine.store.catalog)}
 
 
 def cosines(engine: FusionEngine) -> dict[tuple[str, str], float]:
-    vectors = engine.corpus.embeddings(list(by_id(engine)))
+    vectors = engine.store.embeddings(list(by_id(engine)))
     norms = {i: math.sqrt(sum(x * x for x in v)) for i, v in vectors.items()}
     return {
         (a, b): sum(x * y for x, y in zip(vectors[a], vectors[b], strict=True))

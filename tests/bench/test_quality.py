@@ -12,24 +12,18 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench import quality
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.metrics import exact_match, f1, rouge1
 from fusionrag_integrations.bench.quality import run_quality
 from fusionrag_integrations.bench.shared_pass import Answered, answer_all
-from fusionrag_integrations.bench.strategies import (
-    FULL,
-    REUSE,
-    PlacedKV,
-    Strategy,
-    make_strategies,
-)
+from fusionrag_integrations.bench.strategies import FULL, REUSE, PlacedKV, Strategy, make_strategies
 from fusionrag_integrations.bench.summary import summarise
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.types import Prompt
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer import Answer
 from tests.conftest import all_records, town
 from tests.reference import Reference
 
@@ -58,7 +52,7 @@ def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionE
 
 @pytest.fixture(scope="module")
 def questions(engine: FusionEngine) -> list[Question]:
-    texts = [record.chunk.text for record in all_records(engine.corpus.catalog)]
+    texts = [record.chunk.text for record in all_records(engine.store.catalog)]
     return [
         Question(kind, asked, ("the river",), tuple(context), question_prompt(context, asked))
         for number, kind in enumerate(KINDS)

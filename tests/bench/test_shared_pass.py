@@ -18,7 +18,8 @@ from fusionrag_integrations.bench.strategies import (
 )
 from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR, tasks
 from fusionrag_integrations.errors import PromptTooLongError
-from fusionrag_integrations.fidelity import answer_fully
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.fidelity import answer_fully
 from fusionrag_integrations.prompt import encode
 from tests.small_demo import few_documents, few_questions
 
@@ -44,7 +45,7 @@ def questions(demo: FusionEngine) -> list[Question]:
     """One of each kind, over a few chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "CHUNKS", 10)
-        return tasks.load_questions(demo.corpus, limit=1)
+        return tasks.load_questions(demo.store, limit=1)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -88,9 +89,9 @@ def test_full_attention_answers_once(
 
     asked: list[int] = []
 
-    def watched(model: object, ids: tuple[int, ...], max_tokens: int) -> object:
+    def watched(executor: Executor, ids: tuple[int, ...], max_tokens: int) -> object:
         asked.append(max_tokens)
-        return answer_fully(model, ids, max_tokens)  # type: ignore[arg-type]
+        return answer_fully(executor, ids, max_tokens)
 
     monkeypatch.setattr(shared_pass, "answer_fully", watched)
     answer_all(demo, questions[0].prompt, RUNS[:4], 3)

@@ -21,7 +21,7 @@ from fusionrag_integrations.bench.strategies import (
 )
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.selectors import selector_names
-from fusionrag_integrations.types import AnswerSettings
+from fusionrag_integrations.serving.settings import AnswerSettings
 
 FULL = ("full_attention", "none", 1.0)
 REUSE = ("full_reuse", "isolated", 0.0)
@@ -173,5 +173,5 @@ def test_the_placed_kv_is_named_where_it_is_used() -> None:
     assert set(stored.values()) == {"fused"}
     assert Strategy("full_reuse", "isolated", 0.0).placed == "isolated"
     settings = Strategy("prefix_cache", "prefix", 1.0).settings(3)
-    assert (settings.kv, settings.selector) == ("prefix", "none")
+    assert (settings.kv, settings.selector) == ("none", "none")
     assert Strategy("full_attention", "none", 1.0).settings(3).kv == "none"

@@ -16,16 +16,16 @@ from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.bench.comparison import Question
 from fusionrag_integrations.bench.datasets import load_dataset
 from fusionrag_integrations.bench.suites import Suite, context_question, published_suite
-from fusionrag_integrations.corpus import Corpus
 from fusionrag_integrations.demo import MODEL_DIR, suites
 from fusionrag_integrations.demo.names import is_held_out
 from fusionrag_integrations.demo.suites import demo_suite, hard_suite
 from fusionrag_integrations.demo.world import QuestionKind
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.ingest import Ingest
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.prompt import BRIEFLY, worded_question
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
+from fusionrag_integrations.prompt import BRIEFLY, question_as_prompt
+from fusionrag_integrations.store.changes import Changes
 
 RIVER = "The Tolen is a river. " * 4 + "It passes Lonvale.\n\n" + "Boats are seen on it. " * 5
 TOWN = "Lonvale is a town of bell makers. " * 3
@@ -122,7 +122,7 @@ class TestPublished:
         engine = FusionEngine.from_pretrained(base, store=tmp_path / "base-store", chunk_tokens=48)
         engine.ingest(suite.documents)
         for question, row in zip(suite.questions(engine), ROWS, strict=True):
-            assert question.prompt == worded_question(
+            assert question.prompt == question_as_prompt(
                 engine.model.tokenizer, question.context, str(row["question"]), BRIEFLY
             )
             assert isinstance(question.prompt, str)
@@ -174,12 +174,12 @@ class TestPublished:
     def test_the_answers_room_is_kept(
         self, filled: FusionEngine, suite: Suite, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ids = filled.corpus.catalog.chunk_ids()
-        texts = [r.chunk.text for r in filled.corpus.catalog.records(ids).values()]
+        ids = filled.store.catalog.chunks.ids()
+        texts = [r.chunk.text for r in filled.store.catalog.chunks.records(ids).values()]
         size = self.tokens(filled, texts, "Which?")
         monkeypatch.setattr(filled.model, "context_window", size + 20)
         asked = (filled, "kind", "Which?", ("x",), ids)
-        briefly = partial(worded_question, filled.model.tokenizer, instruction=BRIEFLY)
+        briefly = partial(question_as_prompt, filled.model.tokenizer, instruction=BRIEFLY)
         kept = [len(context_question(*asked, room, briefly).context) for room in (1, 20, 21)]
         assert kept == [4, 4, 3]
 
@@ -204,10 +204,10 @@ def ask(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> Ask:
     def ingested(suite: Suite) -> FusionEngine:
         engine = FusionEngine.open(model, path / str(len(engines)), chunk_tokens=suite.chunk_tokens)
         with pytest.MonkeyPatch.context() as patch:
-            for stage in ("_make_isolated", "_make_fused"):
-                patch.setattr(Ingest, stage, lambda ingest: 0)
+            for stage in ("prefill_missing", "fuse_missing"):
+                patch.setattr(ChunkPrefill, stage, lambda prefill: 0)
             if suite.name == "hard":
-                patch.setattr(Corpus, "_embed", lambda corpus, chunks: {})
+                patch.setattr(Changes, "embed", lambda changes, chunks: {})
             engine.ingest(suite.documents)
         return engine
 

@@ -14,7 +14,7 @@ from fusionrag_integrations.bench.measurement import Measurement
 from fusionrag_integrations.bench.statistics import normalised_interval
 from fusionrag_integrations.bench.strategies import FULL, REUSE, Strategy
 from fusionrag_integrations.bench.summary import QualityRow, of_kind, summarise
-from fusionrag_integrations.bootstrap import interval, ratio_interval
+from fusionrag_integrations.check.bootstrap import interval, ratio_interval
 
 OURS = Strategy("fusionrag", "fused", 0.15)
 SAME = Closeness(equal=True, tokens=3, agreed=3, counted=2, kl=0.0, answer_tokens=1, kl_answer=0.0)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from fusionrag_integrations.answer import Answer
 from fusionrag_integrations.bench.ceilings import Ceilings
 from fusionrag_integrations.bench.shapes import SHAPES, model_of_shape
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.ttft import TTFTRow, fit, measure_ttft
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.records import RecordFile
-from fusionrag_integrations.serve import Server
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.store.kv.record_files import RecordFile
 
 FULL = Strategy("full_attention", "none", 1.0)
 STRATEGIES = [FULL, *(Strategy("fusionrag", "isolated", ratio) for ratio in (0.0, 0.15, 1.0))]
@@ -67,13 +67,13 @@ def test_strategies_take_turns_and_the_first_round_is_not_counted(
     model: CausalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    run = Server.run
+    stream = Pipeline.stream
 
-    def watched(server: Server, prompt: Any, settings: Any) -> Any:
+    def watched(pipeline: Pipeline, prompt: Any, settings: Any) -> Any:
         asked.append(settings.ratio if settings.kv != "none" else -1.0)
-        return run(server, prompt, settings)
+        return stream(pipeline, prompt, settings)
 
-    monkeypatch.setattr(Server, "run", watched)
+    monkeypatch.setattr(Pipeline, "stream", watched)
     told: list[tuple[int, int]] = []
     measured(
         model,
@@ -177,8 +177,10 @@ class TestCeilings:
         expected += sizes[-1] + model.hf.get_output_embeddings().weight.numel()
         assert sum(rows * weights for rows, weights in done) == expected
 
-    def test_what_lies_on_the_device_moves_nowhere(self, ceilings: Ceilings) -> None:
-        still = Ceilings(ceilings._model, 3, moves=False)
+    def test_what_is_on_the_device_moves_nowhere(
+        self, model: CausalModel, ceilings: Ceilings
+    ) -> None:
+        still = Ceilings(model, 3, moves=False)
         still.dense_attention, still.linear = 9.0, ceilings.linear  # type: ignore[method-assign]
         assert still.limit(rows=1, attended=2, chunk_tokens=3) == pytest.approx(103.0)
 
@@ -226,12 +228,12 @@ class TestShapes:
             model_of_shape("gpt", "cpu", "auto")
 
 
-def test_answers_are_the_servers_own(model: CausalModel) -> None:
+def test_answers_are_the_pipelines_own(model: CausalModel) -> None:
     """One token each, with all chunks found."""
     from fusionrag_integrations.bench.served import served_prompt
 
-    with served_prompt(model, 300, "host", None) as (server, prompt):
-        *_, answer = server.run(prompt, STRATEGIES[1].settings(max_tokens=1))
+    with served_prompt(model, 300, "host", None) as (pipeline, prompt):
+        answer = pipeline.stream(prompt, STRATEGIES[1].settings(max_tokens=1)).read()
     assert isinstance(answer, Answer)
     assert len(answer.token_ids) == 1
     assert (answer.fused_chunks, answer.missed_chunks) == (0, 0)

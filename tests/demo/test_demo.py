@@ -12,18 +12,13 @@ from safetensors import safe_open
 
 import fusionrag_integrations.demo.run as demo_run
 from fusionrag_integrations.bench.comparison import Row
-from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo import CHUNK_TOKENS, CORPUS_PATH, MODEL_DIR, QUESTIONS_PATH
-from fusionrag_integrations.demo.make_corpus import make
+from fusionrag_integrations.demo.corpus import make
 from fusionrag_integrations.demo.names import is_held_out
-from fusionrag_integrations.demo.run import (
-    INVENTED_STRATEGIES,
-    DemoResult,
-    invented_demo,
-    run_demo,
-)
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.demo.run import INVENTED_STRATEGIES, DemoResult, invented_demo, run_demo
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.readers import read_documents
 from tests.small_demo import rows_of, write_few_documents
 
 KINDS = ["single_hop", "back_reference", "bridge"]

@@ -10,7 +10,6 @@ from itertools import groupby, pairwise
 import pytest
 from transformers import AutoTokenizer
 
-from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.demo.hard import (
     HARD_KINDS,
@@ -22,6 +21,7 @@ from fusionrag_integrations.demo.hard import (
 from fusionrag_integrations.demo.hard_worlds import FAMILY, NEAREST, UNANSWERABLE
 from fusionrag_integrations.demo.names import PLACE_ENDINGS, is_held_out
 from fusionrag_integrations.demo.relations import ASK, BRIDGE_WORD, RELATIONS
+from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.prompt import encode, question_prompt
 

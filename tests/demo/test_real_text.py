@@ -15,7 +15,6 @@ import fusionrag_integrations.demo.run as demo_run
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.bench.comparison import Question, Row
 from fusionrag_integrations.bench.metrics import find_answer
-from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo import MODEL_DIR, smollm2
 from fusionrag_integrations.demo import pretrained as room
@@ -37,9 +36,10 @@ from fusionrag_integrations.demo.run import (
     real_text_demo,
     run_demo,
 )
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.readers import read_documents
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 from tests.small_demo import rows_of
 
 PARAGRAPHS = {document.id: document for document in read_documents([PARAGRAPHS_PATH])}

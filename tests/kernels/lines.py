@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fusionrag_integrations.kernels
+import fusionrag_integrations.attention
 
-KERNELS = Path(fusionrag_integrations.kernels.__file__).parent
+KERNELS = Path(fusionrag_integrations.attention.__file__).parent
 
 
 class Lines:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fusionrag_integrations.kernels import Rows, attend, reference_attention, visible
-from fusionrag_integrations.kernels.rows import BLOCK
+from fusionrag_integrations.attention.attend import attend
+from fusionrag_integrations.attention.reference import reference_attention, visible
+from fusionrag_integrations.attention.rows import BLOCK, Rows
+from fusionrag_integrations.attention.spec import AttentionSpec
 
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -56,8 +58,8 @@ def test_both_against_loops(
     expected = by_loops(given, positions, 0.4, window)
     rows = Rows.at(positions, CPU)
     for found in (
-        reference_attention(*given, rows.on_device, 0.4, window),
-        attend(*given, rows, 0.4, window),
+        reference_attention(*given, rows.on_device, AttentionSpec(0.4, window)),
+        attend(*given, rows, AttentionSpec(0.4, window)),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,9 +73,9 @@ def test_in_blocks_as_in_one(count: int, window: int | None, dtype: torch.dtype)
     positions = sorted(torch.randperm(keys, generator=draw)[:count].tolist())
     given = tensors(6, 2, count, keys, 64, dtype)
     rows = Rows.at(positions, CPU)
-    found = attend(*given, rows, 0.125, window)
+    found = attend(*given, rows, AttentionSpec(0.125, window))
     assert found.dtype == dtype
-    expected = reference_attention(*given, rows.on_device, 0.125, window)
+    expected = reference_attention(*given, rows.on_device, AttentionSpec(0.125, window))
     close = {"rtol": 0.0, "atol": TOLERANCES[dtype]}
     torch.testing.assert_close(found, expected, **close)
     if window is None:
@@ -87,11 +89,11 @@ def test_what_no_row_sees_is_never_read() -> None:
     positions = [3 * BLOCK, 3 * BLOCK + 1, *range(4 * BLOCK, 5 * BLOCK)]
     given = tensors(4, 2, len(positions), 6 * BLOCK, 8, torch.float32)
     rows = Rows.at(positions, CPU)
-    plain = attend(*given, rows, 0.3, window=BLOCK)
+    plain = attend(*given, rows, AttentionSpec(0.3, window=BLOCK))
     for unseen in (slice(0, 2 * BLOCK), slice(5 * BLOCK, None)):
         given[1][:, unseen] = torch.nan
         given[2][:, unseen] = torch.nan
-    assert torch.equal(attend(*given, rows, 0.3, window=BLOCK), plain)
+    assert torch.equal(attend(*given, rows, AttentionSpec(0.3, window=BLOCK)), plain)
 
 
 def test_blocks_know_where_their_rows_stand() -> None:

@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from fusionrag_integrations.kernels import gather, online_softmax
-from fusionrag_integrations.kernels import segment_attention, sparse_attention
+from fusionrag_integrations.attention import gather, launch, online_softmax
+from fusionrag_integrations.attention import segment_attention, sparse_attention
 
 TYPES = dict.fromkeys(("positions", "slots", "first_slots", "table"), "*i64")
 TYPES |= dict.fromkeys(("parts", "maxima", "totals", "cosines", "sines"), "*fp32")
@@ -38,17 +38,17 @@ def compiled(kernel, options=None, **constants):
 
 sizes = {"SIZE": 64, "PADDED": 64}
 flags = {"WINDOWED": True, "SPLIT": True, "WIDE": False}
-for kernel in (sparse_attention._attend, segment_attention._attend_in_place):
+for kernel in (sparse_attention.attend_kernel, segment_attention.attend_in_place_kernel):
     assert "wgmma" in compiled(kernel, **sizes, BLOCK_M=64, BLOCK_N=32, **flags).asm["ptx"]
 assert compiled(online_softmax.combine, **sizes, SPLITS=4)
-assert compiled(gather._gather, **sizes, BLOCK=32, BY_TOKEN=True)
-launch = online_softmax.launch_for(28, 4, 5_000, 32_000, 2 * 128, 132)
+assert compiled(gather.gather_kernel, **sizes, BLOCK=32, BY_TOKEN=True)
+layout = launch.launch_for(28, 4, 5_000, 32_000, 2 * 128, 132)
 made = compiled(
-    sparse_attention._attend,
-    options={"num_warps": launch.warps, "num_stages": launch.stages},
+    sparse_attention.attend_kernel,
+    options={"num_warps": layout.warps, "num_stages": layout.stages},
     **(flags | {"SIZE": 128, "PADDED": 128}),
-    BLOCK_M=launch.block_m,
-    BLOCK_N=launch.block_n,
+    BLOCK_M=layout.block_m,
+    BLOCK_N=layout.block_n,
 )
 assert 192 * 1024 < made.metadata.shared <= 227 * 1024, made.metadata.shared
 """

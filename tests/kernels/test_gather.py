@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusionrag_integrations.kernels import Segment, Segments, copy_segments
-from fusionrag_integrations.rope import TurnTables
+from fusionrag_integrations.attention.rope import RotaryTable
+from fusionrag_integrations.attention.segments import Segment, Segments, copy_segments
 
 pytest.importorskip("triton")
 
-from fusionrag_integrations.kernels import gather
+from fusionrag_integrations.attention import gather
 from tests.kernels.lines import Lines
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,11 +23,11 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE, dtype)
 
 
-def turns(layers: int, count: int, size: int) -> TurnTables:
+def rotations(layers: int, count: int, size: int) -> RotaryTable:
     """By any angles; a dimension is turned with the one half the size away."""
     angles = random(layers, count, size)
     other = torch.arange(size, device=DEVICE, dtype=torch.int32).roll(size // 2)
-    return TurnTables(angles.cos(), angles.sin(), other)
+    return RotaryTable(angles.cos(), angles.sin(), other)
 
 
 def segments(size: int, dtype: torch.dtype) -> list[Segment]:
@@ -58,25 +58,25 @@ def buffers(size: int, dtype: torch.dtype, layers: int) -> list[torch.Tensor]:
     ids=str,
 )
 @pytest.mark.parametrize("size", [16, 24, 128])
-@pytest.mark.parametrize("turned_layers", [1, LAYERS])
+@pytest.mark.parametrize("rotation_layers", [1, LAYERS])
 def test_a_layer_with_a_turn_a_segment(
-    turned_layers: int, size: int, dtypes: tuple[torch.dtype, torch.dtype]
+    rotation_layers: int, size: int, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
     source, target = dtypes
-    laid = Segments(segments(size, source), turns(turned_layers, len(LENGTHS), size))
+    table = Segments(segments(size, source), rotations(rotation_layers, len(LENGTHS), size))
     for layer in range(LAYERS):
         found, expected = buffers(size, target, 1), buffers(size, target, 1)
-        gather.gather_segments(laid, layer, found[0], found[1], by_token=False)
-        copy_segments(laid, layer, expected[0][0], expected[1][0])
+        gather.gather_segments(table, layer, found[0], found[1], by_token=False)
+        copy_segments(table, layer, expected[0][0], expected[1][0])
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-5)  # a rounding in bf16
             assert (mine[:, :, :3] == 7.0).all()  # where no segment stands nothing changes
 
 
-@pytest.mark.parametrize("turned_layers", [1, LAYERS])
-def test_all_layers_with_a_turn_a_token(turned_layers: int) -> None:
+@pytest.mark.parametrize("rotation_layers", [1, LAYERS])
+def test_all_layers_with_a_turn_a_token(rotation_layers: int) -> None:
     size = 32
-    given, by_token = segments(size, torch.float32), turns(turned_layers, END, size)
+    given, by_token = segments(size, torch.float32), rotations(rotation_layers, END, size)
     keys, values = buffers(size, torch.float32, LAYERS)
     gather.gather_segments(Segments(given, by_token), 0, keys, values, by_token=True)
     untouched = torch.ones(END, dtype=torch.bool, device=DEVICE)
@@ -96,8 +96,8 @@ def test_all_layers_with_a_turn_a_token(turned_layers: int) -> None:
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernel_runs() -> None:
     given = segments(32, torch.float32)
-    with Lines("_gather") as lines:
+    with Lines("gather_kernel") as lines:
         for by_token in (False, True):
-            laid = Segments(given, turns(1, END, 32))
-            gather.gather_segments(laid, 0, *buffers(32, torch.float32, 1), by_token=by_token)
-    lines.check(gather._gather)
+            table = Segments(given, rotations(1, END, 32))
+            gather.gather_segments(table, 0, *buffers(32, torch.float32, 1), by_token=by_token)
+    lines.check(gather.gather_kernel)

@@ -1,4 +1,4 @@
-"""Chunks where they lie, in Triton, against a copy of everything in one place."""
+"""Chunks in place, in Triton, against a copy of everything in one place."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from fusionrag_integrations.attention.attend import by_position
+from fusionrag_integrations.attention.reference import reference_attention
+from fusionrag_integrations.attention.rope import RotaryTable
+from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.segments import PrivateRows, Segment, Segments
+from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.kernels import (
-    OwnRows,
-    Rows,
-    Segment,
-    Segments,
-    by_position,
-    reference_attention,
-)
-from fusionrag_integrations.rope import TurnTables
 
 pytest.importorskip("triton")
 
-from fusionrag_integrations.kernels import online_softmax
-from fusionrag_integrations.kernels import segment_attention as kernel
-from fusionrag_integrations.kernels.online_softmax import Launch
+from fusionrag_integrations.attention import online_softmax
+from fusionrag_integrations.attention import segment_attention as kernel
+from fusionrag_integrations.attention.launch import Launch
 from tests.kernels.lines import Lines
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,7 +36,7 @@ class Case:
     queries: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
-    rows: OwnRows
+    rows: PrivateRows
     segments: Segments
 
 
@@ -75,25 +72,27 @@ def made(
     other = torch.arange(size, device=DEVICE, dtype=torch.int32).roll(size // 2)
     angles = torch.rand(1, len(lengths), size // 2, generator=draw).to(DEVICE) * 6.0
     signs = torch.cat((-torch.ones(size // 2), torch.ones(size // 2))).to(DEVICE)
-    turns = TurnTables(angles.cos().repeat(1, 1, 2), angles.sin().repeat(1, 1, 2) * signs, other)
-    laid = Segments(segments, turns)
+    rotations = RotaryTable(
+        angles.cos().repeat(1, 1, 2), angles.sin().repeat(1, 1, 2) * signs, other
+    )
+    table = Segments(segments, rotations)
     owned = torch.tensor(own, device=DEVICE)
-    stale = torch.zeros(laid.stop, dtype=torch.uint8, device=DEVICE)
-    stale[owned[owned < laid.stop]] = 1
+    stale = torch.zeros(table.stop, dtype=torch.uint8, device=DEVICE)
+    stale[owned[owned < table.stop]] = 1
     positions = owned[-1:] if last_only else owned
-    rows = OwnRows(Rows.at(positions.tolist(), DEVICE), owned, own[-1] + 1, stale)
+    rows = PrivateRows(Rows.at(positions.tolist(), DEVICE), owned, own[-1] + 1, stale)
     queries = 2 * random(heads, len(positions), size)
     keys, values = random(kv_heads, len(own), size), random(kv_heads, len(own), size)
-    return Case(queries, keys, values, rows, laid)
+    return Case(queries, keys, values, rows, table)
 
 
 def check(case: Case, window: int | None, launch: Launch | None, layer: int = 1) -> None:
     given = (layer, case.queries, case.keys, case.values, case.rows, case.segments)
-    scaling = case.queries.shape[2] ** -0.5
-    found = kernel.segment_attention(*given, scaling, window, launch)
+    spec = AttentionSpec(case.queries.shape[2] ** -0.5, window)
+    found = kernel.segment_attention(*given, spec, launch)
     keys, values = by_position(layer, case.keys, case.values, case.rows, case.segments)
     positions = case.rows.rows.on_device
-    expected = reference_attention(case.queries, keys, values, positions, scaling, window)
+    expected = reference_attention(case.queries, keys, values, positions, spec)
     assert found.dtype == case.queries.dtype
     torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[found.dtype])
 
@@ -132,7 +131,7 @@ def test_stale_entries_are_never_seen() -> None:
     """And what lies in a chunk outside the segment isn't either."""
     case = made(4, 2, 32)
     given = (1, case.queries, case.keys, case.values, case.rows, case.segments)
-    plain = kernel.segment_attention(*given, 0.2)
+    plain = kernel.segment_attention(*given, AttentionSpec(0.2))
     for segment in case.segments.segments:
         at = torch.arange(segment.keys.shape[2], device=DEVICE) + segment.shift
         inside = (at >= segment.start) & (at < segment.start + segment.length)
@@ -140,21 +139,21 @@ def test_stale_entries_are_never_seen() -> None:
         stale[inside] = case.rows.stale[at[inside]] == 1
         segment.keys[:, :, stale] = 100.0
         segment.values[:, :, stale] = 100.0
-    assert torch.equal(kernel.segment_attention(*given, 0.2), plain)
+    assert torch.equal(kernel.segment_attention(*given, AttentionSpec(0.2)), plain)
 
 
-def test_chunks_that_cannot_be_read_where_they_lie() -> None:
+def test_chunks_that_cannot_be_read_in_place() -> None:
     """An address says nothing of what is there, so it is asked before."""
     case = made(4, 2, 32)
     first, *others = case.segments.segments
-    turns = case.segments.turns
+    rotations = case.segments.rotations
     half = replace(first, keys=first.keys.half(), values=first.values.half())
     strided = replace(first, keys=first.keys.transpose(2, 3).contiguous().transpose(2, 3))
     narrow = replace(first, values=first.values[:, :1].contiguous())
     for wrong in (half, strided, narrow):
         with pytest.raises(InvalidInputError, match="contiguous KV of one dtype"):
-            Segments([wrong, *others], turns)
-    mine = replace(case, segments=Segments([half], turns))
+            Segments([wrong, *others], rotations)
+    mine = replace(case, segments=Segments([half], rotations))
     with pytest.raises(InvalidInputError, match=r"float16 .* torch.float32"):
         check(mine, None, None)
 
@@ -165,7 +164,7 @@ def test_chunks_that_begin_anywhere() -> None:
     first, *others = case.segments.segments
     room = first.values.new_zeros(first.values.numel() + 1)
     shifted = room[1:].view(first.values.shape).copy_(first.values)
-    segments = Segments([replace(first, values=shifted), *others], case.segments.turns)
+    segments = Segments([replace(first, values=shifted), *others], case.segments.rotations)
     with pytest.raises(InvalidInputError, match="multiple of 16 bytes"):
         check(replace(case, segments=segments), None, None)
 
@@ -173,10 +172,10 @@ def test_chunks_that_begin_anywhere() -> None:
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernel_runs() -> None:
     case = made(2, 1, 32, lengths=(20, 16))
-    with Lines("_attend_in_place", "add_keys", "add_block", "finish") as lines:
+    with Lines("attend_in_place_kernel", "add_keys", "add_block", "finish") as lines:
         for window, splits in ((None, 1), (20, 2)):
             check(case, window, Launch(16, 16, splits, 4, 2))
-    lines.check(kernel._attend_in_place, online_softmax.add_keys, online_softmax.add_block)
+    lines.check(kernel.attend_in_place_kernel, online_softmax.add_keys, online_softmax.add_block)
     lines.check(online_softmax.finish)
 
 
@@ -192,4 +191,6 @@ def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
     change = {name: tensor.to(DEVICE) for name, tensor in change.items()}
     given = {"queries": case.queries, "keys": case.keys, "values": case.values} | change
     with pytest.raises(InvalidInputError, match=said):
-        kernel.segment_attention(0, rows=case.rows, segments=case.segments, scaling=1.0, **given)
+        kernel.segment_attention(
+            0, rows=case.rows, segments=case.segments, spec=AttentionSpec(1.0), **given
+        )

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from fusionrag_integrations.attention.reference import reference_attention
+from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.kernels import reference_attention
 
 pytest.importorskip("triton")
 
-from fusionrag_integrations.kernels import online_softmax
-from fusionrag_integrations.kernels import sparse_attention as kernel
+from fusionrag_integrations.attention import online_softmax
+from fusionrag_integrations.attention import sparse_attention as kernel
 from tests.kernels.lines import Lines
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,9 +34,9 @@ def made(
 
 def check(given: Any, window: int | None, launch: Any) -> None:
     queries, keys, values, positions = given
-    scaling = queries.shape[2] ** -0.5
-    found = kernel.triton_attention(queries, keys, values, positions, scaling, window, launch)
-    expected = reference_attention(queries, keys, values, positions, scaling, window)
+    spec = AttentionSpec(queries.shape[2] ** -0.5, window)
+    found = kernel.triton_attention(queries, keys, values, positions, spec, launch)
+    expected = reference_attention(queries, keys, values, positions, spec)
     assert found.dtype == queries.dtype
     torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[queries.dtype])
 
@@ -93,7 +94,9 @@ def test_blocks_that_no_row_sees_are_skipped() -> None:
         buffer[:, 160:] = torch.nan
     for splits in (1, 4):
         launch = kernel.Launch(16, 32, splits, 4, 2)
-        found = kernel.triton_attention(queries, keys, values, positions, 0.1, 64, launch)
+        found = kernel.triton_attention(
+            queries, keys, values, positions, AttentionSpec(0.1, 64), launch
+        )
         assert found.isfinite().all()
 
 
@@ -126,12 +129,18 @@ def test_blocks_fit_in_shared_memory(head_bytes: int, rows: int) -> None:
 def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(2, 1, 20, 75, 32)
-    with Lines("_attend", "rows_of_program", "add_keys", "add_block", "finish", "combine") as lines:
+    with Lines(
+        "attend_kernel", "rows_of_program", "add_keys", "add_block", "finish", "combine"
+    ) as lines:
         for window, splits in ((None, 1), (20, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
     softmax = online_softmax
     lines.check(
-        kernel._attend, softmax.rows_of_program, softmax.add_keys, softmax.finish, softmax.combine
+        kernel.attend_kernel,
+        softmax.rows_of_program,
+        softmax.add_keys,
+        softmax.finish,
+        softmax.combine,
     )
     # What is stale is the other kernel's.
     lines.check(softmax.add_block, left_out=("old", "score = tl.where((old"))
@@ -154,9 +163,9 @@ def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
     given = dict(zip(("queries", "keys", "values", "positions"), made(4, 2, 3, 9, 64), strict=True))
     change = {k: t if t.is_meta else t.to(DEVICE) for k, t in change.items()}
     with pytest.raises(InvalidInputError, match=said):
-        kernel.triton_attention(**(given | change), scaling=1.0)
+        kernel.triton_attention(**(given | change), spec=AttentionSpec(1.0))
 
 
 def test_other_head_sizes_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"size 80 are not supported; .*64, 96"):
-        kernel.triton_attention(*made(2, 1, 3, 9, 80), scaling=1.0)
+        kernel.triton_attention(*made(2, 1, 3, 9, 80), spec=AttentionSpec(1.0))

@@ -81,7 +81,7 @@ def test_nearly_all_retrieved_tokens_are_found(
     else:
         chain.invoke(QUESTION, config={"callbacks": [watch]})
     ids = [str(document.id) for document in retriever.invoke(QUESTION)]
-    records = engine.corpus.catalog.records(ids).values()
+    records = engine.store.catalog.chunks.records(ids).values()
     retrieved = sum(len(record.encoded.token_ids) for record in records)
     found = watch.usage["reused_tokens"] + watch.usage["recomputed_tokens"]
     assert len(records) == 4

@@ -14,8 +14,8 @@ from langchain_core.runnables import RunnableConfig
 
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
-from fusionrag_integrations.records import RecordFile
-from fusionrag_integrations.store import TieredKV
+from fusionrag_integrations.store.kv.record_files import RecordFile
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from tests.langchain.chains import CHAINS, WORDS, Build, Watch, found_share, join
 
 QUESTION = "Where is house 15 of town number 2?"
@@ -99,7 +99,7 @@ class TestConcurrentCalls:
             time.sleep(0.05)  # long enough that all four ask before the first has it
             read_all(file, data)
 
-        cold = FusionEngine.open(engine.model, engine.corpus.path)
+        cold = FusionEngine.open(engine.model, engine.store.path)
         found = FusionKVRetriever(engine=cold, k=retriever.k)
         chain = CHAINS["LCEL, f-string template"](cold, found)
         monkeypatch.setattr(RecordFile, "read_all", slow)
@@ -114,13 +114,13 @@ async def test_asynchronous_calls_leave_the_event_loop_free(
     engine: FusionEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[int] = set()
-    take = TieredKV.take
+    acquire = TieredKV.acquire
 
     def watched(kv: TieredKV, key: str, stored: bool = False) -> Any:
         threads.add(threading.get_ident())
-        return take(kv, key, stored)
+        return acquire(kv, key, stored)
 
-    monkeypatch.setattr(TieredKV, "take", watched)
+    monkeypatch.setattr(TieredKV, "acquire", watched)
     llm = model(engine=engine, max_tokens=4)
     context = join(FusionKVRetriever(engine=engine, k=2).invoke(QUESTION))
     prompt = WORDS.format(context=context, question=QUESTION)

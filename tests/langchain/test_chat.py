@@ -23,7 +23,7 @@ from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
 from fusionrag_integrations.langchain.messages import to_messages
-from fusionrag_integrations.types import Message
+from fusionrag_integrations.prompt.messages import Message
 
 SETTINGS = AnswerSettings(max_tokens=12)
 QUESTION = "Where is house 15 of town number 2?"

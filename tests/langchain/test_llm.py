@@ -14,7 +14,7 @@ from langchain_core.documents import Document as Found
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine, KVHandle
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
-from fusionrag_integrations.types import Message
+from fusionrag_integrations.prompt.messages import Message
 from tests.conftest import town
 
 MAX_TOKENS = 12

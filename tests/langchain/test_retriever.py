@@ -12,10 +12,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
-from fusionrag_integrations import Corpus, FusionEngine, KVHandle
+from fusionrag_integrations import FusionEngine, KVHandle, Store
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
+from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.langchain import FusionKVRetriever
-from fusionrag_integrations.model import CausalModel
 
 QUESTION = "Where is house 15 of town number 2?"
 
@@ -28,7 +28,7 @@ def documents(engine: FusionEngine) -> list[Document]:
 def test_documents_are_chunks_by_id_and_text(
     engine: FusionEngine, documents: list[Document]
 ) -> None:
-    records = engine.corpus.catalog.records([document.id for document in documents])
+    records = engine.store.catalog.chunks.records([document.id for document in documents])
     assert len(records) == 5
     assert [d.page_content for d in documents] == [r.chunk.text for r in records.values()]
 
@@ -47,12 +47,12 @@ def test_metadata_names_the_chunk_and_keeps_the_users_own(engine: FusionEngine) 
 def test_metadata_carries_the_handle(engine: FusionEngine, documents: list[Document]) -> None:
     for document in documents:
         handle = KVHandle.from_metadata(document.metadata)
-        assert handle == engine.corpus.catalog.record(document.id).handle
+        assert handle == engine.store.catalog.chunks.record(document.id).handle
         assert handle.fused_key
 
 
 def test_scores_are_the_searchs(engine: FusionEngine, documents: list[Document]) -> None:
-    hits = engine.corpus.search(QUESTION, 5)
+    hits = engine.store.search(QUESTION, 5)
     found = FusionKVRetriever(engine=engine, k=5).similarity_search_with_score(QUESTION)
     assert [document for document, _ in found] == documents
     assert {d.id: score for d, score in found} == {h.chunk.id: h.score for h in hits}
@@ -96,7 +96,7 @@ async def test_several_queries_find_each_document_once(engine: FusionEngine) -> 
 
 def test_the_best_document_comes_first_and_its_chunks_in_order(engine: FusionEngine) -> None:
     found = FusionKVRetriever(engine=engine, k=12).invoke(QUESTION)
-    best = engine.corpus.search(QUESTION, 1)[0].chunk.document_id
+    best = engine.store.search(QUESTION, 1)[0].chunk.document_id
     places = [(d.metadata["document_id"], d.metadata["index"]) for d in found]
     assert [name for name, _ in places[::3]] == list(dict.fromkeys(name for name, _ in places))
     assert places[0][0] == best
@@ -126,7 +126,7 @@ def test_a_store_opens_without_a_model(
 ) -> None:
     monkeypatch.delattr(CausalModel, "load")
     monkeypatch.delattr(CausalModel, "__init__")
-    retriever = FusionKVRetriever.from_store(engine.corpus.path, k=5)
+    retriever = FusionKVRetriever.from_store(engine.store.path, k=5)
     assert retriever.engine is None
     assert retriever.invoke(QUESTION) == documents
 
@@ -136,10 +136,10 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
         FusionKVRetriever.from_store(tmp_path / "none")
 
 
-@pytest.mark.parametrize("names", [(), ("engine", "corpus")])
+@pytest.mark.parametrize("names", [(), ("engine", "store")])
 def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str, ...]) -> None:
-    given: dict[str, Any] = {"engine": engine, "corpus": Corpus.open(engine.corpus.path)}
-    with pytest.raises(InvalidInputError, match="either an engine or a corpus"):
+    given: dict[str, Any] = {"engine": engine, "store": Store.open(engine.store.path)}
+    with pytest.raises(InvalidInputError, match="either an engine or a store"):
         FusionKVRetriever(**{name: given[name] for name in names})
 
 
@@ -202,3 +202,13 @@ async def test_callbacks_hear_of_the_question_the_documents_and_errors(
             await ask(question, retriever)
     assert [type(error) for error in heard.errors] == [InvalidInputError] * 2
     assert len(heard.found) == 2
+
+
+def test_a_store_may_be_given_by_its_old_name_for_now(engine: FusionEngine) -> None:
+    expected = FusionKVRetriever(store=engine.store).invoke(QUESTION)
+    with pytest.warns(DeprecationWarning, match="corpus is called store now") as warned:
+        retriever = FusionKVRetriever(corpus=engine.store)  # type: ignore[call-arg]
+    assert warned[0].filename == __file__
+    assert retriever.invoke(QUESTION) == expected
+    with pytest.raises(InvalidInputError, match="either an engine or a store"):
+        FusionKVRetriever(engine=engine, corpus=engine.store)  # type: ignore[call-arg]

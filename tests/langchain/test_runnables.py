@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +209,15 @@ class Unlucky:
 
     def __init__(self, times: int, monkeypatch: pytest.MonkeyPatch, engine: FusionEngine) -> None:
         self.calls = 0
-        run = engine._server.run
+        prepare = engine.pipeline.prepare
 
-        def unlucky(prompt: Any, settings: Any) -> Iterator[Any]:
+        def unlucky(request: Any) -> None:
             self.calls += 1
             if self.calls <= times:
                 raise StoreError("The disk is gone.")
-            yield from run(prompt, settings)
+            prepare(request)
 
-        monkeypatch.setattr(engine._server, "run", unlucky)
+        monkeypatch.setattr(engine.pipeline, "prepare", unlucky)
 
 
 @each_model
@@ -318,7 +317,7 @@ class TestWhatIsWrittenDown:
         for text in (dumps(component), repr(component), str(component)):
             assert SALT not in text
             assert "FusionEngine" not in text
-            assert str(salted.corpus.path) not in text
+            assert str(salted.store.path) not in text
 
     def test_of_a_chain_is_the_whole_chain(self, salted: FusionEngine) -> None:
         chain = FusionKVRetriever(engine=salted) | join | FusionRAGLLM(engine=salted)

@@ -20,12 +20,13 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.answer import AnswerStream
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import ChatFusionRAG
 from fusionrag_integrations.langchain.messages import to_messages
-from fusionrag_integrations.langchain.tool_calls import PlainText, read_tool_calls
+from fusionrag_integrations.langchain.tool_calls import PlainText, parse_output
+from fusionrag_integrations.serving.answer import AnswerStream
 from tests.langchain.templates import FAMILIES, WITH_TOOLS, WITHOUT_TOOLS, Family
+from tests.steps import scripted_stream
 
 QUESTION = "When does the ferry leave?"
 
@@ -77,7 +78,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
             own = stream(engine, prompt, settings)
             assert list(own)
             told = replace(own.answer, text=text)
-            return AnswerStream(event for event in (text[:half], text[half:], told))
+            return scripted_stream((text[:half], text[half:]), told)
 
         monkeypatch.setattr(FusionEngine, "stream", streamed)
         return asked
@@ -150,11 +151,11 @@ class TestTheModelIsTold:
             lambda: chat.bind_tools([weather]),
             lambda: chat.with_structured_output(Ferry),
         ):
-            with pytest.raises(InvalidInputError, match="has no words for tools"):
+            with pytest.raises(InvalidInputError, match="doesn't support tools"):
                 bind()
-        with pytest.raises(InvalidInputError, match="has no words for tools"):
+        with pytest.raises(InvalidInputError, match="doesn't support tools"):
             chat.invoke([HumanMessage(QUESTION), ToolMessage("fair", tool_call_id="1")])
-        with pytest.raises(InvalidInputError, match="has no words for tools"):
+        with pytest.raises(InvalidInputError, match="doesn't support tools"):
             chat.invoke(QUESTION, tools=[{"type": "function", "function": {"name": "x"}}])
 
     def test_a_choice_of_no_tool_and_schemas_of_none(self, chat: ChatFusionRAG) -> None:
@@ -323,7 +324,7 @@ def test_families_whose_template_is_not_told_of_tools(
     template: str, chat: ChatFusionRAG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat.engine.model.tokenizer, "chat_template", template)
-    with pytest.raises(InvalidInputError, match="has no words for tools"):
+    with pytest.raises(InvalidInputError, match="doesn't support tools"):
         chat.bind_tools([weather])
 
 
@@ -391,7 +392,7 @@ WIDE = " " * 1_000_000  # as long as no model writes; it takes no longer than ot
     ids=["tagged", "listed", "bare", "python"],
 )
 def test_white_space_around_calls_is_passed_over(text: str) -> None:
-    said = read_tool_calls(text, TOOLS)
+    said = parse_output(text, TOOLS)
     assert (said.text, [call["name"] for call in said.calls], said.invalid) == ("", ["weather"], [])
 
 
@@ -417,7 +418,7 @@ def test_white_space_around_calls_is_passed_over(text: str) -> None:
 )
 def test_what_is_no_call_takes_no_longer(text: str) -> None:
     began = perf_counter()
-    assert read_tool_calls(text, TOOLS).calls == []
+    assert parse_output(text, TOOLS).calls == []
     assert perf_counter() - began < 2.0
 
 
@@ -486,7 +487,7 @@ FORMS: list[tuple[str, str, list[tuple[str, dict[str, Any]]]]] = [
 
 @pytest.mark.parametrize(("text", "rest", "calls"), FORMS)
 def test_forms_of_calls(text: str, rest: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
-    said = read_tool_calls(text, TOOLS)
+    said = parse_output(text, TOOLS)
     assert said.text == rest
     assert [(found["name"], found["args"]) for found in said.calls] == calls
     assert said.invalid == []
@@ -520,7 +521,7 @@ def test_arguments_may_spell_marks(form: str, mark: str) -> None:
     written = form.replace("{call}", call("weather", **given))
     text = written.replace("{arguments}", json.dumps(given))
     for before in ("",) if written.startswith(("{", "<|python", "weather")) else ("", "So: "):
-        said = read_tool_calls(before + text, TOOLS)
+        said = parse_output(before + text, TOOLS)
         assert (said.text, said.invalid) == (before.rstrip(), [])
         assert [found["args"] for found in said.calls] == [given] * max(1, form.count("{call}"))
 
@@ -530,12 +531,12 @@ def test_arguments_may_spell_marks(form: str, mark: str) -> None:
 )
 def test_a_broken_call_takes_no_other_with_it(broken: str) -> None:
     good = f"<tool_call>{call('weather', q='</tool_call>')}</tool_call>"
-    said = read_tool_calls(f"<tool_call>{broken}</tool_call> so {good}{good}", TOOLS)
+    said = parse_output(f"<tool_call>{broken}</tool_call> so {good}{good}", TOOLS)
     assert said.text == "so"
     assert [found["args"] for found in said.calls] == [{"q": "</tool_call>"}] * 2
     assert [found["args"] for found in said.invalid] == [broken]
     good = f"[TOOL_CALLS]weather[ARGS]{json.dumps({'q': '[TOOL_CALLS]'})}"
-    said = read_tool_calls(f"[TOOL_CALLS]weather[ARGS]{broken}{good}{good}", TOOLS)
+    said = parse_output(f"[TOOL_CALLS]weather[ARGS]{broken}{good}{good}", TOOLS)
     assert [found["args"] for found in said.calls] == [{"q": "[TOOL_CALLS]"}] * 2
     assert [found["args"] for found in said.invalid] == [broken]
 
@@ -556,7 +557,7 @@ def test_a_broken_call_takes_no_other_with_it(broken: str) -> None:
     ],
 )
 def test_calls_that_cannot_be(written: str, error: str) -> None:
-    said = read_tool_calls(f"<tool_call>{written}</tool_call>", TOOLS)
+    said = parse_output(f"<tool_call>{written}</tool_call>", TOOLS)
     assert said.calls == []
     [found] = said.invalid
     assert str(found["error"]).startswith(error)
@@ -578,7 +579,7 @@ def test_calls_that_cannot_be(written: str, error: str) -> None:
     ],
 )
 def test_named_calls_that_cannot_be(written: str, name: str | None, args: str, error: str) -> None:
-    said = read_tool_calls(f"So.[TOOL_CALLS]timetable[ARGS]{{}}[TOOL_CALLS]{written}", TOOLS)
+    said = parse_output(f"So.[TOOL_CALLS]timetable[ARGS]{{}}[TOOL_CALLS]{written}", TOOLS)
     assert (said.text, [c["name"] for c in said.calls]) == ("So.", ["timetable"])
     [found] = said.invalid
     assert (found["name"], found["args"]) == (name, args)
@@ -588,12 +589,12 @@ def test_named_calls_that_cannot_be(written: str, name: str | None, args: str, e
 def test_ids_that_a_model_gives_are_its_calls() -> None:
     """Where they can be, and no other call has them."""
     text = "".join(f"[TOOL_CALLS]weather[CALL_ID]{i}[ARGS]{{}}" for i in ("a1B2c3D4e",) * 2)
-    first, second = (call["id"] for call in read_tool_calls(text, TOOLS).calls)
+    first, second = (call["id"] for call in parse_output(text, TOOLS).calls)
     assert first == "a1B2c3D4e" != second
     listed = '[TOOL_CALLS] [{"name": "weather", "arguments": {}, "id": "a1B2c3D4e"}]'
-    assert [call["id"] for call in read_tool_calls(listed, TOOLS).calls] == ["a1B2c3D4e"]
+    assert [call["id"] for call in parse_output(listed, TOOLS).calls] == ["a1B2c3D4e"]
     odd = "[TOOL_CALLS]weather[CALL_ID]call_7[ARGS]{}"
-    assert re.fullmatch("[A-Za-z0-9]{9}", str(read_tool_calls(odd, TOOLS).calls[0]["id"]))
+    assert re.fullmatch("[A-Za-z0-9]{9}", str(parse_output(odd, TOOLS).calls[0]["id"]))
 
 
 def test_long_answers_are_read_piece_by_piece_in_no_time() -> None:
@@ -642,10 +643,10 @@ BROKEN = [
 @pytest.mark.parametrize("text", [*(text for text, _, _ in FORMS), *OTHERS, *BROKEN])
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_what_is_told_early_is_what_the_text_begins_with(text: str, size: int) -> None:
-    plain, said = PlainText(TOOLS), read_tool_calls(text, TOOLS)
+    plain, said = PlainText(TOOLS), parse_output(text, TOOLS)
     told = [plain.push(text[at : at + size]) for at in range(0, len(text), size)]
     assert said.text.startswith("".join(told))
-    assert plain.told == len("".join(told))
+    assert plain.length == len("".join(told))
     assert all("<tool_call>" not in piece for piece in told)
     assert "".join(PlainText([]).push(letter) for letter in text) == text
 
@@ -663,7 +664,7 @@ def test_a_stream_says_what_the_whole_does(
         own = stream(engine, prompt, settings)
         assert list(own)
         told = replace(own.answer, text=text)
-        return AnswerStream(event for event in (*re.findall(cut, text, re.DOTALL), told))
+        return scripted_stream(re.findall(cut, text, re.DOTALL), told)
 
     monkeypatch.setattr(FusionEngine, "stream", streamed)
     bound = chat.bind_tools([weather, timetable], max_tokens=1)

@@ -18,9 +18,9 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from fusionrag_integrations import FusionEngine, KVHandle
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import FusionKVRetriever, to_documents
-from fusionrag_integrations.types import DocumentKey
 from tests.conftest import document_ids, town
 from tests.embeddings import LangChainLexical
 from tests.langchain.chains import CHAINS, found_share
@@ -75,13 +75,15 @@ class TestFromDocuments:
         self, engine: FusionEngine, splits: list[Document]
     ) -> None:
         FusionKVRetriever.from_documents(splits, engine=engine)
-        catalog = engine.corpus.catalog
+        catalog = engine.store.catalog
         assert document_ids(catalog) == [f"towns/{i}.txt" for i in range(4)]
-        records = catalog.records(catalog.chunk_ids()).values()
+        records = catalog.chunks.records(catalog.chunks.ids()).values()
         assert [r.chunk.text for r in records] == [s.page_content for s in splits]
         assert all(r.fused_key for r in records)
-        second = catalog.chunk_ids([DocumentKey("towns/1.txt")])[1]
-        assert catalog.neighbours(second)[-1] == catalog.chunk_ids([DocumentKey("towns/1.txt")])[0]
+        second = catalog.chunks.ids([DocumentKey("towns/1.txt")])[1]
+        assert (
+            catalog.kv.neighbours(second)[-1] == catalog.chunks.ids([DocumentKey("towns/1.txt")])[0]
+        )
 
     def test_it_retrieves_what_was_put_in_with_its_metadata(
         self, engine: FusionEngine, splits: list[Document]
@@ -119,14 +121,14 @@ class TestFromDocuments:
     ) -> None:
         for scope in ("north", "south", ""):
             FusionKVRetriever.from_documents(splits[:3], engine=engine, scope=scope)
-        known = engine.corpus.catalog.documents()
+        known = engine.store.catalog.documents.all()
         assert known == [("towns/0.txt", scope) for scope in ("", "north", "south")]
         for scope in ("north", "south", ""):
             mine = FusionKVRetriever(engine=engine, retriever=bm25(splits[:3]), scopes=[scope])
             for document in mine.invoke(QUESTION):
                 named = handle(document)
                 assert named
-                record = engine.corpus.catalog.record(named.chunk_id)
+                record = engine.store.catalog.chunks.record(named.chunk_id)
                 assert record
                 assert record.chunk.scope == scope
 
@@ -137,11 +139,11 @@ class TestFromDocuments:
         secret = [Document("The bridge is to be sold soon.", metadata={"source": "memo"})]
         FusionKVRetriever.from_documents(public, engine=engine)
         retriever = FusionKVRetriever.from_documents(secret, engine=engine, scope="board")
-        assert engine.corpus.catalog.counts().documents == 2
+        assert engine.store.catalog.counts().documents == 2
         assert engine.delete(["memo"]) == 0
         assert engine.delete(["memo"], scope="board") == 1
         assert retriever.invoke("bridge") == []
-        assert document_ids(engine.corpus.catalog) == ["board/memo"]
+        assert document_ids(engine.store.catalog) == ["board/memo"]
 
     def test_metadata_in_another_order_is_the_same(self, engine: FusionEngine) -> None:
         text = "One fox jumps over the lazy dog."
@@ -149,7 +151,7 @@ class TestFromDocuments:
             FusionKVRetriever.from_documents([Document(text, metadata=metadata)], engine=engine)
         report = engine.ingest(to_documents([Document(text, metadata=metadata)]))
         assert report.documents_unchanged == 1
-        assert engine.corpus.catalog.revision == 1
+        assert engine.store.catalog.revision == 1
 
     def test_what_a_retriever_marked_can_be_ingested_again(
         self, engine: FusionEngine, splits: list[Document]
@@ -162,7 +164,7 @@ class TestFromDocuments:
     def test_without_a_source_each_piece_is_a_document(self, engine: FusionEngine) -> None:
         pieces = [Document("One fox and a dog.", id="a"), Document("Two towns by the river.")]
         FusionKVRetriever.from_documents(pieces, engine=engine)
-        first, second = sorted(document_ids(engine.corpus.catalog), key=len)
+        first, second = sorted(document_ids(engine.store.catalog), key=len)
         assert (first, len(second)) == ("a", 64)
 
     def test_metadata_that_cannot_be_kept_is_named(self, engine: FusionEngine) -> None:
@@ -190,7 +192,7 @@ class TestFromChroma:
         retriever = FusionKVRetriever.from_chroma(
             vectorstore, engine=engine, search_kwargs={"k": 5}
         )
-        assert engine.corpus.catalog.counts().chunks == 12
+        assert engine.store.catalog.counts().chunks == 12
         plain = vectorstore.as_retriever(search_kwargs={"k": 5}).invoke(QUESTION)
         found = retriever.invoke(QUESTION)
         assert [d.page_content for d in found] == [d.page_content for d in plain]
@@ -223,7 +225,7 @@ class TestFromChroma:
     ) -> None:
         monkeypatch.setattr("fusionrag_integrations.langchain.documents.BATCH", 5)
         FusionKVRetriever.from_chroma(vectorstore, engine=engine)
-        assert engine.corpus.catalog.counts().chunks == 12
+        assert engine.store.catalog.counts().chunks == 12
 
     def test_a_vector_store_that_cannot_list_is_refused(
         self, engine: FusionEngine, splits: list[Document]
@@ -262,7 +264,7 @@ class TestAroundAnyRetriever:
             assert original.metadata.items() <= document.metadata.items()
             named = handle(document)
             assert named
-            record = engine.corpus.catalog.record(named.chunk_id)
+            record = engine.store.catalog.chunks.record(named.chunk_id)
             assert record
             assert record.chunk.text == document.page_content
             assert record.handle == named

@@ -23,6 +23,7 @@ from llama_index.core.schema import (
 from pydantic import PrivateAttr
 
 from fusionrag_integrations import Answer, FusionEngine
+from fusionrag_integrations.serving.request import Request
 
 QUESTION = "Where is house 15 of town number 2?"
 MAX_TOKENS = 8
@@ -101,19 +102,19 @@ class Call:
 def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
     """The calls of an engine's model that end within the block, in the order of their ends."""
     calls: list[Call] = []
-    run = engine._server.run
+    decode = engine.pipeline.decode
 
-    def run_and_record(prompt: Any, settings: Any) -> Iterator[Any]:
-        for event in run(prompt, settings):
-            if isinstance(event, Answer):
-                calls.append(Call(prompt, event))
-            yield event
+    def decode_and_record(request: Request) -> str:
+        piece = decode(request)
+        if request.answer is not None:
+            calls.append(Call(request.prompt, request.answer))
+        return piece
 
-    engine._server.run = run_and_record  # type: ignore[method-assign]
+    engine.pipeline.decode = decode_and_record  # type: ignore[method-assign]
     try:
         yield calls
     finally:
-        del engine._server.run  # type: ignore[method-assign]
+        del engine.pipeline.decode  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -123,14 +124,14 @@ def ticking_at_every_step(
     """Every step of the model waits until the event loop has run; yields the steps so far."""
     ticked = threading.Event()
     steps: list[Any] = []
-    run = engine._server.run
+    step = engine.pipeline.step
 
-    def run_and_wait(prompt: Any, settings: Any) -> Iterator[Any]:
-        for event in run(prompt, settings):
-            ticked.clear()
-            assert ticked.wait(timeout=10), "the event loop stood still"
-            steps.append(event)
-            yield event
+    def step_and_wait(request: Request) -> str:
+        piece = step(request)
+        ticked.clear()
+        assert ticked.wait(timeout=10), "the event loop stood still"
+        steps.append(request.answer or piece)
+        return piece
 
     async def tick() -> None:
         while True:
@@ -138,7 +139,7 @@ def ticking_at_every_step(
             await asyncio.sleep(0.001)
 
     ticking = asyncio.get_running_loop().create_task(tick())
-    monkeypatch.setattr(engine._server, "run", run_and_wait)
+    monkeypatch.setattr(engine.pipeline, "step", step_and_wait)
     try:
         yield steps
     finally:

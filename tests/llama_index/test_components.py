@@ -64,7 +64,7 @@ def test_a_dictionary_holds_settings_and_no_engine_path_or_secret(
     assert all(isinstance(value, PLAIN) for value in told.values())
     for text in (component.to_json(), json.dumps(told), repr(component), component.json()):
         assert SALT not in text
-        assert str(salted.corpus.path) not in text
+        assert str(salted.store.path) not in text
         assert "FusionEngine" not in text
 
 

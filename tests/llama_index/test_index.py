@@ -24,11 +24,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.llama_index import (
-    FusionKVRetriever,
-    FusionKVTransform,
-    FusionRAGLLM,
-)
+from fusionrag_integrations.llama_index import FusionKVRetriever, FusionKVTransform, FusionRAGLLM
 from tests.conftest import all_records, document_ids
 from tests.embeddings import LlamaIndexLexical
 from tests.llama_index.helpers import (
@@ -176,7 +172,7 @@ def own_index(engine: FusionEngine) -> VectorStoreIndex:
 def test_documents_that_an_index_takes_in_later_are_ingested(empty_engine: FusionEngine) -> None:
     index = own_index(empty_engine)
     index.insert(story(3, range(4)))
-    assert document_ids(empty_engine.corpus.catalog) == ["story-1", "story-2", "story-3"]
+    assert document_ids(empty_engine.store.catalog) == ["story-1", "story-2", "story-3"]
     response, share = asked(empty_engine, index.as_query_engine(llm=llm(empty_engine)), "house 22")
     assert response.source_nodes[0].node.ref_doc_id == "story-3"
     assert share >= 0.95
@@ -186,7 +182,7 @@ def test_a_document_that_an_index_refreshes_is_replaced(empty_engine: FusionEngi
     index = own_index(empty_engine)
     new = story(2, range(10, 14))
     assert index.refresh_ref_docs([story(1, range(4)), new]) == [False, True]
-    texts = [r.chunk.text for r in all_records(empty_engine.corpus.catalog)]
+    texts = [r.chunk.text for r in all_records(empty_engine.store.catalog)]
     assert paragraph(2, 10) in " ".join(texts)
     assert paragraph(2, 0) not in " ".join(texts)
     _, share = asked(empty_engine, index.as_query_engine(llm=llm(empty_engine)), "house 24")

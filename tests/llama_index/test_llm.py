@@ -156,13 +156,13 @@ async def test_asynchronous_methods_leave_the_event_loop_free(
     llm: FusionRAGLLM, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
 ) -> None:
     loop_ran = threading.Event()
-    run = llm.engine._server.run
+    prepare = llm.engine.pipeline.prepare
 
-    def wait_and_run(*args: Any) -> Any:
+    def wait_and_prepare(request: Any) -> None:
         assert loop_ran.wait(timeout=10)
-        yield from run(*args)
+        prepare(request)
 
-    monkeypatch.setattr(llm.engine._server, "run", wait_and_run)
+    monkeypatch.setattr(llm.engine.pipeline, "prepare", wait_and_prepare)
     task = asyncio.create_task(call(llm))
     await asyncio.sleep(0.01)
     loop_ran.set()

@@ -73,7 +73,7 @@ def test_nodes_of_one_source_are_one_document_in_their_order(empty_engine: Fusio
     first, second = town_nodes(range(2), chunks=3)[:3], town_nodes(range(2), chunks=3)[3:]
     mixed = [node for pair in zip(first, second, strict=True) for node in pair]
     retriever = FusionKVRetriever.from_nodes(mixed, engine=empty_engine, similarity_top_k=6)
-    assert document_ids(empty_engine.corpus.catalog) == ["town-0", "town-1"]
+    assert document_ids(empty_engine.store.catalog) == ["town-0", "town-1"]
     found = retriever.retrieve(QUESTION)
     assert [node.metadata["index"] for node in found] == [0, 1, 2] * 2
     texts = {node.node.ref_doc_id: [] for node in found}  # type: ignore[var-annotated]
@@ -87,7 +87,7 @@ def test_nodes_of_one_source_are_one_document_in_their_order(empty_engine: Fusio
 
 def test_a_node_without_a_source_is_a_document_of_its_own(empty_engine: FusionEngine) -> None:
     FusionKVRetriever.from_nodes([page(1, id_="alone"), page(2, id_="too")], engine=empty_engine)
-    assert document_ids(empty_engine.corpus.catalog) == ["alone", "too"]
+    assert document_ids(empty_engine.store.catalog) == ["alone", "too"]
 
 
 def test_documents_are_nodes_too(empty_engine: FusionEngine) -> None:
@@ -166,7 +166,7 @@ async def test_another_retrievers_nodes_get_handles_and_stay_as_they_are(
     assert [node.node for node in found[::2]] == [unknown, other_scope]
     handle = KVHandle.from_metadata(found[1].metadata)
     assert handle is not None
-    assert empty_engine.corpus.catalog.record(handle.chunk_id).chunk.text == known.text  # type: ignore[union-attr]
+    assert empty_engine.store.catalog.chunks.record(handle.chunk_id).chunk.text == known.text  # type: ignore[union-attr]
     assert found[1].metadata.items() >= known.metadata.items()
     for mode in (MetadataMode.LLM, MetadataMode.EMBED):
         assert found[1].get_content(mode) == known.get_content(mode)

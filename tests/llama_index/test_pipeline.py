@@ -66,7 +66,7 @@ def check_handles(engine: FusionEngine, nodes: Any) -> None:
     for node in nodes:
         handle = KVHandle.from_metadata(node.metadata)
         assert handle is not None
-        record = engine.corpus.catalog.record(handle.chunk_id)
+        record = engine.store.catalog.chunks.record(handle.chunk_id)
         assert record is not None
         assert record.chunk.text == node.text.strip()
         assert record.handle == handle
@@ -118,7 +118,7 @@ def test_the_cache_is_not_asked_once_the_store_has_changed(empty_engine: FusionE
         made.run(documents=[story(1)])
     empty_engine.delete(["story-1"])
     check_handles(empty_engine, made.run(documents=[story(1)]))
-    assert document_ids(empty_engine.corpus.catalog) == ["story-1"]
+    assert document_ids(empty_engine.store.catalog) == ["story-1"]
 
 
 def test_a_cache_from_disk_does_not_stand_in_for_another_store(
@@ -153,7 +153,7 @@ async def test_with_a_docstore_only_what_changed_is_ingested_and_replaced(
     assert {node.ref_doc_id for node in await run(story(1), story(2, first=10))} == {"story-2"}
     assert counts(reports[0]) == (2, 0, 0)
     assert counts(reports[1]) == (0, 1, 0)
-    texts = " ".join(r.chunk.text for r in all_records(empty_engine.corpus.catalog))
+    texts = " ".join(r.chunk.text for r in all_records(empty_engine.store.catalog))
     assert paragraph(1, 0) in texts
     assert paragraph(2, 10) in texts
     assert paragraph(2, 0) not in texts
@@ -174,14 +174,14 @@ def test_a_document_that_the_docstore_deletes_stays_until_the_engine_deletes_it(
     made.transformations.append(LlamaIndexLexical())
     made.run(documents=[story(1), story(2)])
     made.run(documents=[story(1)])
-    assert document_ids(empty_engine.corpus.catalog) == ["story-1", "story-2"]
+    assert document_ids(empty_engine.store.catalog) == ["story-1", "story-2"]
     assert empty_engine.delete(["story-2"]) == 1
 
 
 def test_scopes_keep_pipelines_apart(empty_engine: FusionEngine) -> None:
     transform = FusionKVTransform(engine=empty_engine, scope="north")
     transform(town_nodes(range(1)))
-    assert [r.chunk.scope for r in all_records(empty_engine.corpus.catalog)] == ["north"] * 2
+    assert [r.chunk.scope for r in all_records(empty_engine.store.catalog)] == ["north"] * 2
     assert transform.to_dict()["scope"] == "north"
 
 

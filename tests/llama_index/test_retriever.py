@@ -12,10 +12,10 @@ import pytest
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
-from fusionrag_integrations import Corpus, FusionEngine, KVHandle
+from fusionrag_integrations import FusionEngine, KVHandle, Store
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
+from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.llama_index import FusionKVRetriever
-from fusionrag_integrations.model import CausalModel
 from tests.llama_index.helpers import FixedRetriever
 
 QUESTION = "Where is house 15 of town number 2?"
@@ -27,13 +27,13 @@ def nodes(engine: FusionEngine) -> list[NodeWithScore]:
 
 
 def test_nodes_are_chunks_by_id_and_text(engine: FusionEngine, nodes: list[NodeWithScore]) -> None:
-    records = engine.corpus.catalog.records([node.node_id for node in nodes])
+    records = engine.store.catalog.chunks.records([node.node_id for node in nodes])
     assert len(records) == 5
     assert [node.text for node in nodes] == [r.chunk.text for r in records.values()]
 
 
 def test_scores_are_the_searchs(engine: FusionEngine, nodes: list[NodeWithScore]) -> None:
-    hits = engine.corpus.search(QUESTION, 5)
+    hits = engine.store.search(QUESTION, 5)
     assert {node.node_id: node.score for node in nodes} == {h.chunk.id: h.score for h in hits}
 
 
@@ -51,7 +51,7 @@ def test_a_node_is_the_same_whatever_was_asked(engine: FusionEngine) -> None:
 def test_metadata_carries_the_handle(engine: FusionEngine, nodes: list[NodeWithScore]) -> None:
     for node in nodes:
         handle = KVHandle.from_metadata(node.metadata)
-        assert handle == engine.corpus.catalog.record(node.node_id).handle
+        assert handle == engine.store.catalog.chunks.record(node.node_id).handle
         assert handle.fused_key
 
 
@@ -86,7 +86,7 @@ def test_prompts_see_the_users_own_metadata(engine: FusionEngine) -> None:
 
 def test_the_best_document_comes_first_and_its_chunks_in_order(engine: FusionEngine) -> None:
     found = FusionKVRetriever(engine=engine, similarity_top_k=12).retrieve(QUESTION)
-    best = engine.corpus.search(QUESTION, 1)[0].chunk.document_id
+    best = engine.store.search(QUESTION, 1)[0].chunk.document_id
     places = [(node.metadata["document_id"], node.metadata["index"]) for node in found]
     assert [name for name, _ in places[::3]] == list(dict.fromkeys(name for name, _ in places))
     assert places[0][0] == best
@@ -111,13 +111,13 @@ async def test_the_asynchronous_call_leaves_the_event_loop_free(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop_ran = threading.Event()
-    search = engine.corpus.search
+    search = engine.store.search
 
     def wait_and_search(*args: Any, **kwargs: Any) -> Any:
         assert loop_ran.wait(timeout=10)
         return search(*args, **kwargs)
 
-    monkeypatch.setattr(engine.corpus, "search", wait_and_search)
+    monkeypatch.setattr(engine.store, "search", wait_and_search)
     task = asyncio.create_task(FusionKVRetriever(engine=engine).aretrieve(QUESTION))
     await asyncio.sleep(0.01)
     loop_ran.set()
@@ -129,7 +129,7 @@ def test_a_store_opens_without_a_model(
 ) -> None:
     monkeypatch.delattr(CausalModel, "load")
     monkeypatch.delattr(CausalModel, "__init__")
-    retriever = FusionKVRetriever.from_store(engine.corpus.path, similarity_top_k=5)
+    retriever = FusionKVRetriever.from_store(engine.store.path, similarity_top_k=5)
     assert retriever.retrieve(QUESTION) == nodes
 
 
@@ -138,10 +138,10 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
         FusionKVRetriever.from_store(tmp_path / "none")
 
 
-@pytest.mark.parametrize("names", [(), ("engine", "corpus")])
+@pytest.mark.parametrize("names", [(), ("engine", "store")])
 def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str, ...]) -> None:
-    given: dict[str, Any] = {"engine": engine, "corpus": Corpus.open(engine.corpus.path)}
-    with pytest.raises(InvalidInputError, match="either an engine or a corpus"):
+    given: dict[str, Any] = {"engine": engine, "store": Store.open(engine.store.path)}
+    with pytest.raises(InvalidInputError, match="either an engine or a store"):
         FusionKVRetriever(**{name: given[name] for name in names})
 
 
@@ -178,3 +178,13 @@ def test_an_empty_store_gives_no_nodes_and_a_warning(
 def test_an_empty_question_is_refused(engine: FusionEngine) -> None:
     with pytest.raises(InvalidInputError, match="question is empty"):
         FusionKVRetriever(engine=engine).retrieve("  \n")
+
+
+def test_a_store_may_be_given_by_its_old_name_for_now(engine: FusionEngine) -> None:
+    expected = FusionKVRetriever(store=engine.store).retrieve(QUESTION)
+    with pytest.warns(DeprecationWarning, match="corpus is called store now") as warned:
+        retriever = FusionKVRetriever(corpus=engine.store)
+    assert warned[0].filename == __file__
+    assert retriever.retrieve(QUESTION) == expected
+    with pytest.raises(InvalidInputError, match="either an engine or a store"):
+        FusionKVRetriever(engine=engine, corpus=engine.store)

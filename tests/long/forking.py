@@ -21,7 +21,7 @@ import torch
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.errors import FusionRAGError, StoreError
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 from tests.conftest import town
 from tests.processes import in_child
 
@@ -63,11 +63,11 @@ def child(engine: FusionEngine, right: str) -> str:
     answer = engine.answer(PROMPT, SHORT)
     if answer.text != right or not answer.usage.reused_tokens:
         return f"answered {answer.text!r} in the place of {right!r}"
-    (hit,) = engine.corpus.search(TEXT, 1)
+    (hit,) = engine.store.search(TEXT, 1)
     if hit.chunk.text != TEXT:
         return f"found {hit.chunk.text!r}"
     try:
-        found = engine.corpus.search(TEXT, 1, where={"title": hit.chunk.title})
+        found = engine.store.search(TEXT, 1, where={"title": hit.chunk.title})
     except StoreError as error:
         return "searches" if str(error).startswith(NO_CHROMA) else f"{error}"
     return "filters" if found == [hit] else f"found {found} by a filter"
@@ -89,7 +89,7 @@ def main(store: Path, model_dir: Path, forks: int) -> None:
     model = CausalModel.load(model_dir)
     in_child(lambda: make(model, store))  # so that nothing has been searched here yet
     engine = FusionEngine.open(model, store)
-    records = engine.corpus.catalog.records(engine.corpus.catalog.chunk_ids()).values()
+    records = engine.store.catalog.chunks.records(engine.store.catalog.chunks.ids()).values()
     handles = [record.handle for record in records]
     right = engine.answer(PROMPT, SHORT).text
 
@@ -98,7 +98,7 @@ def main(store: Path, model_dir: Path, forks: int) -> None:
             raise FusionRAGError("The parent answered otherwise.")
 
     def search() -> None:
-        (hit,) = engine.corpus.search(TEXT, 1)
+        (hit,) = engine.store.search(TEXT, 1)
         if hit.chunk.text != TEXT:
             raise FusionRAGError("The parent found something else.")
 

@@ -25,10 +25,10 @@ import chromadb  # noqa: F401 - so that it is imported once
 import torch
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.errors import FusionRAGError
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.repair import find_damage
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.verify import find_damage
 from tests.conftest import town
 
 PATIENCE = 150  # seconds until a process counts as hanging
@@ -53,7 +53,7 @@ def answers(engine: FusionEngine, documents: list[Document]) -> list[str]:
     said: list[str] = []
     for document in documents:
         answer = engine.answer(f"{document.text}\n\nWhere is the fox?", AS_STORED)
-        found = engine.corpus.search(document.text.split("\n\n")[0], 1)
+        found = engine.store.search(document.text.split("\n\n")[0], 1)
         said.append(f"{answer.text} {answer.missed_chunks} {found[0].chunk.document_id}")
     return said
 
@@ -128,7 +128,7 @@ def left(
     yield from (f"{found.area}: {found.message}" for found in find_damage(store))
     records = {path.stem for path in (store / "kv").glob("??/*")}
     with FusionEngine.open(model, store) as again:
-        yield from wrong("records", records, again.corpus.catalog.live_keys())
+        yield from wrong("records", records, again.store.catalog.kv.live_keys())
         yield from wrong("answers anew", answers(again, documents), expected)
 
 

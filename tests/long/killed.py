@@ -19,10 +19,11 @@ from unittest.mock import patch
 import torch
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.chunking import Chunker
 from fusionrag_integrations.cli import main as command
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.repair import find_damage, repair
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.repair import repair
+from fusionrag_integrations.store.verify import find_damage
 from tests.conftest import town
 from tests.crashing_ingest import killed, succeeds
 from tests.damage import CONTENT, copied, index_checked_here, kept
@@ -121,5 +122,5 @@ def main(what: str, directory: Path, model_dir: Path, times: int) -> None:
 
 
 if __name__ == "__main__":
-    with patch("fusionrag_integrations.repair.index_faults", index_checked_here):
+    with patch("fusionrag_integrations.store.verify.index_faults", index_checked_here):
         main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -81,7 +81,7 @@ class Reader:
     def read(self, chance: random.Random) -> None:
         name = chance.choice(NAMES)
         before = self.lines()
-        hits = self.engine.corpus.search(f"isle of {name}", 20)
+        hits = self.engine.store.search(f"isle of {name}", 20)
         allowed = self.allowed(name, before, self.lines())
         self.searches += 1
         chunks = sorted(

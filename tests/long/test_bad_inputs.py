@@ -23,13 +23,13 @@ from pydantic import ValidationError
 
 import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
-from fusionrag_integrations import AnswerSettings, Corpus, Document, FusionEngine, Passage
-from fusionrag_integrations.chunking import Chunker
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Passage, Store
 from fusionrag_integrations.cli import main
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.readers import read_documents
 from fusionrag_integrations.errors import FusionRAGError
-from fusionrag_integrations.neighbours import Neighbours
-from fusionrag_integrations.store import Budgets
+from fusionrag_integrations.ingest.neighbours import Neighbours
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import nested, town
 
 Report = Callable[[str, str, object, object], None]
@@ -225,7 +225,7 @@ def test_functions_and_components(model_dir: Path, tmp_path: Path, report: Repor
     engine = FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1)])
     settings = {"max_tokens": 1}
-    vector = engine.corpus.embed_question(QUESTION)
+    vector = engine.store.embed_question(QUESTION)
     answer = AnswerSettings(**settings)  # type: ignore[arg-type]
     calls: list[tuple[str, Callable[..., Any], dict[str, Any], list[str] | None]] = [
         ("AnswerSettings", AnswerSettings, {}, None),
@@ -235,10 +235,10 @@ def test_functions_and_components(model_dir: Path, tmp_path: Path, report: Repor
         ("Neighbours", Neighbours, {}, None),
         ("Chunker", Chunker, {"chunk_tokens": 48}, None),
         ("read_documents", lambda paths: list(read_documents(paths)), {}, ["paths"]),
-        ("Corpus.open", Corpus.open, {"path": store}, None),
-        ("corpus.search", engine.corpus.search, {"question": QUESTION}, None),
-        ("corpus.nearest", engine.corpus.nearest, {"vector": vector, "k": 2}, None),
-        ("corpus.handle_of", engine.corpus.handle_of, {"text": "a", "source": "b"}, None),
+        ("Store.open", Store.open, {"path": store}, None),
+        ("corpus.search", engine.store.search, {"question": QUESTION}, None),
+        ("corpus.nearest", engine.store.nearest, {"vector": vector, "k": 2}, None),
+        ("corpus.handle_of", engine.store.handle_of, {"text": "a", "source": "b"}, None),
         ("engine.answer", engine.answer, {"prompt": QUESTION, "settings": answer}, None),
         ("engine.stream", engine.stream, {"prompt": QUESTION, "settings": answer}, None),
         ("engine.load", engine.load, {"prompt": QUESTION, "settings": answer}, None),

@@ -16,12 +16,12 @@ from typing import NoReturn
 import pytest
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.calibration import write_calibration
 from fusionrag_integrations.errors import FusionRAGError
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import question_prompt
-from fusionrag_integrations.repair import find_damage, repair
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
+from fusionrag_integrations.store.repair import repair
+from fusionrag_integrations.store.verify import find_damage
 from tests.conftest import town
 from tests.damage import CONTENT, KINDS, copied, deleted, flipped, index_checked_here, kept
 
@@ -52,7 +52,7 @@ def model(model_dir: Path) -> CausalModel:
 
 
 def calibrate(engine: FusionEngine) -> None:
-    file, signature = engine.corpus.path / "calibration.json", engine.corpus.catalog.info.signature
+    file, signature = engine.store.path / "calibration.json", engine.store.catalog.info.signature
     write_calibration(file, signature, Calibration((0, 1, 2)), {})
 
 
@@ -68,7 +68,7 @@ def made(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusionrag_integrations.repair.index_faults", index_checked_here)
+    monkeypatch.setattr("fusionrag_integrations.store.verify.index_faults", index_checked_here)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def limited() -> Iterator[None]:
 def used(model: CausalModel, store: Path) -> tuple[object, ...]:
     """What a store finds and answers, and whether something stored was of no use for it."""
     with FusionEngine.open(model, store) as engine:
-        hits = [(hit.chunk, round(hit.score, 4)) for hit in engine.corpus.search(QUESTION, 4)]
+        hits = [(hit.chunk, round(hit.score, 4)) for hit in engine.store.search(QUESTION, 4)]
         prompt = question_prompt([chunk.text for chunk, _ in hits], QUESTION)
         settings = AnswerSettings(max_tokens=4)
         answer = engine.answer(prompt, settings)

@@ -13,9 +13,10 @@ from time import perf_counter
 
 import pytest
 
-from fusionrag_integrations.ingest import delete_documents
-from fusionrag_integrations.records import RecordFiles
-from fusionrag_integrations.repair import repair
+from fusionrag_integrations.store.deletion import delete_documents
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.repair import repair
 from tests.damage import CONTENT, flipped
 from tests.synthetic_store import (
     CHUNKS,
@@ -87,7 +88,9 @@ def test_damage_to_the_index_is_found_and_repaired(tmp_path: Path, report: Repor
 def test_deletes(tmp_path: Path, report: Report, chunks: int, spread: float) -> None:
     embedding = RandomEmbedding(64, spread)
     corpus = make_store(tmp_path / "store", chunks // CHUNKS, embedding)
-    records = RecordFiles(tmp_path / "store" / "kv", corpus.catalog.info.record_signature)
+    records = RecordFiles(
+        LocalKVFiles(tmp_path / "store" / "kv"), corpus.catalog.info.record_signature
+    )
     corpus.search("1", 5)
     seconds = []
     for document in range(5):

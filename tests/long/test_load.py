@@ -21,7 +21,7 @@ import pytest
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations import langchain as lc
 from fusionrag_integrations import llama_index as li
-from fusionrag_integrations.store import Budgets
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import town
 from tests.long.ways import ASYNC_WAYS, WAYS
 from tests.processes import Held

@@ -8,7 +8,7 @@ from pathlib import Path
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations import langchain as lc
 from fusionrag_integrations import llama_index as li
-from fusionrag_integrations.model import CausalModel
+from fusionrag_integrations.execution.hf.model import CausalModel
 from tests.conftest import town
 from tests.processes import Held, quick_collection
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.repair import find_damage
+from fusionrag_integrations.store.verify import find_damage
 from tests.crashing_ingest import document
 from tests.long.readers import DENSE, ISOLATED, prompt_of, versions
 from tests.processes import ROOT, run_module

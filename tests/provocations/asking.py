@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fusionrag_integrations import AnswerSettings
-from fusionrag_integrations.types import Prompt
+from fusionrag_integrations.prompt.messages import Prompt
 from tests.conftest import nested
 from tests.provocations.world import Provoked, Seen, World
 
@@ -18,11 +18,13 @@ def ask(world: World, prompt: Prompt) -> None:
 
 @provoked.by("The store at ... holds no chunks...")
 def empty_store(world: World) -> list[Seen]:
-    world.open().corpus.search("Where is the fox?")
+    world.open().store.search("Where is the fox?")
     return world.logged()
 
 
-@provoked.by("This model's tokenizer has no chat template, so messages can't be worded for it. ...")
+@provoked.by(
+    "This model's tokenizer has no chat template, so messages can't be rendered for it. ..."
+)
 def no_template(world: World) -> None:
     world.patch.setattr(world.engine.model.tokenizer, "chat_template", None)
     ask(world, [{"role": "user", "content": "Where?"}])
@@ -54,8 +56,8 @@ def no_trace(world: World) -> None:
 
 
 provoked.pairs += [
-    ("The question is ...", lambda w: w.engine.corpus.search(" ")),
-    ("The question is ...", lambda w: w.engine.corpus.search(None)),  # type: ignore[arg-type]
+    ("The question is ...", lambda w: w.engine.store.search(" ")),
+    ("The question is ...", lambda w: w.engine.store.search(None)),  # type: ignore[arg-type]
     (
         "The store at ... holds no chunks...",
         lambda w: w.run(
@@ -65,15 +67,15 @@ provoked.pairs += [
     ("scopes is ...; give a ... of strings, or None...", lambda w: AnswerSettings(scopes="north")),  # type: ignore[arg-type]
     (
         "scopes is ...; give a ... of strings, or None...",
-        lambda w: w.engine.corpus.search("Where?", scopes="north"),
+        lambda w: w.engine.store.search("Where?", scopes="north"),
     ),
     (
         "The filter ... can't be used: ...",
-        lambda w: w.engine.corpus.search("Where?", where={"page": {"$near": 3}}),
+        lambda w: w.engine.store.search("Where?", where={"page": {"$near": 3}}),
     ),
     (
         "The filter ... can't be used: ...",
-        lambda w: w.engine.corpus.search("Where?", where="page"),  # type: ignore[arg-type]
+        lambda w: w.engine.store.search("Where?", where="page"),  # type: ignore[arg-type]
     ),
 ]
 
@@ -114,7 +116,7 @@ provoked.each(
             *("ask", "Where?", "--store", w.store, "--explain", w.tmp)
         ),
         "... can't be written: ....": written_to_a_full_disk,
-        "k is ...; it must be at least 1.": lambda w: w.engine.corpus.search("Where?", 0),
+        "k is ...; it must be at least 1.": lambda w: w.engine.store.search("Where?", 0),
         "The answer is there once its stream has been read to the end.": lambda w: (
             w.engine.stream("Where?").answer
         ),

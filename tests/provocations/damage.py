@@ -7,13 +7,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fusionrag_integrations import Corpus
-from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
-from fusionrag_integrations.catalog import CATALOG_FILE, UNFINISHED_FILE
-from fusionrag_integrations.index_check import index_faults
-from fusionrag_integrations.manifests import Manifests
-from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations import Store
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.layout import CALIBRATION_FILE, CATALOG_FILE, UNFINISHED_FILE
+from fusionrag_integrations.store.manifests import Manifests
+from fusionrag_integrations.store.vector_index.check import index_faults
 from tests.conftest import all_records, town
 from tests.provocations.stores import changed
 from tests.provocations.world import PROMPT, Provoked, Seen, World, held, records
@@ -131,7 +131,7 @@ def damaged_in_use(world: World) -> list[Seen]:
 @provoked.by("Starting again without a KV record: ...")
 def damaged_layer(world: World) -> list[Seen]:
     """Damage that shows when the last layer is read, while the first ones run: as of large KV."""
-    world.patch.setattr("fusionrag_integrations.store.loader.WHOLE_BYTES", 0)
+    world.patch.setattr("fusionrag_integrations.store.kv.loader.WHOLE_BYTES", 0)
     store = world.copy()
     for file in records(store):
         content = bytearray(file.read_bytes())
@@ -155,15 +155,19 @@ def unreadable_record(world: World) -> list[Seen]:
     def fails(path: Path) -> int:
         raise OSError(5, "Input/output error", str(path))
 
-    world.patch.setattr("fusionrag_integrations.records.files.open_descriptor", fails)
+    world.patch.setattr("fusionrag_integrations.store.kv.local.open_descriptor", fails)
     return verify(world, store)
 
 
 @provoked.by("... was made by another model, format or salt: its signature is ...")
 def foreign_record(world: World) -> list[Seen]:
     store = world.copy()
-    ours = FileKVStore(store / "kv", world.engine.corpus.catalog.info.record_signature, "float32")
-    FileKVStore(store / "kv", "another", "float32").put(ours.get(next(ours.keys())).dense())
+    ours = RecordStore(
+        LocalKVFiles(store / "kv"), world.engine.store.catalog.info.record_signature, "float32"
+    )
+    RecordStore(LocalKVFiles(store / "kv"), "another", "float32").put(
+        ours.get(next(ours.keys())).dense()
+    )
     return verify(world, store)
 
 
@@ -178,8 +182,10 @@ def renamed_record(world: World) -> list[Seen]:
 @provoked.by("Record ... holds another chunk's tokens.")
 def another_text(world: World) -> list[Seen]:
     store = world.copy()
-    kv = FileKVStore(store / "kv", world.engine.corpus.catalog.info.record_signature, "float32")
-    first, second = all_records(world.engine.corpus.catalog)[:2]
+    kv = RecordStore(
+        LocalKVFiles(store / "kv"), world.engine.store.catalog.info.record_signature, "float32"
+    )
+    first, second = all_records(world.engine.store.catalog)[:2]
     for key in (first.fused_key, first.isolated_key):
         kv.put(replace(kv.get(second.isolated_key).dense(), key=key))
     return world.asked(world.open(store))
@@ -305,8 +311,8 @@ def older_document(world: World) -> list[Seen]:
 def another_store_json(world: World) -> list[Seen]:
     store = world.copy()
     manifests = Manifests(store)
-    manifests.info_path.unlink()
-    manifests.note_info(replace(world.engine.corpus.catalog.info, chunk_tokens=64))
+    manifests.notes.info_path.unlink()
+    manifests.notes.write_info(replace(world.engine.store.catalog.info, chunk_tokens=64))
     return verify(world, store)
 
 
@@ -317,7 +323,7 @@ def loose_ends(world: World) -> list[Seen]:
 
 @provoked.by("Searches go by Chroma's graph, and may miss chunks: ...")
 def damaged_vectors(world: World) -> list[Seen]:
-    with Corpus.open(changed(world.copy(), "UPDATE vectors SET vector = zeroblob(9)")) as corpus:
+    with Store.open(changed(world.copy(), "UPDATE vectors SET vector = zeroblob(9)")) as corpus:
         corpus.search("Where is the fox?")
     return world.logged()
 
@@ -326,21 +332,21 @@ def damaged_vectors(world: World) -> list[Seen]:
 def no_catalog(world: World) -> None:
     store = world.copy()
     (store / CATALOG_FILE).write_bytes(b"no database" * 99)
-    Corpus.open(store)
+    Store.open(store)
 
 
 @provoked.by("The index in ... can't be used: ...")
 def damaged_index(world: World) -> None:
     store = world.copy()
     (store / "index" / "chroma.sqlite3").write_bytes(b"no database" * 99)
-    Corpus.open(store)
+    Store.open(store)
 
 
 @provoked.by("The index in ... has lost chunks: ...")
 def lost_index(world: World) -> None:
     store = world.copy()
     (store / "index" / "chroma.sqlite3").unlink()
-    Corpus.open(store)
+    Store.open(store)
 
 
 @provoked.by("The index in ... is damaged: ...")
@@ -355,8 +361,8 @@ def no_process(world: World) -> list[Seen]:
     def full(*_: object, **__: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    world.patch.setattr("fusionrag_integrations.index_check.subprocess.run", full)
-    world.patch.setattr("fusionrag_integrations.repair.index_faults", index_faults)
+    world.patch.setattr("fusionrag_integrations.store.vector_index.check.subprocess.run", full)
+    world.patch.setattr("fusionrag_integrations.store.verify.index_faults", index_faults)
     return verify(world, world.copy())
 
 
@@ -391,25 +397,25 @@ def unlisted(world: World) -> list[Seen]:
 def capture_on_a_full_disk(world: World) -> list[Seen]:
     engine = world.open(world.copy())
     text = "A text that came with a question, about the ferry, the bridge and the river. " * 2
-    engine.offer([text])
+    engine.register_texts([text])
     world.full_disk()
     world.asked(engine, f"{text}\n\nWhere is the ferry?")
     engine.close()
     return world.logged()
 
 
-@provoked.by("A captured chunk stays isolated for now: ...")
+@provoked.by("An ad-hoc chunk stays isolated for now: ...")
 def hot_while_changing(world: World) -> list[Seen]:
-    from fusionrag_integrations.capture import HOT
+    from fusionrag_integrations.serving.adhoc import HOT
 
     store = world.copy()
     engine = world.open(store)
     text = "A text that came with a question, about the ferry, the bridge and the river. " * 2
-    engine.offer([text])
+    engine.register_texts([text])
     with held(store):
         for _ in range(1 + HOT):
             world.asked(engine, f"{text}\n\nWhere is the ferry?")
-            engine._server._background.submit(lambda: None).result()  # what an answer leaves to it
+            engine.pipeline.adhoc.wait()  # what an answer leaves to it
     return world.logged()
 
 
@@ -422,7 +428,7 @@ def calibrated(world: World, content: str) -> None:
 @provoked.by("The calibration ... names layer ...; ... has layers ...")
 def deeper_calibration(world: World) -> None:
     store = world.copy()
-    signature = world.engine.corpus.catalog.info.signature
+    signature = world.engine.store.catalog.info.signature
     write_calibration(store / CALIBRATION_FILE, signature, Calibration(layers=(99,)), {})
     world.open(store)
 
@@ -439,7 +445,7 @@ provoked.each(
                 json.dumps(
                     {
                         "format": 1,
-                        "calibrations": {w.engine.corpus.catalog.info.signature: {"layers": "all"}},
+                        "calibrations": {w.engine.store.catalog.info.signature: {"layers": "all"}},
                     }
                 ),
             )

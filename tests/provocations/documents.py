@@ -10,11 +10,11 @@ from pathlib import Path
 from langchain_core.documents import Document as LangChainDocument
 
 from fusionrag_integrations import Document, Passage
-from fusionrag_integrations.documents import read_documents
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
+from fusionrag_integrations.documents.readers import read_documents
+from fusionrag_integrations.ingest.neighbours import Neighbours
 from fusionrag_integrations.langchain import to_documents
-from fusionrag_integrations.neighbours import Neighbours
-from fusionrag_integrations.store import Budgets
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import nested, town
 from tests.provocations.world import Provoked, Seen, World, held
 
@@ -68,7 +68,7 @@ def two_at_once(world: World) -> None:
 def read_only(world: World) -> None:
     """The file that is locked can't be opened for writing."""
     engine = world.open()
-    (engine.corpus.path / "writing.lock").mkdir()
+    (engine.store.path / "writing.lock").mkdir()
     engine.ingest([])
 
 
@@ -90,7 +90,7 @@ def full_budget(world: World) -> list[Seen]:
 )
 def large_record(world: World) -> None:
     """As of a chunk of very many tokens, under a bound that a short one exceeds."""
-    world.patch.setattr("fusionrag_integrations.records.files.MAX_RECORD_BYTES", 100)
+    world.patch.setattr("fusionrag_integrations.store.kv.record_files.MAX_RECORD_BYTES", 100)
     world.open().ingest([town(0)])
 
 

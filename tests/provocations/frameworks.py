@@ -45,12 +45,12 @@ provoked.pairs += [
         ),
     ),
     (
-        "A FusionKVRetriever needs either an engine or a corpus: ...",
+        "A FusionKVRetriever needs either an engine or a store: ...",
         lambda w: lc.FusionKVRetriever(),
     ),
     (
-        "A FusionKVRetriever needs either an engine or a corpus: ...",
-        lambda w: li.FusionKVRetriever(engine=w.engine, corpus=w.engine.corpus),
+        "A FusionKVRetriever needs either an engine or a store: ...",
+        lambda w: li.FusionKVRetriever(engine=w.engine, store=w.engine.store),
     ),
 ]
 provoked.each(

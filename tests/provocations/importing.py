@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import tiktoken
 
 import fusionrag_integrations
-from fusionrag_integrations import FusionEngine, chunking
+from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.extra import require_bench_extra
 from fusionrag_integrations.bench.metrics import rouge1
-from fusionrag_integrations.bench.plots import lines_plot
-from fusionrag_integrations.embedding import LexicalEmbedder
+from fusionrag_integrations.documents import chunking
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 from tests.provocations.world import Provoked, Seen, World
 
 provoked = Provoked()
@@ -33,13 +33,6 @@ def adapter_from_the_package(world: World) -> None:
     exec("from fusionrag_integrations import FusionRAGLLM")
 
 
-@provoked.by("Figures need matplotlib: pip install 'fusionrag-integrations[bench]'")
-def no_matplotlib(world: World) -> None:
-    world.patch.setitem(sys.modules, "matplotlib", None)
-    series = {"F1": [(0.15, 0.9, 0.8, 1.0)]}
-    lines_plot(world.tmp / "figure", series, {}, title="", x_label="", y_label="")
-
-
 @provoked.by("Measuring quality needs ...: pip install 'fusionrag-integrations[bench]'")
 def no_extra(world: World) -> None:
     world.patch.setitem(sys.modules, "rouge_score", None)
@@ -57,9 +50,9 @@ def no_token_table(world: World) -> None:
     def unreachable(name: str) -> None:
         raise ConnectionError(name)
 
-    world.patch.setattr(chunking, "_bundled_ranks", lambda: None)
+    world.patch.setattr(chunking, "bundled_ranks", lambda: None)
     world.patch.setattr(tiktoken, "get_encoding", unreachable)
-    chunking._encoding.__wrapped__()
+    chunking.tiktoken_encoding.__wrapped__()
 
 
 @provoked.by("Interrupted. What is on disk is kept: run the command again to go on.")

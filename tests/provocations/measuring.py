@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusionrag_integrations.bench.calibrate import calibrate
 from fusionrag_integrations.bench.log import open_log
-from fusionrag_integrations.calibrate import calibrate
-from fusionrag_integrations.recompute import PlacedPrompt, Warm
-from fusionrag_integrations.types import TokenSelection
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
+from fusionrag_integrations.selectors.selection import TokenSelection
 from tests.provocations.world import Provoked, Seen, World, records
 
 provoked = Provoked()
@@ -55,7 +55,7 @@ def short_context(world: World) -> None:
 def not_exact(world: World) -> list[Seen]:
     def nothing(
         placed: PlacedPrompt, selection: TokenSelection, answer: Sequence[int] = ()
-    ) -> Warm:
+    ) -> PrefillOutput:
         return recompute(placed, TokenSelection(()), answer)
 
     recompute = PlacedPrompt.recompute
@@ -110,11 +110,7 @@ provoked.each(
         "--kv ...: choose isolated, fused, isolated_as_stored, fused_as_stored.": lambda w: w.run(
             "bench", "quality", "--kv", "none"
         ),
-        "Unknown formats ...; known are ...": lambda w: w.run(
-            "bench", "formats", "--formats", "int2"
-        ),
         "Unknown shape ...; known are ...": lambda w: w.run("bench", "ttft", "--config", "huge"),
-        "Unknown parts ...; choose among ...": lambda w: w.run("bench", "store", "--parts", "all"),
         "Give --config or --model, not both.": lambda w: w.run(
             "bench", "ttft", "--config", "demo", "--model", w.model_dir
         ),
@@ -123,9 +119,6 @@ provoked.each(
         ),
         "A context of ... tokens has no room for chunks.": lambda w: w.run(
             "bench", "ttft", "--model", w.model_dir, "--context", 3
-        ),
-        "--heads ... is no multiple of --kv-heads ....": lambda w: w.run(
-            "bench", "kernel", "--heads", 7, "--kv-heads", 2
         ),
     }
 )

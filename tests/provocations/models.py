@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,10 @@ from transformers import (
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.demo import pretrained
-from fusionrag_integrations.model import CausalModel, gguf
-from fusionrag_integrations.model.steps import EAGER_STEPS, GraphedSteps
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf import gguf
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.steps import EAGER_STEPS, GraphedSteps
 from tests.provocations.world import Provoked, Seen, World
 from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, rope
 
@@ -84,9 +87,10 @@ def no_graph(world: World) -> list[Seen]:
 
     world.patch.setattr(torch.cuda, "CUDAGraph", refuse)
     model = world.engine.model
-    buffer = model.new_buffer(EAGER_STEPS + 2)
-    model.forward_rows([5], range(1), buffer)
-    steps = GraphedSteps(model.static_step(buffer, 1), model.device, Lock())
+    executor = Executor(model)
+    buffer = executor.new_buffer(EAGER_STEPS + 2)
+    executor.forward_rows([5], range(1), buffer)
+    steps = GraphedSteps(executor.static_step(buffer, 1), model.device, Lock())
     for _ in range(EAGER_STEPS + 1):
         steps(5)
     return world.logged()
@@ -94,7 +98,6 @@ def no_graph(world: World) -> list[Seen]:
 
 @provoked.by("KV beyond ..., or not a number, can't be kept as ...; make a store with ...")
 def large_numbers(world: World) -> None:
-    from fusionrag_integrations.model import CausalModel
     from tests.conftest import town
 
     hf = deepcopy(world.engine.model.hf)
@@ -103,6 +106,14 @@ def large_numbers(world: World) -> None:
     model = CausalModel(hf, world.engine.model.tokenizer, "large")
     engine = FusionEngine.open(model, world.tmp / "store", kv_format="int8")
     engine.ingest([town(0)])
+
+
+def with_softcap(world: World) -> None:
+    hf = deepcopy(world.engine.model.hf)
+    attention = hf.model.layers[0].self_attn
+    attention.forward = partial(attention.forward, softcap=30.0)
+    model = CausalModel(hf, world.engine.model.tokenizer, "capped")
+    FusionEngine.open(model, world.tmp / "store").answer("Who was it?")
 
 
 def load_gguf(world: World, content: bytes) -> None:
@@ -215,6 +226,9 @@ provoked.each(
                     use_bidirectional_attention=True,
                 ).to_dict(),
             )
+        ),
+        "This ... model gives its attention ..., which is not supported: answers without it ...": (
+            with_softcap
         ),
         "RoPE scaling ... is not supported; supported are ...": lambda w: load(
             w, LlamaConfig(**COMMON, **heads(4, 2)).to_dict() | rope("ntk", factor=2.0)

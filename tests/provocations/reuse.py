@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fusionrag_integrations import Document
-from fusionrag_integrations.calibration import CALIBRATION_FILE, write_calibration
-from fusionrag_integrations.model import device_name
-from fusionrag_integrations.types import Calibration
+from fusionrag_integrations.execution.devices import device_name
+from fusionrag_integrations.store.calibration import Calibration, write_calibration
+from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from tests.conftest import town
 from tests.provocations.world import PROMPT, Provoked, Seen, World, records
 
@@ -15,16 +15,10 @@ provoked = Provoked()
 @provoked.by("it has ... tokens, and reuse pays from ... on here.")
 def short_prompt(world: World) -> list[Seen]:
     store = world.copy()
-    signature = world.engine.corpus.catalog.info.signature
+    signature = world.engine.store.catalog.info.signature
     lengths = {device_name(world.engine.model.device): 5000}
     write_calibration(store / CALIBRATION_FILE, signature, Calibration(layers=(1,)), {}, lengths)
     return world.asked(world.open(store))
-
-
-@provoked.by("it doesn't begin with the store's ingest prefix.")
-def another_beginning(world: World) -> list[Seen]:
-    world.patch.setattr(world.engine.model.tokenizer, "chat_template", None)
-    return world.asked(world.engine, kv="prefix")
 
 
 @provoked.by("no KV of its chunks could be used.", "There is no KV record ....")
@@ -46,9 +40,9 @@ def changed_neighbour(world: World) -> list[Seen]:
 def captured(world: World) -> list[Seen]:
     engine = world.open(world.copy())
     text = "A text that came with a question, about the ferry, the bridge and the river. " * 2
-    engine.offer([text])
+    engine.register_texts([text])
     world.asked(engine, f"{text}\n\nWhere is the ferry?")
-    engine._server._background.submit(lambda: None).result()  # it is kept after the answer
+    engine.pipeline.adhoc.wait()  # it is kept after the answer
     return world.asked(engine, f"{text}\n\nWhere is the ferry?")
 
 

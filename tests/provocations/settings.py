@@ -8,8 +8,8 @@ from typing import Any
 from langchain_core.tools import tool
 
 import fusionrag_integrations.langchain as lc
-from fusionrag_integrations import Answer, AnswerSettings, Corpus, FusionEngine
-from fusionrag_integrations.documents import read_documents
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine, Store
+from fusionrag_integrations.documents.readers import read_documents
 from tests.langchain.templates import WITH_TOOLS
 from tests.provocations.world import Provocation, Provoked, Seen, World
 
@@ -66,11 +66,11 @@ provoked.each(
         "stop is ...; give a tuple of non-empty strings.": setting(stop=("",)),
         "tools is ...; give a tuple of schemas in OpenAI's form, ...": setting(tools=(weather,)),
         "raw is ...; give True or False, or None.": setting(raw="yes"),
-        "A model is told of tools by its chat template, ...": lambda w: w.engine.answer(
+        "Tools are given to a model by its chat template, ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(raw=True, tools=({"type": "function", "function": {}},))
         ),
         "... is ..., which can't be a path (...); give ...": lambda w: w.open("\0"),
-        "... is empty; give ..., '.' for this directory.": lambda w: Corpus.open(""),
+        "... is empty; give ..., '.' for this directory.": lambda w: Store.open(""),
         "... takes no .... ...Accepted are ...": lambda w: lc.FusionRAGLLM(
             engine=w.engine, scope=["board"]
         ),
@@ -82,13 +82,13 @@ provoked.each(
         "engine is ...; give a FusionEngine.": lambda w: lc.FusionRAGLLM(engine="mine"),
         "... needs engine: ...(engine=...).": lambda w: lc.FusionRAGLLM(),
         "budgets is ...; give a Budgets.": lambda w: w.open(budgets={"host": 1}),
-        "texts is ...; give a list of strings.": lambda w: w.engine.offer("text"),
-        "texts holds ...; give a list of strings.": lambda w: w.engine.offer([1]),
+        "texts is ...; give a list of strings.": lambda w: w.engine.register_texts("text"),
+        "texts holds ...; give a list of strings.": lambda w: w.engine.register_texts([1]),
         "paths is ...; give a list of paths.": lambda w: list(read_documents("docs")),
-        "This model's chat template has no words for tools. ...": lambda w: w.engine.answer(
+        "This model's chat template doesn't support tools. ...": lambda w: w.engine.answer(
             "Where?", AnswerSettings(tools=({"type": "function", "function": {"name": "weather"}},))
         ),
-        "The chat template of ... has no words for tools. ...": lambda w: lc.ChatFusionRAG(
+        "The chat template of ... doesn't support tools. ...": lambda w: lc.ChatFusionRAG(
             engine=w.engine
         ).bind_tools([weather]),
         "This is no JSON: ...": calling("<tool_call>weather(Pelfield)</tool_call>"),

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from fusionrag_integrations import Corpus, FusionEngine
-from fusionrag_integrations.catalog import CATALOG_FILE
-from fusionrag_integrations.embedding import LexicalEmbedder
-from fusionrag_integrations.manifests import Manifests
-from fusionrag_integrations.model import CausalModel
-from fusionrag_integrations.store import Budgets
+from fusionrag_integrations import FusionEngine, Store
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.layout import CATALOG_FILE
+from fusionrag_integrations.store.manifests import Manifests
 from tests.processes import in_child
 from tests.provocations.world import Provoked, Seen, World
 
@@ -48,7 +48,7 @@ def changed(store: Path, statement: str) -> Path:
 @provoked.by("There is no store at ...")
 def empty_catalog(world: World) -> None:
     world.file(CATALOG_FILE)
-    Corpus.open(world.tmp)
+    Store.open(world.tmp)
 
 
 @provoked.by(
@@ -69,7 +69,7 @@ def older_catalog(world: World) -> None:
 @provoked.by("The catalog of the store at ... is another store's: ...")
 def another_stores_catalog(world: World) -> None:
     store = world.copy()
-    Corpus.create(world.tmp / "another", world.engine.corpus.catalog.info).close()
+    Store.create(world.tmp / "another", world.engine.store.catalog.info).close()
     (world.tmp / "another" / CATALOG_FILE).replace(store / CATALOG_FILE)
     world.open(store)
 
@@ -79,7 +79,7 @@ def damaged_store_row(world: World) -> None:
     world.open(changed(world.copy(), "UPDATE store SET signature = 'x'"))
 
 
-@provoked.by("The catalog of the store at ... can't be made anew without documents: ...")
+@provoked.by("The catalog of the store at ... can't be rebuilt without documents: ...")
 def no_documents(world: World) -> list[Seen]:
     store = world.copy()
     (store / CATALOG_FILE).unlink()
@@ -92,9 +92,9 @@ def another_models_files(world: World) -> list[Seen]:
     store = world.copy()
     (store / CATALOG_FILE).unlink()
     manifests = Manifests(store)
-    for path, _ in manifests.infos():
+    for path in manifests.notes.info_paths():
         path.unlink()
-    manifests.note_info(replace(world.engine.corpus.catalog.info, signature="another"))
+    manifests.notes.write_info(replace(world.engine.store.catalog.info, signature="another"))
     return world.run("repair", "--store", store)
 
 
@@ -117,19 +117,19 @@ def another_model(world: World) -> None:
 
 @provoked.by("The store at ... was indexed with the embedding ..., which makes other vectors ...")
 def another_embedding(world: World) -> None:
-    Corpus.open(world.store, OtherEmbedding())
+    Store.open(world.store, OtherEmbedding())
 
 
 @provoked.by("... is a database, but not the catalog of a store.")
 def another_database(world: World) -> None:
-    Corpus.open(changed(world.tmp, "CREATE TABLE notes (text)"))
+    Store.open(changed(world.tmp, "CREATE TABLE notes (text)"))
 
 
 @provoked.by("There is a database at ... already; open it instead.")
 def made_twice(world: World) -> None:
     """What the slower of two processes meets that make the same store."""
     store = world.copy()
-    Corpus.create(store, world.engine.corpus.catalog.info)
+    Store.create(store, world.engine.store.catalog.info)
 
 
 @provoked.by("The store at ... was closed here; open it again to use it.")
@@ -144,7 +144,7 @@ def closed(world: World) -> None:
     "index. ...",
 )
 def searched_before_the_fork(world: World) -> list[Seen]:
-    world.engine.corpus.search("Where is the fox?")
+    world.engine.store.search("Where is the fox?")
     return told(in_child(lambda: world.engine.ingest([])))
 
 
@@ -169,23 +169,23 @@ def told(said: str) -> list[Seen]:
 
 
 def older_format(world: World) -> None:
-    info = replace(world.engine.corpus.catalog.info, format_version=1)
-    Corpus.create(world.tmp / "older", info).close()
+    info = replace(world.engine.store.catalog.info, format_version=1)
+    Store.create(world.tmp / "older", info).close()
     world.open(world.tmp / "older")
 
 
 provoked.pairs += [
-    ("There is no store at ...", lambda w: Corpus.open(w.tmp)),
+    ("There is no store at ...", lambda w: Store.open(w.tmp)),
     ("There is no store at ...", lambda w: w.run("verify", "--store", w.tmp / "none")),
     ("The store at ... was made with ... salt. ...", lambda w: w.open(w.store, salt="secret")),
 ]
 provoked.each(
     {
-        "... has schema version ...; this release reads version ...": lambda w: Corpus.open(
+        "... has schema version ...; this release reads version ...": lambda w: Store.open(
             changed(w.copy(), "PRAGMA user_version = 99")
         ),
         "The store at ... has format ...; this version reads format ...": older_format,
-        "The store at ... was made by another embedding: ...": lambda w: Corpus.open(
+        "The store at ... was made by another embedding: ...": lambda w: Store.open(
             w.store, LongerEmbedding()
         ).search("Where is the fox?"),
         "The store at ... has chunks of up to ... tokens; chunk_tokens=... needs a new store.": (

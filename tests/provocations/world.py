@@ -44,7 +44,7 @@ class World:
 
     @property
     def store(self) -> Path:
-        return self.engine.corpus.path
+        return self.engine.store.path
 
     def copy(self) -> Path:
         """The engine's store, to be changed."""
@@ -68,7 +68,7 @@ class World:
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        self.patch.setattr("fusionrag_integrations.durable.os.fsync", full)
+        self.patch.setattr("fusionrag_integrations.support.atomic_files.os.fsync", full)
 
     def run(self, *arguments: object) -> list[Seen]:
         """The lines that the `fusionrag` command says, and that it refuses."""
@@ -143,6 +143,6 @@ def _named(error: Exception) -> Seen:
 
 def _line(line: str, code: int) -> Seen:
     """`error: SomeError: why` of ours, click's `Error: why`, a problem that `verify` found."""
-    if named := re.fullmatch(r"(?:error: |mended: )?(\w+Error): (.*)", line):
+    if named := re.fullmatch(r"(?:error: |fixed: )?(\w+Error): (.*)", line):
         return named[1], named[2]
     return f"exit status {code}", line.removeprefix("Error: ")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionrag_integrations.records import RecordFiles
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
 from tests.records.writer import SIGNATURE
 
 
@@ -17,4 +18,4 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(directory: Path) -> RecordFiles:
-    return RecordFiles(directory, SIGNATURE)
+    return RecordFiles(LocalKVFiles(directory), SIGNATURE)

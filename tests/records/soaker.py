@@ -15,7 +15,9 @@ from itertools import count
 from pathlib import Path
 
 from fusionrag_integrations.errors import KVMissingError
-from fusionrag_integrations.records import RecordFiles, verify
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.writer import LARGE, SIGNATURE, SMALL, data_of, header_of, say, write
 
 STEADY = ("ab01", "ab02", "cd03")
@@ -38,10 +40,11 @@ def delete_all(files: RecordFiles, number: int, turn: int) -> None:
 
 
 def verify_all(files: RecordFiles, number: int, turn: int) -> None:
-    files = RecordFiles(files.directory, SIGNATURE)  # opening must not take living writers' drafts
-    problems = [problem.error for problem in verify(files)]
+    local = LocalKVFiles(files.files.directory)  # opening must not take living writers' drafts
+    files = RecordFiles(local, SIGNATURE)
+    problems = [problem.error for problem in verify(local, SIGNATURE)]
     assert problems == []
-    listed = list(files.listed())
+    listed = list(files.entries())
     assert {key for key, _, _ in listed} <= set(KEYS), listed
     assert all(nbytes in SIZES for _, nbytes, _ in listed), listed
 
@@ -80,7 +83,7 @@ ROLES = {"write": write_all, "delete": delete_all, "verify": verify_all, "read":
 
 def main(directory: Path, role: str, number: int, seconds: float) -> None:
     random.seed(number)
-    files = RecordFiles(directory, SIGNATURE)
+    files = RecordFiles(LocalKVFiles(directory), SIGNATURE)
     end = time.monotonic() + seconds
     for turn in count(2):
         ROLES[role](files, number, turn)

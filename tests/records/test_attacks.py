@@ -29,8 +29,14 @@ from fusionrag_integrations.errors import (
     KVForeignError,
     StoreError,
 )
-from fusionrag_integrations.records import RecordFiles, verify
-from fusionrag_integrations.records.layout import MAX_HEADER_BYTES, MAX_RECORD_BYTES, header_bytes
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.record_format import (
+    MAX_HEADER_BYTES,
+    MAX_RECORD_BYTES,
+    header_bytes,
+)
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.by_hand import build, tiny_parts
 from tests.records.writer import (
     FAR,
@@ -91,7 +97,7 @@ def refused(files: RecordFiles, path: Path) -> None:
     with cheap():
         with pytest.raises(KVCorruptError, match=KEY):
             version_of(files)
-        (problem,) = verify(files)
+        (problem,) = verify(files.files, SIGNATURE)
     assert problem.path == path
     assert type(problem.error) is KVCorruptError
 
@@ -258,7 +264,7 @@ def test_a_header_of_another_form_is_corrupt_even_with_a_right_checksum(files, p
 
 def test_the_header_made_by_hand_is_right_where_nothing_is_changed(files, path):
     path.write_bytes(build(*tiny_parts()))
-    assert list(verify(files)) == []
+    assert list(verify(files.files, SIGNATURE)) == []
 
 
 def test_four_bits_of_half_a_pair_are_corrupt_even_with_a_right_checksum(files, path):
@@ -429,8 +435,8 @@ def test_pickles_in_the_place_of_a_record_or_in_it_are_never_run(files, path, tm
         path.write_bytes(content)
         with pytest.raises(NAMED, match=KEY):
             version_of(files)
-        assert [problem.path for problem in verify(files)] == [path]
-        assert list(RecordFiles(path.parents[1], SIGNATURE).keys()) == [KEY]
+        assert [problem.path for problem in verify(files.files, SIGNATURE)] == [path]
+        assert list(RecordFiles(LocalKVFiles(path.parents[1]), SIGNATURE).keys()) == [KEY]
     assert not marker.exists()
 
 
@@ -450,7 +456,7 @@ def test_only_hex_keys_name_files(files, tmp_path, key):
         with files.open(key):
             pass
 
-    for use in (opened, files.contains, files.delete, lambda key: write(files, key)):
+    for use in (opened, files.delete, files.files.path_of, lambda key: write(files, key)):
         with pytest.raises(InvalidInputError, match="hex"):
             use(key)
     assert list(tmp_path.iterdir()) == []
@@ -474,7 +480,7 @@ def everything(directory: Path) -> dict[Path, bytes]:
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     """A store that isn't ours, with the same record and old drafts."""
-    files = RecordFiles(tmp_path / "elsewhere", SIGNATURE)
+    files = RecordFiles(LocalKVFiles(tmp_path / "elsewhere"), SIGNATURE)
     write(files, KEY, 7)
     for name in ("draft", "notes.txt"):
         draft = tmp_path / "elsewhere" / "tmp" / name
@@ -490,9 +496,9 @@ def test_a_link_in_the_place_of_a_record_is_not_followed(files, directory, elsew
     path.symlink_to(file_of(elsewhere))
     with pytest.raises(KVCorruptError, match=KEY):
         version_of(files)
-    assert not files.contains(KEY)
-    assert list(files.listed()) == []
-    assert [problem.path for problem in verify(files)] == [path]
+    assert KEY not in set(files.keys())
+    assert list(files.entries()) == []
+    assert [problem.path for problem in verify(files.files, SIGNATURE)] == [path]
     files.delete(KEY)
     assert not path.is_symlink()
     path.symlink_to(file_of(elsewhere))
@@ -524,7 +530,7 @@ def test_a_link_in_the_place_of_a_shard_is_not_followed(files, directory, elsewh
         with pytest.raises(StoreError, match="Can't write"):
             write(files, key)
     assert list(files.keys()) == [FAR]
-    assert [problem.path for problem in verify(files)] == [shard]
+    assert [problem.path for problem in verify(files.files, SIGNATURE)] == [shard]
     assert everything(elsewhere) == before
 
 
@@ -540,7 +546,7 @@ def test_nothing_is_deleted_through_a_link_in_the_place_of_a_shard(files, direct
 def test_nothing_is_there_through_a_link_in_the_place_of_a_shard(files, directory, elsewhere):
     directory.mkdir()
     (directory / KEY[:2]).symlink_to(elsewhere / KEY[:2])
-    assert not files.contains(KEY)
+    assert KEY not in set(files.keys())
 
 
 def test_nothing_is_written_through_a_link_in_the_place_of_the_drafts(files, directory, elsewhere):
@@ -557,8 +563,8 @@ def test_nothing_is_swept_through_a_link_in_the_place_of_the_drafts(directory, e
     before = everything(elsewhere)
     directory.mkdir()
     (directory / "tmp").symlink_to(elsewhere / "tmp")
-    files = RecordFiles(directory, SIGNATURE)
-    assert files.sweep() == []
+    files = RecordFiles(LocalKVFiles(directory), SIGNATURE)
+    assert files.files.sweep() == []
     assert everything(elsewhere) == before
 
 
@@ -567,7 +573,7 @@ def test_a_link_among_the_drafts_goes_and_its_target_stays(files, directory, els
     write(files)
     (directory / "tmp" / "draft").symlink_to(file_of(elsewhere))
     (directory / "tmp" / "more").symlink_to(elsewhere / "tmp")
-    assert len(files.sweep()) == 2
+    assert len(files.files.sweep()) == 2
     assert everything(elsewhere) == before
 
 
@@ -597,9 +603,9 @@ def test_what_is_no_file_is_corrupt_and_keeps_nobody_waiting(files, directory, m
     make(path)
     with pytest.raises(KVCorruptError, match="regular file"):
         version_of(files)
-    assert not files.contains(KEY)
-    assert list(files.listed()) == []
-    assert [problem.path for problem in verify(files)] == [path]
+    assert KEY not in set(files.keys())
+    assert list(files.entries()) == []
+    assert [problem.path for problem in verify(files.files, SIGNATURE)] == [path]
 
 
 @pytest.mark.parametrize("make", [pipe, socket])
@@ -632,7 +638,7 @@ def test_no_directory_where_one_should_be_is_an_error(files, directory, make, na
     with pytest.raises(StoreError, match="Can't write"):
         write(files)
     assert [path.name for path in directory.iterdir() if path.name != "tmp"] in ([], [KEY[:2]])
-    assert list(RecordFiles(directory, SIGNATURE).keys()) == []
+    assert list(RecordFiles(LocalKVFiles(directory), SIGNATURE).keys()) == []
     if name == "tmp":
         assert version_of(files) is None
     else:
@@ -645,7 +651,7 @@ def test_a_sweep_passes_over_what_it_cannot_remove(files, directory):
     (directory / "tmp" / "a").mkdir()
     (directory / "tmp" / "b").write_bytes(b"half a record")
     pipe(directory / "tmp" / "c")
-    assert files.sweep() == [directory / "tmp" / "b", directory / "tmp" / "c"]
+    assert files.files.sweep() == [directory / "tmp" / "b", directory / "tmp" / "c"]
 
 
 # Files that change while they are read
@@ -729,7 +735,7 @@ def test_files_and_directories_are_for_their_owner_alone(tmp_path, umask, monkey
     try:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", watched)
-            files = RecordFiles(tmp_path / "new" / "kv", SIGNATURE)
+            files = RecordFiles(LocalKVFiles(tmp_path / "new" / "kv"), SIGNATURE)
             for version in (1, 2):
                 write(files, KEY, version)
     finally:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from fusionrag_integrations.records import RecordFiles, verify
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.writer import (
     CALLS,
     KEY,
@@ -66,8 +68,8 @@ def test_a_process_killed_at_any_step_leaves_the_old_record_or_the_new_one(
     found = set()
     for place, code in places.items():
         directory = tmp_path / place
-        files = RecordFiles(directory, SIGNATURE)
-        assert [problem.error for problem in verify(files)] == [], place
+        files = RecordFiles(LocalKVFiles(directory), SIGNATURE)
+        assert [problem.error for problem in verify(files.files, SIGNATURE)] == [], place
         version = version_of(files)
         assert version in versions, place
         found.add(version)
@@ -76,7 +78,7 @@ def test_a_process_killed_at_any_step_leaves_the_old_record_or_the_new_one(
         assert {key: version_of(files, key) for key in keys} == wanted, place
         left = [path for path in contents(directory) if path.parent.name == "tmp"]
         assert len(left) <= (code != "0"), place
-        assert files.sweep() == left, place
+        assert files.files.sweep() == left, place
         assert sorted(contents(directory)) == sorted(file_of(directory, key) for key in wanted)
         write(files, KEY, 3)  # the debris hinders nobody
         assert version_of(files) == 3, place
@@ -84,7 +86,7 @@ def test_a_process_killed_at_any_step_leaves_the_old_record_or_the_new_one(
 
 
 def test_a_process_killed_at_any_moment_loses_nothing_that_was_done(tmp_path):
-    files = RecordFiles(tmp_path, SIGNATURE)
+    files = RecordFiles(LocalKVFiles(tmp_path), SIGNATURE)
     versions: dict[str, int | None] = dict.fromkeys(SHARED)
     done = 0
     for seed in range(CRASHES):
@@ -102,9 +104,9 @@ def test_a_process_killed_at_any_moment_loses_nothing_that_was_done(tmp_path):
         if found != versions:  # it was done, but wasn't told any more
             versions, done = found, done + 1
         there = sorted(key for key in SHARED if found[key] is not None)
-        assert list(RecordFiles(tmp_path, SIGNATURE).keys()) == there, where
-        assert [problem.error for problem in verify(files)] == [], where
-        assert len(files.sweep()) <= 1, where
+        assert list(RecordFiles(LocalKVFiles(tmp_path), SIGNATURE).keys()) == there, where
+        assert [problem.error for problem in verify(files.files, SIGNATURE)] == [], where
+        assert len(files.files.sweep()) <= 1, where
         assert list((tmp_path / "tmp").iterdir()) == [], where
     assert done > CRASHES  # else they were killed before they did something
 
@@ -191,7 +193,7 @@ def test_content_is_on_the_disk_before_it_has_its_name(files, monkeypatch):
 
 
 def test_all_names_are_on_the_disk_when_a_write_returns(tmp_path, monkeypatch):
-    files = RecordFiles(tmp_path / "new" / "kv", SIGNATURE)
+    files = RecordFiles(LocalKVFiles(tmp_path / "new" / "kv"), SIGNATURE)
     for key, version in ((KEY, 1), (KEY, 2), ("cd02", 1)):
         with monkeypatch.context() as patch:
             disk = Disk(patch)

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from fusionrag_integrations.errors import KVUnreadableError, StoreError
-from fusionrag_integrations.records import RecordFiles, verify
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.writer import KEY, LARGE, OTHER, SIGNATURE, version_of, write
 
 CALLS = ("open", "write", "fsync", "close", "mkdir", "replace", "rename", "unlink")
@@ -112,7 +114,7 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_record_whole(files, direc
             assert version_of(files) in ((1, 2) if raised else (2,)), call
             assert version_of(files, OTHER) == 1
             assert drafts(directory) == [] or call == "unlink"
-            files.sweep()
+            files.files.sweep()
             write(files)
     assert failed >= {"open", "write", "fsync", "close", "replace", "unlink"}
 
@@ -140,7 +142,7 @@ def test_an_interrupt_at_any_call_of_a_write_leaves_no_draft(files, directory):
             assert type(raised) is KeyboardInterrupt
             assert version_of(files) in (1, 2), call
             assert drafts(directory) == [] or call == "unlink"
-            files.sweep()
+            files.files.sweep()
 
 
 def test_a_read_that_fails_at_any_call_is_unreadable_and_works_afterwards(files, error):
@@ -172,8 +174,8 @@ def test_damage_leaves_nothing_open(files, directory):
     with no_leaks():
         for damaged in (b"", content[:9], content[:-1], content[:-1] + b"x", content + b"x"):
             path.write_bytes(damaged)
-            assert len(list(verify(files))) == 1
-            assert len(list(verify(RecordFiles(directory, "model-b")))) == 1
+            assert len(list(verify(files.files, SIGNATURE))) == 1
+            assert len(list(verify(LocalKVFiles(directory), "model-b"))) == 1
 
 
 def test_a_deletion_that_fails_at_any_call_says_so_and_breaks_nothing(files, error):
@@ -194,11 +196,11 @@ def test_whatever_else_is_asked_while_a_call_fails_has_a_named_error(files, erro
     write(files)
     write(files, OTHER)
     questions: list[Callable[[], object]] = [
-        lambda: files.contains(KEY),
+        lambda: KEY in set(files.keys()),
         lambda: list(files.keys()) == [KEY, OTHER],
         lambda: files.size_bytes() > 0,
-        lambda: len(files.paths()) == 2,
-        lambda: list(verify(files)) == [],
+        lambda: len(files.files.paths()) == 2,
+        lambda: list(verify(files.files, SIGNATURE)) == [],
     ]
     with no_leaks():
         for number, asked in enumerate(questions):
@@ -211,7 +213,7 @@ def test_verify_reports_a_record_that_the_system_will_not_read(files, error):
     write(files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(error()))
-        (problem,) = verify(files)
+        (problem,) = verify(files.files, SIGNATURE)
     assert type(problem.error) is KVUnreadableError
 
 
@@ -220,7 +222,9 @@ def test_opening_a_store_fails_at_no_call(files, directory, error):
     (directory / "tmp" / "draft").write_bytes(b"half a record")
     os.utime(directory / "tmp" / "draft", (0, 0))
     with no_leaks():
-        for call, raised in each_call(lambda: RecordFiles(directory, SIGNATURE), error):
+        for call, raised in each_call(
+            lambda: RecordFiles(LocalKVFiles(directory), SIGNATURE), error
+        ):
             assert raised is None, (call, raised)
 
 

@@ -16,7 +16,9 @@ from fusionrag_integrations.errors import (
     KVForeignError,
     KVMissingError,
 )
-from fusionrag_integrations.records import RecordFile, RecordFiles, verify
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFile, RecordFiles
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.writer import (
     FAR,
     KEY,
@@ -222,7 +224,7 @@ def test_a_record_known_before_is_foreign_to_another_signature_and_key(files, di
     with files.open(KEY) as first:
         pass
     with pytest.raises(KVForeignError, match="model-b"):
-        read_known(RecordFiles(directory, "model-b"), first)
+        read_known(RecordFiles(LocalKVFiles(directory), "model-b"), first)
     with files.open(OTHER) as other:
         pass
     file_of(directory, OTHER).replace(file_of(directory))
@@ -245,7 +247,7 @@ def test_an_intact_record_of_another_signature_is_foreign(files, directory):
     write(files, signature="model-b")
     with pytest.raises(KVForeignError, match=rf"{KEY}.*model-b.*model-a"):
         version_of(files)
-    assert version_of(RecordFiles(directory, "model-b")) == 1
+    assert version_of(RecordFiles(LocalKVFiles(directory), "model-b")) == 1
 
 
 @pytest.mark.parametrize("signature", ["", "model", "model-a ", "Model-a"])
@@ -266,14 +268,14 @@ def test_an_intact_record_of_another_key_is_foreign(files, directory, other):
 
 def test_a_record_that_is_not_there_is_missing(files, directory):
     for key in (KEY, OTHER):
-        assert not files.contains(key)
+        assert key not in set(files.keys())
         with pytest.raises(KVMissingError, match=key), files.open(key):
             pass
     files.delete(KEY)
     assert list(files.keys()) == []
     assert files.size_bytes() == 0
-    assert files.paths() == []
-    assert list(verify(files)) == []
+    assert files.files.paths() == []
+    assert list(verify(files.files, SIGNATURE)) == []
     assert not directory.exists()
 
 
@@ -312,15 +314,15 @@ def test_a_record_with_a_header_too_long_to_read_is_not_written(files, directory
 
 def test_a_record_too_long_to_read_is_not_written(files, directory, monkeypatch):
     limit = header_of().file_bytes
-    monkeypatch.setattr("fusionrag_integrations.records.files.MAX_RECORD_BYTES", limit)
+    monkeypatch.setattr("fusionrag_integrations.store.kv.record_files.MAX_RECORD_BYTES", limit)
     write(files)
     assert version_of(files) == 1
-    monkeypatch.setattr("fusionrag_integrations.records.files.MAX_RECORD_BYTES", limit - 1)
+    monkeypatch.setattr("fusionrag_integrations.store.kv.record_files.MAX_RECORD_BYTES", limit - 1)
     with pytest.raises(KVCorruptError, match="at most"):
         version_of(files)
     with pytest.raises(InvalidInputError, match="at most"):
         write(files, "abcdef02")
-    assert not files.contains("abcdef02")
+    assert "abcdef02" not in set(files.keys())
 
 
 # Listing
@@ -333,13 +335,13 @@ def test_contains_delete_keys_and_size(files, directory):
     sizes = {key: header_of(key, shape=shape).file_bytes for key, shape in shapes.items()}
     assert list(files.keys()) == sorted(shapes)
     assert files.size_bytes() == sum(sizes.values())
-    assert {key: nbytes for key, nbytes, _ in files.listed()} == sizes
-    assert files.paths() == sorted(file_of(directory, key) for key in shapes)
-    assert all(files.contains(key) for key in shapes)
+    assert {key: nbytes for key, nbytes, _ in files.entries()} == sizes
+    assert files.files.paths() == sorted(file_of(directory, key) for key in shapes)
+    assert all(key in set(files.keys()) for key in shapes)
     files.delete(KEY)
     files.delete(KEY)
-    assert not files.contains(KEY)
-    assert files.contains(OTHER)
+    assert KEY not in set(files.keys())
+    assert OTHER in set(files.keys())
     assert list(files.keys()) == ["00", OTHER, "ff00"]
     assert files.size_bytes() == sum(sizes.values()) - sizes[KEY]
     assert version_of(files, OTHER) == 1
@@ -348,11 +350,11 @@ def test_contains_delete_keys_and_size(files, directory):
 def test_a_record_is_listed_with_the_time_it_was_written(files, directory):
     write(files)
     os.utime(file_of(directory), (5, 1234.5))
-    ((key, _, written),) = files.listed()
+    ((key, _, written),) = files.entries()
     assert (key, written) == (KEY, 1234.5)
     before = time.time()
     write(files)
-    ((_, _, written),) = files.listed()
+    ((_, _, written),) = files.entries()
     assert before - 1 < written < time.time() + 1
 
 
@@ -405,8 +407,8 @@ def test_drafts_are_neither_records_nor_strangers(files, directory):
     write(files)
     (directory / "tmp" / file_of(directory).name).write_bytes(file_of(directory).read_bytes())
     assert list(files.keys()) == [KEY]
-    assert files.paths() == [file_of(directory)]
-    assert list(verify(files)) == []
+    assert files.files.paths() == [file_of(directory)]
+    assert list(verify(files.files, SIGNATURE)) == []
 
 
 # Verifying
@@ -430,7 +432,9 @@ def test_verify_names_every_bad_file_and_counts_all(files, directory):
     wanted |= dict.fromkeys([cut, altered], KVCorruptError)
     wanted |= dict.fromkeys([file_of(directory, key) for key in ("abcd", "abce")], KVCorruptError)
     counted = []
-    problems = list(verify(files, lambda done, total: counted.append((done, total))))
+    problems = list(
+        verify(files.files, SIGNATURE, lambda done, total: counted.append((done, total)))
+    )
     assert {problem.path: type(problem.error) for problem in problems} == wanted
     assert [problem.path for problem in problems] == sorted(wanted)
     assert all(str(problem.path) in str(problem.error) for problem in problems)
@@ -440,10 +444,10 @@ def test_verify_names_every_bad_file_and_counts_all(files, directory):
 def test_verify_passes_over_a_record_deleted_meanwhile(files, monkeypatch):
     write(files)
     write(files, OTHER)
-    listed = files.paths()
+    listed = files.files.paths()
     files.delete(KEY)
-    monkeypatch.setattr(files, "paths", lambda: listed)
-    assert list(verify(files)) == []
+    monkeypatch.setattr(files.files, "paths", lambda: listed)
+    assert list(verify(files.files, SIGNATURE)) == []
 
 
 def test_verify_finds_damage_in_every_layer_and_in_the_token_ids(files, directory):
@@ -456,7 +460,7 @@ def test_verify_finds_damage_in_every_layer_and_in_the_token_ids(files, director
         damaged = bytearray(content)
         damaged[start + place] ^= 0x80
         file_of(directory).write_bytes(damaged)
-        (problem,) = verify(files)
+        (problem,) = verify(files.files, SIGNATURE)
         assert type(problem.error) is KVCorruptError
 
 
@@ -469,22 +473,22 @@ def test_old_drafts_go_at_opening_and_young_ones_stay(files, directory):
     for name, age in names.items():
         (directory / "tmp" / name).write_bytes(b"half a record")
         os.utime(directory / "tmp" / name, (time.time() - age,) * 2)
-    again = RecordFiles(directory, SIGNATURE)
+    again = RecordFiles(LocalKVFiles(directory), SIGNATURE)
     assert sorted(path.name for path in (directory / "tmp").iterdir()) == ["new", "young"]
     assert version_of(again) == 1
-    assert list(verify(again)) == []
+    assert list(verify(again.files, SIGNATURE)) == []
 
 
 def test_a_sweep_takes_all_drafts_and_names_them(files, directory):
     write(files)
     for name in ("a", "b"):
         (directory / "tmp" / name).write_bytes(b"half a record")
-    assert files.sweep() == [directory / "tmp" / "a", directory / "tmp" / "b"]
-    assert files.sweep() == []
+    assert files.files.sweep() == [directory / "tmp" / "a", directory / "tmp" / "b"]
+    assert files.files.sweep() == []
     assert list(files.keys()) == [KEY]
 
 
 def test_opening_makes_no_files(directory):
-    files = RecordFiles(directory, SIGNATURE)
-    assert files.sweep() == []
+    files = RecordFiles(LocalKVFiles(directory), SIGNATURE)
+    assert files.files.sweep() == []
     assert not directory.exists()

@@ -11,9 +11,9 @@ import pytest
 import safetensors
 
 from fusionrag_integrations.errors import KVCorruptError, KVForeignError
-from fusionrag_integrations.records import FORMAT_VERSION
-from fusionrag_integrations.records.layout import (
+from fusionrag_integrations.store.kv.record_format import (
     FIRST_TOKENS,
+    FORMAT_VERSION,
     ITEM_BYTES,
     MAX_HEADER_BYTES,
     entries,

@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 
-from fusionrag_integrations.records import verify
+from fusionrag_integrations.store.kv.verify import verify
 from tests.records.soaker import FLEETING, KEYS, STEADY, WRITERS
-from tests.records.writer import LARGE, ROOT, version_of, write
+from tests.records.writer import LARGE, ROOT, SIGNATURE, version_of, write
 
 SECONDS = os.environ.get("FUSIONRAG_SOAK_SECONDS", "2")
 ROLES = ["write"] * 3 + ["read"] * 3 + ["delete", "verify"]
@@ -34,12 +34,12 @@ def test_eight_processes_on_the_same_records_never_see_a_wrong_byte(files, direc
     for role, (_, stderr, code) in zip(ROLES, ended, strict=True):
         assert code == 0, f"{role}: {stderr}"
     turns = [int(stdout) for stdout, _, _ in ended]
-    assert [problem.error for problem in verify(files)] == []
+    assert [problem.error for problem in verify(files.files, SIGNATURE)] == []
     for key in STEADY:  # whoever wrote it last wrote it in its last turn
         version = version_of(files, key)
         assert version is not None
         assert version // WRITERS == turns[version % WRITERS] + 1
     for key in FLEETING:
         version_of(files, key)
-    assert files.sweep() == []
+    assert files.files.sweep() == []
     assert list((directory / "tmp").iterdir()) == []

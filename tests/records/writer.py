@@ -19,8 +19,10 @@ from shutil import copytree
 from typing import Any
 
 from fusionrag_integrations.errors import KVMissingError
-from fusionrag_integrations.records import RecordFiles, RecordHeader
-from fusionrag_integrations.types import KVFormat
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFiles
+from fusionrag_integrations.store.kv.record_format import RecordHeader
+from fusionrag_integrations.store.kv.types import KVFormat
 
 ROOT = Path(__file__).parents[2]  # where the processes are started, so that they find this
 SIGNATURE = "model-a"
@@ -86,7 +88,7 @@ def perform(files: RecordFiles, number: int) -> None:
 
 def forever(directory: Path, first: int) -> None:
     """Perform operations until killed, telling the number of each that is done."""
-    files = RecordFiles(directory, SIGNATURE)
+    files = RecordFiles(LocalKVFiles(directory), SIGNATURE)
     for number in count(first):
         perform(files, number)
         say(str(number))
@@ -108,7 +110,7 @@ def steps(directory: Path, what: str) -> None:
     """
     before, perform = CALLS[what]
     for key, version in before.items():
-        write(RecordFiles(directory / "before", SIGNATURE), key, version)
+        write(RecordFiles(LocalKVFiles(directory / "before"), SIGNATURE), key, version)
     for moment in MOMENTS:
         for number in count(1):
             place = directory / f"{moment}-{number}"
@@ -117,7 +119,7 @@ def steps(directory: Path, what: str) -> None:
             child = os.fork()
             if not child:
                 die_at(number, moment)
-                perform(RecordFiles(place, SIGNATURE))
+                perform(RecordFiles(LocalKVFiles(place), SIGNATURE))
                 sys.exit()
             status = os.waitpid(child, 0)[1]
             say(f"{place.name} {os.waitstatus_to_exitcode(status)}")

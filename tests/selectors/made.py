@@ -9,16 +9,12 @@ from itertools import accumulate
 
 import torch
 
-from fusionrag_integrations.types import (
-    AssembledPrompt,
-    Chunk,
-    ChunkRecord,
-    ContextTrace,
-    EncodedChunk,
-    KVKind,
-    LayerView,
-    Span,
-)
+from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, ContextTrace, EncodedChunk
+from fusionrag_integrations.documents.handles import KVKind
+from fusionrag_integrations.documents.types import Chunk
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
+from fusionrag_integrations.selectors.probe import LayerView
 
 Rows = list[list[list[float]]]
 """By head, row and key."""
@@ -96,8 +92,7 @@ class FakeProbe:
             LayerView(
                 *self.tensors(layer),
                 torch.tensor(self.rows),
-                None if layer in self.global_layers else self.window,
-                self.scaling,
+                AttentionSpec(self.scaling, None if layer in self.global_layers else self.window),
             )
             for layer in layers
         ]

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusionrag_integrations.recompute import PlacedPrompt, place
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.placement import place_in_buffer
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.types import AssembledPrompt
 from tests.selectors.made import FakeProbe, known, prompt_with
 from tests.test_gates import CHUNKS, PREFIX, isolated, model_of, prompt_of_chunks, reference_of
 
@@ -100,6 +102,7 @@ def test_random_is_roughly_uniform() -> None:
 def test_cacheblend_takes_what_a_dense_model_says_has_moved(family: str, ratio: float) -> None:
     """Layer 1 of the dense prompt against layer 1 of each chunk behind the ingest prefix."""
     model, reference, prompt = model_of(family), reference_of(family), prompt_of_chunks()
+    executor = Executor(model)
     _, dense = reference.dense(prompt.token_ids)
     moved: dict[int, float] = {}
     for span, ids in zip(prompt.spans, CHUNKS, strict=True):
@@ -115,7 +118,7 @@ def test_cacheblend_takes_what_a_dense_model_says_has_moved(family: str, ratio: 
                 )
             )
     kvs = [isolated(model, ids) for ids in CHUNKS]
-    placed = PlacedPrompt(model, prompt, place(model, prompt, kvs, len(prompt)))
+    placed = PlacedPrompt(executor, prompt, place_in_buffer(executor, prompt, kvs, len(prompt)))
     chosen = make_selector("cacheblend", ratio).select(prompt, placed).positions
     count = int(ratio * len(moved))
     assert chosen == tuple(sorted(sorted(moved, key=lambda p: -moved[p])[:count]))

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, ContextTrace
+from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.selectors.cache_craft import (
     cache_context_impact,
     prefix_overlap,
     share_out,
 )
-from fusionrag_integrations.types import ChunkRecord, ContextTrace, KVKind
 from tests.selectors.made import known, prompt_with, traced
 
 # Three tokens behind a prefix of one token and neighbours p (two tokens) and q (one).

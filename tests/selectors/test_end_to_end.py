@@ -28,7 +28,7 @@ def asked(
     path = tmp_path_factory.mktemp("selectors") / "store"
     engine = FusionEngine.from_pretrained(model_dir, store=path, chunk_tokens=48)
     engine.ingest([town(1), town(2), replace(town(3, paragraphs=1), scope="alone")])
-    records = all_records(engine.corpus.catalog)
+    records = all_records(engine.store.catalog)
     assert [record.trace is None for record in records] == [False] * 6 + [True]
     texts = [record.chunk.text for record in (*records[2:6], records[6])]
     return engine, question_prompt(texts, "Which house stands in town number 1?")

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fusionrag_integrations.errors import InvalidInputError, UnknownSelectorError
+from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.selectors import make_selector, selector_names
 from fusionrag_integrations.selectors.scoring import TopScores
-from fusionrag_integrations.types import AssembledPrompt, Calibration
+from fusionrag_integrations.store.calibration import Calibration
 from tests.selectors.made import FakeProbe, known, prompt_with, traced
 
 NAMES = (

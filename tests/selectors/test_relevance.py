@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
 from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
 from fusionrag_integrations.selectors.infoflow import infoflow, middle_layers
 from fusionrag_integrations.selectors.prophetkv import prophetkv
-from fusionrag_integrations.types import AssembledPrompt, Calibration, Span
+from fusionrag_integrations.store.calibration import Calibration
 from tests.selectors.made import FakeProbe, best, known, prompt_with, traced
 
 A, B = known("a", 10), known("b", 7)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
+from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.prompt import encode_chunk
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
 from fusionrag_integrations.selectors.sentences import sentence_numbers
-from fusionrag_integrations.types import AssembledPrompt, Chunk, ChunkRecord, EncodedChunk, Span
 from tests.selectors.made import known, prompt_with
 from tests.tiny_tokenizers import byte_level_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.types import ChunkKV
+from fusionrag_integrations.store.kv.types import ChunkKV
 
 SIGNATURE = "model-a"
 

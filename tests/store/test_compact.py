@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.records.layout import FIRST_TOKENS, key_group, value_group
-from fusionrag_integrations.store import FileKVStore
-from fusionrag_integrations.types import ChunkKV, KVFormat
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_format import FIRST_TOKENS, key_group, value_group
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.types import ChunkKV, KVFormat
 from tests.store.made import SIGNATURE, random_kv
 
 LEVELS: dict[KVFormat, int] = {"int8": 255, "int4": 15}
@@ -18,7 +19,7 @@ every_format = pytest.mark.parametrize("kv_format", list(LEVELS))
 
 
 def through(directory: Path, kv_format: KVFormat, record: ChunkKV) -> ChunkKV:
-    store = FileKVStore(directory, SIGNATURE, kv_format)
+    store = RecordStore(LocalKVFiles(directory), SIGNATURE, kv_format)
     store.put(record)
     return store.get(record.key).dense()
 
@@ -109,7 +110,7 @@ def test_a_constant_comes_back(tmp_path: Path, kv_format: KVFormat) -> None:
 
 @every_format
 def test_layers_alone_are_the_same(tmp_path: Path, kv_format: KVFormat) -> None:
-    store = FileKVStore(tmp_path, SIGNATURE, kv_format)
+    store = RecordStore(LocalKVFiles(tmp_path), SIGNATURE, kv_format)
     store.put(random_kv())
     got = store.get("abcdef01")
     whole = got.dense()

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from fusionrag_integrations.errors import KVMissingError
-from fusionrag_integrations.store import Budgets, FileKVStore, Lease, TieredKV
-from fusionrag_integrations.types import ChunkKV, LayeredKV
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.lease import Lease
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
 from tests.store.made import SIGNATURE, random_kv
 
 CPU = torch.device("cpu")
@@ -37,7 +41,7 @@ class Tiers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._directory = TemporaryDirectory()
-        self.store = FileKVStore(Path(self._directory.name), SIGNATURE, "float32")
+        self.store = RecordStore(LocalKVFiles(Path(self._directory.name)), SIGNATURE, "float32")
         self.file_bytes = self.store.file_bytes(made("aa", 0))
         self.stored: dict[str, int] = {}
         self.captured: set[str] = set()
@@ -51,8 +55,8 @@ class Tiers(RuleBasedStateMachine):
             disk=ROOM["disk"] * self.file_bytes,
             captured=ROOM["captured"] * self.file_bytes,
         )
-        self.kv = TieredKV(self.store, budgets, CPU, resident)
-        self.kv.adopt(self.captured)
+        self.kv = TieredKV(Path(self._directory.name).parent, self.store, budgets, CPU, resident)
+        self.kv.disk.mark_adhoc(self.captured)
 
     @rule(key=keys, seed=seeds)
     def put(self, key: str, seed: int) -> None:
@@ -64,7 +68,7 @@ class Tiers(RuleBasedStateMachine):
     @rule(key=keys, seed=seeds)
     def capture(self, key: str, seed: int) -> None:
         new = key not in self.stored
-        if self.kv.capture(made(key, seed)):
+        if self.kv.disk.put_adhoc(made(key, seed)):
             self.stored[key] = seed
             if new:
                 self.captured.add(key)
@@ -85,7 +89,7 @@ class Tiers(RuleBasedStateMachine):
     @rule(wanted=st.lists(keys, min_size=1, max_size=3, unique=True))
     def pin(self, wanted: list[str]) -> None:
         lease = self.kv.lease()
-        lease.begin(wanted)
+        lease.prefetch(wanted)
         held = {key: self.take(lease, key) for key in wanted}
         self.leases.append((lease, {key: kv for key, kv in held.items() if kv is not None}))
 
@@ -148,14 +152,14 @@ class Tiers(RuleBasedStateMachine):
         assert facts.device.bytes == facts.device.records * (NBYTES - 4 * 3)
         assert facts.disk.bytes == self.store.size_bytes() == len(self.stored) * self.file_bytes
         assert set(self.kv.keys()) == self.stored.keys()
-        assert self.kv.captured() == self.captured
+        assert self.kv.disk.adhoc_keys() == self.captured
         assert len(self.captured) <= ROOM["captured"]
         assert facts.corrupt == facts.stale == 0
 
     def teardown(self) -> None:
         while self.leases:
             self.unpin()
-        assert not self.kv._pinned
+        assert self.kv.in_use() == 0
         self.kv.close()
         self._directory.cleanup()
 

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionrag_integrations.errors import (
-    KVCorruptError,
-    KVForeignError,
-    KVMissingError,
-)
-from fusionrag_integrations.records import RecordFile, RecordHeader
-from fusionrag_integrations.records.layout import parse_header
-from fusionrag_integrations.store import Budgets, FileKVStore, TieredKV
-from fusionrag_integrations.store.loader import STAGES
-from fusionrag_integrations.store.stored import Arrivals
-from fusionrag_integrations.types import ChunkKV, LayeredKV
+from fusionrag_integrations.errors import KVCorruptError, KVForeignError, KVMissingError
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.kv_record import LayerReadiness
+from fusionrag_integrations.store.kv.loader import STAGES
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.record_files import RecordFile
+from fusionrag_integrations.store.kv.record_format import RecordHeader, parse_header
+from fusionrag_integrations.store.kv.record_store import RecordStore
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
 from tests.store.made import SIGNATURE, assert_equal, large_kv, random_kv
 
 CPU = torch.device("cpu")
@@ -33,15 +32,18 @@ def resident(kv: LayeredKV) -> ChunkKV:
     return ChunkKV(kv.key, kv.kind, kv.token_ids, keys + 1, values.clone(), rotated=True)
 
 
+def stored(path: Path) -> RecordStore:
+    return RecordStore(LocalKVFiles(path), SIGNATURE, "float32")
+
+
 def opened(path: Path, **budgets: int | None) -> TieredKV:
-    store = FileKVStore(path, SIGNATURE, "float32")
-    return TieredKV(store, Budgets(**budgets), CPU, resident)
+    return TieredKV(path.parent, stored(path), Budgets(**budgets), CPU, resident)
 
 
 @pytest.fixture(autouse=True)
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than wait at a gate at once, so that others go on."""
-    monkeypatch.setattr("fusionrag_integrations.store.loader.THREADS", 12)
+    monkeypatch.setattr("fusionrag_integrations.store.kv.loader.THREADS", 12)
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
 
 class TestHost:
-    def test_a_record_is_read_once(self, kv: TieredKV, reads: Reads) -> None:
+    def test_a_record_is_read_once(self, kv: TieredKV, tmp_path: Path, reads: Reads) -> None:
         kv.put(random_kv("aa"))
         for _ in range(3):
             assert_equal(used(kv, "aa")[0], random_kv("aa"))
@@ -124,7 +126,7 @@ class TestHost:
         assert (facts.host.records, facts.host.bytes) == (1, SMALL)
         assert facts.disk.moved_bytes == SMALL
         assert facts.disk.moved_ms > 0
-        assert facts.disk.bytes == kv._store.size_bytes()
+        assert facts.disk.bytes == stored(tmp_path).size_bytes()
 
     def test_without_room_it_is_read_for_each_request_that_comes_alone(
         self, tmp_path: Path, reads: Reads
@@ -242,14 +244,14 @@ class TestLayers:
     def test_early_layers_of_all_records_come_before_late_ones(
         self, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fusionrag_integrations.store.loader.THREADS", 1)
+        monkeypatch.setattr("fusionrag_integrations.store.kv.loader.THREADS", 1)
         kv = opened(tmp_path)
         keys = ["aa", "bb", "cc"]
         for seed, key in enumerate(keys):
             kv.put(large_kv(key, seed))
         gate.open()
         with kv.lease() as lease:
-            lease.begin(keys)
+            lease.prefetch(keys)
             for key in keys:
                 lease.get(key).wait()
         starts = [layers.start for _, layers in gate.asked]
@@ -281,14 +283,14 @@ class TestLayers:
             parsed.append(name)
             return parse_header(content, name)
 
-        monkeypatch.setattr("fusionrag_integrations.records.files.parse_header", counting)
+        monkeypatch.setattr("fusionrag_integrations.store.kv.record_files.parse_header", counting)
         kv.put(large_kv("aa"))
         assert_equal(used(kv, "aa")[0], large_kv("aa"))
         assert len(parsed) == 1
 
     def test_damage_in_a_layer_shows_when_it_comes(self, kv: TieredKV) -> None:
         kv.put(large_kv("aa"))
-        path = next(kv._store.files.directory.glob("aa/*"))
+        path = next(kv._store.files.files.directory.glob("aa/*"))
         content = bytearray(path.read_bytes())
         content[-1] ^= 1  # in the last layer's values
         path.write_bytes(content)
@@ -309,7 +311,7 @@ class TestLayers:
     def test_a_record_that_changes_while_it_is_read_is_not_mixed(
         self, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fusionrag_integrations.store.loader.THREADS", 1)
+        monkeypatch.setattr("fusionrag_integrations.store.kv.loader.THREADS", 1)
         kv = opened(tmp_path)
         kv.put(large_kv("aa", seed=1))
         with kv.lease() as lease:
@@ -324,16 +326,16 @@ class TestLayers:
 
     def test_the_first_reason_stays(self) -> None:
         """A load that failed is given up, and its other layers say that nobody wants them."""
-        arrivals = Arrivals([range(0, 2), range(2, 4)], lambda seconds: None)
-        arrivals.fail(KVCorruptError("replaced"))
-        arrivals.fail(KVMissingError("given up"))
+        readiness = LayerReadiness([range(0, 2), range(2, 4)], lambda seconds: None)
+        readiness.fail(KVCorruptError("replaced"))
+        readiness.fail(KVMissingError("given up"))
         with pytest.raises(KVCorruptError, match="replaced"):
-            arrivals.wait(range(0, 4))
+            readiness.wait(range(0, 4))
 
     def test_what_nobody_wants_any_more_is_not_read_on(
         self, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fusionrag_integrations.store.loader.THREADS", 1)
+        monkeypatch.setattr("fusionrag_integrations.store.kv.loader.THREADS", 1)
         kv = opened(tmp_path, host=0)
         kv.put(large_kv("aa"))
         with kv.lease() as lease:
@@ -388,28 +390,28 @@ class TestDevice:
 
 class TestDisk:
     def test_ingest_fills_it_and_then_keeps_nothing_more(self, tmp_path: Path) -> None:
-        size = opened(tmp_path / "probe")._store.file_bytes(random_kv("aa"))
+        size = stored(tmp_path / "probe").file_bytes(random_kv("aa"))
         kv = opened(tmp_path, disk=2 * size)
         assert kv.put(random_kv("aa"))
         assert kv.put(random_kv("bb"))
         assert not kv.put(random_kv("cc"))
         assert kv.put(random_kv("bb", seed=9))  # in the place of the old one
         assert list(kv.keys()) == ["aa", "bb"]
-        assert kv.metrics().disk.bytes == 2 * size == kv._store.size_bytes()
+        assert kv.metrics().disk.bytes == 2 * size == stored(tmp_path).size_bytes()
 
     def test_a_captured_record_takes_the_place_of_the_coldest(self, tmp_path: Path) -> None:
-        size = opened(tmp_path / "probe")._store.file_bytes(random_kv("aa"))
+        size = stored(tmp_path / "probe").file_bytes(random_kv("aa"))
         kv = opened(tmp_path, disk=2 * size)
         for key in ("aa", "bb"):
             kv.put(random_kv(key))
         used(kv, "aa")
         with kv.lease() as lease:
             lease.get("aa")
-            assert kv.capture(random_kv("cc"))
+            assert kv.disk.put_adhoc(random_kv("cc"))
             assert list(kv.keys()) == ["aa", "cc"]
             with kv.lease() as other:
                 other.get("cc")
-                assert not kv.capture(random_kv("dd"))  # both are in use
+                assert not kv.disk.put_adhoc(random_kv("dd"))  # both are in use
         facts = kv.metrics().disk
         assert (facts.bytes, facts.evictions) == (2 * size, 1)
         with pytest.raises(KVMissingError):
@@ -419,29 +421,29 @@ class TestDisk:
         first = opened(tmp_path)
         for key in ("aa", "bb"):
             first.put(random_kv(key))
-        size = first._store.size_bytes()
+        size = stored(tmp_path).size_bytes()
         again = opened(tmp_path, disk=size)
         assert not again.put(random_kv("cc"))
-        assert again.capture(random_kv("cc"))  # the oldest gives way
+        assert again.disk.put_adhoc(random_kv("cc"))  # the oldest gives way
         assert list(again.keys()) == ["bb", "cc"]
 
     def test_a_write_that_fails_is_not_counted(
         self, kv: TieredKV, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(store: FileKVStore, record: ChunkKV) -> None:
+        def fail(store: RecordStore, record: ChunkKV) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(FileKVStore, "put", fail)
+            patch.setattr(RecordStore, "put", fail)
             with pytest.raises(KeyboardInterrupt):
                 kv.put(random_kv("aa"))
         assert kv.metrics().disk.bytes == 0
 
 
 def test_foreign_records_are_counted(tmp_path: Path) -> None:
-    FileKVStore(tmp_path, "another", "float32").put(random_kv("aa"))
+    RecordStore(LocalKVFiles(tmp_path), "another", "float32").put(random_kv("aa"))
     kv = opened(tmp_path)
     with pytest.raises(KVForeignError):
         used(kv, "aa")
-    kv.foreign("aa")
+    kv.count_stale()
     assert (kv.metrics().stale, kv.metrics().corrupt, kv.metrics().misses) == (2, 0, 0)

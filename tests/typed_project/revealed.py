@@ -18,7 +18,7 @@ def engine_api(engine: FusionEngine) -> None:
     reveal_type(engine.stream("Who?"))  # AnswerStream
     reveal_type(list(engine.stream("Who?")))  # list[str]
     reveal_type(engine.encode("Who?"))  # list[int]
-    reveal_type(engine.corpus.search("Who?", 3)[0].score)  # float
+    reveal_type(engine.store.search("Who?", 3)[0].score)  # float
     reveal_type(AnswerSettings().stop)  # tuple[str, ...]
 
 

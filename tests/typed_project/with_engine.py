@@ -10,16 +10,16 @@ from pathlib import Path
 from fusionrag_integrations import (
     Answer,
     AnswerSettings,
-    Corpus,
     Document,
     FusionEngine,
     FusionRAGError,
     IngestReport,
     KVHandle,
     Passage,
+    Store,
 )
 from fusionrag_integrations.demo import MODEL_DIR
-from fusionrag_integrations.store import Budgets
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 
 
 def made(store: Path) -> FusionEngine:
@@ -36,7 +36,7 @@ def made(store: Path) -> FusionEngine:
 
 
 def asked(engine: FusionEngine, question: str) -> str:
-    hits = engine.corpus.search(question, 4, scopes=[""])
+    hits = engine.store.search(question, 4, scopes=[""])
     handles: list[KVHandle] = [hit.handle for hit in hits]
     engine.prefetch(handles)
     context = "\n\n".join(hit.chunk.text for hit in hits)
@@ -70,6 +70,6 @@ def main() -> None:
     print(asyncio.run(told(engine, "Who plays the cello?")).token_ids)
     print(engine.metrics().disk.records, engine.delete(["tia"]))
     try:
-        Corpus.open("elsewhere")
+        Store.open("elsewhere")
     except FusionRAGError as error:
         print(error)

@@ -1,0 +1,1 @@
+"""Results of runs as the tables and figures of the docs."""

@@ -1,0 +1,47 @@
+"""What a document shows of times and formats, as Markdown; see `report.py`."""
+
+from __future__ import annotations
+
+from benchmarks.results.marks import Mark, Result
+from benchmarks.results.tables import (
+    format_scores_markdown,
+    formats_markdown,
+    kernel_markdown,
+    store_markdown,
+)
+from fusionrag_integrations.bench.tables import ttft_markdown
+
+
+def ttft(mark: Mark) -> str:
+    fit, shown = mark.only["fit"], ""
+    if fit is not None:
+        shown = (
+            f"; fit: {fit['fixed_ms']:.1f} ms, {fit['ms_a_row']:.3f} ms a computed row and "
+            f"{fit['ms_a_million_keys']:.3f} ms a million attended keys, R² {fit['r_squared']:.3f}"
+        )
+    return f"{ttft_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}{shown}.)"
+
+
+def kernel(mark: Mark) -> str:
+    return f"{kernel_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}.)"
+
+
+def store(mark: Mark) -> str:
+    result = mark.only
+    setting = f"{result['model']}, {result['context']:,} tokens, KV in {result['format']}"
+    if "rows" in result:
+        setting += f"; {result['ratio']:.0%} recomputed, a gap of {result['gap_ms']:.0f} ms"
+    return f"{store_markdown(result)}\n\n({setting}; on {result['device']}; {_measured(result)}.)"
+
+
+def formats(mark: Mark) -> str:
+    return f"{formats_markdown(mark.only['formats'])}\n\n({_measured(mark.only)}.)"
+
+
+def format_scores(mark: Mark) -> str:
+    return format_scores_markdown(mark.only["rows"])
+
+
+def _measured(result: Result) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['date']}; {result['hardware']}; {result['dtype']}; {versions}"

@@ -1,0 +1,99 @@
+"""The fields that every adapter's language model has, and how calls change them.
+
+Both frameworks' components are pydantic models, so one set of declared fields serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from hashlib import sha256
+from typing import Any
+
+from pydantic import ConfigDict, Field, model_validator
+
+from fusionrag_integrations.adapters.component import Component
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.serving.settings import AnswerSettings, KVSource
+
+FRAMEWORK_ARGUMENTS = frozenset({"stream"})  # of calls, which LangChain reads and passes on
+
+
+class AnswerOptions(Component):
+    """An engine, and how it answers unless a call says otherwise.
+
+    `max_new_tokens`, as transformers calls it, is `max_tokens`. Raises `InvalidInputError` for
+    other names that aren't fields, and for invalid values.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    engine: FusionEngine = Field(exclude=True, repr=False)
+    kv: KVSource = Field(default="fused", description="fused, isolated, or none: full attention.")
+    selector: str = Field(
+        default="fusionrag", description="How the tokens to recompute are chosen."
+    )
+    ratio: float = Field(
+        default=0.15, description="Share of the chunk tokens to recompute, 0 to 1."
+    )
+    scopes: list[str] | None = Field(default=None, description="Use KV of these scopes only.")
+    max_tokens: int = Field(default=256, description="The longest answer, in tokens.")
+    temperature: float = Field(default=0.0, description="0 is greedy decoding.")
+    top_p: float = Field(default=1.0, description="Nucleus sampling, for a temperature above 0.")
+    top_k: int = Field(default=0, description="Sample from the k likeliest tokens; 0 is no limit.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    repetition_penalty: float | None = Field(
+        default=None,
+        description="Above 1 against repetition; by default as the model's own config says.",
+    )
+    stop: list[str] = Field(default_factory=list, description="Strings that end the answer.")
+    raw: bool | None = Field(
+        default=None,
+        description="Whether a prompt that is one string is the whole text; by default it is where "
+        "it is in the model's chat format.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AnswerOptions:
+        self.settings()
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The model's own name, under which traces show it."""
+        return self.engine.model_name
+
+    def settings(
+        self, stop: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None
+    ) -> AnswerSettings:
+        """The settings of one call: the fields, with `stop` and `changes` instead where given.
+
+        Raises `InvalidInputError` for invalid values and names that aren't settings.
+        """
+        chosen = {name: getattr(self, name) for name in _SETTINGS}
+        if stop is not None:
+            chosen["stop"] = stop
+        settings = AnswerSettings(**{name: _frozen(value) for name, value in chosen.items()})
+        given = {name: v for name, v in (changes or {}).items() if name not in FRAMEWORK_ARGUMENTS}
+        return settings.changed({name: _frozen(value) for name, value in given.items()})
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies a configuration, in logs and in a framework's cache."""
+        chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
+        store = self.engine.store
+        place = str(store.path.resolve()).encode()
+        held = {  # an answer depends on the store's content; the path is hashed, for it is private
+            "signature": store.catalog.info.record_signature,
+            "store": sha256(place).hexdigest(),
+            "revision": store.catalog.revision,
+        }
+        # LangChain puts a call's own stops under the field's name.
+        return {"model_name": self.model_name, "own_stop": chosen.pop("stop")} | held | chosen
+
+
+_SETTINGS = AnswerOptions.model_fields.keys() & {field.name for field in fields(AnswerSettings)}
+
+
+def _frozen(value: Any) -> Any:
+    """A list as a tuple, as in settings, which refuse anything else, such as a single string."""
+    return tuple(value) if isinstance(value, list) else value

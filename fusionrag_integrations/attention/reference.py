@@ -1,0 +1,33 @@
+"""The formula: what every faster path must give. Slow, and it holds all weights at once."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionrag_integrations.attention.spec import AttentionSpec
+
+
+def visible(positions: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """Which of the keys at positions 0, 1, ... each row attends to, bool [R, keys].
+
+    All up to its own position; with a window, the last `window` of those.
+    """
+    at = torch.arange(keys, device=positions.device)
+    own = positions[:, None]
+    seen = at <= own
+    return seen if window is None else seen & (at > own - window)
+
+
+def reference_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """softmax(scaling Q K^T) V over what is visible, in float32; see `attend`."""
+    group = queries.shape[0] // keys.shape[0]
+    wide = [kv.float().repeat_interleave(group, dim=0) for kv in (keys, values)]
+    scores = queries.float() @ wide[0].transpose(1, 2) * spec.scaling
+    hidden = ~visible(positions, keys.shape[1], spec.window)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ wide[1]).to(queries.dtype)

@@ -1,0 +1,300 @@
+"""FusionEngine: the object that a user creates. It opens a store with a model, and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from fusionrag_integrations.check import CheckReport, check_store
+from fusionrag_integrations.documents.handles import KVHandle
+from fusionrag_integrations.documents.types import Document
+from fusionrag_integrations.engine.model_facts import ModelFacts
+from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
+from fusionrag_integrations.ingest.pipeline import Ingest, IngestReport
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer import Answer, AnswerStream
+from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.calibration import Calibration
+from fusionrag_integrations.store.deletion import delete_documents
+from fusionrag_integrations.store.kv.base import KVFiles
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.metrics import StoreMetrics
+from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.support.inputs import checked
+from fusionrag_integrations.support.progress import Progress
+from fusionrag_integrations.support.renamed import Renamed
+from fusionrag_integrations.support.threads import Closable, Threads
+
+
+class FusionEngine(ModelFacts, Closable):
+    """Ingests documents into a store, and answers prompts from the KV that is stored there.
+
+    Can be used as a context manager, which closes it:
+
+        with FusionEngine.from_pretrained("model", store="my-store") as engine:
+            ...
+    """
+
+    corpus = Renamed("store")
+    words_tools = Renamed("supports_tools")
+    offer = Renamed("register_texts")
+
+    def __init__(self, parts: EngineParts, *, owns_parts: bool = True) -> None:
+        """owns_parts: whether closing this closes them. `from_pretrained` and `open` open them."""
+        self.executor = parts.executor
+        self.model = parts.executor.model
+        self.store = parts.store
+        self.kv = parts.kv
+        self.calibration = parts.calibration
+        self._parts = parts
+        self._owns_parts = owns_parts
+        self._ingest = Ingest(
+            parts.executor,
+            parts.store,
+            parts.kv,
+            parts.prefix_ids,
+            parts.separator_ids,
+            self._check_usable,
+        )
+        self.pipeline = Pipeline(
+            parts.executor,
+            parts.store.catalog,
+            parts.kv,
+            parts.prefix_ids,
+            parts.store.corrections,
+            parts.calibration,
+            parts.break_even,
+            on_hot=self._ingest.fuse_adhoc,
+        )
+        self.threads = Threads("fusionrag-answer", self.store.path)  # for async callers
+
+    @classmethod
+    @checked(leave=("index", "kv_files"))
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | Path,
+        *,
+        store: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        embedding: object | None = None,
+        chunk_tokens: int | None = None,
+        kv_format: KVFormat | None = None,
+        salt: str = "",
+        budgets: Budgets = DEFAULT_BUDGETS,
+        gguf_file: str | None = None,
+        index: VectorIndex | None = None,
+        kv_files: KVFiles | None = None,
+    ) -> FusionEngine:
+        """Load a model and open the store at `store`, which is created where there is none.
+
+        model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" is CUDA if
+        available. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a
+        LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical
+        one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
+        (default 256). kv_format: how KV is stored, fixed too: "float32", "float16", "bfloat16",
+        "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
+        every key depends on; the same one is needed each time. budgets: bytes of KV on the
+        device, in host memory and on disk. gguf_file: the name of a GGUF file in the directory
+        or hub repository. index, kv_files: used instead of the vector index and the KV files in
+        the directory; the caller closes them.
+
+        Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
+        `StoreMismatchError` where the store was created with other options.
+        """
+        model = CausalModel.load(model_name_or_path, device, dtype, gguf_file)
+        return cls.open(
+            model,
+            store,
+            embedding=embedding,
+            chunk_tokens=chunk_tokens,
+            kv_format=kv_format,
+            salt=salt,
+            budgets=budgets,
+            index=index,
+            kv_files=kv_files,
+        )
+
+    @classmethod
+    @checked(leave=("index", "kv_files"))
+    def open(
+        cls,
+        model: CausalModel,
+        store: str | Path,
+        *,
+        embedding: object | None = None,
+        chunk_tokens: int | None = None,
+        kv_format: KVFormat | None = None,
+        salt: str = "",
+        budgets: Budgets = DEFAULT_BUDGETS,
+        index: VectorIndex | None = None,
+        kv_files: KVFiles | None = None,
+    ) -> FusionEngine:
+        """Like `from_pretrained`, with a model that is loaded already."""
+        parts = EngineParts.open(
+            model,
+            Path(store),
+            embedding=embedding,
+            chunk_tokens=chunk_tokens,
+            kv_format=kv_format,
+            salt=salt,
+            budgets=budgets,
+            index=index,
+            kv_files=kv_files,
+        )
+        return cls(parts)
+
+    @checked()
+    def calibrated(self, calibration: Calibration | None) -> FusionEngine:
+        """An engine over the same store, whose selector "fusionrag" uses `calibration`.
+
+        It ends with this one; closing it leaves this one open.
+        """
+        self._check_usable()
+        return FusionEngine(replace(self._parts, calibration=calibration), owns_parts=False)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Copies of a model or retriever share its engine: files and threads can't be copied."""
+        return self
+
+    def close(self) -> None:
+        """Release the store: files, threads and the memory of its tiers. May be called again.
+
+        Waits until ad-hoc chunks are stored, and reads and awaited requests have ended, unless one
+        of those calls it, such as an embedding of yours. Answers and ingests in progress raise
+        `StoreClosedError` at their next step, and so does any later use of the engine, or of
+        retrievers and models over it.
+        """
+        self.pipeline.close()
+        self.threads.close()
+        if self._owns_parts:
+            self._parts.close()
+
+    def _check_usable(self) -> None:
+        """Raises `StoreClosedError` once this is closed, `StoreError` on a GPU after a fork."""
+        self.pipeline.check_open()
+        self.model.check_process()
+
+    @checked(leave=("prompt",))
+    def count_tokens(
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool | None = None,
+    ) -> int:
+        """Tokens that the model reads of a prompt, its chat template's and tools' included.
+
+        raw: as in `AnswerSettings`. Raises as `answer` does for an invalid prompt.
+        """
+        settings = AnswerSettings(tools=tuple(tools), raw=raw)
+        return len(self.pipeline.encode(prompt, settings).token_ids)
+
+    @checked(leave=("documents",))
+    def ingest(
+        self,
+        documents: Iterable[Document],
+        *,
+        delete_others: bool = False,
+        neighbours: NeighbourPolicy = DEFAULT_NEIGHBOURS,
+        progress: Progress | None = None,
+    ) -> IngestReport:
+        """Add documents, or replace those whose ids are known, and compute the KV that is missing.
+
+        delete_others: afterwards, delete the store's documents that are not among these.
+        neighbours: behind which chunks a chunk's KV is fused; existing fused KV isn't changed.
+
+        May be interrupted at any moment and called again: nothing is computed twice, and what was
+        indexed before stays usable. A document that fails ends the ingest; those before it stay
+        in the store, and nothing is deleted. Raises `StoreError` while another process changes
+        the same store, or where it can't be written.
+        """
+        self._check_usable()
+        return self._ingest.run(documents, delete_others, neighbours, progress)
+
+    @checked()
+    def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
+        """Delete documents with all KV computed from or behind them; returns how many there were.
+
+        scope: theirs; a document of another scope with the same id stays. Chunks that had a
+        deleted one as neighbour are served isolated until the next ingest. Raises
+        `InvalidInputError` for a single string, whose characters could be taken for ids.
+        """
+        self._check_usable()
+        return delete_documents(self.store, self.kv, document_ids, scope)
+
+    @checked(leave=("prompt",))
+    def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answer:
+        """Answer a prompt: a string, or chat messages for the tokenizer's template.
+
+        Raises `InvalidInputError` (an empty prompt, an unknown selector) and
+        `PromptTooLongError`. KV that is missing, damaged or foreign is never served: its tokens
+        are computed afresh, and counted in the answer.
+        """
+        return self.stream(prompt, settings).read()
+
+    @checked()
+    def prefetch(self, handles: Iterable[KVHandle]) -> None:
+        """Begin to load the KV of chunks that the next prompt will contain; returns at once.
+
+        handles: in the prompt's order, as far as it is known: its first chunk is used isolated.
+        """
+        self._check_usable()
+        given = list(handles)
+        first = [handle.isolated_key for handle in given[:1]]
+        rest = [handle.fused_key or handle.isolated_key for handle in given]
+        self.kv.prefetch([*first, *rest])
+
+    @checked()
+    def register_texts(self, texts: Iterable[str], *, scope: str = "") -> None:
+        """Register texts that were not ingested and that prompts may contain, such as an upload's.
+
+        The KV of a text that occurs again, or while there is room to spare, is stored for later
+        requests; no search finds it. scope: whose requests may use it, and behind whose chunks it
+        is fused once it is used often.
+        """
+        self._check_usable()
+        self.pipeline.adhoc.register(texts, scope)
+
+    def metrics(self) -> StoreMetrics:
+        """The contents of the tiers of KV, and counts since the engine was opened."""
+        self._check_usable()
+        return self.kv.metrics()
+
+    @checked(leave=("estimate",))
+    def check(
+        self,
+        questions: int = 20,
+        *,
+        estimate: Iterable[Document] | None = None,
+        progress: Progress | None = None,
+    ) -> CheckReport:
+        """Whether reuse is exact, close and fast with this model and store; needs no labels.
+
+        Asks at most `questions`, made from the store's chunks, and changes nothing. estimate:
+        documents whose ingest into such a store is to be estimated. Raises `InvalidInputError` for
+        a store without chunks.
+        """
+        self._check_usable()
+        return check_store(self, questions, estimate, self._ingest.until_closed(progress))
+
+    @checked(leave=("prompt",))
+    def load(self, prompt: Prompt, settings: AnswerSettings | None = None) -> LoadedPrompt:
+        """A prompt with the KV that `answer` would place for it, for inspection."""
+        self._check_usable()
+        return self.pipeline.load_prompt(prompt, settings or AnswerSettings())
+
+    @checked(leave=("prompt",))
+    def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
+        """Like `answer`, as an iterator over pieces of text. Work begins when it is first read.
+
+        `async for` and `await stream.aread()` do the work in threads; it ends when cancelled.
+        """
+        self._check_usable()
+        return self.pipeline.stream(prompt, settings or AnswerSettings(), self.threads)

@@ -1,0 +1,113 @@
+"""An engine's parts, a model and its store, which are opened and closed together."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from fusionrag_integrations.documents.chunking import Chunker
+from fusionrag_integrations.documents.embedding import as_embedder
+from fusionrag_integrations.documents.keys import salt_id
+from fusionrag_integrations.execution.devices import device_name
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.placement import to_resident
+from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
+from fusionrag_integrations.store.calibration import (
+    Calibration,
+    first_break_even,
+    first_calibration,
+)
+from fusionrag_integrations.store.for_model import open_or_create
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.base import KVFiles
+from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
+from fusionrag_integrations.store.kv.record_store import format_of
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.layout import CALIBRATION_FILE
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.support.threads import Closable
+
+DEFAULT_CHUNK_TOKENS = 256
+DEFAULT_BUDGETS = Budgets()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineParts(Closable):
+    """A model and its store, and what follows from both.
+
+    prefix_ids: token ids before every chunk at ingest. separator_ids: between a chunk and its
+    neighbours. break_even: reuse pays for prompts of this many tokens; 0 if it wasn't measured.
+    """
+
+    executor: Executor
+    store: Store
+    kv: TieredKV
+    prefix_ids: tuple[int, ...]
+    separator_ids: tuple[int, ...]
+    calibration: Calibration | None
+    break_even: int
+
+    @classmethod
+    def open(
+        cls,
+        model: CausalModel,
+        path: Path,
+        *,
+        embedding: object | None,
+        chunk_tokens: int | None,
+        kv_format: KVFormat | None,
+        salt: str,
+        budgets: Budgets,
+        index: VectorIndex | None,
+        kv_files: KVFiles | None,
+    ) -> Self:
+        """Open the store at `path`, or create it. See `FusionEngine.from_pretrained`."""
+        tokenizer = model.tokenizer
+        signature = model.signature(ingest_surroundings(tokenizer))
+        chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
+        wanted = StoreInfo(
+            format_version=FORMAT_VERSION,
+            signature=signature,
+            model_source=model.source,
+            embedding=as_embedder(embedding).name,
+            chunk_tokens=chunker.chunk_tokens,
+            kv_format=kv_format or format_of(model.dtype),
+            salt_id=salt_id(salt),
+        )
+        with ExitStack() as opened:
+            store = open_or_create(
+                path, wanted, embedding, chunk_tokens, kv_format, index, kv_files
+            )
+            opened.enter_context(store)
+            beside_weights = (model.directory / CALIBRATION_FILE).resolve()  # the hub's has links
+            measured = [store.path / CALIBRATION_FILE, beside_weights]
+            kv = TieredKV(
+                store.path, store.records, budgets, model.device, partial(to_resident, model)
+            )
+            parts = cls(
+                executor=Executor(model),
+                store=store,
+                kv=kv,
+                prefix_ids=_encoded(tokenizer, ingest_prefix(tokenizer)),
+                separator_ids=_encoded(tokenizer, SEPARATOR),
+                calibration=first_calibration(measured, signature, model.name, model.num_layers),
+                break_even=first_break_even(measured, signature, device_name(model.device)),
+            )
+            opened.pop_all()
+        return parts
+
+    def close(self) -> None:
+        """Release the memory of the tiers, and the store. May be called again."""
+        self.kv.close()
+        self.store.close()
+
+
+def _encoded(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

@@ -1,0 +1,19 @@
+"""The only room that runs the model.
+
+executor.py    `Executor`: every pass of the model, and what passes need on the device
+hf/            transformers' internals, which no other room touches
+buffer.py      a request's KV with a slot for every position
+in_place.py    a request's KV over shared chunks that stay in place
+placement.py   chunks' KV placed in a prompt, either way
+chunk_kv.py    a chunk's isolated and fused KV
+recompute.py   `PlacedPrompt`: probed by a selector, then recomputed; `PrefillOutput`
+observed.py    what a pass computes in the place of placed KV
+staleness.py   how far placed KV is off, seen so
+carryover.py   what recomputed tokens were off by, carried over to those near them
+correction.py  a chunk's KV with its scope's correction added
+sampling.py    how an answer's tokens are chosen
+decoding.py    logits -> tokens
+steps.py       one decode step, on CUDA as a graph
+fidelity.py    how close an answer over reused KV comes to full attention's
+devices.py     devices and dtypes by name
+"""

@@ -1,0 +1,223 @@
+"""The KV that passes write and read, and the KV of one request with a slot for every position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from fusionrag_integrations.attention.attend import attend
+from fusionrag_integrations.attention.rope import RotaryTable, Rotation, rotate
+from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.segments import Segment, Segments
+from fusionrag_integrations.attention.spec import AttentionSpec
+
+STAGES = 4  # groups of layers that are placed as they come: a copy a layer and chunk is too many
+STAGED_BYTES = 2 << 30  # of KV on its way through a device's memory; more is split
+
+
+class RowsKV(Protocol):
+    """KV of one sequence as a pass over some of its rows uses it. Owned by one pass."""
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the rows' rotated keys and their values [Hkv, R, D] in the place of older ones."""
+        ...
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        """What the rows' rotated queries [Hq, R, D] attend to, each up to its own position."""
+        ...
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """Rotated keys by position, up to the last row's, [Hkv, N, D]; read them, no more."""
+        ...
+
+
+class SequenceKV(Protocol):
+    """KV of one sequence. Passes over its rows write to it."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions from here on have no room."""
+        ...
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses."""
+        ...
+
+
+class KVBuffer:
+    """Room for the KV of one prompt and its answer. Owned by one request, never shared.
+
+    keys, values: [L, Hkv, capacity, D]; slot i holds position i. Keys are rotated.
+    """
+
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        filled_on: torch.cuda.Stream | None = None,
+    ) -> None:
+        """filled_on: the stream that `fill` queues its work on; the current one by default."""
+        self._keys = keys
+        self._values = values
+        self._unfilled: list[range] = []  # groups of layers that are written when they are needed
+        self._write: Callable[[slice], None] = _nothing
+        self._stream = filled_on
+        self._filled: dict[int, torch.cuda.Event] = {}  # by layer, while nobody has waited for it
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """All layers', once they are filled."""
+        self._wait_for_all()
+        return self._keys
+
+    @property
+    def values(self) -> torch.Tensor:
+        """All layers', once they are filled."""
+        self._wait_for_all()
+        return self._values
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values [Hkv, capacity, D], once it is filled."""
+        self._wait(layer)
+        return self._keys[layer], self._values[layer]
+
+    @property
+    def capacity(self) -> int:
+        return self._keys.shape[2]
+
+    def copy(self) -> KVBuffer:
+        """Another buffer with the same content."""
+        return KVBuffer(self.keys.clone(), self.values.clone())
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses."""
+        return _BufferRows(self, rows)
+
+    def with_private_tokens(self, positions: Sequence[int]) -> KVBuffer:
+        """The buffer itself: all of its tokens are."""
+        return self
+
+    def as_buffer(self) -> KVBuffer:
+        """The buffer itself."""
+        return self
+
+    def fill(self, write: Callable[[slice], None], ready: Callable[[slice], bool]) -> None:
+        """Call `write` with groups of layers, which it is to `place` KV in.
+
+        What is all `ready` is one group, as far as memory allows: to queue copies costs more time
+        than layers that begin early would save. Groups that aren't ready, and those behind them,
+        are written when one of their layers is read: that waits, and raises what `write` raises.
+
+        On CUDA the work is queued on another stream, so that KV moves while layers compute:
+        what reads a layer waits for its group, and the host for none that is ready. `write` must
+        leave nothing that it needs to the main stream.
+        """
+        layers = range(self._keys.shape[0])
+        all_ready = ready(_slice(layers))
+        if all_ready and self._keys.device.type != "cuda":
+            write(_slice(layers))
+            return
+        self._write = write
+        groups = -(-2 * self._keys.nbytes // STAGED_BYTES) if all_ready else STAGES
+        size = -(-len(layers) // groups)
+        self._unfilled = [layers[start : start + size] for start in layers[::size]]
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._keys.device))
+            for tensor in (self._keys, self._values):
+                tensor.record_stream(self._stream)
+        while self._unfilled and ready(_slice(self._unfilled[0])):
+            self._fill_next()
+
+    def place(
+        self,
+        start: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rotation: Rotation,
+        layers: slice = slice(None),
+    ) -> None:
+        """Copy keys, rotated by `rotation`, and values into slots from `start` on.
+
+        keys, values: [layers, Hkv, T, D], on any device; they stay as they are. Changes the buffer.
+        """
+        slots = slice(start, start + keys.shape[2])
+        rotated = rotate(keys.to(self._keys.device), rotation.of_layers(layers))
+        self._keys[layers, :, slots] = rotated
+        self._values[layers, :, slots] = values
+
+    def place_all(self, segments: Sequence[Segment], rotations: RotaryTable, layers: slice) -> None:
+        """Copy all segments to their positions, on CUDA with Triton.
+
+        Their KV has the chosen layers, and keys in the canonical frame; rotations: to every
+        position in order. Changes the buffer.
+        """
+        if not segments:
+            return
+        from fusionrag_integrations.attention.gather import gather_segments
+
+        table = Segments(segments, rotations)
+        gather_segments(table, 0, self._keys[layers], self._values[layers], by_token=True)
+
+    def clear(self, positions: Sequence[int]) -> None:
+        """Put zeros at `positions`. Changes the buffer."""
+        slots = torch.tensor(positions, dtype=torch.int64, device=self._keys.device)
+        self._keys.index_fill_(2, slots, 0.0)
+        self._values.index_fill_(2, slots, 0.0)
+
+    @torch.inference_mode()  # whoever reads a layer first
+    def _fill_next(self) -> None:
+        group = self._unfilled[0]
+        if self._stream is None:
+            self._write(_slice(group))
+        else:
+            with torch.cuda.stream(self._stream):
+                self._write(_slice(group))
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+            self._filled |= dict.fromkeys(group, event)
+        del self._unfilled[0]
+        if not self._unfilled:
+            self._write = _nothing  # frees what it was written from
+
+    def _wait_for_all(self) -> None:
+        for layer in range(self._keys.shape[0]):
+            self._wait(layer)
+
+    def _wait(self, layer: int) -> None:
+        """Let the current stream wait until the layer is filled, unless it has before."""
+        while self._unfilled and self._unfilled[0].start <= layer:
+            self._fill_next()
+        if event := self._filled.pop(layer, None):
+            torch.cuda.current_stream(self._keys.device).wait_event(event)
+
+
+def _nothing(layers: slice) -> None:
+    """Write no layer."""
+
+
+def _slice(layers: range) -> slice:
+    return slice(layers.start, layers.stop)
+
+
+class _BufferRows:
+    """Rows of a buffer: slot i is position i."""
+
+    def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
+        self._buffer = buffer
+        self.rows = rows
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for slots, new in zip(self._buffer.layer(layer), (keys, values), strict=True):
+            slots.index_copy_(1, self.rows.on_device, new)
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        keys, values = (kv[:, : self.rows.last + 1] for kv in self._buffer.layer(layer))
+        return attend(queries, keys, values, self.rows, spec)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        return self._buffer.layer(layer)[0][:, : self.rows.last + 1]

@@ -1,0 +1,11 @@
+"""The only room that touches transformers' internals.
+
+model.py          `CausalModel`: a model with its tokenizer, and what is known of them
+loading.py        loading both by name, or from a directory; gguf.py: from a GGUF file
+supported.py      which model families can be used, and why others can't
+peft_adapters.py  LoRA and the like, which are refused
+signature.py      what identifies everything that stored KV depends on
+layers.py         some of a model's layers, on the same weights
+rows_pass.py      what transformers is given to run over rows at any positions
+generation.py     logits processors and stopping criteria, as the model's config asks for them
+"""

@@ -1,0 +1,183 @@
+"""A pass over rows of tokens at any positions: what transformers is given in the place of its own.
+
+What it relies on:
+- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, so a
+  cache that writes rows at given positions makes the model compute any positions in any order;
+- attention and mask functions are looked up by one registered name, and extra keyword
+  arguments of the model's forward reach the attention function, as a layer's window does.
+
+Rows of several sequences can share a pass: everything but attention treats each row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.errors import UnsupportedModelError
+from fusionrag_integrations.execution.buffer import RowsKV
+from fusionrag_integrations.selectors.probe import LayerView
+
+ATTENTION = "fusionrag"
+# What transformers 5.17 to 5.24 give attention functions beside `dropout`, 0 unless a model trains,
+# and changes nothing here: positions are the rows', masks follow from them.
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("position_ids", "cache_position", "use_cache", "is_causal"),
+        *("output_attentions", "output_hidden_states", "return_dict"),
+    )
+)
+# Transformers makes no mask where it is given one of four dimensions; rows need none.
+_NO_MASK = torch.empty(1, 1, 1, 1)
+
+
+def register() -> None:
+    """Make transformers know the attention by its name; models then choose it in their config."""
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Capture(Protocol):
+    """What a pass shows its attention to, layer by layer, while the model runs."""
+
+    @property
+    def layers(self) -> Collection[int]:
+        """Which layers it wants to see."""
+        ...
+
+    def record(self, layer: int, view: LayerView) -> None:
+        """view: all rows of the sequence. Its keys are the KV's own, up to the last position."""
+        ...
+
+
+@dataclass(slots=True)
+class ViewCapture:
+    """Keeps what the rows from `first` on ask in chosen layers."""
+
+    first: int
+    layers: frozenset[int]
+    views: dict[int, LayerView] = field(default_factory=dict)
+
+    def record(self, layer: int, view: LayerView) -> None:
+        """Keep the chosen rows."""
+        self.views[layer] = view.of_rows(slice(self.first, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence's share of a pass."""
+
+    kv: RowsKV
+    capture: Capture | None = None
+
+
+def pass_inputs(
+    parts: Sequence[Part],
+    *,
+    token_ids: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
+    keys_only: bool = False,
+) -> dict[str, Any]:
+    """What makes a model run over the parts' rows, one part behind the other.
+
+    token_ids: int64 [R]; or hidden: states [R, hidden]. keys_only: write keys and values, and
+    compute no attention.
+    """
+    given = (
+        {"inputs_embeds": hidden[None]}
+        if hidden is not None
+        else {"input_ids": token_ids[None] if token_ids is not None else None}
+    )
+    positions = [part.kv.rows.on_device for part in parts]
+    return given | {
+        "position_ids": (positions[0] if len(positions) == 1 else torch.cat(positions))[None],
+        "past_key_values": _PassCache(parts),
+        "use_cache": True,
+        "attention_mask": _NO_MASK,
+        "parts": parts,
+        "keys_only": keys_only,
+    }
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    parts: Sequence[Part] | None = None,
+    keys_only: bool = False,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of the parts' rows; without `parts`, transformers' own SDPA attention.
+
+    keys_only: no attention is wanted, only keys and values, which the parts have by now. Raises
+    `UnsupportedModelError` for an argument that would change what attention is.
+    """
+    known = _known(module, kwargs)
+    if parts is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **known
+        )
+        return output
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    spec = AttentionSpec(scaling, sliding_window)
+    attended = []
+    sizes = [len(part.kv.rows) for part in parts]
+    for part, asked in zip(parts, torch.split(query[0], sizes, dim=1), strict=True):
+        if part.capture and layer in part.capture.layers:
+            keys, positions = part.kv.keys(layer), part.kv.rows.on_device
+            view = LayerView(asked, keys, positions, spec)
+            part.capture.record(layer, view)
+        if not keys_only:
+            attended.append(part.kv.attend(layer, asked, spec))
+    if keys_only:
+        return query.transpose(1, 2), None
+    whole = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+    return whole.transpose(0, 1)[None], None
+
+
+def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that may be passed on, less those that are off."""
+    for name in given.keys() - _WITHOUT_EFFECT:
+        value = given[name]
+        if not (value is None or (isinstance(value, int | float) and value == 0)):
+            raise UnsupportedModelError(
+                f"This {module.config.model_type} model gives its attention {name!r}, which is not "
+                "supported: answers without it would be wrong."
+            )
+    return {name: given[name] for name in given.keys() & _WITHOUT_EFFECT}
+
+
+class _PassCache(Cache):  # type: ignore[misc]
+    """Gives each part the new keys and values of its rows; what they attend to, it knows itself."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__(layers=[])
+        self._parts = parts
+        self._sizes = [len(part.kv.rows) for part in parts]
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        new = (torch.split(kv[0], self._sizes, dim=1) for kv in (key_states, value_states))
+        for part, keys, values in zip(self._parts, *new, strict=True):
+            part.kv.write(layer_idx, keys, values)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(part.kv.rows.last for part in self._parts) + 1

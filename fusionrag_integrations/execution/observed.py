@@ -1,0 +1,82 @@
+"""Placed KV beside what a pass computes in its place, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.execution.buffer import KVBuffer, RowsKV
+
+KV = tuple[torch.Tensor, torch.Tensor]
+"""Rotated keys and values, [Hkv, tokens, D]."""
+
+
+class Observer(Protocol):
+    """Is given some tokens' KV in each layer, before the layer's attention reads it."""
+
+    def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
+        """placed: a copy of what the buffer held of the tokens, in their order. computed: what it
+        holds now.
+        """
+        ...
+
+
+class ObservedKV:
+    """A buffer that gives an observer what stood at certain tokens before they are written."""
+
+    def __init__(self, buffer: KVBuffer, positions: Sequence[int], observer: Observer) -> None:
+        self._buffer = buffer
+        self._positions = positions
+        self._observer = observer
+
+    @property
+    def capacity(self) -> int:
+        return self._buffer.capacity
+
+    def over(self, rows: Rows) -> RowsKV:
+        """What a pass over these rows uses; observed if all of the tokens are among them."""
+        inner = self._buffer.over(rows)
+        index = {position: row for row, position in enumerate(rows.positions)}
+        observed = [index[position] for position in self._positions if position in index]
+        if len(observed) < len(self._positions):
+            return inner
+        return _ObservedRows(self._buffer, inner, self._positions, observed, self._observer)
+
+
+class _ObservedRows:
+    """Rows that hold all of the tokens."""
+
+    def __init__(
+        self,
+        buffer: KVBuffer,
+        inner: RowsKV,
+        positions: Sequence[int],
+        observed: Sequence[int],
+        observer: Observer,
+    ) -> None:
+        """observed: which of the rows the tokens at `positions` are."""
+        device = inner.rows.on_device.device
+        self.rows = inner.rows
+        self._buffer = buffer
+        self._inner = inner
+        self._slots = torch.tensor(positions, dtype=torch.int64, device=device)
+        self._observed = torch.tensor(observed, dtype=torch.int64, device=device)
+        self._observer = observer
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the rows' keys and values in place, and call the observer."""
+        before_keys, before_values = self._buffer.layer(layer)
+        placed = before_keys[:, self._slots], before_values[:, self._slots]
+        self._inner.write(layer, keys, values)
+        computed = keys[:, self._observed], values[:, self._observed]
+        self._observer.observe(self._buffer, layer, placed, computed)
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        return self._inner.attend(layer, queries, spec)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        return self._inner.keys(layer)

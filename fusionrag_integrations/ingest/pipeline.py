@@ -1,0 +1,165 @@
+"""Documents -> chunks -> stored KV: the order of the offline steps.
+
+Each step computes only what is missing, so an interrupted ingest continues where it stopped, and
+what was indexed before stays usable throughout:
+
+catalog    chunks are embedded; a changed document replaces its old chunks, and fused KV that was
+           computed behind those is dropped
+embed      chunks that an interrupted ingest didn't add to the vector index
+isolated   KV of every chunk that has none
+fused      KV behind each chunk's neighbours, then the catalog entry that makes it valid
+correct    how fused KV deviates in prompts, measured on a few of the store's own chunks
+collect    records that no chunk uses any more are deleted
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.types import Document
+from fusionrag_integrations.errors import StoreError
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
+from fusionrag_integrations.ingest.corrections import measure_corrections
+from fusionrag_integrations.ingest.documents import DocumentUpdates
+from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
+from fusionrag_integrations.store.deletion import collect_garbage
+from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.support.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did. Chunks that have KV already are not computed again.
+
+    without_room: chunks that have no KV, since the disk budget is full.
+    """
+
+    documents_new: int
+    documents_changed: int
+    documents_unchanged: int
+    documents_deleted: int
+    chunks: int
+    isolated_computed: int
+    fused_computed: int
+    seconds: float
+    without_room: int = 0
+
+
+class Ingest:
+    """Brings a store up to date.
+
+    Each call acquires the store's write lock, and raises `StoreError` where another holds it.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        store: Store,
+        kv: TieredKV,
+        prefix_ids: tuple[int, ...],
+        separator_ids: tuple[int, ...],
+        check_usable: Callable[[], object],
+    ) -> None:
+        """prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours.
+
+        check_usable: raises if the engine was closed, so that an ingest in progress ends.
+        """
+        self._executor = executor
+        self._store = store
+        self._kv = kv
+        self._prefix_ids = prefix_ids
+        self._separator_ids = separator_ids
+        self._check_usable = check_usable
+
+    def run(
+        self,
+        documents: Iterable[Document],
+        delete_others: bool,
+        policy: NeighbourPolicy,
+        progress: Progress | None,
+    ) -> IngestReport:
+        """Bring the store up to date with `documents`.
+
+        Its other documents stay as they are, or are deleted once all of `documents` are stored.
+        """
+        with self._store.writing():
+            return self._run(documents, delete_others, policy, self.until_closed(progress))
+
+    def fuse_adhoc(self, record: ChunkRecord) -> None:
+        """Fuse an ad-hoc chunk, unless the store is being changed."""
+        try:
+            with self._store.writing():
+                prefill = self._prefill(DEFAULT_NEIGHBOURS, self.until_closed(None))
+                prefill.fuse_adhoc(record)
+        except StoreError as error:  # also if the engine is being closed
+            logger.info("An ad-hoc chunk stays isolated for now: %s", error)
+
+    def until_closed(self, progress: Progress | None) -> Progress:
+        """A progress callback that raises if another thread has closed the engine."""
+
+        def checked_progress(stage: str, done: int, total: int) -> None:
+            self._check_usable()
+            if progress is not None:
+                progress(stage, done, total)
+
+        return checked_progress
+
+    def _run(
+        self,
+        documents: Iterable[Document],
+        delete_others: bool,
+        policy: NeighbourPolicy,
+        progress: Progress,
+    ) -> IngestReport:
+        started = perf_counter()
+        changes, catalog = self._store.changes, self._store.catalog
+        prefill = self._prefill(policy, progress)
+        model, before = self._executor.model, len(self._prefix_ids)
+        with changes.begin(self._collect):
+            updated = DocumentUpdates(model, self._store, before, progress).update(documents)
+            deleted = 0
+            if delete_others:
+                others = set(catalog.documents.all()) - updated.keys()
+                deleted = changes.delete(sorted(others))
+            changes.embed_missing(progress)
+            isolated = prefill.prefill_missing()
+            fused = prefill.fuse_missing()
+            measure_corrections(self._executor, self._store, self._kv, progress)
+            self._collect()
+        if prefill.full:
+            logger.warning("The disk's budget is full: some chunks' KV was not kept.")
+        counts = Counter(updated.values())
+        return IngestReport(
+            documents_new=counts["new"],
+            documents_changed=counts["changed"],
+            documents_unchanged=counts["unchanged"],
+            documents_deleted=deleted,
+            chunks=len(catalog.chunks.ids()),
+            isolated_computed=isolated,
+            fused_computed=fused,
+            seconds=perf_counter() - started,
+            without_room=prefill.without_kv() if prefill.full else 0,
+        )
+
+    def _prefill(self, policy: NeighbourPolicy, progress: Progress) -> ChunkPrefill:
+        return ChunkPrefill(
+            self._executor,
+            self._store,
+            self._kv,
+            self._prefix_ids,
+            self._separator_ids,
+            policy,
+            progress,
+        )
+
+    def _collect(self) -> None:
+        collect_garbage(self._store, self._kv)

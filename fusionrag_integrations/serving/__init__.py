@@ -1,0 +1,14 @@
+"""Prompt -> answer.
+
+settings.py      `AnswerSettings`: what a caller can choose
+request.py       `Request`: what is known of one prompt on its way to an answer
+pipeline.py      `Pipeline`: the steps of a request, in their order
+rendering.py     the prompt's text, in which chunks can't spell control tokens
+known_chunks.py  which known chunks a text contains
+adhoc.py         chunks that come with a question: which are worth keeping
+loading.py       the KV of a prompt's chunks
+text_stream.py   tokens to text; detokenizer.py: text that no later token changes
+stops.py         stop strings in a text that comes in pieces
+usage.py         what a request cost; timing.py measures it
+answer/          what a request returns
+"""

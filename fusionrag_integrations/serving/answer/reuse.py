@@ -1,0 +1,81 @@
+"""What was placed for a prompt, and how the answer reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusionrag_integrations.documents.handles import KVKind
+from fusionrag_integrations.prompt.assembled import Span
+from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.serving.loading import LoadedPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A chunk whose KV is not what was asked for. used: None where its tokens were computed."""
+
+    chunk_id: str
+    document_id: str
+    used: KVKind | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reuse:
+    """What was placed for a prompt, without the KV itself. See `LoadedPrompt`.
+
+    spans: the prompt's, each with the kind of its KV. adhoc: ids of the chunks whose KV was
+    computed for it.
+    """
+
+    spans: tuple[Span, ...]
+    missed: tuple[Span, ...]
+    adhoc: frozenset[str]
+    reasons: Mapping[str, str]
+    selection: TokenSelection
+
+    @classmethod
+    def of(cls, loaded: LoadedPrompt, selection: TokenSelection) -> Reuse:
+        """selection: the tokens that were recomputed."""
+        adhoc = frozenset(loaded.adhoc)
+        return cls(loaded.prompt.spans, loaded.missed, adhoc, loaded.reasons, selection)
+
+    def counts(self) -> dict[str, int]:
+        """How many chunks there are of each kind, as fields of `Answer`: each occurrence counts."""
+        kinds = {_occurrence(span): span.variant for span in self.spans}
+        adhoc = [span for span in self.spans if span.record.chunk.id in self.adhoc]
+        return {
+            "fused_chunks": sum(kind == "fused" for kind in kinds.values()),
+            "isolated_chunks": sum(kind == "isolated" for kind in kinds.values()),
+            "missed_chunks": len(set(map(_occurrence, self.missed))),
+            "captured_chunks": len(set(map(_occurrence, adhoc))),
+        }
+
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """Chunks whose KV is not what was asked for, in the prompt's order, each once."""
+        missed = {span.start for span in self.missed}
+        found: dict[str, Fallback] = {}
+        for span in self.in_order():
+            chunk = span.record.chunk
+            if reason := self.reasons.get(chunk.id):
+                used = None if span.start in missed else span.variant
+                found.setdefault(chunk.id, Fallback(chunk.id, chunk.document_id, used, reason))
+        return tuple(found.values())
+
+    def in_order(self) -> list[Span]:
+        """All spans, missed ones too, in order of position."""
+        return sorted((*self.spans, *self.missed), key=lambda span: span.start)
+
+    def why_all(self) -> str:
+        """Why nothing of the prompt is reused; empty where something is."""
+        if self.spans:
+            return ""
+        if self.missed:
+            return "no KV of its chunks could be used."
+        return "no text of the store stands in it."
+
+
+def _occurrence(span: Span) -> tuple[str, int]:
+    """Identifies an occurrence of a chunk, which may have several spans."""
+    return span.record.chunk.id, span.start - span.source_start

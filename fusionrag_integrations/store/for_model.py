@@ -1,0 +1,69 @@
+"""Opens the store of one model, checking that it was made as wanted, or creates it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError, StoreNotFoundError
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.base import KVFiles
+from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.store.vector_index.base import VectorIndex
+
+
+def open_or_create(
+    path: Path,
+    wanted: StoreInfo,
+    embedding: object | None,
+    chunk_tokens: int | None,
+    kv_format: KVFormat | None,
+    index: VectorIndex | None,
+    kv_files: KVFiles | None,
+) -> Store:
+    """Open the store at `path`, or create it as `wanted`.
+
+    chunk_tokens, kv_format: what the user asked for; None accepts those of an existing store.
+    Raises `StoreMismatchError` for a store of another model, salt or format, `InvalidInputError`
+    for one with other chunk_tokens or kv_format, and as `Store.open` does.
+    """
+    with suppress(StoreNotFoundError), ExitStack() as opened:
+        store = Store.open(path, embedding, index=index, kv_files=kv_files)
+        opened.enter_context(store)
+        _check_same(store, wanted, chunk_tokens, kv_format)
+        opened.pop_all()
+        return store
+    return Store.create(path, wanted, embedding, index=index, kv_files=kv_files)
+
+
+def _check_same(
+    store: Store, wanted: StoreInfo, chunk_tokens: int | None, kv_format: KVFormat | None
+) -> None:
+    info, path = store.catalog.info, store.path
+    if info.format_version != wanted.format_version:
+        raise StoreMismatchError(
+            f"The store at {path} has format {info.format_version}; this version reads format "
+            f"{wanted.format_version}. Index the documents into a new store."
+        )
+    if info.signature != wanted.signature:
+        raise StoreMismatchError(
+            f"The store at {path} was made by {info.model_source} (signature {info.signature}), "
+            f"not by {wanted.model_source} (signature {wanted.signature}): weights, dtype, "
+            "tokenizer or RoPE configuration differ. Load that model or make a new store."
+        )
+    if chunk_tokens is not None and chunk_tokens != info.chunk_tokens:
+        raise InvalidInputError(
+            f"The store at {path} has chunks of up to {info.chunk_tokens} tokens; "
+            f"chunk_tokens={chunk_tokens} needs a new store."
+        )
+    if kv_format is not None and kv_format != info.kv_format:
+        raise InvalidInputError(
+            f"The store at {path} keeps KV as {info.kv_format}; kv_format={kv_format!r} needs a "
+            "new store."
+        )
+    if wanted.salt_id != info.salt_id:
+        raise StoreMismatchError(
+            f"The store at {path} was made with {'another' if info.salt_id else 'no'} salt. "
+            "Open it with its own, or make a new store."
+        )

@@ -1,0 +1,52 @@
+"""What a store was made with, and how much it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusionrag_integrations.documents.keys import record_signature
+from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.support.inputs import check_fields
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store was made with, which never changes.
+
+    model_source: the directory or hub name that the model was loaded from. kv_format: of KV
+    records. salt_id: a hash of the store's salt, which is never stored itself. embedding: its name,
+    for messages. probes: its vectors of a few texts, which identify it. store_id: random, to
+    recognise the store's own files; no key depends on it.
+    """
+
+    format_version: int
+    signature: str
+    model_source: str
+    embedding: str
+    chunk_tokens: int
+    kv_format: KVFormat
+    salt_id: str = ""
+    probes: str = ""
+    store_id: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def record_signature(self) -> str:
+        """The signature in every KV record of the store, on which all keys depend."""
+        return record_signature(self.signature, self.kv_format, self.salt_id)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCounts:
+    """How much a store holds. tokens: of all chunks, in the model's tokens.
+
+    captured_chunks: ad-hoc chunks, which the other counts don't include.
+    """
+
+    documents: int
+    chunks: int
+    fused_chunks: int
+    tokens: int
+    captured_chunks: int = 0
