@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks.__main__ import main as benchmarks
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.demo import MODEL_DIR, smollm2
@@ -68,7 +69,7 @@ def commands(group: click.Command) -> list[click.Command]:
 def test_every_command_that_takes_a_model_knows_the_names() -> None:
     options = [
         parameter
-        for command in commands(main)
+        for command in [*commands(main), *commands(benchmarks)]
         for parameter in command.params
         if isinstance(parameter, click.Option) and "--model" in parameter.opts
     ]

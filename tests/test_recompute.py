@@ -13,7 +13,7 @@ from fusionrag_integrations.execution.buffer import KVBuffer
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.placement import (
-    SEPARATOR,
+    MAX_SEPARATOR_TOKENS,
     place,
     place_in_buffer,
     to_resident,
@@ -82,7 +82,7 @@ def test_separators_of_chunks_are_not_looked_with() -> None:
     gaps = [range(b.stop, a.start) for b, a in pairwise(prompt.spans)]
     between = [position for gap in gaps for position in gap]
     assert between
-    assert all(len(gap) <= SEPARATOR for gap in gaps)
+    assert all(len(gap) <= MAX_SEPARATOR_TOKENS for gap in gaps)
     buffer = place_in_buffer(executor, prompt, kvs, len(prompt))
     assert not buffer.keys[:, :, between].any()
     assert not buffer.values[:, :, between].any()

@@ -41,10 +41,10 @@ CORPUS = records("a0 a1 a2 a3 b0 b1 b2 c0 c1 d0")
 def engine_of(corpus: Sequence[ChunkRecord]) -> Any:
     """As much of an engine as policies look at."""
     by_id = {r.chunk.id: r for r in corpus}
-    catalog = SimpleNamespace(
-        chunk_ids=lambda: list(by_id), records=lambda ids: {i: by_id[i] for i in ids}
+    chunks = SimpleNamespace(
+        ids=lambda: list(by_id), records=lambda ids: {i: by_id[i] for i in ids}
     )
-    return SimpleNamespace(corpus=SimpleNamespace(catalog=catalog))
+    return SimpleNamespace(store=SimpleNamespace(catalog=SimpleNamespace(chunks=chunks)))
 
 
 def policy(name: str, corpus: Sequence[ChunkRecord] = CORPUS) -> NeighbourPolicy:

@@ -85,7 +85,8 @@ def each_call(
 @contextmanager
 def no_leaks() -> Iterator[None]:
     """See that the same descriptors are open before and after."""
-    gc.collect()  # or what other tests have left would be closed meanwhile
+    while gc.collect():  # or what other tests have left would be closed meanwhile
+        pass
     before = descriptors()
     yield
     assert descriptors() == before
