@@ -541,7 +541,7 @@ class TestTheVerdict:
 def estimated(engine: FusionEngine, documents: list[Document]) -> Any:
     info = engine.store.catalog.info
     return estimate_ingest(
-        engine.executor,
+        engine.model,
         documents,
         info.chunk_tokens,
         info.kv_format,

@@ -58,6 +58,27 @@ print(len(engine.store.catalog.documents.all()))
 """
 
 
+# A server that loads its model, and opens engines in its workers.
+LOADED = """
+import os, sys
+import torch
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.execution.hf.model import CausalModel
+
+torch.set_num_threads(2)
+torch.ones(1000, 1000).exp().sum()
+model, store, text = sys.argv[1:]
+model = CausalModel.load(model)
+child = os.fork()
+if not child:
+    with FusionEngine.open(model, store) as engine:
+        engine.ingest([Document(id="own", text=text)])
+        print(engine.answer(text, AnswerSettings(max_tokens=2)).usage.completion_tokens)
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
 @pytest.fixture(scope="module")
 def engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FusionEngine:
     store = tmp_path_factory.mktemp("forking") / "store"
@@ -162,3 +183,11 @@ def test_workers_of_a_server_that_has_only_opened_its_engine_do_everything(
     arguments = [sys.executable, "-c", PRELOADED, model_dir, tmp_path / "store", town(2).text]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
     assert (done.stdout.split(), done.returncode) == (["4"], 0), done.stderr
+
+
+def test_workers_of_a_server_that_has_only_loaded_its_model_open_engines(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [sys.executable, "-c", LOADED, model_dir, tmp_path / "store", town(0).text]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.returncode) == (["2"], 0), done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 import fusionrag_integrations
 from fusionrag_integrations import FusionEngine, Store
+from fusionrag_integrations.langchain import FusionKVRetriever
 from fusionrag_integrations.store.verify import Problem
 from tests.conftest import town
 
@@ -59,6 +60,14 @@ def test_old_names_of_an_engine(model_dir: Path, tmp_path: Path) -> None:
             assert engine.words_tools == engine.supports_tools
         with pytest.warns(DeprecationWarning, match="offer is called register_texts now"):
             engine.offer([town(0).text])
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_old_name_of_a_retriever(model_dir: Path, tmp_path: Path) -> None:
+    with FusionEngine.from_pretrained(model_dir, store=tmp_path / "store") as engine:
+        retriever = FusionKVRetriever(store=engine.store)
+        with pytest.warns(DeprecationWarning, match="corpus is called store now"):
+            assert retriever.corpus is engine.store
 
 
 @pytest.mark.filterwarnings("default")

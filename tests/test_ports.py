@@ -57,6 +57,19 @@ def test_an_index_that_lacks_chunks_is_filled_from_the_catalog(
         assert index.ids() == set(store.catalog.chunks.ids())
 
 
+def test_and_so_is_one_that_another_process_did_not_fill(model_dir: Path, tmp_path: Path) -> None:
+    made(model_dir, tmp_path, MemoryVectorIndex(), MemoryKVFiles())
+    index = MemoryVectorIndex()
+    with Store.open(tmp_path, index=index) as reader:
+        reader.search("Town number 1", 1)
+        with FusionEngine.from_pretrained(
+            model_dir, store=tmp_path, index=MemoryVectorIndex(), kv_files=MemoryKVFiles()
+        ) as writer:
+            writer.ingest([town(2)])
+        assert reader.search("Town number 2", 1)[0].chunk.document_id == "town-2"
+        assert index.ids() == set(reader.catalog.chunks.ids())
+
+
 def test_the_directory_has_no_index_of_its_own_then(model_dir: Path, tmp_path: Path) -> None:
     made(model_dir, tmp_path, MemoryVectorIndex(), MemoryKVFiles())
     with pytest.raises(StoreError, match="has lost chunks"):

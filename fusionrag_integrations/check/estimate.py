@@ -41,7 +41,7 @@ class _Size:
 
 
 def estimate_ingest(
-    executor: Executor,
+    model: CausalModel,
     documents: Iterable[Document],
     chunk_tokens: int,
     kv_format: KVFormat,
@@ -53,7 +53,6 @@ def estimate_ingest(
     """
     if not holds_several(documents):
         raise _no_documents(documents)
-    model = executor.model
     chunker = Chunker(chunk_tokens)
     total = len(documents) if isinstance(documents, Sized) else None
     sizes: list[_Size] = []
@@ -72,7 +71,7 @@ def estimate_ingest(
         raise InvalidInputError("The documents hold no text: there is nothing to estimate.")
     isolated = list({size.key: size for size in sizes}.values())  # equal texts share a record
     fused = list(_fused(model, sizes, isolated))
-    pace = measure_pace(executor, sample.records, progress)
+    pace = measure_pace(Executor(model), sample.records, progress)
     file_bytes = _file_bytes(model, kv_format)
     return Estimate(
         documents=count,

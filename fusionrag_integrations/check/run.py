@@ -58,7 +58,7 @@ def check_store(
     if estimate is not None:
         info = engine.store.catalog.info
         estimated = estimate_ingest(
-            engine.executor, estimate, info.chunk_tokens, info.kv_format, progress
+            engine.model, estimate, info.chunk_tokens, info.kv_format, progress
         )
     asked = store_questions(engine.model, engine.store, questions, MAX_TOKENS)
     step = ceil(len(asked) / TIMED)

@@ -112,14 +112,13 @@ def _without_store(
     """Nothing but an estimate, and no store is made for it."""
     from fusionrag_integrations.check import CheckReport, estimate_ingest
     from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
-    from fusionrag_integrations.execution.executor import Executor
     from fusionrag_integrations.execution.hf.model import CausalModel
     from fusionrag_integrations.store.kv.record_store import format_of
 
     loaded = CausalModel.load(find_model(model))
     with bars() as progress:
         estimate = estimate_ingest(
-            Executor(loaded),
+            loaded,
             documents,
             DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens,
             kv_format or format_of(loaded.dtype),

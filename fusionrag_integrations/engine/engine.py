@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -36,10 +37,8 @@ from fusionrag_integrations.support.threads import Closable, Threads
 class FusionEngine(ModelFacts, Closable):
     """Ingests documents into a store, and answers prompts from the KV that is stored there.
 
-    Can be used as a context manager, which closes it:
-
-        with FusionEngine.from_pretrained("model", store="my-store") as engine:
-            ...
+    with FusionEngine.from_pretrained("model", store="my-store") as engine:  # closes it
+        ...
     """
 
     corpus = Renamed("store")
@@ -96,15 +95,15 @@ class FusionEngine(ModelFacts, Closable):
         """Load a model and open the store at `store`, which is created where there is none.
 
         model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" is CUDA if
-        available. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a
-        LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical
-        one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
+        available. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a LangChain
+        `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical one.
+        chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
         (default 256). kv_format: how KV is stored, fixed too: "float32", "float16", "bfloat16",
         "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
-        every key depends on; the same one is needed each time. budgets: bytes of KV on the
-        device, in host memory and on disk. gguf_file: the name of a GGUF file in the directory
-        or hub repository. index, kv_files: used instead of the vector index and the KV files in
-        the directory; the caller closes them.
+        every key depends on; the same one is needed each time. budgets: bytes of KV on the device,
+        in host memory and on disk. gguf_file: the name of a GGUF file in the directory or hub
+        repository. index, kv_files: used instead of the vector index and the KV files in the
+        directory; the caller closes them.
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
@@ -149,7 +148,10 @@ class FusionEngine(ModelFacts, Closable):
             index=index,
             kv_files=kv_files,
         )
-        return cls(parts)
+        with ExitStack() as unless_made:
+            engine = cls(unless_made.enter_context(parts))
+            unless_made.pop_all()
+            return engine
 
     @checked()
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
@@ -184,10 +186,7 @@ class FusionEngine(ModelFacts, Closable):
 
     @checked(leave=("prompt",))
     def count_tokens(
-        self,
-        prompt: Prompt,
-        tools: Sequence[Mapping[str, Any]] = (),
-        raw: bool | None = None,
+        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool | None = None
     ) -> int:
         """Tokens that the model reads of a prompt, its chat template's and tools' included.
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
-from threading import Lock
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from fusionrag_integrations.execution.hf.layers import PartialModels
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.rows_pass import Capture, Part, pass_inputs
 from fusionrag_integrations.execution.steps import GraphedSteps, StaticStep, StepFunction
-from fusionrag_integrations.support.forks import Forkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class SequenceInput:
     capture: Capture | None = None
 
 
-class Executor(Forkable):
+class Executor:
     """Runs a model, which stays as it is. Tensors are on the model's device, logits in its dtype.
 
     Threads may share it: passes change only the KV that they are given.
@@ -44,13 +41,6 @@ class Executor(Forkable):
     def __init__(self, model: CausalModel) -> None:
         self.model = model
         self._partial = PartialModels(model.hf)
-        self._one_graph = Lock()
-        super().__init__()
-
-    def in_child(self) -> None:
-        """In a forked child: OpenMP's threads are gone there, and PyTorch would wait for them."""
-        self._one_graph = Lock()
-        torch.set_num_threads(1)
 
     def new_buffer(self, capacity: int) -> KVBuffer:
         """Room for `capacity` tokens, keys and values [L, Hkv, capacity, D], of undefined content.
@@ -62,7 +52,7 @@ class Executor(Forkable):
         shape = (model.num_layers, model.num_kv_heads, capacity, model.head_dim)
         made = torch.zeros if model.device.type == "cuda" else torch.empty
         keys, values = (made(shape, dtype=model.dtype, device=model.device) for _ in range(2))
-        return KVBuffer(keys, values, self._kv_stream)
+        return KVBuffer(keys, values, model.kv_stream)
 
     @torch.inference_mode()
     def forward_rows(
@@ -162,7 +152,7 @@ class Executor(Forkable):
         """
         if self.model.device.type == "cuda":
             step = self.static_step(kv, position)
-            return GraphedSteps(step, self.model.device, self._one_graph)
+            return GraphedSteps(step, self.model.device, self.model.graph_lock)
         positions = count(position)
         return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)[0]
 
@@ -195,16 +185,6 @@ class Executor(Forkable):
 
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor(token_ids, device=self.model.device)
-
-    @cached_property
-    def _kv_stream(self) -> torch.cuda.Stream | None:
-        """The stream that KV moves on, one for all requests: a stream has memory of its own."""
-        if self.model.device.type != "cuda":
-            return None
-        stream: torch.cuda.Stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
-            self.model.device
-        )
-        return stream
 
 
 def _hidden(model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from langchain_core.callbacks import (
@@ -31,6 +31,7 @@ from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.inputs import checked_value
 from fusionrag_integrations.support.names import refuse_unknown
 from fusionrag_integrations.support.progress import Progress
+from fusionrag_integrations.support.renamed import Renamed
 
 _SEARCH_FIELDS = {"k", "filter", "score_threshold", "search_type", "fetch_k", "lambda_mult"}
 
@@ -57,6 +58,7 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+    corpus: ClassVar = Renamed("store")
 
     engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
     store: Store | None = Field(default=None, exclude=True, repr=False)

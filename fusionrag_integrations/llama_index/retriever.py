@@ -132,6 +132,8 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
 
     def _expected(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
         """The nodes; the engine loads their KV while the query engine makes its prompt."""
+        if self._engine is None:
+            return nodes
         handles = [KVHandle.from_metadata(found.node.metadata) for found in nodes]
         unknown = [
             found.node.get_content(MetadataMode.NONE)

@@ -129,6 +129,8 @@ class Pipeline(Closable):
                 case Stage.DECODE:
                     return self.decode(request)
         except KVRecordError as error:
+            if request.stage not in (Stage.LOAD, Stage.SELECT, Stage.RECOMPUTE):
+                raise
             self._load_again(request, error)
         return ""
 
@@ -203,6 +205,7 @@ class Pipeline(Closable):
         step = self._executor.appender(prefill.kv, len(prompt))
         decoder = TokenDecoder(prefill.logits[0], step, request.generation, request.settings.seed)
         request.begin_output(decoder, self._tokenizer)
+        request.release_loaded()
 
     def decode(self, request: Request) -> str:
         """The next token; returns text that is certain now."""

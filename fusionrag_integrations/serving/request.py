@@ -132,7 +132,23 @@ class Request:
         )
         self.close()
 
+    def release_loaded(self) -> None:
+        """The prompt is computed: free the memory of what it was computed from."""
+        _delete(self, "loaded", "placed", "selection")
+
     def close(self) -> None:
-        """Release all KV; no step follows. May be called again."""
+        """Release all KV, and free its memory; no step follows. May be called again.
+
+        Whoever made the request may hold it for long.
+        """
         self.stage = Stage.DONE
         self.lease.release()
+        self.release_loaded()
+        _delete(self, "assembled", "generation", "output")
+
+
+def _delete(request: Request, *names: str) -> None:
+    """Leave these fields without a value, as they were before their step."""
+    for name in names:
+        if hasattr(request, name):
+            delattr(request, name)

@@ -104,6 +104,8 @@ class Search:
         revision = self._catalog.revision
         if revision != self._seen:
             self._index.refresh()
+            if self._fill_index:
+                self._fill()
             self._seen = revision
 
     def note_change(self) -> int:
@@ -141,9 +143,7 @@ class Search:
     def _check_whole(self) -> None:
         """The index may have more chunks: they are added to it first, and removed last."""
         if self._fill_index:
-            missing = sorted(set(self._catalog.chunks.ids()) - self._index.ids())
-            for batch in batches(missing):
-                restore_vectors(self._catalog, self._index, batch)
+            self._fill()
             self._is_whole = True
             return
         while not self._has_all():
@@ -152,6 +152,12 @@ class Search:
             if not self._has_all() and self._catalog.revision == revision:
                 raise index_lost_chunks(self._path, self._catalog)
         self._is_whole = True
+
+    def _fill(self) -> None:
+        """Add chunks that the index lacks; the next ingest embeds those without a vector."""
+        missing = sorted(set(self._catalog.chunks.ids()) - self._index.ids())
+        for batch in batches(missing):
+            restore_vectors(self._catalog, self._index, batch)
 
     def _has_all(self) -> bool:
         return self._catalog.counts().chunks <= len(self._index.ids())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -11,10 +13,14 @@ import pytest
 
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
 from fusionrag_integrations.errors import FusionRAGError
+from fusionrag_integrations.execution.buffer import KVBuffer
+from fusionrag_integrations.serving.loading import LoadedPrompt
 from tests.conftest import all_records, town
+from tests.processes import quick_collection
 from tests.steps import PATIENCE, Steps, kv_in_use, scripted_stream, until_kv_is_free
 
 LONG = AnswerSettings(max_tokens=40)
+MEMORY = KVBuffer, LoadedPrompt  # what holds a prompt's KV
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,31 @@ def test_kv_is_free_at_the_end_though_the_stream_is_kept(engine: FusionEngine, p
     assert kv_in_use(engine) == 0
 
 
+@pytest.mark.parametrize("end", ["read", "closed"])
+def test_and_so_is_its_memory(engine: FusionEngine, prompt: str, end: str) -> None:
+    """Whoever keeps streams keeps no tensors of the prompt."""
+    engine.answer(prompt, LONG)  # what all requests share is made now
+    with quick_collection():
+        streams = [engine.stream(prompt, LONG) for _ in range(3)]
+        for stream in streams:
+            if end == "read":
+                stream.read()
+            else:
+                next(stream)
+                stream.close()
+        gc.collect()
+        assert [kind for kind in map(type, gc.get_objects()) if kind in MEMORY] == []
+
+
+def test_a_prompts_own_copies_are_gone_while_it_is_decoded(
+    engine: FusionEngine, prompt: str
+) -> None:
+    with quick_collection(), closing(engine.stream(prompt, LONG)) as stream:
+        next(stream)
+        gc.collect()
+        assert [kind for kind in map(type, gc.get_objects()) if kind is LoadedPrompt] == []
+
+
 def test_closed_early_it_computes_nothing_more(
     engine: FusionEngine, prompt: str, steps: Steps
 ) -> None:
@@ -115,6 +146,27 @@ async def test_closed_by_another_thread_it_ends_after_the_step_under_way(
     assert steps.count == held_at
     assert kv_in_use(engine) == 0
     assert len(pieces) <= held_at
+
+
+@pytest.mark.parametrize("attempt", range(50))  # which thread is next is chance
+def test_closed_while_several_threads_read_it_none_goes_on(attempt: int) -> None:
+    begun: list[int] = []
+
+    def pieces() -> Iterator[str]:
+        for count in range(100):
+            begun.append(count)
+            if count == 8:
+                stream.close()
+            time.sleep(0.0005)
+            yield "a"
+
+    stream = scripted_stream(pieces())
+    readers = [threading.Thread(target=list, args=(stream,)) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(PATIENCE)
+    assert max(begun) == 8
 
 
 @pytest.mark.parametrize("way", ["pieces", "whole"])

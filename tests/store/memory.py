@@ -72,6 +72,11 @@ class MemoryVectorIndex:
         ]
         return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
 
+    def search_many(
+        self, vectors: Sequence[Sequence[float]], k: int, scopes: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        return [self.search(vector, k, scopes) for vector in vectors]
+
     def matching(self, where: Mapping[str, Any]) -> set[str]:
         self.refresh()
         holds = _predicate(where)

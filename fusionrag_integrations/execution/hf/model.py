@@ -6,7 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,17 +29,19 @@ from fusionrag_integrations.execution.hf.rows_pass import ATTENTION, register
 from fusionrag_integrations.execution.hf.signature import model_signature
 from fusionrag_integrations.execution.hf.supported import context_window, refuse_unsupported
 from fusionrag_integrations.execution.sampling import SamplingParams
+from fusionrag_integrations.support.forks import Forkable
 
 logger = logging.getLogger(__name__)
 
 
-class CausalModel:
+class CausalModel(Forkable):
     """A supported model with its tokenizer. What runs it is an `Executor`.
 
     source: the directory, GGUF file or hub name that it was loaded from; directory: where files
     that belong to it are. device, dtype: of its weights. context_window: tokens that a prompt and
     its answer may have together. global_layers: those whose attention reaches the whole prompt, not
-    only a window of it.
+    only a window of it. graph_lock: held while a CUDA graph is recorded, for which the device must
+    be quiet.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
@@ -70,6 +74,21 @@ class CausalModel:
         self._ignored: dict[str, Any] = {}  # of the generation config, and logged
         self._stop_strings: StopStringCriteria | None = None
         self._process = os.getpid()
+        self.graph_lock = Lock()
+        super().__init__()
+
+    def in_child(self) -> None:
+        """In a forked child: OpenMP's threads are gone there, and PyTorch would wait for them."""
+        self.graph_lock = Lock()
+        torch.set_num_threads(1)
+
+    @cached_property
+    def kv_stream(self) -> torch.cuda.Stream | None:
+        """The stream that KV moves on, one for all requests: a stream has memory of its own."""
+        if self.device.type != "cuda":
+            return None
+        stream: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return stream
 
     @classmethod
     def load(

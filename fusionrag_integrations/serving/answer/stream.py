@@ -77,11 +77,12 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
                 "alone. Ask again in the child."
             )
         with self._running:
-            piece = "" if self._request.done else self._advance()
-        if self._closed.is_set():  # meanwhile, by another thread
-            self.close()
+            if not (self._closed.is_set() or self._request.done):
+                piece = self._advance()
+                if not self._closed.is_set():
+                    return piece
+            self._request.close()  # another thread has closed the stream meanwhile, or read it
             return ""
-        return piece
 
     def close(self) -> None:
         """Stop, from any thread: release all KV, and compute no further token.

@@ -49,6 +49,12 @@ class VectorIndex(Protocol):
         the filter can't be used, and `StoreMismatchError` as `add` does.
         """
 
+    def search_many(
+        self, vectors: Sequence[Sequence[float]], k: int, scopes: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """What `search` finds for each of several vectors."""
+        ...
+
     def matching(self, where: Mapping[str, Any]) -> set[str]:
         """The ids of the chunks that a filter holds for. where: as in `search`."""
 

@@ -20,6 +20,7 @@ DATABASE_FILE = "chroma.sqlite3"  # Chroma's own, in the directory
 _MOST = 1 << 30  # the most results that Chroma can be asked for
 # Chroma orders equally near chunks differently each time that it opens a directory. So this many
 # more are asked for, and ties sorted by id.
+_AT_ONCE = 256  # vectors of one query
 _TIES = 16
 
 
@@ -78,19 +79,41 @@ class ChromaIndex(Closable):
         where: Mapping[str, Any] | None = None,
     ) -> list[tuple[str, float]]:
         """See `VectorIndex.search`."""
+        return self._query([vector], k, scopes, where)[0]
+
+    def search_many(
+        self, vectors: Sequence[Sequence[float]], k: int, scopes: Sequence[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """See `VectorIndex.search_many`. The filter is evaluated once for many vectors."""
+        found: list[list[tuple[str, float]]] = []
+        for start in range(0, len(vectors), _AT_ONCE):
+            found += self._query(vectors[start : start + _AT_ONCE], k, scopes, None)
+        return found
+
+    def _query(
+        self,
+        vectors: Sequence[Sequence[float]],
+        k: int,
+        scopes: Sequence[str] | None,
+        where: Mapping[str, Any] | None,
+    ) -> list[list[tuple[str, float]]]:
         check_k(k)
         with self._client.reading() as collection:
             if scopes is not None and not scopes:
-                return []
+                return [[] for _ in vectors]
             found = collection.query(
-                query_embeddings=list(unit_rows([vector])),
+                query_embeddings=list(unit_rows(vectors)),
                 n_results=min(k, _MOST) + _TIES,
                 where=chroma_filter(scopes, where or None),
                 include=["distances"],
             )
-        (ids,), (distances,) = found["ids"], found["distances"]
-        hits = [(name, 1.0 - distance) for name, distance in zip(ids, distances, strict=True)]
-        return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+        return [
+            sorted(
+                ((name, 1.0 - distance) for name, distance in zip(*row, strict=True)),
+                key=lambda hit: (-hit[1], hit[0]),
+            )[:k]
+            for row in zip(found["ids"], found["distances"], strict=True)
+        ]
 
     def matching(self, where: Mapping[str, Any]) -> set[str]:
         """See `VectorIndex.matching`."""

@@ -7,6 +7,7 @@ reachable in Chroma's graph. So it is searched only in stores that are too large
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -96,10 +97,16 @@ class ExactSearch(Forkable, Closable):
         for batch in _batches(chunk_ids):
             vectors = self._catalog.vectors.of(batch)
             self._check_known(batch, vectors.keys() & scopes.keys())
+            by_scope: defaultdict[str, list[str]] = defaultdict(list)
             for chunk_id in batch:
+                by_scope[scopes[chunk_id]].append(chunk_id)
+            for scope, names in by_scope.items():
                 # One more than asked for, since a chunk's hits usually include itself.
-                hits = self._index.search(vectors[chunk_id], k + 1, [scopes[chunk_id]])
-                found[chunk_id] = [other for other, _ in hits if other != chunk_id][:k]
+                asked = [vectors[name] for name in names]
+                for name, hits in zip(
+                    names, self._index.search_many(asked, k + 1, [scope]), strict=True
+                ):
+                    found[name] = [other for other, _ in hits if other != name][:k]
         return found
 
     def _check_known(self, chunk_ids: Sequence[str], known: Iterable[str]) -> None:

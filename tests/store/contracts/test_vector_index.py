@@ -69,6 +69,18 @@ def test_search_equals_brute_force(
         assert [s for _, s in found] == pytest.approx([s for _, s in expected], abs=1e-5)
 
 
+def test_many_are_searched_for_as_one_is(
+    index: VectorIndex, crowd: tuple[list[Chunk], np.ndarray]
+) -> None:
+    chunks, vectors = crowd
+    assert index.search_many([[1.0] * 24] * 2, 3) == [[], []]
+    index.add(chunks, vectors.tolist())
+    for scopes in (None, ["a"], ["a", "b"], []):
+        found = index.search_many(vectors.tolist(), 4, scopes)
+        assert found == [index.search(vector.tolist(), 4, scopes) for vector in vectors]
+    assert index.search_many([], 3) == []
+
+
 def test_equal_scores_come_in_order_of_ids(index: VectorIndex) -> None:
     index.add([chunk(n) for n in ["z", "m", "a", "best"]], [[1.0, 1.0]] * 3 + [[1.0, 0.0]])
     assert [i for i, _ in index.search([1.0, 0.0], 4)] == ["best", "a", "m", "z"]
