@@ -240,8 +240,8 @@ class TestFiles:
         file.write_bytes(file.read_bytes()[:-1])
         (found,) = find_damage(store)
         assert (found.area, found.path, found.fixed) == ("corrections", file, False)
-        (mended,) = repair(store)
-        assert (mended.path, mended.fixed) == (file, True)
+        (problem,) = repair(store)
+        assert (problem.path, problem.fixed) == (file, True)
         assert not list(find_damage(store))
         assert not file.exists()
 
@@ -519,8 +519,8 @@ class TestIngest:
         if (place, change) != ("corrections", "delete"):  # nothing is there to be deleted
             with pytest.raises(StoreError, match="corrections"):
                 changes[change]()
-        mended = list(repair(engine.store.path))
-        assert [problem.fixed for problem in mended if problem.area == "corrections"] == [True]
+        found = list(repair(engine.store.path))
+        assert [problem.fixed for problem in found if problem.area == "corrections"] == [True]
         changes[change]()
 
     def test_too_few_chunks_are_not_measured_on(self, model_dir: Path, tmp_path: Path) -> None:

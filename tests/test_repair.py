@@ -1,4 +1,4 @@
-"""Damage to any part of a store is found, and mended without touching what is intact."""
+"""Damage to any part of a store is found, and fixed without touching what is intact."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_kv_of_documents_that_the_catalog_does_not_know_is_kept(
 def test_a_delete_that_was_killed_is_finished_by_the_next_change(
     store: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, at: str, then: str
 ) -> None:
-    """Nothing needs to be mended. Before it began, nothing is deleted."""
+    """Nothing needs to be fixed. Before it began, nothing is deleted."""
     engine = FusionEngine.from_pretrained(model_dir, store=store)
     corpus = engine.store
     secret = keys_of_document(corpus, "town-1")

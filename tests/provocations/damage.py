@@ -1,4 +1,4 @@
-"""Damaged files: what `verify` names, what answering goes around, what `repair` can't mend."""
+"""Damaged files: what `verify` names, what answering goes around, what `repair` can't fix."""
 
 from __future__ import annotations
 

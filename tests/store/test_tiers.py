@@ -27,7 +27,7 @@ SMALL = 2 * 3 * 2 * 9 * 8 * 4 + 9 * 4  # bytes of the tensors of `random_kv`
 
 
 def resident(kv: LayeredKV) -> ChunkKV:
-    """Stands for what turns keys; marks what it makes."""
+    """Stands for what rotates keys; marks what it makes."""
     keys, values = kv.tensors(slice(None), CPU)
     return ChunkKV(kv.key, kv.kind, kv.token_ids, keys + 1, values.clone(), rotated=True)
 
@@ -288,9 +288,9 @@ class TestLayers:
         assert_equal(used(kv, "aa")[0], large_kv("aa"))
         assert len(parsed) == 1
 
-    def test_damage_in_a_layer_shows_when_it_comes(self, kv: TieredKV) -> None:
+    def test_damage_in_a_layer_shows_when_it_comes(self, kv: TieredKV, tmp_path: Path) -> None:
         kv.put(large_kv("aa"))
-        path = next(kv._store.files.files.directory.glob("aa/*"))
+        (path,) = tmp_path.glob("aa/*")
         content = bytearray(path.read_bytes())
         content[-1] ^= 1  # in the last layer's values
         path.write_bytes(content)
