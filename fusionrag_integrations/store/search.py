@@ -144,14 +144,17 @@ class Search:
         """The index may have more chunks: they are added to it first, and removed last."""
         if self._fill_index:
             self._fill()
-            self._is_whole = True
-            return
+        else:
+            self._wait_for_all()
+        self._is_whole = True
+
+    def _wait_for_all(self) -> None:
+        """Another process may be adding some. Raises `StoreError` where none is."""
         while not self._has_all():
             revision = self._catalog.revision
             self._index.refresh()
             if not self._has_all() and self._catalog.revision == revision:
                 raise index_lost_chunks(self._path, self._catalog)
-        self._is_whole = True
 
     def _fill(self) -> None:
         """Add chunks that the index lacks; the next ingest embeds those without a vector."""

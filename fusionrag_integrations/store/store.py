@@ -108,13 +108,7 @@ class Store(Closable):
         embedder = as_embedder(embedding)
         with ExitStack() as opened:
             catalog = opened.enter_context(open_catalog(path))
-            fill_index = index is not None
-            if index is None:
-                index = opened.enter_context(closing(_open_index(path, catalog)))
-            files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
-            store = cls(path, catalog, embedder, index, files, fill_index=fill_index)
-            store._opened = opened.pop_all()
-        return store
+            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
 
     @classmethod
     def create(
@@ -147,12 +141,25 @@ class Store(Closable):
             # Before other files: of two processes only one succeeds, and the other changes none.
             catalog = opened.enter_context(Catalog.create(path / CATALOG_FILE, info))
             notes.write_info(info)
-            fill_index = index is not None
-            if index is None:
-                index = opened.enter_context(closing(ChromaIndex(path / INDEX_DIRECTORY)))
-            files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
-            store = cls(path, catalog, embedder, index, files, fill_index=fill_index)
-            store._opened = opened.pop_all()
+            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
+
+    @classmethod
+    def _of_parts(
+        cls,
+        path: Path,
+        catalog: Catalog,
+        embedder: Embedder,
+        index: VectorIndex | None,
+        kv_files: KVFiles | None,
+        opened: ExitStack,
+    ) -> Self:
+        """The directory's own index and files where none are given. opened: becomes the store's."""
+        fill_index = index is not None
+        if index is None:
+            index = opened.enter_context(closing(_open_index(path, catalog)))
+        files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
+        store = cls(path, catalog, embedder, index, files, fill_index=fill_index)
+        store._opened = opened.pop_all()
         return store
 
     def close(self) -> None:

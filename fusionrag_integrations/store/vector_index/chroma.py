@@ -18,9 +18,9 @@ from fusionrag_integrations.support.threads import Closable
 
 DATABASE_FILE = "chroma.sqlite3"  # Chroma's own, in the directory
 _MOST = 1 << 30  # the most results that Chroma can be asked for
+_AT_ONCE = 256  # vectors of one query
 # Chroma orders equally near chunks differently each time that it opens a directory. So this many
 # more are asked for, and ties sorted by id.
-_AT_ONCE = 256  # vectors of one query
 _TIES = 16
 
 
