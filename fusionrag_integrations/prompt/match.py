@@ -23,6 +23,7 @@ from fusionrag_integrations.prompt.found import (
     TextComparison,
     body,
 )
+from fusionrag_integrations.support.batches import in_batches
 
 ANCHOR = 32  # characters; shorter texts need a handle
 MAX_CANDIDATES = 16  # chunks whose records are read for one site, beside the likely ones
@@ -129,8 +130,8 @@ class ChunkMatcher:
 
     def _read_missing(self, read_texts: ReadTexts) -> None:
         missing = self._chunk_ids(np.flatnonzero(self._lengths == 0))
-        for start in range(0, len(missing), _BATCH):
-            read = list(read_texts(missing[start : start + _BATCH]))
+        for batch in in_batches(missing, _BATCH):
+            read = list(read_texts(batch))
             numbers = [self._number_of[chunk_id] for chunk_id, _, _ in read]
             bodies = [text.lstrip() for _, _, text in read]
             self._hashes[numbers] = fingerprints(bodies, _BEGINNINGS)

@@ -25,6 +25,7 @@ from fusionrag_integrations.store.search import Search
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.store.vector_index.filling import restore_vectors
 from fusionrag_integrations.support.atomic_files import remove_file, touch_file
+from fusionrag_integrations.support.batches import in_batches
 from fusionrag_integrations.support.progress import Progress
 
 EMBEDDING_BATCH = 64
@@ -141,8 +142,7 @@ class Changes:
     def embed(self, chunks: Sequence[Chunk]) -> dict[str, list[float]]:
         """Embed chunks and add them to the index; returns their vectors, by chunk id."""
         vectors: dict[str, list[float]] = {}
-        for start in range(0, len(chunks), EMBEDDING_BATCH):
-            batch = chunks[start : start + EMBEDDING_BATCH]
+        for batch in in_batches(chunks, EMBEDDING_BATCH):
             found = self._embedder.embed_documents([chunk.embedding_text for chunk in batch])
             made = [as_vector(vector) for vector in found]
             self._index.add(batch, made)

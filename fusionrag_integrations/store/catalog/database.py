@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any
 
 from fusionrag_integrations.errors import InvalidInputError, StoreClosedError, StoreError
+from fusionrag_integrations.support.batches import in_batches
 from fusionrag_integrations.support.forks import Forkable
 
 BATCH = 500  # parameters of one statement; SQLite may refuse more than 999
@@ -92,8 +93,7 @@ class Database(Forkable):
 
 def batches(values: Sequence[str]) -> Iterator[Sequence[str]]:
     """As many at once as one statement may have parameters."""
-    for start in range(0, len(values), BATCH):
-        yield values[start : start + BATCH]
+    return in_batches(values, BATCH)
 
 
 @contextmanager

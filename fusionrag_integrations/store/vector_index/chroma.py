@@ -14,6 +14,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.store.vector_index.chroma_client import ChromaClient
 from fusionrag_integrations.store.vector_index.filters import chroma_filter, filterable_metadata
 from fusionrag_integrations.store.vector_index.vectors import check_k, embedding_mismatch, unit_rows
+from fusionrag_integrations.support.batches import in_batches
 from fusionrag_integrations.support.threads import Closable
 
 DATABASE_FILE = "chroma.sqlite3"  # Chroma's own, in the directory
@@ -86,8 +87,8 @@ class ChromaIndex(Closable):
     ) -> list[list[tuple[str, float]]]:
         """See `VectorIndex.search_many`. The filter is evaluated once for many vectors."""
         found: list[list[tuple[str, float]]] = []
-        for start in range(0, len(vectors), _AT_ONCE):
-            found += self._query(vectors[start : start + _AT_ONCE], k, scopes, None)
+        for batch in in_batches(vectors, _AT_ONCE):
+            found += self._query(batch, k, scopes, None)
         return found
 
     def _query(

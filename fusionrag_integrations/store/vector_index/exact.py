@@ -20,6 +20,7 @@ from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.store.vector_index.matrix import VectorMatrix
 from fusionrag_integrations.store.vector_index.vectors import check_k, embedding_mismatch, unit_rows
+from fusionrag_integrations.support.batches import in_batches
 from fusionrag_integrations.support.forks import Forkable
 from fusionrag_integrations.support.threads import Closable
 
@@ -94,7 +95,7 @@ class ExactSearch(Forkable, Closable):
     def _index_neighbours(self, chunk_ids: Sequence[str], k: int) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         scopes = self._catalog.chunks.scope_by_id()
-        for batch in _batches(chunk_ids):
+        for batch in in_batches(chunk_ids, _BATCH):
             vectors = self._catalog.vectors.of(batch)
             self._check_known(batch, vectors.keys() & scopes.keys())
             by_scope: defaultdict[str, list[str]] = defaultdict(list)
@@ -159,7 +160,7 @@ class ExactSearch(Forkable, Closable):
 
     def _parts(
         self, chunk_ids: Iterable[str], before: VectorMatrix | None
-    ) -> Iterator[tuple[list[str], np.ndarray]]:
+    ) -> Iterator[tuple[Sequence[str], np.ndarray]]:
         """Batches of chunk ids with their vectors of length 1: float32 [batch, dimensions]."""
         known = before.rows if before else {}
         by_source: dict[bool, list[str]] = {True: [], False: []}
@@ -168,9 +169,9 @@ class ExactSearch(Forkable, Closable):
         length = 0  # of a vector, in bytes
         if before and known:
             length = before.matrix[0].nbytes
-            for names in _batches(by_source[True]):
+            for names in in_batches(by_source[True], _BATCH):
                 yield names, before.matrix[[known[chunk_id] for chunk_id in names]]
-        for names in _batches(by_source[False]):
+        for names in in_batches(by_source[False], _BATCH):
             packed = self._catalog.vectors.packed(names)
             for chunk_id, vector in packed.items():
                 if len(vector) != (length := length or len(vector)):
@@ -187,7 +188,3 @@ class ExactSearch(Forkable, Closable):
 class _Held:
     revision: int
     vectors: VectorMatrix | None
-
-
-def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
-    return (list(ids[start : start + _BATCH]) for start in range(0, len(ids), _BATCH))
