@@ -20,6 +20,7 @@ from fusionrag_integrations.bench.served import InventedStore
 from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.ttft import from_spans
 from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.store.calibration import Calibration
@@ -125,7 +126,7 @@ class _Requests:
         )
 
     def _answer(self, pipeline: Pipeline, prompt: Prompt) -> Answer:
-        return pipeline.stream(prompt, self._settings).read()
+        return answer_alone(pipeline, prompt, self._settings)
 
 
 def rows_of(

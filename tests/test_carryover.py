@@ -7,7 +7,7 @@ import torch
 
 from fusionrag_integrations.attention.rope import rotate
 from fusionrag_integrations.execution.buffer import KVBuffer
-from fusionrag_integrations.execution.carryover import CHANGED, NEAR, Carryover
+from fusionrag_integrations.execution.carryover import CHANGED, NEAR, CarriedChunk, Carryover
 from fusionrag_integrations.execution.chunk_kv import deviation
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
@@ -35,6 +35,12 @@ def chosen(prompt: AssembledPrompt) -> TokenSelection:
     """A few of the first chunk, its first among them, one of the second, none of the third."""
     first, second = (span.start for span in prompt.spans[:2])
     return TokenSelection((first, first + 3, first + 4, second + 7))
+
+
+def carryover_of(
+    model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
+) -> Carryover:
+    return Carryover(model, CarriedChunk.all_of(prompt, selection))
 
 
 def kvs_of(model: CausalModel) -> list[ChunkKV]:
@@ -96,7 +102,7 @@ def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
 def test_a_token_that_is_another_now_tells_little() -> None:
     model, prompt = model_of(FAMILY), prompt_of_chunks()
     at = prompt.spans[0].start + 5
-    carryover = Carryover.of(model, prompt, TokenSelection((at,)))
+    carryover = carryover_of(model, prompt, TokenSelection((at,)))
     assert carryover
     before = place_in_buffer(Executor(model), prompt, kvs_of(model), len(prompt))
     keys, values = (kv[:, [at]].clone() for kv in before.layer(1))
@@ -116,7 +122,7 @@ def test_a_token_that_is_another_now_tells_little() -> None:
 def test_a_key_without_length_that_stays_so_is_steady() -> None:
     """Not the quotient of nothing by nothing."""
     model, prompt = model_of(FAMILY), prompt_of_chunks()
-    carryover = Carryover.of(model, prompt, TokenSelection((prompt.spans[0].start + 5,)))
+    carryover = carryover_of(model, prompt, TokenSelection((prompt.spans[0].start + 5,)))
     assert carryover
     before = place_in_buffer(Executor(model), prompt, kvs_of(model), len(prompt))
     buffer, none = before.copy(), torch.zeros_like(before.values[1][:, :1])
@@ -136,7 +142,7 @@ def test_chunks_of_any_length_side_by_side() -> None:
     tokens = (5, *(token for chunk in chunks for token in (*chunk, 6)), 7, 8)
     prompt = AssembledPrompt(tokens, spans, (len(tokens) - 2, len(tokens)))
     selected = [tuple(range(s + 3, s + n, 7)) for s, n in zip(starts, sizes, strict=True)]
-    together = Carryover.of(model, prompt, TokenSelection(tuple(p for s in selected for p in s)))
+    together = carryover_of(model, prompt, TokenSelection(tuple(p for s in selected for p in s)))
     assert together
     made = torch.Generator().manual_seed(0)
     off = {p: torch.randn(2, 2, 1, 16, generator=made) for p in together.positions}
@@ -145,7 +151,7 @@ def test_chunks_of_any_length_side_by_side() -> None:
     kv = torch.cat([off[p] for p in together.positions], 2)
     found = together.to_rest(1, kv[0], kv[1], steady)
     for positions in selected:
-        alone = Carryover.of(model, prompt, TokenSelection(positions))
+        alone = carryover_of(model, prompt, TokenSelection(positions))
         assert alone
         rows = [at[p] for p in positions]
         expected = alone.to_rest(1, kv[0][:, rows], kv[1][:, rows], steady[:, rows])
@@ -161,7 +167,7 @@ def test_a_chunk_placed_twice_is_two_chunks() -> None:
     size = len(CHUNKS[0])
     spans = (span(CHUNKS[0], 1), span(CHUNKS[0], 2 + size))
     prompt = AssembledPrompt(ids, spans, (len(ids) - 2, len(ids)))
-    carryover = Carryover.of(model, prompt, TokenSelection((3,)))
+    carryover = carryover_of(model, prompt, TokenSelection((3,)))
     assert carryover
     assert carryover.rest.tolist() == [p for p in range(1, 1 + size) if p != 3]
 
@@ -175,8 +181,8 @@ def test_nothing_is_carried_from_where_a_chunk_begins(first: int) -> None:
     spans = (span(CHUNKS[0], 1 + first, first, size - first),)
     prompt = AssembledPrompt(ids, spans, (len(ids) - 2, len(ids)))
     start = prompt.spans[0].start
-    assert Carryover.of(model, prompt, TokenSelection((start, start + 1))) is None
-    carryover = Carryover.of(model, prompt, TokenSelection((start, start + 1, start + 2)))
+    assert not CarriedChunk.all_of(prompt, TokenSelection((start, start + 1)))
+    carryover = carryover_of(model, prompt, TokenSelection((start, start + 1, start + 2)))
     assert carryover
     assert carryover.positions == (start + 2,)
     assert carryover.rest.tolist() == list(range(start + 3, prompt.spans[0].stop))
@@ -188,7 +194,7 @@ def test_a_chunk_in_two_spans_is_one() -> None:
     first, second = span(CHUNKS[0], 1, 0, 9), span(CHUNKS[0], 11, 10, len(CHUNKS[0]) - 10)
     ids = (5, *CHUNKS[0], 7, 8)
     prompt = AssembledPrompt(ids, (first, second), (len(ids) - 2, len(ids)))
-    carryover = Carryover.of(model, prompt, TokenSelection((3,)))
+    carryover = carryover_of(model, prompt, TokenSelection((3,)))
     assert carryover
     assert carryover.rest.tolist() == [p for p in prompt.chunk_positions if p != 3]
 

@@ -23,6 +23,7 @@ from fusionrag_integrations.execution.placement import (
 from fusionrag_integrations.execution.recompute import PlacedPrompt
 from fusionrag_integrations.execution.steps import EAGER_STEPS, GraphedSteps
 from fusionrag_integrations.selectors.selection import TokenSelection
+from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.store.kv.types import KVFormat
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, tokens, warm
@@ -58,10 +59,10 @@ def test_an_answer_end_to_end(model_dir: Path, tier: Tier) -> None:
     model = CausalModel.load(model_dir, "cuda", "float32")
     settings = AnswerSettings(kv="isolated", selector="all", max_tokens=8)
     with served_prompt(model, 400, tier, None) as (pipeline, prompt):
-        answer = pipeline.stream(prompt, settings).read()
-        full = pipeline.stream(prompt, settings.changed({"kv": "none"})).read()
+        answer = answer_alone(pipeline, prompt, settings)
+        full = answer_alone(pipeline, prompt, settings.changed({"kv": "none"}))
         chosen = settings.changed({"selector": "fusionrag", "ratio": 0.15})
-        some = pipeline.stream(prompt, chosen).read()
+        some = answer_alone(pipeline, prompt, chosen)
     assert answer.token_ids == full.token_ids
     assert answer.usage.recomputed_tokens > some.usage.recomputed_tokens > 0
     assert answer.missed_chunks == some.missed_chunks == 0
@@ -76,7 +77,7 @@ def test_every_format_is_turned_back_as_on_a_cpu(model_dir: Path, kv_format: KVF
     with invented_store(model, 400, kv_format) as store:
         for tier in get_args(Tier):
             pipeline = store.pipeline(store.tiers_at(tier))
-            answer = pipeline.stream(store.prompt, settings).read()
+            answer = answer_alone(pipeline, store.prompt, settings)
             answers.append(answer.token_ids)
             if tier == "device":
                 continue

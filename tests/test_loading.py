@@ -143,7 +143,7 @@ def test_behind_the_ingest_prefix_it_is_what_full_attention_computes(
     executor = Executor(model)
     ids = loaded.prompt.token_ids
     true = executor.new_buffer(len(ids))
-    executor.compute_kv([SequenceInput(ids, range(len(ids)), true)])
+    executor.run([SequenceInput(ids, range(len(ids)), true)])
 
     def off(settings: AnswerSettings, span: int) -> float:
         found = indexed.load(texts, settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusionrag_integrations.execution.buffer import KVBuffer
-from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.placement import (
     MAX_SEPARATOR_TOKENS,
@@ -244,8 +244,9 @@ def test_lower_then_upper_layers_are_the_model(family: str) -> None:
     for depth in range(model.num_layers + 1):
         parts.keys[:, :, :5] = whole.keys[:, :, :5]  # these go no higher than `depth`
         parts.values[:, :, :5] = whole.values[:, :, :5]
-        hidden = executor.forward_lower(ids, every, parts, depth)
-        (logits,) = executor.forward_upper(hidden[5:], every[5:], parts, depth)
+        (hidden,) = executor.run([SequenceInput(ids, every, parts, depth=depth)])
+        above = SequenceInput(ids[5:], every[5:], parts, hidden=hidden[5:], first=depth, last=1)
+        ((logits,),) = executor.run([above])
         torch.testing.assert_close(logits, expected, **TOLERANCE)
         for layer in range(depth):
             torch.testing.assert_close(parts.keys[layer], whole.keys[layer], **TOLERANCE)

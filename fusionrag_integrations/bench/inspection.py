@@ -95,7 +95,7 @@ class Truth:
 
 def _true_kv(executor: Executor, prompt: AssembledPrompt) -> KVBuffer:
     buffer = executor.new_buffer(len(prompt))
-    executor.compute_kv([SequenceInput(prompt.token_ids, range(len(prompt)), buffer)])
+    executor.run([SequenceInput(prompt.token_ids, range(len(prompt)), buffer)])
     return buffer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from fusionrag_integrations.execution.chunk_kv import place_at, prefill_prefix
-from fusionrag_integrations.execution.decoding import TokenDecoder
+from fusionrag_integrations.execution.decoding import TokenChooser
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.sampling import SamplingParams
@@ -44,12 +44,13 @@ class PrefixCache:
         watch.lap("place")
         (logits,) = executor.forward_rows(ids[shared:], range(shared, len(ids)), buffer)
         watch.lap("prefill")
-        decoder = TokenDecoder(logits, executor.appender(buffer, len(ids)), generation)
-        output = PartialAnswer(decoder, TextStream(model.tokenizer, ()))
-        output.add_token()
+        step = executor.appender(buffer, len(ids))
+        chooser = TokenChooser(generation, model.device)
+        output = PartialAnswer(chooser, TextStream(model.tokenizer, ()), buffer)
+        output.add_token(logits)
         watch.lap("first_token")
         while output.finish_reason is None:
-            output.add_token()
+            output.add_token(step(output.token_ids[-1]))
         fresh, answered = len(ids) - shared, len(output.token_ids)
         work = fresh * model.num_layers
         return Answer(

@@ -26,6 +26,7 @@ from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.usage import TTFTBreakdown
@@ -115,7 +116,7 @@ def asker(model: CausalModel, pipeline: Pipeline, prompt: Prompt) -> Ask:
         settings = strategy.settings(max_tokens=1)
         if strategy.kv == "prefix":
             return cache.answer(prompt, settings.sampling)
-        return pipeline.stream(prompt, settings).read()
+        return answer_alone(pipeline, prompt, settings)
 
     return ask
 

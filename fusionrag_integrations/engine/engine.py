@@ -19,7 +19,9 @@ from fusionrag_integrations.ingest.pipeline import Ingest, IngestReport
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.answer import Answer, AnswerStream
 from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.passes import Limits
 from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.serving_loop import ServingLoop
 from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.store.calibration import Calibration
 from fusionrag_integrations.store.deletion import delete_documents
@@ -72,6 +74,7 @@ class FusionEngine(ModelFacts, Closable):
             parts.break_even,
             on_hot=self._ingest.fuse_adhoc,
         )
+        self.serving = ServingLoop(self.pipeline, self.store.path, Limits.on(self.model.device))
         self.threads = Threads("fusionrag-answer", self.store.path)  # for async callers
 
     @classmethod
@@ -174,6 +177,7 @@ class FusionEngine(ModelFacts, Closable):
         `StoreClosedError` at their next step, and so does any later use of the engine, or of
         retrievers and models over it.
         """
+        self.serving.close()
         self.pipeline.close()
         self.threads.close()
         if self._owns_parts:
@@ -296,4 +300,4 @@ class FusionEngine(ModelFacts, Closable):
         `async for` and `await stream.aread()` do the work in threads; it ends when cancelled.
         """
         self._check_usable()
-        return self.pipeline.stream(prompt, settings or AnswerSettings(), self.threads)
+        return self.serving.stream(prompt, settings or AnswerSettings())

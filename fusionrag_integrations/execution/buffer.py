@@ -72,19 +72,24 @@ class KVBuffer:
     @property
     def keys(self) -> torch.Tensor:
         """All layers', once they are filled."""
-        self._wait_for_all()
+        self.wait()
         return self._keys
 
     @property
     def values(self) -> torch.Tensor:
         """All layers', once they are filled."""
-        self._wait_for_all()
+        self.wait()
         return self._values
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer's keys and values [Hkv, capacity, D], once it is filled."""
         self._wait(layer)
         return self._keys[layer], self._values[layer]
+
+    def wait(self) -> None:
+        """Let the current stream wait until all layers are filled."""
+        for layer in range(self._keys.shape[0]):
+            self._wait(layer)
 
     @property
     def capacity(self) -> int:
@@ -183,10 +188,6 @@ class KVBuffer:
         del self._unfilled[0]
         if not self._unfilled:
             self._write = _nothing  # frees what it was written from
-
-    def _wait_for_all(self) -> None:
-        for layer in range(self._keys.shape[0]):
-            self._wait(layer)
 
     def _wait(self, layer: int) -> None:
         """Let the current stream wait until the layer is filled, unless it has before."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -51,8 +52,29 @@ FIRST = 2
 _TINY = torch.finfo(torch.float32).tiny
 
 
-_Chunk = tuple[list[int], list[int]]
-"""Positions of one's tokens: of the selected less its first, and of the others."""
+@dataclass(frozen=True, slots=True)
+class CarriedChunk:
+    """Positions of a chunk's tokens. given: of the selected less its first; others: not selected.
+
+    selected: from the first selected one to the last; what they are off by is carried over at once.
+    """
+
+    given: list[int]
+    others: list[int]
+    selected: range
+
+    @classmethod
+    def all_of(cls, prompt: AssembledPrompt, selection: TokenSelection) -> list[CarriedChunk]:
+        """The chunks of a prompt that have both."""
+        chosen = set(selection.positions)
+        chunks: list[CarriedChunk] = []
+        for positions in prompt.positions_by_chunk:
+            given = [p for p in positions[FIRST:] if p in chosen]
+            others = [p for p in positions if p not in chosen]
+            if given and others:
+                first = next(p for p in positions if p in chosen)
+                chunks.append(cls(given, others, range(first, given[-1] + 1)))
+        return chunks
 
 
 class Carryover:
@@ -64,29 +86,15 @@ class Carryover:
     model's device. In both, chunks of about the same length come together.
     """
 
-    @classmethod
-    def of(
-        cls, model: CausalModel, prompt: AssembledPrompt, selection: TokenSelection
-    ) -> Carryover | None:
-        """From a prompt's selected tokens; None where no chunk has such and others."""
-        chosen = set(selection.positions)
-        chunks: list[_Chunk] = []
-        for positions in prompt.positions_by_chunk:
-            given = [p for p in positions[FIRST:] if p in chosen]
-            others = [p for p in positions if p not in chosen]
-            if given and others:
-                chunks.append((given, others))
-        return cls(model, chunks) if chunks else None
-
-    def __init__(self, model: CausalModel, chunks: Sequence[_Chunk]) -> None:
-        """chunks: their tokens that are carried from and to, none empty."""
-        by_length: defaultdict[int, list[_Chunk]] = defaultdict(list)
-        for given, others in chunks:
-            by_length[(len(given) + len(others)).bit_length()].append((given, others))
+    def __init__(self, model: CausalModel, chunks: Sequence[CarriedChunk]) -> None:
+        """chunks: at least one."""
+        by_length: defaultdict[int, list[CarriedChunk]] = defaultdict(list)
+        for chunk in chunks:
+            by_length[(len(chunk.given) + len(chunk.others)).bit_length()].append(chunk)
         alike = list(by_length.values())
         self._alike = [_Alike(group, model.device) for group in alike]
-        self.positions = tuple(p for group in alike for given, _ in group for p in given)
-        rest = [p for group in alike for _, others in group for p in others]
+        self.positions = tuple(p for group in alike for chunk in group for p in chunk.given)
+        rest = [p for group in alike for chunk in group for p in chunk.others]
         self.rest = torch.tensor(rest, device=model.device)
         self._back = model.rotation(self.positions).inverse()
         self._forth = model.rotation(self.rest)
@@ -138,10 +146,10 @@ class _Alike:
     selected: how many tokens are carried from.
     """
 
-    def __init__(self, chunks: Sequence[_Chunk], device: torch.device) -> None:
+    def __init__(self, chunks: Sequence[CarriedChunk], device: torch.device) -> None:
         sources, targets = (
             pad_sequence([torch.tensor(p) for p in one], batch_first=True, padding_value=-1)
-            for one in zip(*chunks, strict=True)
+            for one in ([chunk.given for chunk in chunks], [chunk.others for chunk in chunks])
         )
         distance = (targets[:, :, None].float() - sources[:, None].float()).abs()
         self._nearness = (NEAR / (NEAR + distance)).to(device)  # [chunks, most rest, most selected]

@@ -29,6 +29,7 @@ from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.execution.buffer import KVBuffer
 from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.work import SequencesWork, Work, complete
 from fusionrag_integrations.selectors.probe import LayerView
 from fusionrag_integrations.store.kv.types import ChunkKV
 
@@ -49,7 +50,7 @@ class Fusion:
 def prefill_prefix(executor: Executor, token_ids: Sequence[int]) -> ChunkKV:
     """KV of the ingest prefix, which stands before every chunk. Its key is empty: not stored."""
     buffer = executor.new_buffer(len(token_ids))
-    executor.compute_kv([SequenceInput(token_ids, range(len(token_ids)), buffer)])
+    executor.run([SequenceInput(token_ids, range(len(token_ids)), buffer)])
     return _slice(executor.model, buffer, 0, "", "isolated", tuple(token_ids), ())
 
 
@@ -60,6 +61,13 @@ def prefill_chunks(
 
     chunks: token ids by key. The KV is on the model's device, its keys in the canonical frame.
     """
+    return complete(executor, prefill_chunks_work(executor, prefix, chunks))
+
+
+def prefill_chunks_work(
+    executor: Executor, prefix: ChunkKV, chunks: Mapping[str, Sequence[int]]
+) -> Work[list[ChunkKV]]:
+    """The same for passes that others share."""
     start = len(prefix.token_ids)
     model, buffers, inputs = executor.model, [], []
     for token_ids in chunks.values():
@@ -68,11 +76,13 @@ def prefill_chunks(
         place_at(model, buffer, prefix, 0)
         buffers.append(buffer)
         inputs.append(SequenceInput(token_ids, range(start, stop), buffer))
-    executor.compute_kv(inputs)
-    return [
-        _slice(model, buffer, start, key, "isolated", tuple(token_ids), ())
-        for buffer, (key, token_ids) in zip(buffers, chunks.items(), strict=True)
-    ]
+    return SequencesWork(
+        inputs,
+        lambda: [
+            _slice(model, buffer, start, key, "isolated", tuple(token_ids), ())
+            for buffer, (key, token_ids) in zip(buffers, chunks.items(), strict=True)
+        ],
+    )
 
 
 def fuse_chunks(
@@ -88,7 +98,7 @@ def fuse_chunks(
     """
     passes = [_FusedPass(executor, prefix, fusion, tuple(separator)) for fusion in fusions]
     if passes:
-        executor.compute_kv([one.input for one in passes])
+        executor.run([one.input for one in passes])
     return [one.result() for one in passes]
 
 

@@ -23,6 +23,43 @@ class DecodedToken:
     finished: FinishReason | None
 
 
+class TokenChooser:
+    """Chooses an answer's tokens, from the logits behind the prompt on, until it ends."""
+
+    def __init__(
+        self, generation: Generation, device: torch.device, seed: int | None = None
+    ) -> None:
+        """device: the logits'. seed: makes sampling repeatable."""
+        self._generation = generation
+        prompt = generation.token_ids
+        self._length = prompt.shape[1]
+        self._ids = prompt.new_empty(1, self._length + generation.max_tokens)
+        self._ids[:, : self._length] = prompt
+        self._sampler = torch.Generator(device)
+        if seed is None:
+            self._sampler.seed()
+        else:
+            self._sampler.manual_seed(seed)
+
+    @torch.inference_mode()
+    def choose(self, logits: torch.Tensor) -> DecodedToken:
+        """The token that follows, of logits [V] behind the last one."""
+        generation, ids = self._generation, self._ids
+        scores = _scores(ids[:, : self._length], logits, generation)
+        if generation.sampled:
+            token = torch.multinomial(scores.softmax(-1), 1, generator=self._sampler)
+        else:
+            token = scores.argmax(-1, keepdim=True)
+        ids[:, self._length] = token[:, 0]
+        self._length += 1
+        finished: FinishReason | None = None
+        if _reached(generation.ends, ids[:, : self._length], scores):
+            finished = "stop"
+        elif _reached(generation.limits, ids[:, : self._length], scores):
+            finished = "length"
+        return DecodedToken(int(token.item()), finished)
+
+
 class TokenDecoder(Iterator[DecodedToken]):
     """Generates from the prompt's last logits [V], until `generation` ends the answer.
 
@@ -39,16 +76,7 @@ class TokenDecoder(Iterator[DecodedToken]):
     ) -> None:
         self._logits = logits
         self._step = step
-        self._generation = generation
-        prompt = generation.token_ids
-        self._length = prompt.shape[1]
-        self._ids = prompt.new_empty(1, self._length + generation.max_tokens)
-        self._ids[:, : self._length] = prompt
-        self._sampler = torch.Generator(logits.device)
-        if seed is None:
-            self._sampler.seed()
-        else:
-            self._sampler.manual_seed(seed)
+        self._chooser = TokenChooser(generation, logits.device, seed)
         self._last: DecodedToken | None = None
 
     def __next__(self) -> DecodedToken:
@@ -56,24 +84,10 @@ class TokenDecoder(Iterator[DecodedToken]):
             if self._last.finished:
                 raise StopIteration
             self._logits = self._step(self._last.token_id)
-        generation, ids = self._generation, self._ids
-        scores = _scores(ids[:, : self._length], self._logits, generation)
-        if generation.sampled:
-            token = torch.multinomial(scores.softmax(-1), 1, generator=self._sampler)
-        else:
-            token = scores.argmax(-1, keepdim=True)
-        ids[:, self._length] = token[:, 0]
-        self._length += 1
-        finished: FinishReason | None = None
-        if _reached(generation.ends, ids[:, : self._length], scores):
-            finished = "stop"
-        elif _reached(generation.limits, ids[:, : self._length], scores):
-            finished = "length"
-        self._last = DecodedToken(int(token.item()), finished)
+        self._last = self._chooser.choose(self._logits)
         return self._last
 
 
-@torch.no_grad()
 def _scores(ids: torch.Tensor, logits: torch.Tensor, generation: Generation) -> torch.Tensor:
     """What the processors make of logits [V], which stay as they are; float32 [1, V]."""
     if not generation.processors:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import torch
+from transformers import Cache
 
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
@@ -20,16 +21,32 @@ from fusionrag_integrations.execution.hf.rows_pass import Capture, Part, pass_in
 from fusionrag_integrations.execution.steps import GraphedSteps, StaticStep, StepFunction
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SequenceInput:
     """One sequence's rows in a pass: their KV is written to `kv`, their attention shown to
-    `capture`. As many token ids as positions.
+    `capture`.
+
+    token_ids: as many as positions; or hidden: the rows' states before layer `first`, [R, hidden].
+    depth: the layer before which they end; None for the model's end, where the logits of the `last`
+    of them are wanted.
     """
 
     token_ids: Sequence[int]
     positions: Sequence[int]
     kv: SequenceKV
     capture: Capture | None = None
+    hidden: torch.Tensor | None = None
+    first: int = 0
+    depth: int | None = None
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseInput:
+    """A prompt's next tokens under full attention, with the model's own cache of those before."""
+
+    token_ids: Sequence[int]
+    cache: Cache
 
 
 class Executor:
@@ -55,71 +72,126 @@ class Executor:
         return KVBuffer(keys, values, model.kv_stream)
 
     @torch.inference_mode()
+    def run(self, inputs: Sequence[SequenceInput | DenseInput]) -> list[torch.Tensor]:
+        """One pass over the rows of several sequences, computed together but for their attention.
+
+        At every layer the rows' keys and values replace what their KV holds there, and each row
+        attends to all positions of its sequence up to its own, as far as the layer's window
+        reaches. Changes each sequence's KV at its positions only. Rows may come in any order;
+        ascending is quickest. Several inputs may be of one sequence: all are written before any row
+        attends.
+
+        A prompt under full attention has a call of the model to itself: it is the model's own.
+
+        Returns for each input the logits of its `last` rows, [last, V]; where `depth` is given, its
+        rows' states there, [R, hidden]; under full attention the last token's logits, [1, V].
+        """
+        shared = iter(self._run_rows([one for one in inputs if isinstance(one, SequenceInput)]))
+        return [
+            next(shared) if isinstance(one, SequenceInput) else self._run_dense(one)
+            for one in inputs
+        ]
+
+    def _run_rows(self, inputs: Sequence[SequenceInput]) -> list[torch.Tensor]:
+        if not inputs:
+            return []
+        rows = [Rows.at(one.positions, self.model.device) for one in inputs]
+        if all(
+            len(row) == one.last and not one.first for row, one in zip(rows, inputs, strict=True)
+        ):
+            # As in decode: nothing to save in the last layer.
+            parts = [Part(one.kv.over(row)) for row, one in zip(rows, inputs, strict=True)]
+            ids = self._ids([token for one in inputs for token in one.token_ids])
+            logits = _logits(self.model.hf, parts, token_ids=ids)
+            return list(torch.split(logits, [one.last for one in inputs]))
+        outputs = self._through_layers(inputs, rows)
+        deepest = self.model.num_layers - 1
+        for depth in (deepest, deepest + 1):
+            ending = [
+                i
+                for i, one in enumerate(inputs)
+                if one.depth is None and max(one.first, deepest) == depth
+            ]
+            finished = self._finish(depth, [(inputs[i], rows[i], outputs[i]) for i in ending])
+            for i, logits in zip(ending, finished, strict=True):
+                outputs[i] = logits
+        return outputs
+
     def forward_rows(
         self, token_ids: Sequence[int], positions: Sequence[int], kv: SequenceKV, last: int = 1
     ) -> torch.Tensor:
-        """Run the model over R rows at `positions`; returns the `last` rows' logits, [last, V].
+        """`run` for one sequence; returns the `last` rows' logits, [last, V]."""
+        return self.run([SequenceInput(token_ids, positions, kv, last=last)])[0]
 
-        At every layer the rows' keys and values replace what `kv` holds there, and each row
-        attends to all positions up to its own, as far as the layer's window reaches. Changes `kv`
-        at `positions` only. Rows may come in any order; ascending is quickest.
+    def _run_dense(self, one: DenseInput) -> torch.Tensor:
+        ids = self._ids(one.token_ids)[None]
+        output = self.model.hf(
+            input_ids=ids, past_key_values=one.cache, use_cache=True, logits_to_keep=1
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _through_layers(
+        self, inputs: Sequence[SequenceInput], rows: Sequence[Rows]
+    ) -> list[torch.Tensor]:
+        """Each one's states behind its last layer, or before the model's last."""
+        deepest = self.model.num_layers - 1
+        stops = [deepest if one.depth is None else one.depth for one in inputs]
+        hidden = [one.hidden for one in inputs]
+        cuts = sorted({*(one.first for one in inputs), *stops})
+        for lower, upper in [*pairwise(cuts)] or [(0, 0)]:
+            here = [i for i, one in enumerate(inputs) if one.first <= lower and upper <= stops[i]]
+            if not here:
+                continue
+            parts = [Part(inputs[i].kv.over(rows[i]), inputs[i].capture) for i in here]
+            given: dict[str, torch.Tensor]
+            if lower == 0:
+                ids = [token for i in here for token in inputs[i].token_ids]
+                given = {"token_ids": self._ids(ids)}
+            else:
+                given = {
+                    "hidden": torch.cat([state for i in here if (state := hidden[i]) is not None])
+                }
+            states = _hidden(self._partial.between(lower, upper), parts, **given)
+            for i, state in zip(
+                here, torch.split(states, [len(rows[i]) for i in here]), strict=True
+            ):
+                hidden[i] = state
+        return [state for state in hidden if state is not None]
+
+    def _finish(
+        self, depth: int, ending: Sequence[tuple[SequenceInput, Rows, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """The last layer, where `depth` leaves it, and logits, of the rows whose logits are wanted.
+
+        Of the others keys and values are all that anything needs there. ending: inputs, with their
+        rows and states behind the layers before `depth`.
         """
-        rows, ids = Rows.at(positions, self.model.device), self._ids(token_ids)
-        if len(rows) == last:  # as in decode: nothing to save in the last layer
-            return _logits(self.model.hf, Part(kv.over(rows)), token_ids=ids)
-        depth = self.model.num_layers - 1
-        hidden = _hidden(self._partial.between(0, depth), [Part(kv.over(rows))], token_ids=ids)
-        return self._finish(hidden, rows, kv, depth, last)
-
-    @torch.inference_mode()
-    def compute_kv(self, inputs: Sequence[SequenceInput]) -> None:
-        """Like `forward_rows` over several sequences at once, for what it writes to their KV only.
-
-        Changes each one's KV at its positions. Attention apart, their rows are computed together.
-        """
-        ids = self._ids([token for one in inputs for token in one.token_ids])
-        parts = [
-            Part(one.kv.over(Rows.at(one.positions, self.model.device)), one.capture)
-            for one in inputs
+        written = [
+            (Part(one.kv.over(rows.part(slice(stop))), one.capture), state[:stop])
+            for one, rows, state in ending
+            if (stop := len(rows) - one.last) and depth < self.model.num_layers
         ]
-        hidden = _hidden(self._partial.between(0, self.model.num_layers - 1), parts, token_ids=ids)
-        self._write_last(hidden, parts)
-
-    @torch.inference_mode()
-    def forward_lower(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        kv: SequenceKV,
-        depth: int,
-        capture: Capture | None = None,
-    ) -> torch.Tensor:
-        """Like `forward_rows`, but through the first `depth` layers only.
-
-        Changes `kv` at `positions` in those layers. Returns the rows' hidden states behind them,
-        [R, hidden].
-        """
-        part = Part(kv.over(Rows.at(positions, self.model.device)), capture)
-        return _hidden(self._partial.between(0, depth), [part], token_ids=self._ids(token_ids))
-
-    @torch.inference_mode()
-    def forward_upper(
-        self,
-        hidden: torch.Tensor,
-        positions: Sequence[int],
-        kv: SequenceKV,
-        depth: int,
-        last: int = 1,
-    ) -> torch.Tensor:
-        """What is left of `forward_rows` behind the first `depth` layers; logits [last, V].
-
-        hidden: the rows' states there, [R, hidden]. Changes `kv` at `positions` in the layers left.
-        """
-        rows, deepest = Rows.at(positions, self.model.device), self.model.num_layers - 1
-        if depth < deepest:
-            part = Part(kv.over(rows))
-            hidden = _hidden(self._partial.between(depth, deepest), [part], hidden=hidden)
-        return self._finish(hidden, rows, kv, max(depth, deepest), last)
+        if written:
+            _hidden(
+                self._partial.last_kv,
+                [part for part, _ in written],
+                keys_only=True,
+                hidden=torch.cat([state for _, state in written]),
+            )
+        wanted = [
+            (Part(one.kv.over(rows.part(slice(-one.last, None)))), state[-one.last :])
+            for one, rows, state in ending
+            if one.last
+        ]
+        if not wanted:
+            return [state[:0] for _, _, state in ending]
+        logits = _logits(
+            self._partial.above(depth),
+            [part for part, _ in wanted],
+            hidden=torch.cat([state for _, state in wanted]),
+        )
+        return list(torch.split(logits, [one.last for one, _, _ in ending]))
 
     @torch.inference_mode()
     def prefill_dense(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, StepFunction]:
@@ -160,28 +232,9 @@ class Executor:
         """What `appender` does, as one step over tensors that stay where they are."""
 
         def forward(token_id: torch.Tensor, row: Rows) -> torch.Tensor:
-            return _logits(self.model.hf, Part(kv.over(row)), token_ids=token_id)[0]
+            return _logits(self.model.hf, [Part(kv.over(row))], token_ids=token_id)[0]
 
         return StaticStep(forward, position, kv.capacity, self.model.device)
-
-    def _finish(
-        self, hidden: torch.Tensor, rows: Rows, kv: SequenceKV, depth: int, last: int
-    ) -> torch.Tensor:
-        """What only the last rows need whole: the last layer, where `depth` leaves it, and logits.
-
-        hidden: behind the layers before `depth`, [R, hidden].
-        """
-        if depth < self.model.num_layers and len(rows) > last:
-            self._write_last(hidden[:-last], [Part(kv.over(rows.part(slice(-last))))])
-        part = Part(kv.over(rows.part(slice(-last, None))))
-        return _logits(self._partial.above(depth), part, hidden=hidden[-last:])
-
-    def _write_last(self, hidden: torch.Tensor, parts: Sequence[Part]) -> None:
-        """Write the rows' keys and values in the last layer, which is all that others need there.
-
-        hidden: behind the layer before it, [R, hidden].
-        """
-        _hidden(self._partial.last_kv, parts, keys_only=True, hidden=hidden)
 
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor(token_ids, device=self.model.device)
@@ -194,7 +247,7 @@ def _hidden(model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:
     return hidden
 
 
-def _logits(model: Any, part: Part, **inputs: Any) -> torch.Tensor:
+def _logits(model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:
     """All rows', [R, V]."""
-    logits: torch.Tensor = model(**pass_inputs([part], **inputs)).logits[0]
+    logits: torch.Tensor = model(**pass_inputs(parts, **inputs)).logits[0]
     return logits

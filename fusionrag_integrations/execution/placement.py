@@ -40,6 +40,10 @@ class PromptKV(Protocol):
         """The same with a slot for every position."""
         ...
 
+    def wait(self) -> None:
+        """Wait until all of it is there. Raises `KVRecordError` where it can't be read."""
+        ...
+
 
 def place(
     executor: Executor, prompt: AssembledPrompt, kvs: Sequence[LayeredKV], capacity: int
@@ -130,6 +134,9 @@ class SharedChunks:
     def as_buffer(self) -> KVBuffer:
         """A copy with a slot for every position."""
         return place_in_buffer(self._executor, self._prompt, self._kvs, self.capacity)
+
+    def wait(self) -> None:
+        """Returns at once: shared chunks are there."""
 
 
 def separators(prompt: AssembledPrompt) -> list[int]:

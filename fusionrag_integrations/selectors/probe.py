@@ -43,6 +43,17 @@ class LayerView:
         """The view of some of the rows."""
         return replace(self, queries=self.queries[:, rows], positions=self.positions[rows])
 
+    @staticmethod
+    def joined(views: Sequence[LayerView]) -> LayerView:
+        """One view of what several show of a layer, whose rows are behind one another."""
+        if len(views) == 1:
+            return views[0]
+        import torch
+
+        queries = torch.cat([view.queries for view in views], dim=1)
+        positions = torch.cat([view.positions for view in views])
+        return replace(views[-1], queries=queries, positions=positions)
+
 
 class Layered(Protocol):
     """A model's layers."""

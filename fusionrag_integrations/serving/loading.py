@@ -1,21 +1,26 @@
-"""AssembledPrompt -> LoadedPrompt: the best KV that is available of a prompt's chunks."""
+"""AssembledPrompt -> LoadedPrompt: the best KV that is available of a prompt's chunks.
+
+read      what is stored
+capture   compute that of new ad-hoc chunks
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.errors import KVForeignError, KVMissingError, KVRecordError
-from fusionrag_integrations.execution.chunk_kv import prefill_chunks
+from fusionrag_integrations.execution.chunk_kv import prefill_chunks_work
 from fusionrag_integrations.execution.correction import CorrectedKV
 from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.work import Work
+from fusionrag_integrations.execution.work import complete as finish
 from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
 from fusionrag_integrations.serving.settings import AnswerSettings
-from fusionrag_integrations.serving.timing import Stopwatch
 from fusionrag_integrations.store.corrections import Correction, Corrections
 from fusionrag_integrations.store.kv.lease import Lease
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
@@ -36,6 +41,37 @@ class LoadedPrompt:
     missed: tuple[Span, ...]
     adhoc: Mapping[str, ChunkKV] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadPrompt:
+    """A prompt with the stored KV of its chunks, before that of new ones is computed.
+
+    wanted: its spans, and the kind of KV each is to have. kvs: by the chunk's id and that kind,
+    None where there is none. new: chunks whose KV this request computes, by their isolated keys.
+    """
+
+    prompt: AssembledPrompt
+    wanted: Sequence[tuple[Span, KVKind]]
+    kvs: Mapping[tuple[str, KVKind], LayeredKV | None]
+    new: Mapping[str, ChunkRecord]
+    reasons: Mapping[str, str]
+
+    def with_new(self, computed: Iterable[ChunkKV]) -> LoadedPrompt:
+        """The prompt with all KV. computed: that of `new`."""
+        adhoc = {self.new[kv.key].chunk.id: kv for kv in computed}
+        spans: list[Span] = []
+        kvs: list[LayeredKV] = []
+        missed: list[Span] = []
+        for span, variant in self.wanted:
+            kv = self.kvs[span.record.chunk.id, variant] or adhoc.get(span.record.chunk.id)
+            if kv is None:
+                missed.append(span)
+            else:
+                spans.append(replace(span, variant=kv.kind))
+                kvs.append(kv)
+        prompt = replace(self.prompt, spans=tuple(spans))
+        return LoadedPrompt(prompt, tuple(kvs), tuple(missed), adhoc, self.reasons)
 
 
 logger = logging.getLogger(__name__)
@@ -68,10 +104,25 @@ class ChunkLoading:
         prompt: AssembledPrompt,
         settings: AnswerSettings,
         lease: Lease,
-        watch: Stopwatch,
         complete: bool = False,
     ) -> LoadedPrompt:
-        """The prompt with its KV. complete: wait for all layers, not only the first ones."""
+        """`read` and `capture`, done at once."""
+        read = self.read(prompt, settings, lease, complete)
+        return read.with_new(finish(self._executor, self.capture(read)) if read.new else ())
+
+    def capture(self, read: ReadPrompt) -> Work[list[ChunkKV]]:
+        """Compute isolated KV of the new chunks."""
+        tokens = {key: record.encoded.token_ids for key, record in read.new.items()}
+        return prefill_chunks_work(self._executor, self._prefix(), tokens)
+
+    def read(
+        self,
+        prompt: AssembledPrompt,
+        settings: AnswerSettings,
+        lease: Lease,
+        complete: bool = False,
+    ) -> ReadPrompt:
+        """The prompt with its stored KV. complete: wait for all layers, not only the first ones."""
         corrects = settings.kv == "fused" and settings.corrected
         at_start = self._at_start(prompt) if corrects else set()
         variants: list[KVKind] = [
@@ -82,9 +133,6 @@ class ChunkLoading:
         lease.prefetch(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
         loaded: dict[tuple[str, KVKind], LayeredKV | None] = {}
         reasons: dict[str, str] = {}
-        spans: list[Span] = []
-        kvs: list[LayeredKV] = []
-        missed: list[Span] = []
         for span, variant in wanted:
             name = (span.record.chunk.id, variant)
             if name not in loaded:
@@ -99,23 +147,12 @@ class ChunkLoading:
                     reason = reason or uncorrected
                 if reason:
                     reasons[span.record.chunk.id] = reason
-        watch.lap("load")
-        adhoc = self._prefill(
-            span.record
+        new = {
+            span.record.isolated_key: span.record
             for span, variant in wanted
             if span.record.captured and loaded[span.record.chunk.id, variant] is None
-        )
-        if adhoc:
-            watch.lap("capture")
-        for span, variant in wanted:
-            kv = loaded[span.record.chunk.id, variant] or adhoc.get(span.record.chunk.id)
-            if kv is None:
-                missed.append(span)
-            else:
-                spans.append(replace(span, variant=kv.kind))
-                kvs.append(kv)
-        prompt = replace(prompt, spans=tuple(spans))
-        return LoadedPrompt(prompt, tuple(kvs), tuple(missed), adhoc, reasons)
+        }
+        return ReadPrompt(prompt, wanted, loaded, new, reasons)
 
     def _at_start(self, prompt: AssembledPrompt) -> set[int]:
         """The starts of the first chunk's spans, if its context is closer to isolated KV's.
@@ -134,15 +171,6 @@ class ChunkLoading:
             for span in prompt.spans
             if span.record.chunk.id == chunk and span.start - span.source_start == at
         }
-
-    def _prefill(self, records: Iterable[ChunkRecord]) -> dict[str, ChunkKV]:
-        """Isolated KV of new ad-hoc chunks, by their ids."""
-        new = {record.isolated_key: record for record in records}
-        if not new:
-            return {}
-        tokens = {key: record.encoded.token_ids for key, record in new.items()}
-        kvs = prefill_chunks(self._executor, self._prefix(), tokens)
-        return {new[kv.key].chunk.id: kv for kv in kvs}
 
     def _without_path(self, reason: str) -> str:
         """A reason for a report, which may be read by people who shouldn't see the store's path."""

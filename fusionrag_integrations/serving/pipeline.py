@@ -1,37 +1,43 @@
 """Prompt -> answer: the steps of a request, in their order.
 
 prepare    render, match, tokenize, assemble
-load       the KV of known chunks, in place in the prompt
-select     which of their tokens to recompute
+read       the stored KV of known chunks
+capture    compute the KV of new ones
+place      the KV, in the prompt
+select     which tokens of chunks to recompute
 recompute  those and the fresh tokens: the prefill; under full attention, all
 decode     a token at a time
+
+Capture, select and recompute need passes of the model. What they want computed is the request's
+`work`; a scheduler runs it, with that of others, and lets the step go on.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.keys import isolated_key
 from fusionrag_integrations.documents.types import Chunk
-from fusionrag_integrations.errors import KVRecordError, PromptTooLongError, StoreClosedError
+from fusionrag_integrations.errors import StoreClosedError
 from fusionrag_integrations.execution.chunk_kv import prefill_prefix
-from fusionrag_integrations.execution.decoding import TokenDecoder
+from fusionrag_integrations.execution.dense import DensePrefill
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.placement import place
 from fusionrag_integrations.execution.recompute import PlacedPrompt
-from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode_chunk, encode_rendered
+from fusionrag_integrations.execution.work import WorkNeeded
+from fusionrag_integrations.prompt import EncodedPrompt, encode_chunk
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.serving.adhoc import AdHocChunks
-from fusionrag_integrations.serving.answer import AnswerStream, Reuse
+from fusionrag_integrations.serving.answer import Reuse
 from fusionrag_integrations.serving.known_chunks import KnownChunks
 from fusionrag_integrations.serving.loading import ChunkLoading, LoadedPrompt
-from fusionrag_integrations.serving.rendering import render_prompt
+from fusionrag_integrations.serving.preparation import Preparation
 from fusionrag_integrations.serving.request import Request, Stage
 from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.serving.timing import Stopwatch
@@ -41,13 +47,11 @@ from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.corrections import Corrections
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV
-from fusionrag_integrations.support.threads import Closable, Threads
-
-logger = logging.getLogger(__name__)
+from fusionrag_integrations.support.threads import Closable
 
 
 class Pipeline(Closable):
-    """Answers prompts over the chunks of one store, from several threads at once.
+    """The steps of requests over the chunks of one store.
 
     What requests share is safe to use from several threads; all else is in the `Request`.
     """
@@ -67,14 +71,14 @@ class Pipeline(Closable):
 
         on_hot: called, in the background, with ad-hoc chunks that are used often.
         """
-        self._executor = executor
+        self.executor = executor
         self._catalog = catalog
         self._kv = kv
         self._prefix_ids = prefix_ids
         self._calibration = calibration
-        self._break_even = break_even
         self.adhoc = AdHocChunks(catalog, kv, self._record, on_hot)
-        self._chunks = KnownChunks(catalog, self.adhoc, self._record)
+        chunks = KnownChunks(catalog, self.adhoc, self._record)
+        self._preparation = Preparation(executor.model, chunks, break_even)
         self.loading = ChunkLoading(
             executor, kv, corrections, lambda: self._prefix, len(prefix_ids)
         )
@@ -93,96 +97,69 @@ class Pipeline(Closable):
 
     def request(self, prompt: Prompt, settings: AnswerSettings) -> Request:
         """A request, before its first step."""
-        watch = Stopwatch(self._executor.model.device)
+        watch = Stopwatch(self.executor.model.device)
         return Request(prompt, settings, self._kv.lease(), watch)
 
-    def stream(
-        self, prompt: Prompt, settings: AnswerSettings, threads: Threads | None = None
-    ) -> AnswerStream:
-        """An answer that is computed as it is read. threads: see `AnswerStream`."""
-        request = self.request(prompt, settings)
-        return AnswerStream(request, partial(self.step, request), threads)
+    def advance(self, request: Request) -> None:
+        """Go on from placing KV to decoding, as far as that takes no pass of the model.
 
-    def step(self, request: Request) -> str:
-        """Do a request's next step; returns text that no later token can change, often none.
-
-        A request that fails releases its KV. Raises `StoreClosedError` after `close`.
+        Where it takes one, `work` has rows left.
         """
-        try:
-            self.check_open()
-            return self._advance(request)
-        except BaseException:
-            request.close()
-            raise
-
-    def _advance(self, request: Request) -> str:
-        try:
-            match request.stage:
-                case Stage.PREPARE:
-                    self.prepare(request)
-                case Stage.LOAD:
-                    self.load(request)
-                case Stage.SELECT:
-                    self.select(request)
-                case Stage.RECOMPUTE:
-                    self.recompute(request)
-                case Stage.DECODE:
-                    return self.decode(request)
-        except KVRecordError as error:
-            if request.stage not in (Stage.LOAD, Stage.SELECT, Stage.RECOMPUTE):
-                raise
-            self._load_again(request, error)
-        return ""
+        steps = {
+            Stage.CAPTURE: self.capture,
+            Stage.PLACE: self.place,
+            Stage.SELECT: self.select,
+            Stage.RECOMPUTE: self.recompute,
+        }
+        while request.stage in steps and not (request.work and request.work.left):
+            steps[request.stage](request)
 
     def prepare(self, request: Request) -> None:
         """Render, match and tokenize the prompt, and decide whether KV is reused."""
-        settings, watch = request.settings, request.watch
-        watch.start()
-        rendered = render_prompt(self._tokenizer, request.prompt, settings, self._chunks)
-        watch.lap("encode")
-        reuses, matches = settings.kv != "none", []
-        if reuses:
-            matches = self._chunks.find(rendered.text, settings)
-            watch.lap("match")
-        request.encoded = encode_rendered(self._tokenizer, rendered, matches)
-        self._fit(request)
-        watch.lap("encode")
-        count = len(request.encoded.token_ids)
-        request.short = reuses and settings.break_even and count < self._break_even
-        request.dense = request.short or not reuses
-        if not reuses:
-            request.full_reason = "the settings ask for it (kv='none')."
-        elif request.short:
-            request.full_reason = (
-                f"it has {count} tokens, and reuse pays from {self._break_even} on here."
-            )
-        else:
-            request.assembled = assemble(request.encoded, matches, settings.handles)
-            watch.lap("match")
-        request.stage = Stage.RECOMPUTE if request.dense else Stage.LOAD
+        self._preparation.prepare(request)
+        request.stage = Stage.RECOMPUTE if request.dense else Stage.READ
 
-    def load(self, request: Request) -> None:
-        """Load the KV of the chunks, and place it. That of new ad-hoc chunks is computed."""
-        request.loaded = loaded = self.loading.load(
-            request.assembled,
-            request.settings,
-            request.lease,
-            request.watch,
-            complete=request.wait_for_all,
+    def read(self, request: Request) -> None:
+        """Read the KV of the chunks, of which the first layers are enough."""
+        request.read = self.loading.read(
+            request.assembled, request.settings, request.lease, complete=request.wait_for_all
         )
-        capacity = len(loaded.prompt) + request.settings.max_tokens
-        kv = place(self._executor, loaded.prompt, loaded.kvs, capacity)
+        request.watch.lap("load", wait=False)
+        request.stage = Stage.CAPTURE
+
+    def capture(self, request: Request) -> None:
+        """Compute the KV of new ad-hoc chunks."""
+        read = request.read
+        if read.new and request.work is None:
+            request.work = self.loading.capture(read)
+            return
+        computed = request.work.result if request.work else ()
+        if read.new:
+            request.watch.lap("capture")
+        request.loaded, request.work = read.with_new(computed), None
+        request.stage = Stage.PLACE
+
+    def place(self, request: Request) -> None:
+        """Place the KV of the chunks in the prompt."""
+        loaded = request.loaded
+        kv = place(self.executor, loaded.prompt, loaded.kvs, request.capacity)
         request.watch.lap("place", wait=False)  # copies go on while the first layers run
+        corrected = request.settings.corrected
         request.placed = PlacedPrompt(
-            self._executor, loaded.prompt, kv, corrected=request.settings.corrected
+            self.executor, loaded.prompt, kv, corrected=corrected, deferred=True
         )
         request.stage = Stage.SELECT
 
     def select(self, request: Request) -> None:
-        """Choose the tokens to recompute."""
+        """Choose the tokens to recompute. A selector is called again once its work is done."""
         settings, placed = request.settings, request.placed
         selector = make_selector(settings.selector, settings.ratio, self._calibration)
-        request.selection = selector.select(request.loaded.prompt, placed)
+        try:
+            request.selection = selector.select(request.loaded.prompt, placed)
+        except WorkNeeded as needed:
+            request.work = needed.work
+            return
+        request.work = None
         request.watch.lap("select")
         request.watch.move("select", "probe", placed.probe_ms)
         request.stage = Stage.RECOMPUTE
@@ -190,101 +167,62 @@ class Pipeline(Closable):
     def recompute(self, request: Request) -> None:
         """Prefill: compute the selected and the fresh tokens, or under full attention all.
 
-        Afterwards the prompt's KV is complete, and its last logits are known.
+        Afterwards the prompt's KV is complete, and its last logits give the first token.
         """
-        if request.dense:
-            self._prefill_dense(request)
+        if request.work is None:
+            request.work = (
+                DensePrefill(self.executor, request.encoded.token_ids, request.capacity)
+                if request.dense
+                else request.placed.recompute_work(request.selection)
+            )
             return
-        prompt = request.loaded.prompt
-        prefill = request.placed.recompute(request.selection)
+        prefill, request.work = request.work.result, None
         request.watch.lap("prefill")
-        self.adhoc.keep(request.loaded)
-        request.usage = self._usage(request)
-        request.reuse = Reuse.of(request.loaded, request.selection)
-        request.full_reason = request.reuse.why_all()
-        step = self._executor.appender(prefill.kv, len(prompt))
-        decoder = TokenDecoder(prefill.logits[0], step, request.generation, request.settings.seed)
-        request.begin_output(decoder, self._tokenizer)
+        layers = self.executor.model.num_layers
+        if request.dense:
+            request.usage = Usage.of_full_attention(len(request.encoded.token_ids), layers)
+        else:
+            self.adhoc.keep(request.loaded)
+            request.reuse = Reuse.of(request.loaded, request.selection)
+            request.usage = request.reuse.usage(request.loaded, request.placed.token_layers, layers)
+            request.full_reason = request.reuse.why_all()
+        request.begin_output(prefill, self._tokenizer)
         request.release_loaded()
+        self.decode(request, prefill.logits[0])
 
-    def decode(self, request: Request) -> str:
-        """The next token; returns text that is certain now."""
+    def decode(self, request: Request, logits: torch.Tensor) -> None:
+        """The next token, of logits [V]; text that is certain now goes to the reader."""
         first = not request.output.token_ids
-        piece = request.output.add_token()
+        piece = request.output.add_token(logits)
         if first:
             request.watch.lap("first_token")
+        request.pieces.put(piece)
         if request.output.finish_reason:
             request.finish(self._catalog.kv.neighbour_chunks)
-        return piece
+
+    def take_in(self, request: Request, outputs: Sequence[torch.Tensor]) -> None:
+        """Go on after a pass. outputs: what it has made of the request's inputs."""
+        if request.work is None:
+            self.decode(request, outputs[0][0])
+            return
+        request.work.give(outputs)
+        self.advance(request)
+
+    def settle(self, request: Request) -> None:
+        """Wait until all KV that a pass would read is there. Raises where some can't be read."""
+        if request.stage in (Stage.SELECT, Stage.RECOMPUTE) and not request.dense:
+            request.placed.wait()
 
     def encode(self, prompt: Prompt, settings: AnswerSettings) -> EncodedPrompt:
         """A prompt's tokens, as in a request."""
-        rendered = render_prompt(self._tokenizer, prompt, settings, self._chunks)
-        return encode_rendered(self._tokenizer, rendered)
+        return self._preparation.encode(prompt, settings)
 
     def load_prompt(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as in a request."""
         self.check_open()
-        rendered = render_prompt(self._tokenizer, prompt, settings, self._chunks)
-        matches = self._chunks.find(rendered.text, settings)
-        encoded = encode_rendered(self._tokenizer, rendered, matches)
-        wanted = assemble(encoded, matches, settings.handles)
-        watch = Stopwatch(self._executor.model.device)
+        assembled = self._preparation.assemble(prompt, settings)
         with self._kv.lease() as lease:
-            return self.loading.load(wanted, settings, lease, watch, complete=True)
-
-    def _fit(self, request: Request) -> None:
-        """Check that the prompt fits the context, and limit the answer to what is left of it."""
-        model, token_ids = self._executor.model, request.encoded.token_ids
-        room = model.context_window - len(token_ids)
-        if room < 1:
-            raise PromptTooLongError(
-                f"The prompt has {len(token_ids)} tokens; the context of {model.name} holds "
-                f"{model.context_window}, and the answer needs at least one of them. Retrieve "
-                "fewer or shorter chunks."
-            )
-        settings = request.settings
-        request.settings = replace(settings, max_tokens=min(settings.max_tokens, room))
-        request.generation = model.generation(token_ids, request.settings.sampling)
-
-    def _load_again(self, request: Request, error: KVRecordError) -> None:
-        """A record turned out damaged while layers ran: load without it, this time completely."""
-        if request.wait_for_all:
-            raise error
-        logger.warning("Starting again without a KV record: %s", error)
-        request.wait_for_all = True
-        request.stage = Stage.LOAD
-
-    def _prefill_dense(self, request: Request) -> None:
-        token_ids = request.encoded.token_ids
-        logits, step = self._executor.prefill_dense(token_ids)
-        request.watch.lap("prefill")
-        layers = self._executor.model.num_layers
-        request.usage = Usage.of_full_attention(len(token_ids), layers)
-        decoder = TokenDecoder(logits, step, request.generation, request.settings.seed)
-        request.begin_output(decoder, self._tokenizer)
-
-    def _usage(self, request: Request) -> Usage:
-        loaded, selection = request.loaded, request.selection
-        prompt, adhoc = loaded.prompt, loaded.adhoc
-        found, selected = len(prompt.chunk_positions), set(selection.positions)
-        captured = sum(
-            position not in selected
-            for span in prompt.spans
-            if span.record.chunk.id in adhoc
-            for position in range(span.start, span.stop)
-        )
-        prefilled = sum(len(kv.token_ids) for kv in adhoc.values())
-        return Usage(
-            prompt_tokens=len(prompt),
-            reused_tokens=found - len(selection) - captured,
-            recomputed_tokens=len(selection),
-            fresh_tokens=len(prompt) - found,
-            missed_tokens=sum(span.length for span in loaded.missed),
-            completion_tokens=0,
-            token_layers=request.placed.token_layers + self._executor.model.num_layers * prefilled,
-            captured_tokens=captured,
-        )
+            return self.loading.load(assembled, settings, lease, complete=True)
 
     def _record(self, chunk: Chunk) -> ChunkRecord:
         encoded = encode_chunk(self._tokenizer, chunk)
@@ -293,8 +231,8 @@ class Pipeline(Closable):
 
     @property
     def _tokenizer(self) -> Any:
-        return self._executor.model.tokenizer
+        return self.executor.model.tokenizer
 
     @cached_property
     def _prefix(self) -> ChunkKV:
-        return prefill_prefix(self._executor, self._prefix_ids)
+        return prefill_prefix(self.executor, self._prefix_ids)

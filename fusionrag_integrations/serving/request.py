@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
-from fusionrag_integrations.execution.decoding import DecodedToken, FinishReason
+import torch
+
+from fusionrag_integrations.execution.buffer import SequenceKV
+from fusionrag_integrations.execution.decoding import FinishReason, TokenChooser
+from fusionrag_integrations.execution.executor import SequenceInput
 from fusionrag_integrations.execution.hf.generation import Generation
-from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
+from fusionrag_integrations.execution.work import Work
 from fusionrag_integrations.prompt import EncodedPrompt
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.serving.answer import Answer, PromptTrace, Reuse
+from fusionrag_integrations.serving.answer.pieces import Pieces
 from fusionrag_integrations.serving.answer.trace import NeighbourLookup
-from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.loading import LoadedPrompt, ReadPrompt
 from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.serving.text_stream import CALL_TOKENS, TextStream
 from fusionrag_integrations.serving.timing import Stopwatch
@@ -28,7 +33,9 @@ class Stage(Enum):
     """The next step of a request."""
 
     PREPARE = auto()
-    LOAD = auto()
+    READ = auto()
+    CAPTURE = auto()
+    PLACE = auto()
     SELECT = auto()
     RECOMPUTE = auto()
     DECODE = auto()
@@ -36,10 +43,11 @@ class Stage(Enum):
 
 
 class PartialAnswer:
-    """An answer while it is decoded."""
+    """An answer while it is decoded. kv: of the prompt and of what was decoded."""
 
-    def __init__(self, decoder: Iterator[DecodedToken], text: TextStream) -> None:
-        self._decoder = decoder
+    def __init__(self, chooser: TokenChooser, text: TextStream, kv: SequenceKV) -> None:
+        self.kv = kv
+        self._chooser = chooser
         self._text = text
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
@@ -50,12 +58,12 @@ class PartialAnswer:
         """The text that no later token can change."""
         return "".join(self._pieces)
 
-    def add_token(self) -> str:
-        """Decode a token; returns text that no later token can change, which may be empty.
+    def add_token(self, logits: torch.Tensor) -> str:
+        """The token that follows, of logits [V]; returns text that no later token can change.
 
-        Sets `finish_reason` at the end.
+        The text may be empty. Sets `finish_reason` at the end.
         """
-        token = next(self._decoder)
+        token = self._chooser.choose(logits)
         self.token_ids.append(token.token_id)
         piece = self._text.push(token.token_id)
         if token.finished or self._text.stopped:
@@ -71,15 +79,23 @@ class Request:
     """What is known of one prompt. `Pipeline` changes it, step by step.
 
     Each comment names the step that sets the fields below it; before that they have no value.
+    pieces: where the text of the answer goes. cancelled: set from any thread; no step follows.
     wait_for_all: set after damage showed late: read every layer of a record before using any.
+    number: of arrival. suspect: a pass that it shared has failed, perhaps because of it.
+    work: what the step that is due has to compute in passes of the model.
     """
 
     prompt: Prompt
     settings: AnswerSettings
     lease: Lease
     watch: Stopwatch
+    pieces: Pieces = field(default_factory=Pieces)
     stage: Stage = Stage.PREPARE
+    cancelled: bool = False
     wait_for_all: bool = False
+    number: int = -1
+    suspect: bool = False
+    work: Work[Any] | None = None
 
     # prepare. dense: compute all of the prompt. full_reason: why; recompute adds its own.
     encoded: EncodedPrompt = field(init=False)
@@ -89,8 +105,13 @@ class Request:
     full_reason: str = ""
     short: bool = False
 
-    # load
+    # read
+    read: ReadPrompt = field(init=False)
+
+    # capture
     loaded: LoadedPrompt = field(init=False)
+
+    # place
     placed: PlacedPrompt = field(init=False)
 
     # select
@@ -105,15 +126,29 @@ class Request:
     answer: Answer | None = None
 
     @property
-    def done(self) -> bool:
+    def over(self) -> bool:
         """Whether no step follows."""
-        return self.stage is Stage.DONE
+        return self.cancelled or self.stage is Stage.DONE
 
-    def begin_output(self, decoder: Iterator[DecodedToken], tokenizer: Any) -> None:
+    @property
+    def capacity(self) -> int:
+        """Tokens that the prompt and its answer may have."""
+        return len(self.encoded.token_ids) + self.settings.max_tokens
+
+    def begin_output(self, prefill: PrefillOutput, tokenizer: Any) -> None:
         """Go on to decoding, once the prompt is computed."""
         shown = CALL_TOKENS if self.settings.tools else ()
-        self.output = PartialAnswer(decoder, TextStream(tokenizer, self.settings.stop, shown))
+        chooser = TokenChooser(self.generation, prefill.logits.device, self.settings.seed)
+        text = TextStream(tokenizer, self.settings.stop, shown)
+        self.output = PartialAnswer(chooser, text, prefill.kv)
         self.stage = Stage.DECODE
+
+    @property
+    def decode_input(self) -> SequenceInput:
+        """What a pass computes to know the next token."""
+        tokens = self.output.token_ids
+        position = len(self.encoded.token_ids) + len(tokens) - 1
+        return SequenceInput(tokens[-1:], (position,), self.output.kv, last=1)
 
     def finish(self, neighbours: NeighbourLookup) -> None:
         """Make the answer, after its last token. neighbours: for the answer's trace."""
@@ -132,9 +167,14 @@ class Request:
         )
         self.close()
 
+    def fail(self, error: BaseException) -> None:
+        """End it by an error, which whoever reads the answer gets."""
+        self.pieces.end(error)
+        self.close()
+
     def release_loaded(self) -> None:
         """The prompt is computed: free the memory of what it was computed from."""
-        _delete(self, "loaded", "placed", "selection")
+        _delete(self, "read", "loaded", "placed", "selection")
 
     def close(self) -> None:
         """Release all KV, and free its memory; no step follows. May be called again.
@@ -142,6 +182,8 @@ class Request:
         Whoever made the request may hold it for long.
         """
         self.stage = Stage.DONE
+        self.work = None
+        self.pieces.end()
         self.lease.release()
         self.release_loaded()
         _delete(self, "assembled", "generation", "output")

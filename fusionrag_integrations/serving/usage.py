@@ -9,13 +9,15 @@ from dataclasses import dataclass, fields
 class TTFTBreakdown:
     """Where the time to first token went, in milliseconds.
 
-    encode: template and tokens. match: finding chunks. load: reading the first layers of KV; what
-    later layers wait for it counts to their own step. capture: computing KV of new chunks. place:
-    rotating and copying KV; on CUDA only until that is queued. probe and select: choosing tokens.
-    prefill: recomputing them and the fresh tokens (or, under full attention, everything).
-    first_token: from logits to the token.
+    queue: waiting to be let in. encode: template and tokens. match: finding chunks. load: reading
+    the first layers of KV; what later layers wait for it counts to their own step. capture:
+    computing KV of new chunks. place: rotating and copying KV; on CUDA only until that is queued.
+    probe and select: choosing tokens. prefill: recomputing them and the fresh tokens (or, under
+    full attention, everything). first_token: from logits to the token. Passes that a request shares
+    count to it whole.
     """
 
+    queue: float = 0.0
     encode: float = 0.0
     match: float = 0.0
     load: float = 0.0

@@ -15,6 +15,7 @@ from fusionrag_integrations.bench.strategies import Strategy
 from fusionrag_integrations.bench.ttft import TTFTRow, fit, measure_ttft
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.store.kv.record_files import RecordFile
@@ -67,13 +68,13 @@ def test_strategies_take_turns_and_the_first_round_is_not_counted(
     model: CausalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    stream = Pipeline.stream
+    request = Pipeline.request
 
     def watched(pipeline: Pipeline, prompt: Any, settings: Any) -> Any:
         asked.append(settings.ratio if settings.kv != "none" else -1.0)
-        return stream(pipeline, prompt, settings)
+        return request(pipeline, prompt, settings)
 
-    monkeypatch.setattr(Pipeline, "stream", watched)
+    monkeypatch.setattr(Pipeline, "request", watched)
     told: list[tuple[int, int]] = []
     measured(
         model,
@@ -233,7 +234,7 @@ def test_answers_are_the_pipelines_own(model: CausalModel) -> None:
     from fusionrag_integrations.bench.served import served_prompt
 
     with served_prompt(model, 300, "host", None) as (pipeline, prompt):
-        answer = pipeline.stream(prompt, STRATEGIES[1].settings(max_tokens=1)).read()
+        answer = answer_alone(pipeline, prompt, STRATEGIES[1].settings(max_tokens=1))
     assert isinstance(answer, Answer)
     assert len(answer.token_ids) == 1
     assert (answer.fused_chunks, answer.missed_chunks) == (0, 0)

@@ -82,6 +82,11 @@ class CausalModel(Forkable):
         self.graph_lock = Lock()
         torch.set_num_threads(1)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Of a token's keys and values in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     @cached_property
     def kv_stream(self) -> torch.cuda.Stream | None:
         """The stream that KV moves on, one for all requests: a stream has memory of its own."""

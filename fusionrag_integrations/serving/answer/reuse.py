@@ -9,6 +9,7 @@ from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.prompt.assembled import Span
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.serving.loading import LoadedPrompt
+from fusionrag_integrations.serving.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,31 @@ class Reuse:
         """selection: the tokens that were recomputed."""
         adhoc = frozenset(loaded.adhoc)
         return cls(loaded.prompt.spans, loaded.missed, adhoc, loaded.reasons, selection)
+
+    def usage(self, loaded: LoadedPrompt, token_layers: int, layers: int) -> Usage:
+        """How the prompt's tokens were obtained. token_layers: of its probes and its recompute.
+
+        layers: the model's, which new chunks ran through besides.
+        """
+        prompt = loaded.prompt
+        found, selected = len(prompt.chunk_positions), set(self.selection.positions)
+        captured = sum(
+            position not in selected
+            for span in prompt.spans
+            if span.record.chunk.id in loaded.adhoc
+            for position in range(span.start, span.stop)
+        )
+        prefilled = sum(len(kv.token_ids) for kv in loaded.adhoc.values())
+        return Usage(
+            prompt_tokens=len(prompt),
+            reused_tokens=found - len(self.selection) - captured,
+            recomputed_tokens=len(self.selection),
+            fresh_tokens=len(prompt) - found,
+            missed_tokens=sum(span.length for span in loaded.missed),
+            completion_tokens=0,
+            token_layers=token_layers + layers * prefilled,
+            captured_tokens=captured,
+        )
 
     def counts(self) -> dict[str, int]:
         """How many chunks there are of each kind, as fields of `Answer`: each occurrence counts."""

@@ -4,65 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from threading import Event, Lock
+from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 from weakref import finalize
 
 from fusionrag_integrations.errors import FusionRAGError, StoreError
 from fusionrag_integrations.serving.answer.answer import Answer
-from fusionrag_integrations.support.threads import Threads
 
 
 class Answering(Protocol):
-    """An answer that is computed step by step."""
-
-    @property
-    def done(self) -> bool:
-        """Whether no step follows."""
-        ...
+    """An answer that is being computed, once a piece of it is asked for."""
 
     @property
     def answer(self) -> Answer | None:
-        """The answer, once all steps are done."""
+        """The answer, once it is whole."""
+        ...
+
+    def next_piece(self) -> str | None:
+        """Wait for text that no later token can change; None at the end. Raises what ended it."""
+        ...
+
+    async def anext_piece(self) -> str | None:
+        """The same, for event loops."""
         ...
 
     def close(self) -> None:
-        """Do no further step, and release all KV."""
+        """Compute no further, from any thread, and release all KV."""
         ...
 
 
 class AnswerStream(Iterator[str], AsyncIterator[str]):
-    """Pieces of an answer's text, for `for` and for `async for`, whose steps run in threads.
+    """Pieces of an answer's text, for `for` and for `async for`.
 
-    `answer` holds the whole once they are exhausted. A stream that isn't read to the end pins KV
-    until it is closed or collected: `with contextlib.closing(engine.stream(prompt)) as stream`.
+    Work begins when it is first read, and goes on whether it is read or not. `answer` holds the
+    whole once they are exhausted. A stream that isn't read to the end holds KV until its answer is
+    whole, or it is closed or collected: `with contextlib.closing(engine.stream(prompt)) as stream`.
     """
 
-    def __init__(
-        self, request: Answering, step: Callable[[], str], threads: Threads | None = None
-    ) -> None:
-        """step: does the request's next step, and returns text that is certain then.
-
-        threads: where `async for` runs the steps; by default in threads of asyncio's.
-        """
-        self._request = request
-        self._advance = step
-        self._in_thread = asyncio.to_thread if threads is None else threads.run
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
         self._process = os.getpid()
-        self._closed = Event()
-        self._running = Lock()
-        finalize(self, request.close).atexit = False
+        finalize(self, answering.close).atexit = False
 
     def __next__(self) -> str:
-        while not self._request.done:
-            if piece := self._step():
-                return piece
-        raise StopIteration
+        self._check_process()
+        piece = self._answering.next_piece()
+        if piece is None:
+            raise StopIteration
+        return piece
 
     async def __anext__(self) -> str:
+        self._check_process()
         try:
-            piece = await self._in_thread(next, self, None)
+            piece = await self._answering.anext_piece()
         except asyncio.CancelledError:
             self.close()
             raise
@@ -70,34 +64,14 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
             raise StopAsyncIteration
         return piece
 
-    def _step(self) -> str:
-        if self._process != os.getpid():
-            raise StoreError(
-                "This answer was begun before its process was forked, and goes on in the parent "
-                "alone. Ask again in the child."
-            )
-        with self._running:
-            if not (self._closed.is_set() or self._request.done):
-                piece = self._advance()
-                if not self._closed.is_set():
-                    return piece
-            self._request.close()  # another thread has closed the stream meanwhile, or read it
-            return ""
-
     def close(self) -> None:
-        """Stop, from any thread: release all KV, and compute no further token.
+        """Stop, from any thread: compute no further token, and release all KV.
 
-        If another thread is computing, it stops after its current step. Does nothing if the stream
-        has ended.
+        A pass of the model that is under way ends first; this doesn't wait for it. Does nothing if
+        the answer is whole.
         """
-        if self._process != os.getpid():
-            return  # its KV is held in the parent
-        self._closed.set()
-        if self._running.acquire(blocking=False):
-            try:
-                self._request.close()
-            finally:
-                self._running.release()
+        if self._process == os.getpid():  # else its KV is held in the parent
+            self._answering.close()
 
     def read(self) -> Answer:
         """Read to the end, and give the answer. Raises as `answer` does where it was closed."""
@@ -106,16 +80,21 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         return self.answer
 
     async def aread(self) -> Answer:
-        """`read` in a thread. Cancelled, it closes the stream."""
-        try:
-            return await self._in_thread(self.read)
-        except asyncio.CancelledError:
-            self.close()
-            raise
+        """`read`, for event loops. Cancelled, it closes the stream."""
+        async for _ in self:
+            pass
+        return self.answer
 
     @property
     def answer(self) -> Answer:
         """The answer with its usage and timing; raises `FusionRAGError` before the end."""
-        if self._request.answer is None:
+        if self._answering.answer is None:
             raise FusionRAGError("The answer is there once its stream has been read to the end.")
-        return self._request.answer
+        return self._answering.answer
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise StoreError(
+                "This answer was begun before its process was forked, and goes on in the parent "
+                "alone. Ask again in the child."
+            )

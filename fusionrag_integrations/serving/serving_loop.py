@@ -1,0 +1,171 @@
+"""The thread in which a scheduler computes what other threads and event loops submit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Condition, RLock, main_thread
+
+from fusionrag_integrations.errors import StoreClosedError
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer import Answer, AnswerStream
+from fusionrag_integrations.serving.passes import Limits
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.request import Request
+from fusionrag_integrations.serving.scheduler import Scheduler, Step
+from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.support.forks import Forkable
+from fusionrag_integrations.support.threads import Closable, Threads
+
+
+class ServingLoop(Forkable, Closable):
+    """Computes all requests of an engine in one thread, which runs while there are any.
+
+    A pool of threads prepares prompts and reads KV meanwhile. A forked child has its own threads,
+    and none of the parent's requests.
+    """
+
+    def __init__(self, pipeline: Pipeline, store: Path, limits: Limits) -> None:
+        """store: whose threads they are, for messages."""
+        self._pipeline = pipeline
+        self._store = store
+        self._limits = limits
+        self._pool = Threads("fusionrag-prepare", store)
+        self._thread = Threads("fusionrag-passes", store, 1)
+        self._closed = False
+        self.in_child()
+        super().__init__()
+
+    def in_child(self) -> None:
+        """Begin anew."""
+        self._changed = Condition()
+        self._submitted: deque[Request] = deque()
+        self._finished: deque[tuple[Request, Exception | None]] = deque()
+        self._has_news = False
+        self._running = False
+        self._scheduler = Scheduler(self._pipeline, self._limits, self)
+
+    def stream(self, prompt: Prompt, settings: AnswerSettings) -> AnswerStream:
+        """An answer. Work begins when it is first read."""
+        return AnswerStream(_LoopAnswer(self, self._pipeline.request(prompt, settings)))
+
+    def submit(self, request: Request) -> None:
+        """Compute a request. Raises `StoreClosedError` after `close`."""
+        with self._changed:
+            if self._closed:
+                raise StoreClosedError.of(self._store)
+            request.watch.start()
+            self._submitted.append(request)
+            self._notify()
+            if not self._running:
+                self._running = True
+                self._thread.submit(self._run)
+
+    def cancel(self, request: Request) -> None:
+        """End a request, at the latest after the pass that is under way."""
+        with self._changed:
+            request.cancelled = True
+            self._notify()
+
+    def close(self) -> None:
+        """End all requests, which fail with `StoreClosedError`. May be called again.
+
+        Waits for the threads, unless one of them calls it.
+        """
+        with self._changed:
+            self._closed = True
+            self._notify()
+        self._thread.close()
+        self._pool.close()
+
+    # The scheduler's background.
+
+    def start(self, request: Request, step: Step) -> None:
+        """Run a step in the pool."""
+        self._pool.submit(self._run_step, request, step)
+
+    def finished(self) -> Sequence[tuple[Request, Exception | None]]:
+        """The requests whose steps have ended since this was called last, and what failed."""
+        with self._changed:
+            finished, self._finished = self._finished, deque()
+        return finished
+
+    def _run_step(self, request: Request, step: Step) -> None:
+        error: Exception | None = None
+        try:
+            if not request.cancelled:
+                request.watch.lap("queue", wait=False)
+                self._pipeline.check_open()
+                step(request)
+        except Exception as failure:  # noqa: BLE001 whoever reads the answer gets it
+            error = failure
+        with self._changed:
+            self._finished.append((request, error))
+            self._notify()
+
+    def _run(self) -> None:
+        """Steps until no request is left."""
+        try:
+            while self._goes_on():
+                if not self._scheduler.step():
+                    self._wait()
+        except BaseException as error:
+            self._scheduler.end_all(RuntimeError(f"The serving thread has failed: {error}"))
+            raise
+
+    def _goes_on(self) -> bool:
+        """Let new requests in. Returns whether there are any."""
+        with self._changed:
+            self._has_news = False
+            for request in self._submitted:
+                self._scheduler.add(request)
+            self._submitted.clear()
+            if self._closed or not main_thread().is_alive():  # nobody waits for answers any more
+                self._scheduler.end_all(StoreClosedError.of(self._store))
+            self._running = not self._scheduler.idle
+            return self._running
+
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_news)
+
+    def _notify(self) -> None:
+        self._has_news = True
+        self._changed.notify_all()
+
+
+class _LoopAnswer:
+    """An answer that the loop computes once it is asked for."""
+
+    def __init__(self, loop: ServingLoop, request: Request) -> None:
+        self._loop = loop
+        self._request = request
+        self._changing = RLock()  # a finalizer may close it at any moment
+        self._begun = False
+
+    @property
+    def answer(self) -> Answer | None:
+        return self._request.answer
+
+    def next_piece(self) -> str | None:
+        self._begin()
+        return self._request.pieces.get()
+
+    async def anext_piece(self) -> str | None:
+        self._begin()
+        return await self._request.pieces.aget()
+
+    def close(self) -> None:
+        with self._changing:
+            self._request.pieces.discard()
+            if self._begun:
+                self._loop.cancel(self._request)
+            else:
+                self._request.close()
+
+    def _begin(self) -> None:
+        with self._changing:
+            if not (self._begun or self._request.over):
+                self._loop.submit(self._request)
+                self._begun = True
