@@ -28,8 +28,8 @@ ALIGNED = 16  # bytes that a GPU reads at once
 class Segment:
     """A run of a chunk's KV in a sequence.
 
-    keys, values: the chunk's, contiguous [L, Hkv, T, D]; key t is rotated to position t. Its tokens
-    [source_start, source_start + length) stand at positions [start, start + length).
+    keys, values: the chunk's, contiguous [L, Hkv, T, D]; key t is rotated to position first + t.
+    Its tokens [source_start, source_start + length) stand at positions [start, start + length).
     """
 
     keys: torch.Tensor
@@ -37,11 +37,12 @@ class Segment:
     source_start: int
     start: int
     length: int
+    first: int = 0
 
     @property
     def shift(self) -> int:
-        """The position of the chunk's first token."""
-        return self.start - self.source_start
+        """How far its keys have to be moved."""
+        return self.start - self.source_start - self.first
 
 
 class Segments:

@@ -73,6 +73,7 @@ class FusionEngine(ModelFacts, Closable):
             parts.calibration,
             parts.break_even,
             on_hot=self._ingest.fuse_adhoc,
+            start_bytes=parts.start_bytes,
         )
         self.serving = ServingLoop(self.pipeline, self.store.path, Limits.on(self.model.device))
         self.threads = Threads("fusionrag-answer", self.store.path)  # for async callers

@@ -44,6 +44,7 @@ class EngineParts(Closable):
 
     prefix_ids: token ids before every chunk at ingest. separator_ids: between a chunk and its
     neighbours. break_even: reuse pays for prompts of this many tokens; 0 if it wasn't measured.
+    start_bytes: of KV of prompts' starts that is kept.
     """
 
     executor: Executor
@@ -53,6 +54,7 @@ class EngineParts(Closable):
     separator_ids: tuple[int, ...]
     calibration: Calibration | None
     break_even: int
+    start_bytes: int
 
     @classmethod
     def open(
@@ -99,6 +101,7 @@ class EngineParts(Closable):
                 separator_ids=_encoded(tokenizer, SEPARATOR),
                 calibration=first_calibration(measured, signature, model.name, model.num_layers),
                 break_even=first_break_even(measured, signature, device_name(model.device)),
+                start_bytes=budgets.starts,
             )
             opened.pop_all()
         return parts

@@ -48,6 +48,10 @@ class SequenceKV(Protocol):
         """What a pass over these rows uses."""
         ...
 
+    def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the rotated keys and the values at these positions, [L, Hkv, T, D]."""
+        ...
+
 
 class KVBuffer:
     """Room for the KV of one prompt and its answer. Owned by one request, never shared.
@@ -167,6 +171,19 @@ class KVBuffer:
 
         table = Segments(segments, rotations)
         gather_segments(table, 0, self._keys[layers], self._values[layers], by_token=True)
+
+    def copy_in(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy keys, rotated already, and values [L, Hkv, T, D] into slots from `start` on.
+
+        No chunk is placed there. Changes the buffer.
+        """
+        slots = slice(start, start + keys.shape[2])
+        self._keys[:, :, slots], self._values[:, :, slots] = keys, values
+
+    def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
+        slots = slice(positions.start, positions.stop)
+        return self.keys[:, :, slots].clone(), self.values[:, :, slots].clone()
 
     def clear(self, positions: Sequence[int]) -> None:
         """Put zeros at `positions`. Changes the buffer."""

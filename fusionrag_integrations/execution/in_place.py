@@ -43,6 +43,18 @@ class InPlaceKV:
         private = PrivateRows(rows, self._tokens, self.capacity, self._stale)
         return _InPlaceRows(self._segments, self._keys, self._values, private)
 
+    def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
+        last = Rows.at((self.capacity - 1,), self._keys.device)
+        private = PrivateRows(last, self._tokens, self.capacity, self._stale)
+        copied = [
+            by_position(layer, self._keys[layer], self._values[layer], private, self._segments)
+            for layer in range(len(self._keys))
+        ]
+        slots = slice(positions.start, positions.stop)
+        keys, values = (torch.stack(kv)[:, :, slots] for kv in zip(*copied, strict=True))
+        return keys.contiguous(), values.contiguous()
+
 
 class _InPlaceRows:
     """Rows of a pass over such KV."""

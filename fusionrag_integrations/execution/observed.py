@@ -37,6 +37,9 @@ class ObservedKV:
     def capacity(self) -> int:
         return self._buffer.capacity
 
+    def copy_out(self, positions: range) -> KV:
+        return self._buffer.copy_out(positions)
+
     def over(self, rows: Rows) -> RowsKV:
         """What a pass over these rows uses; observed if all of the tokens are among them."""
         inner = self._buffer.over(rows)

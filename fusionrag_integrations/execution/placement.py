@@ -16,6 +16,7 @@ from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.in_place import InPlaceKV
+from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
 
@@ -46,10 +47,14 @@ class PromptKV(Protocol):
 
 
 def place(
-    executor: Executor, prompt: AssembledPrompt, kvs: Sequence[LayeredKV], capacity: int
+    executor: Executor,
+    prompt: AssembledPrompt,
+    kvs: Sequence[LayeredKV],
+    capacity: int,
+    start: KnownStart = NOTHING_KNOWN,
 ) -> PromptKV:
     """KV of the prompt's chunks: shared in place, if all are on the model's device as `to_resident`
-    makes them; otherwise copied into a buffer.
+    makes them; otherwise copied into a buffer. start: of what the prompt begins with.
     """
     shared = [
         kv
@@ -57,13 +62,17 @@ def place(
         if isinstance(kv, ChunkKV) and kv.rotated and kv.keys.device == executor.model.device
     ]
     if shared and len(shared) == len(kvs):
-        return SharedChunks(executor, prompt, shared, capacity)
-    return place_in_buffer(executor, prompt, kvs, capacity)
+        return SharedChunks(executor, prompt, shared, capacity, start)
+    return place_in_buffer(executor, prompt, kvs, capacity, start)
 
 
 @torch.inference_mode()
 def place_in_buffer(
-    executor: Executor, prompt: AssembledPrompt, kvs: Sequence[LayeredKV], capacity: int
+    executor: Executor,
+    prompt: AssembledPrompt,
+    kvs: Sequence[LayeredKV],
+    capacity: int,
+    start: KnownStart = NOTHING_KNOWN,
 ) -> KVBuffer:
     """A buffer of `capacity` tokens that holds each span's KV, rotated to its positions.
 
@@ -77,6 +86,7 @@ def place_in_buffer(
     write = partial(_write_at_once if at_once else _write_spans, executor, prompt, kvs, buffer)
     buffer.fill(write, lambda layers: all(kv.ready(layers) for kv in kvs))
     buffer.clear(separators(prompt))
+    start.place(buffer)
     return buffer
 
 
@@ -109,19 +119,24 @@ class SharedChunks:
         prompt: AssembledPrompt,
         kvs: Sequence[ChunkKV],
         capacity: int,
+        start: KnownStart = NOTHING_KNOWN,
     ) -> None:
         """kvs: one for each of the prompt's spans, as `to_resident` gives them; never modified."""
         self.capacity = capacity
+        self._start = start
         self._executor = executor
         self._prompt = prompt
         self._kvs = kvs
         model = executor.model
-        shifts = [span.start - span.source_start for span in prompt.spans]
-        rotations = RotaryTable.of(model.rotation(shifts), model.head_dim)
         segments = [
-            Segment(kv.keys, kv.values, span.source_start, span.start, span.length)
-            for span, kv in zip(prompt.spans, kvs, strict=True)
+            *start.segments(),
+            *(
+                Segment(kv.keys, kv.values, span.source_start, span.start, span.length)
+                for span, kv in zip(prompt.spans, kvs, strict=True)
+            ),
         ]
+        shifts = [segment.shift for segment in segments]
+        rotations = RotaryTable.of(model.rotation(shifts), model.head_dim)
         self._segments = Segments(segments, rotations)
 
     def with_private_tokens(self, positions: Sequence[int]) -> InPlaceKV:
@@ -133,7 +148,7 @@ class SharedChunks:
 
     def as_buffer(self) -> KVBuffer:
         """A copy with a slot for every position."""
-        return place_in_buffer(self._executor, self._prompt, self._kvs, self.capacity)
+        return place_in_buffer(self._executor, self._prompt, self._kvs, self.capacity, self._start)
 
     def wait(self) -> None:
         """Returns at once: shared chunks are there."""

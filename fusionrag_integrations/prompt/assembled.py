@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.handles import KVKind
@@ -49,36 +49,50 @@ class AssembledPrompt:
     Spans are in order of position, don't overlap, and never hold the last token: it is
     always computed, since its logits give the first token of the answer.
     `question` bounds the positions after the last chunk that hold the user's text.
-    `chunk_positions` are those whose KV is known, `fresh_positions` all others, which must be
+    `known`: of so many tokens at the start the KV is known as it is, whatever they are of.
+    `chunk_positions` are those of chunks behind them, `fresh_positions` all others, which must be
     computed; both ascending.
     """
 
     token_ids: tuple[int, ...]
     spans: tuple[Span, ...]
     question: tuple[int, int]
+    known: int = 0
     chunk_positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
     fresh_positions: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             raise InvalidInputError("The prompt is empty.")
-        stop = 0
-        known: list[int] = []
+        stop = self.known
+        chunks: list[int] = []
         fresh: list[int] = []
         for span in self.spans:
             if span.start < stop or span.length < 1:
                 raise InvalidInputError("Spans must be non-empty, in order and apart.")
             fresh += range(stop, span.start)
-            known += range(span.start, span.stop)
+            chunks += range(span.start, span.stop)
             stop = span.stop
         if stop >= len(self.token_ids):
             raise InvalidInputError("The prompt's last token can't belong to a chunk.")
         fresh += range(stop, len(self.token_ids))
-        object.__setattr__(self, "chunk_positions", tuple(known))
+        object.__setattr__(self, "chunk_positions", tuple(chunks))
         object.__setattr__(self, "fresh_positions", tuple(fresh))
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def behind(self, known: int) -> AssembledPrompt:
+        """The same with so many tokens known at the start: what chunks have of them is cut off."""
+        spans = []
+        for span in self.spans:
+            cut = max(0, known - span.start)
+            if cut < span.length:
+                start, length = span.start + cut, span.length - cut
+                spans.append(
+                    replace(span, source_start=span.source_start + cut, start=start, length=length)
+                )
+        return replace(self, spans=tuple(spans), known=known)
 
     @property
     def occurrences(self) -> list[list[Span]]:

@@ -24,6 +24,7 @@ from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.keys import isolated_key
 from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.errors import StoreClosedError
+from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.chunk_kv import prefill_prefix
 from fusionrag_integrations.execution.dense import DensePrefill
 from fusionrag_integrations.execution.executor import Executor
@@ -36,6 +37,7 @@ from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.serving.adhoc import AdHocChunks
 from fusionrag_integrations.serving.answer import Reuse
 from fusionrag_integrations.serving.known_chunks import KnownChunks
+from fusionrag_integrations.serving.known_starts import KnownStarts
 from fusionrag_integrations.serving.loading import ChunkLoading, LoadedPrompt
 from fusionrag_integrations.serving.preparation import Preparation
 from fusionrag_integrations.serving.request import Request, Stage
@@ -66,10 +68,12 @@ class Pipeline(Closable):
         calibration: Calibration | None,
         break_even: int = 0,
         on_hot: Callable[[ChunkRecord], None] = lambda record: None,
+        start_bytes: int = 0,
     ) -> None:
         """break_even: prompts of fewer tokens are computed in full, unless their settings say not.
 
-        on_hot: called, in the background, with ad-hoc chunks that are used often.
+        on_hot: called, in the background, with ad-hoc chunks that are used often. start_bytes: of
+        KV of prompts' starts, which is kept for others that begin the same.
         """
         self.executor = executor
         self._catalog = catalog
@@ -78,7 +82,10 @@ class Pipeline(Closable):
         self._calibration = calibration
         self.adhoc = AdHocChunks(catalog, kv, self._record, on_hot)
         chunks = KnownChunks(catalog, self.adhoc, self._record)
-        self._preparation = Preparation(executor.model, chunks, break_even)
+        self.starts = KnownStarts(start_bytes)
+        self._preparation = Preparation(
+            executor.model, chunks, self.starts, lambda: catalog.revision, break_even
+        )
         self.loading = ChunkLoading(
             executor, kv, corrections, lambda: self._prefix, len(prefix_ids)
         )
@@ -87,6 +94,7 @@ class Pipeline(Closable):
     def close(self) -> None:
         """Wait until ad-hoc chunks are stored. Requests in progress fail at their next step."""
         self._closed = True
+        self.starts.clear()
         self.adhoc.close()
 
     def check_open(self) -> None:
@@ -142,7 +150,7 @@ class Pipeline(Closable):
     def place(self, request: Request) -> None:
         """Place the KV of the chunks in the prompt."""
         loaded = request.loaded
-        kv = place(self.executor, loaded.prompt, loaded.kvs, request.capacity)
+        kv = place(self.executor, loaded.prompt, loaded.kvs, request.capacity, request.known)
         request.watch.lap("place", wait=False)  # copies go on while the first layers run
         corrected = request.settings.corrected
         request.placed = PlacedPrompt(
@@ -183,9 +191,10 @@ class Pipeline(Closable):
             request.usage = Usage.of_full_attention(len(request.encoded.token_ids), layers)
         else:
             self.adhoc.keep(request.loaded)
-            request.reuse = Reuse.of(request.loaded, request.selection)
+            request.reuse = Reuse.of(request.loaded, request.selection, request.known)
             request.usage = request.reuse.usage(request.loaded, request.placed.token_layers, layers)
-            request.full_reason = request.reuse.why_all()
+            request.full_reason = request.full_reason or request.reuse.why_all()
+        self._keep_start(request, prefill.kv)
         request.begin_output(prefill, self._tokenizer)
         request.release_loaded()
         self.decode(request, prefill.logits[0])
@@ -198,6 +207,7 @@ class Pipeline(Closable):
             request.watch.lap("first_token")
         request.pieces.put(piece)
         if request.output.finish_reason:
+            self._keep_whole(request)
             request.finish(self._catalog.kv.neighbour_chunks)
 
     def take_in(self, request: Request, outputs: Sequence[torch.Tensor]) -> None:
@@ -223,6 +233,26 @@ class Pipeline(Closable):
         assembled = self._preparation.assemble(prompt, settings)
         with self._kv.lease() as lease:
             return self.loading.load(assembled, settings, lease, complete=True)
+
+    def _keep_start(self, request: Request, kv: SequenceKV) -> None:
+        """Keep what stands before the first chunk: nothing that stored KV changes."""
+        ids = request.encoded.token_ids
+        if request.known.exact and request.settings.kv != "none":
+            spans = () if request.dense else request.loaded.prompt.spans
+            request.exact = spans[0].start if spans else len(ids)
+            start = ids[: request.exact]
+            self.starts.keep_exact(start, request.settings, kv.copy_out)
+
+    def _keep_whole(self, request: Request) -> None:
+        """Keep a prompt with its answer, for what goes on from there."""
+        ids, settings, kv = request.computed_ids, request.settings, request.output.kv
+        asked = len(request.encoded.token_ids)
+        if request.settings.kv == "none":
+            return
+        if request.exact == asked:
+            self.starts.keep_exact(ids, settings, kv.copy_out)
+        elif not isinstance(request.prompt, str):  # a string is no conversation
+            self.starts.keep_conversation(ids, asked, settings, request.revision, kv.copy_out)
 
     def _record(self, chunk: Chunk) -> ChunkRecord:
         encoded = encode_chunk(self._tokenizer, chunk)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fusionrag_integrations.errors import PromptTooLongError
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode_rendered
-from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.prompt.assembled import AssembledPrompt, TextMatch
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.known_chunks import KnownChunks
+from fusionrag_integrations.serving.known_starts import KnownStarts
 from fusionrag_integrations.serving.rendering import render_prompt
 from fusionrag_integrations.serving.request import Request
 from fusionrag_integrations.serving.settings import AnswerSettings
@@ -19,10 +21,21 @@ from fusionrag_integrations.serving.settings import AnswerSettings
 class Preparation:
     """Prepares the prompts of one model and store."""
 
-    def __init__(self, model: CausalModel, chunks: KnownChunks, break_even: int) -> None:
-        """break_even: prompts of fewer tokens are computed in full, unless settings say not."""
+    def __init__(
+        self,
+        model: CausalModel,
+        chunks: KnownChunks,
+        starts: KnownStarts,
+        revision: Callable[[], int],
+        break_even: int,
+    ) -> None:
+        """revision: gives the store's. break_even: fewer new tokens are computed in full, unless
+        settings say not.
+        """
         self._model = model
         self._chunks = chunks
+        self._starts = starts
+        self._revision = revision
         self._break_even = break_even
 
     def prepare(self, request: Request) -> None:
@@ -37,18 +50,26 @@ class Preparation:
         request.encoded = encode_rendered(self._tokenizer, rendered, matches)
         self._fit(request)
         watch.lap("encode", wait=False)
-        count = len(request.encoded.token_ids)
-        request.short = reuses and settings.break_even and count < self._break_even
-        request.dense = request.short or not reuses
         if not reuses:
-            request.full_reason = "the settings ask for it (kv='none')."
-        elif request.short:
-            request.full_reason = (
-                f"it has {count} tokens, and reuse pays from {self._break_even} on here."
-            )
-        else:
-            request.assembled = assemble(request.encoded, matches, settings.handles)
-            watch.lap("match", wait=False)
+            request.dense, request.full_reason = True, "the settings ask for it (kv='none')."
+            return
+        self._assemble(request, matches)
+        watch.lap("match", wait=False)
+
+    def _assemble(self, request: Request, matches: Sequence[TextMatch]) -> None:
+        """Find out what of the prompt is known, and whether to use it pays."""
+        settings, encoded = request.settings, request.encoded
+        request.revision = self._revision()
+        prompt = assemble(encoded, matches, settings.handles)
+        start = self._starts.find(prompt, settings, request.revision)
+        new = len(prompt) - len(start)
+        request.short = settings.break_even and new < self._break_even
+        if request.short:
+            told = f"{new} new tokens" if start else f"{new} tokens"
+            request.full_reason = f"it has {told}, and reuse pays from {self._break_even} on here."
+            prompt = replace(prompt, spans=())
+        request.dense = request.short and not start
+        request.known, request.assembled = start, prompt.behind(len(start))
 
     def encode(self, prompt: Prompt, settings: AnswerSettings) -> EncodedPrompt:
         """A prompt's tokens, as in a request."""

@@ -12,6 +12,7 @@ from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.decoding import FinishReason, TokenChooser
 from fusionrag_integrations.execution.executor import SequenceInput
 from fusionrag_integrations.execution.hf.generation import Generation
+from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart
 from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
 from fusionrag_integrations.execution.work import Work
 from fusionrag_integrations.prompt import EncodedPrompt
@@ -97,10 +98,13 @@ class Request:
     suspect: bool = False
     work: Work[Any] | None = None
 
-    # prepare. dense: compute all of the prompt. full_reason: why; recompute adds its own.
+    # prepare. known: what the prompt begins with, as earlier requests do. revision: the store's.
+    # dense: compute all of the prompt. full_reason: why; recompute adds its own.
     encoded: EncodedPrompt = field(init=False)
     generation: Generation = field(init=False)
     assembled: AssembledPrompt = field(init=False)
+    known: KnownStart = NOTHING_KNOWN
+    revision: int = -1
     dense: bool = False
     full_reason: str = ""
     short: bool = False
@@ -117,7 +121,8 @@ class Request:
     # select
     selection: TokenSelection = field(init=False)
 
-    # recompute. reuse: None under full attention.
+    # recompute. exact: of so many tokens KV is as under full attention. reuse: None under it.
+    exact: int = 0
     usage: Usage = field(init=False)
     reuse: Reuse | None = None
     output: PartialAnswer = field(init=False)
@@ -129,6 +134,11 @@ class Request:
     def over(self) -> bool:
         """Whether no step follows."""
         return self.cancelled or self.stage is Stage.DONE
+
+    @property
+    def computed_ids(self) -> tuple[int, ...]:
+        """The tokens whose KV is computed: the prompt's and the answer's, but for its last."""
+        return (*self.encoded.token_ids, *self.output.token_ids[:-1])
 
     @property
     def capacity(self) -> int:
@@ -182,7 +192,7 @@ class Request:
         Whoever made the request may hold it for long.
         """
         self.stage = Stage.DONE
-        self.work = None
+        self.work, self.known = None, NOTHING_KNOWN
         self.pieces.end()
         self.lease.release()
         self.release_loaded()

@@ -39,10 +39,11 @@ class Usage:
 
     prompt_tokens = reused + recomputed + captured + fresh. captured_tokens are of new chunks whose
     KV was computed and stored, and not recomputed. missed <= fresh counts the fresh tokens of known
-    chunks whose KV was missing, corrupt or foreign. prefix_tokens <= reused counts those of a
-    prefix cache, which belong to no chunk. token_layers: the work before the first token, probes
-    included, as the number of times that a layer ran over a token; full attention's is
-    prompt_tokens x layers.
+    chunks whose KV was missing, corrupt or foreign. prefix_tokens <= reused counts those at the
+    prompt's start that another request has computed exactly, history_tokens <= reused those of the
+    conversation so far, whose KV was computed over chunks' stored KV. token_layers: the work before
+    the first token, probes included, as the number of times that a layer ran over a token; full
+    attention's is prompt_tokens x layers.
     """
 
     prompt_tokens: int
@@ -54,6 +55,7 @@ class Usage:
     token_layers: int
     prefix_tokens: int = 0
     captured_tokens: int = 0
+    history_tokens: int = 0
 
     @classmethod
     def of_full_attention(cls, tokens: int, layers: int) -> Usage:
@@ -70,7 +72,10 @@ class Usage:
 
     @property
     def recompute_ratio(self) -> float:
-        """Share of the chunk tokens in the prompt that were computed; 1.0 where there are none."""
+        """Share of the chunk tokens in the prompt that were computed; 1.0 where there are none.
+
+        Those of the conversation so far aren't counted again.
+        """
         computed = self.recomputed_tokens + self.captured_tokens
-        found = self.reused_tokens - self.prefix_tokens + computed
+        found = self.reused_tokens - self.prefix_tokens - self.history_tokens + computed
         return computed / found if found else 1.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusionrag_integrations.documents.handles import KVKind
+from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart
 from fusionrag_integrations.prompt.assembled import Span
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.serving.loading import LoadedPrompt
@@ -27,7 +28,8 @@ class Reuse:
     """What was placed for a prompt, without the KV itself. See `LoadedPrompt`.
 
     spans: the prompt's, each with the kind of its KV. adhoc: ids of the chunks whose KV was
-    computed for it.
+    computed for it. known: so many tokens at the start were known as they are; is_exact: whether as
+    under full attention.
     """
 
     spans: tuple[Span, ...]
@@ -35,12 +37,26 @@ class Reuse:
     adhoc: frozenset[str]
     reasons: Mapping[str, str]
     selection: TokenSelection
+    known: int = 0
+    is_exact: bool = True
 
     @classmethod
-    def of(cls, loaded: LoadedPrompt, selection: TokenSelection) -> Reuse:
-        """selection: the tokens that were recomputed."""
-        adhoc = frozenset(loaded.adhoc)
-        return cls(loaded.prompt.spans, loaded.missed, adhoc, loaded.reasons, selection)
+    def of(
+        cls,
+        loaded: LoadedPrompt,
+        selection: TokenSelection,
+        start: KnownStart = NOTHING_KNOWN,
+    ) -> Reuse:
+        """selection: the tokens that were recomputed. start: what the prompt begins with."""
+        return cls(
+            loaded.prompt.spans,
+            loaded.missed,
+            frozenset(loaded.adhoc),
+            loaded.reasons,
+            selection,
+            len(start),
+            start.exact,
+        )
 
     def usage(self, loaded: LoadedPrompt, token_layers: int, layers: int) -> Usage:
         """How the prompt's tokens were obtained. token_layers: of its probes and its recompute.
@@ -58,13 +74,15 @@ class Reuse:
         prefilled = sum(len(kv.token_ids) for kv in loaded.adhoc.values())
         return Usage(
             prompt_tokens=len(prompt),
-            reused_tokens=found - len(self.selection) - captured,
+            reused_tokens=self.known + found - len(self.selection) - captured,
             recomputed_tokens=len(self.selection),
-            fresh_tokens=len(prompt) - found,
+            fresh_tokens=len(prompt) - self.known - found,
             missed_tokens=sum(span.length for span in loaded.missed),
             completion_tokens=0,
             token_layers=token_layers + layers * prefilled,
             captured_tokens=captured,
+            prefix_tokens=self.known if self.is_exact else 0,
+            history_tokens=0 if self.is_exact else self.known,
         )
 
     def counts(self) -> dict[str, int]:
@@ -95,7 +113,7 @@ class Reuse:
 
     def why_all(self) -> str:
         """Why nothing of the prompt is reused; empty where something is."""
-        if self.spans:
+        if self.spans or self.known:
             return ""
         if self.missed:
             return "no KV of its chunks could be used."

@@ -81,6 +81,7 @@ class PromptTrace:
         fates: list[TokenFate] = ["fresh"] * len(self.offsets)
         if self.reuse is None:
             return fates
+        fates[: self.reuse.known] = ["reused"] * self.reuse.known
         for span in self.reuse.spans:
             computed = span.record.chunk.id in self.reuse.adhoc
             known: TokenFate = "captured" if computed else "reused"

@@ -21,18 +21,20 @@ GIB = 1 << 30
 class Budgets:
     """Bytes that each tier may hold; None for no bound.
 
-    device: beside the model. captured: the part of the disk's that ad-hoc chunks may take. Raises
-    `InvalidInputError` for less than 0.
+    device: beside the model. captured: the part of the disk's that ad-hoc chunks may take. starts:
+    on the device, of what prompts begin with, kept for those that begin the same; 0 keeps none.
+    Raises `InvalidInputError` for less than 0.
     """
 
     device: int | None = 0
     host: int | None = 2 * GIB
     disk: int | None = None
     captured: int | None = GIB
+    starts: int = GIB // 2
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for budget in (self.device, self.host, self.disk, self.captured):
+        for budget in (self.device, self.host, self.disk, self.captured, self.starts):
             if budget is not None and budget < 0:
                 raise InvalidInputError(f"A budget is {budget} bytes; give 0 or more, or None.")
 
