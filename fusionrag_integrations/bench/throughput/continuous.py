@@ -43,7 +43,8 @@ def continuous_batching(model: Any, tokens: int, at_once: int, prompt_tokens: in
 
     def ask(asked: Asked, times: TokenTimes) -> Sequence[int]:
         name = str(next(numbers))
-        results[name] = result = Future()
+        result: Future[Any] = Future()
+        results[name] = result
         added = manager.add_request(
             list(asked.token_ids),
             request_id=name,

@@ -15,7 +15,7 @@ from fusionrag_integrations.bench.throughput.batches import Batches
 from fusionrag_integrations.bench.throughput.continuous import continuous_batching
 from fusionrag_integrations.bench.throughput.load import Ask, TokenTimes
 from fusionrag_integrations.bench.throughput.plan import Plan
-from fusionrag_integrations.bench.throughput.systems import System, config_of
+from fusionrag_integrations.bench.throughput.systems import Serve, System, config_of
 from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.execution.hf.model import CausalModel
 
@@ -27,7 +27,7 @@ def dense_systems(model: CausalModel, plan: Plan) -> list[System]:
     """
     own, tokens, at_once = dense_model(model), plan.output_tokens, plan.most_clients
     batches = Batches(own, tokens, at_once, together=True)
-    ways = {"generate": partial(_generate, own, tokens), "batches": batches.serve}
+    ways: dict[str, Serve] = {"generate": partial(_generate, own, tokens), "batches": batches.serve}
     if len(model.global_layers) == model.num_layers:  # a window's cache can't be put together
         alone = Batches(own, tokens, at_once, together=False)
         ways["batched decode"] = alone.serve

@@ -18,6 +18,9 @@ from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.execution.hf.model import CausalModel
 
 
+Serve = Callable[[], AbstractContextManager[Ask]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class System:
     """One way to answer requests. way: how, where a name stands for several; ratio: of recomputed
@@ -27,7 +30,7 @@ class System:
     name: str
     way: str
     ratio: float | None
-    serve: Callable[[], AbstractContextManager[Ask]]
+    serve: Serve
 
 
 def engine_systems(engine: FusionEngine, ratios: Sequence[float], tokens: int) -> list[System]:
