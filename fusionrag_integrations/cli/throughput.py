@@ -28,7 +28,7 @@ from fusionrag_integrations.cli.shapes import device_option, dtype_option, load_
 from fusionrag_integrations.demo import CORPUS_PATH, MODEL_DIR, smollm2
 from fusionrag_integrations.errors import InvalidInputError
 
-CHUNK_TOKENS = 350  # no paragraph of the demo's is longer
+CHUNK_TOKENS = 1000  # each of the texts below is one chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

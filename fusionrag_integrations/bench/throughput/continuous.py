@@ -24,17 +24,19 @@ def continuous_batching(model: Any, tokens: int, at_once: int, prompt_tokens: in
     """A manager with room for the KV of so many requests at once; all else is its own default, but
     that it keeps SDPA attention, as all have here.
 
-    It runs while requests wait, and is given up afterwards, since it holds memory for all its KV.
+    It is warm once it answers, and given up afterwards, since it holds memory for all its KV. Where
+    it can't be made, each request fails with the reason.
     """
-    config = ContinuousBatchingConfig(auto_switch_to_flash=False)
-    pages = -(-(prompt_tokens + tokens) // config.page_size) + 1
-    config.num_blocks = at_once * pages
-    manager = model.init_continuous_batching(
-        generation_config=GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, eos_token_id=_NO_END
-        ),
-        continuous_batching_config=config,
-    )
+    try:
+        manager = _manager(model, tokens, at_once, prompt_tokens)
+    except Exception as error:  # noqa: BLE001 of many kinds: a model that it can't run, no memory
+        reason = f"transformers' continuous batching can't begin: {type(error).__name__}: {error}"
+
+        def refuse(asked: Asked, times: TokenTimes) -> Sequence[int]:
+            raise FusionRAGError(reason)
+
+        yield refuse
+        return
     results: dict[str, Future[Any]] = {}
     numbers = count()
     manager.start()
@@ -67,6 +69,20 @@ def continuous_batching(model: Any, tokens: int, at_once: int, prompt_tokens: in
         manager.stop(hard_stop=True)
         deliverer.join()
         manager.destroy()
+
+
+def _manager(model: Any, tokens: int, at_once: int, prompt_tokens: int) -> Any:
+    """One that has its memory, and on CUDA its graphs."""
+    config = ContinuousBatchingConfig(auto_switch_to_flash=False)
+    config.num_blocks = at_once * (-(-(prompt_tokens + tokens) // config.page_size) + 1)
+    manager = model.init_continuous_batching(
+        generation_config=GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, eos_token_id=_NO_END
+        ),
+        continuous_batching_config=config,
+    )
+    manager.warmup()
+    return manager
 
 
 def _deliver(manager: Any, results: dict[str, Future[Any]]) -> None:

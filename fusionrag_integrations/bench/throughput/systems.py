@@ -17,7 +17,6 @@ from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.execution.hf.model import CausalModel
 
-
 Serve = Callable[[], AbstractContextManager[Ask]]
 
 

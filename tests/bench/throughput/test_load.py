@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter, sleep
 
 import pytest
@@ -133,11 +134,11 @@ def test_an_interruption_ends_requests_at_their_next_token(arrivals: list[float]
     interrupting = threading.Thread(target=interrupt)
     started = perf_counter()
     interrupting.start()
+    run = partial(closed_loop, clients=3)
+    if arrivals is not None:
+        run = partial(open_loop, arrivals=arrivals)
     with pytest.raises(KeyboardInterrupt):
-        if arrivals is None:
-            closed_loop(endless, REQUESTS, 2, 3)
-        else:
-            open_loop(endless, REQUESTS, 2, arrivals)
+        run(endless, REQUESTS, 2)
     interrupting.join()
     assert perf_counter() - started < PATIENCE
     assert threading.active_count() == before

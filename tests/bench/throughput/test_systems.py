@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from transformers import ContinuousBatchingManager
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.throughput.batches import Batches
@@ -159,3 +160,16 @@ def test_what_is_stopped_ends(towns: FusionEngine, requests: list[Asked], way: s
     with way_of(towns.model, way).serve() as ask, pytest.raises(StoppedError):
         ask(requests[0], TokenTimes(stopping))
     assert threading.active_count() <= before
+
+
+def test_continuous_batching_that_cannot_begin_fails_each_request(
+    towns: FusionEngine, requests: list[Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(manager: object) -> None:
+        raise ValueError("no room")
+
+    monkeypatch.setattr(ContinuousBatchingManager, "warmup", refused)
+    with way_of(towns.model, "continuous").serve() as ask:
+        outcome = closed_loop(ask, requests[:2], TOKENS, 2)
+    reason = "FusionRAGError: transformers' continuous batching can't begin: ValueError: no room"
+    assert outcome.errors == (reason, reason)

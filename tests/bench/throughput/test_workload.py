@@ -12,6 +12,7 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.throughput.plan import Plan
 from fusionrag_integrations.bench.throughput.workload import Workload, poisson, zipf
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.serving.settings import AnswerSettings
 from tests.bench.throughput.conftest import TOKENS, plan
 
 
@@ -43,10 +44,10 @@ def texts_in(engine: FusionEngine, asked: Any) -> list[str]:
 def test_prompts_are_as_long_as_they_may_be(towns: FusionEngine) -> None:
     workload = Workload(towns, plan())
     longest = max(len(record.encoded.token_ids) for record in workload.records)
-    for asked in workload.requests(20, 1):
+    for asked in workload.requests(8, 1):
         assert len(asked.token_ids) == towns.count_tokens(asked.prompt)
         assert 400 - longest - 2 <= len(asked.token_ids) <= 400
-        answer = towns.answer(asked.prompt)
+        answer = towns.answer(asked.prompt, AnswerSettings(max_tokens=1))
         assert answer.usage.prompt_tokens == len(asked.token_ids)
         assert answer.missed_chunks == 0
         assert answer.fused_chunks + answer.isolated_chunks == len(texts_in(towns, asked))
