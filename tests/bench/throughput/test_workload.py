@@ -47,7 +47,7 @@ def test_prompts_are_as_long_as_they_may_be(towns: FusionEngine) -> None:
     for asked in workload.requests(8, 1):
         assert len(asked.token_ids) == towns.count_tokens(asked.prompt)
         assert 400 - longest - 2 <= len(asked.token_ids) <= 400
-        answer = towns.answer(asked.prompt, AnswerSettings(max_tokens=1))
+        answer = towns.answer(asked.prompt, AnswerSettings(max_tokens=TOKENS))
         assert answer.usage.prompt_tokens == len(asked.token_ids)
         assert answer.missed_chunks == 0
         assert answer.fused_chunks + answer.isolated_chunks == len(texts_in(towns, asked))
