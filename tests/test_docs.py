@@ -128,6 +128,7 @@ def test_make_knows_what_pages_ask_of_it() -> None:
         "calibrate",
         "bench quality",
         "bench ttft",
+        "bench throughput",
     ],
 )
 def test_readme_mentions_every_command(command: str) -> None:

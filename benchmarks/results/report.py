@@ -21,6 +21,7 @@ overlap NAME kind=K ratio=R       how many selected tokens an oracle takes too
 neighbours NAME* kind=K ratio=R   F1 on fused KV by how many neighbours of which policy
 cost NAME                         work in a deeper shape
 ttft NAME                         times to first token, their parts and limits, and a fit of them
+throughput NAME                   requests a second under each load, and how long they wait
 kernel NAME                       the attention kernel beside others
 store NAME                        reads of KV files, lookups, and what a prefetch hides
 formats NAME                      bytes, times and errors of the formats that stores may have
@@ -127,6 +128,7 @@ _VIEWS: Mapping[str, Callable[[Mark], str]] = {
     "neighbours": quality_views.neighbours,
     "cost": quality_views.cost,
     "ttft": speed_views.ttft,
+    "throughput": speed_views.throughput,
     "kernel": speed_views.kernel,
     "store": speed_views.store,
     "formats": speed_views.formats,

@@ -1,4 +1,4 @@
-"""What the figures of a run of `bench ttft` or `bench kernel` show."""
+"""What the figures of a run of `bench ttft`, `bench throughput` or `bench kernel` show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.results.plots import Point, lines_plot
 
 Result = Mapping[str, Any]
-"""A result file: `measure_ttft`'s, or `measure_kernel`'s."""
+"""A result file: `measure_ttft`'s, `measure_throughput`'s, or `measure_kernel`'s."""
 
 
 def _ttft_by_context(stem: Path, result: Result) -> None:
@@ -37,6 +37,20 @@ def _speedup_by_ratio(stem: Path, result: Result) -> None:
             )
     title = "Speed-up over full attention,\nand what this machine could reach"
     lines_plot(stem, series, {}, title=title, x_label="recompute ratio", y_label="speed-up")
+
+
+def _ttft_by_throughput(stem: Path, result: Result) -> None:
+    """A line a system over the open loops, and bands up to the 99th percentile."""
+    series: dict[str, list[Point]] = {}
+    for row in result["rows"]:
+        if row["clients"] is None and row["ttft_p50_ms"] is not None:
+            way = row["way"] if row["ratio"] is None else f"{row['ratio']:.0%}"
+            first, late = row["ttft_p50_ms"], row["ttft_p99_ms"]
+            point = (row["arrivals_per_s"], first, first, late)
+            series.setdefault(f"{row['system']}, {way}", []).append(point)
+    title = "Time to first token where so many requests arrive,\nmedian and 99th percentile"
+    x_label, y_label = "requests a second", "TTFT in ms"
+    lines_plot(stem, series, {}, title=title, x_label=x_label, y_label=y_label, log=True)
 
 
 def _roofline(stem: Path, result: Result) -> None:
@@ -67,5 +81,6 @@ def _add_point(
 SPEED_FIGURES: Mapping[str, Callable[[Path, Result], None]] = {
     "ttft-by-context": _ttft_by_context,
     "speedup-by-ratio": _speedup_by_ratio,
+    "ttft-by-throughput": _ttft_by_throughput,
     "roofline": _roofline,
 }

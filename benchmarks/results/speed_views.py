@@ -10,6 +10,7 @@ from benchmarks.results.tables import (
     store_markdown,
 )
 from fusionrag_integrations.bench.tables import ttft_markdown
+from fusionrag_integrations.bench.throughput.table import throughput_markdown
 
 
 def ttft(mark: Mark) -> str:
@@ -20,6 +21,17 @@ def ttft(mark: Mark) -> str:
             f"{fit['ms_a_million_keys']:.3f} ms a million attended keys, R² {fit['r_squared']:.3f}"
         )
     return f"{ttft_markdown(mark.only['rows'])}\n\n({_measured(mark.only)}{shown}.)"
+
+
+def throughput(mark: Mark) -> str:
+    result = mark.only
+    asked = result["settings"]
+    setting = (
+        f"{result['model']}; {asked['chunks']} chunks, prompts of {asked['shortest_prompt']} to "
+        f"{asked['longest_prompt']} tokens, answers of {asked['output_tokens']}, "
+        f"{asked['requests']} requests a load or two a client, rounds: {asked['rounds']}"
+    )
+    return f"{throughput_markdown(result['rows'])}\n\n({setting}; {_measured(result)}.)"
 
 
 def kernel(mark: Mark) -> str:

@@ -10,6 +10,7 @@ metrics.py       how right an answer is; statistics.py: how sure that is
 measurement.py   one question under one strategy; log.py: kept while a run goes on
 summary.py       measurements -> rows; tables.py: rows -> tables; files.py: a run as files
 ttft.py          time to first token; ceilings.py: the limit of this machine; clock.py: timing
+throughput/      requests a second under load, and how long they wait
 break_even.py    from how many tokens on reuse pays
 calibrate.py     which layers and signals tell one model best what to recompute
 served.py        prompts of invented chunks (invented.py) over models of known shapes (shapes.py)

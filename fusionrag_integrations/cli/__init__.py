@@ -11,7 +11,17 @@ from io import TextIOWrapper
 
 import click
 
-from fusionrag_integrations.cli import ask, calibrate, check, damage, demo, quality, store, ttft
+from fusionrag_integrations.cli import (
+    ask,
+    calibrate,
+    check,
+    damage,
+    demo,
+    quality,
+    store,
+    throughput,
+    ttft,
+)
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -39,6 +49,7 @@ def bench() -> None:
 
 bench.add_command(quality.quality)
 bench.add_command(ttft.ttft)
+bench.add_command(throughput.throughput)
 for command in (
     *(store.index, ask.ask, store.delete, demo.demo, store.inspect, damage.verify, damage.repair),
     *(check.check, calibrate.calibrate, bench),

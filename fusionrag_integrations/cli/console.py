@@ -84,16 +84,10 @@ def open_engine(
     kv_format: Any = None,
 ) -> FusionEngine:
     from fusionrag_integrations.engine import FusionEngine
-    from fusionrag_integrations.store.opening import is_store, open_catalog
 
-    if model is None and is_store(store):
-        with open_catalog(store) as catalog:
-            found: str | Path = catalog.info.model_source
-    else:
-        found = find_model(model)
     with err.status("Loading the model"):
         engine = FusionEngine.from_pretrained(
-            found,
+            model_for(model, store),
             store=store,
             embedding=None if embedding is None else imported(embedding),
             chunk_tokens=chunk_tokens,
@@ -101,6 +95,16 @@ def open_engine(
             salt=salt,
         )
     return closed_later(engine)
+
+
+def model_for(model: str | None, store: Path) -> str | Path:
+    """The model of this name; where there is no name, the store's own, or the demo's."""
+    from fusionrag_integrations.store.opening import is_store, open_catalog
+
+    if model is None and is_store(store):
+        with open_catalog(store) as catalog:
+            return catalog.info.model_source
+    return find_model(model)
 
 
 def closed_later(opened: Opened) -> Opened:

@@ -119,6 +119,22 @@ TTFT = MEASURED | {
         }
     ],
 }
+THROUGHPUT = MEASURED | {
+    "model": "a model",
+    "settings": {
+        **{"chunks": 200, "shortest_prompt": 1800, "longest_prompt": 2000, "output_tokens": 32},
+        **{"requests": 48, "rounds": 3},
+    },
+    "rows": [
+        {
+            **{"system": "full_attention", "way": "batches", "ratio": None, "clients": None},
+            **{"arrivals_per_s": 2.5, "share": 0.5, "requests_per_s": 2.4567, "errors": 1},
+            **{"spread_requests_per_s": [2.25, 2.75], "tokens_per_s": 78.6, "tbt_p50_ms": 5.0},
+            **{"tbt_p99_ms": None, "ttft_p50_ms": 1234.56, "ttft_p99_ms": 2000.0},
+            **{"peak_bytes": 1_500_000_000, "peak_device_bytes": 20_000_000_000},
+        }
+    ],
+}
 KERNEL = MEASURED | {
     "rows": [
         {
@@ -157,6 +173,7 @@ FORMATS = MEASURED | {
 def results(tmp_path: Path) -> Path:
     (tmp_path / "speed.json").write_text(json.dumps(TTFT))
     (tmp_path / "no-fit.json").write_text(json.dumps(TTFT | {"fit": None, "rows": []}))
+    (tmp_path / "load.json").write_text(json.dumps(THROUGHPUT))
     (tmp_path / "operator.json").write_text(json.dumps(KERNEL))
     (tmp_path / "bits.json").write_text(json.dumps(FORMATS))
     (tmp_path / "cards").mkdir()
@@ -347,6 +364,19 @@ def table(mark: str, results: Path) -> list[str]:
                 "| 2.5 | 2.5 | 2.5 | 2.5 | 2.5 | 2.5 | 30.0 |",
                 "(2026-01-02; a card; bfloat16; torch 2.11, python 3.12; fit: 1.0 ms, 0.500 ms a "
                 "computed row and 2.000 ms a million attended keys, R² 0.990.)",
+            ],
+        ),
+        (
+            "throughput load",
+            [
+                "| load | system | ratio | requests/s | spread | tokens/s | TTFT p50 (ms) | p99 "
+                "| between tokens p50 (ms) | p99 | memory (GB) | errors |",
+                f"|{' --- |' * 12}",
+                "| 2.5/s (50% of peak) | full_attention, batches |  | 2.46 | 2.25-2.75 | 78.6 "
+                "| 1,234.6 | 2,000.0 | 5.0 |  | 1.5 + 20.0 | 1 |",
+                "(a model; 200 chunks, prompts of 1800 to 2000 tokens, answers of 32, 48 requests "
+                "a load or two a client, rounds: 3; 2026-01-02; a card; bfloat16; torch 2.11, "
+                "python 3.12.)",
             ],
         ),
         (

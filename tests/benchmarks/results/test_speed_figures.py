@@ -56,6 +56,26 @@ def test_speed_ups_by_ratio_beside_what_could_be(drawn: dict[str, Any]) -> None:
     }
 
 
+def test_times_by_arrivals(drawn: dict[str, Any]) -> None:
+    def load(system: str, ratio: float | None, arrivals: float | None, p50: float | None) -> Any:
+        row = {"system": system, "way": "batches", "ratio": ratio, "arrivals_per_s": arrivals}
+        row |= {"clients": 2 if arrivals is None else None, "ttft_p50_ms": p50}
+        return row | {"ttft_p99_ms": None if p50 is None else 2 * p50}
+
+    rows = [
+        load("fusionrag", 0.15, None, 5.0),
+        load("fusionrag", 0.15, 3.0, 20.0),
+        load("fusionrag", 0.15, 6.0, 50.0),
+        load("full_attention", None, 1.0, 70.0),
+        load("full_attention", None, 2.0, None),
+    ]
+    SPEED_FIGURES["ttft-by-throughput"](Path("x"), {"rows": rows})
+    assert drawn == {
+        "fusionrag, 15%": [(3.0, 20.0, 20.0, 40.0), (6.0, 50.0, 50.0, 100.0)],
+        "full_attention, batches": [(1.0, 70.0, 70.0, 140.0)],
+    }
+
+
 def test_attention_below_its_roofs(drawn: dict[str, Any]) -> None:
     """10^12 operations and 10^11 bytes a second: the ridge is at ten operations a byte."""
     few = {"keys": 4096, "ratio": 0.1, "work": {"flops": 4e9, "bytes": 2e9}, "sparse_ms": 40.0}

@@ -1,0 +1,155 @@
+"""Systems take turns under every load, so that the machine's drift touches all alike.
+
+1. The fullest closed loop, for every system and every way to compute full attention. The way that
+   answers most requests a second there goes on, the others don't.
+2. The other closed loops. A system's peak is the best of all of its closed loops.
+3. Open loops, at shares of each system's own peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fusionrag_integrations.bench.machine import described, where_and_when
+from fusionrag_integrations.bench.throughput.dense import dense_systems
+from fusionrag_integrations.bench.throughput.load import closed_loop, open_loop
+from fusionrag_integrations.bench.throughput.memory import PeakMemory
+from fusionrag_integrations.bench.throughput.plan import Plan
+from fusionrag_integrations.bench.throughput.rows import (
+    Load,
+    Measured,
+    ThroughputRow,
+    throughput_row,
+)
+from fusionrag_integrations.bench.throughput.systems import System, answers_of, engine_systems
+from fusionrag_integrations.bench.throughput.workload import Asked, Workload, poisson
+from fusionrag_integrations.engine import FusionEngine
+from fusionrag_integrations.support.progress import Progress
+
+_WARM_UP = 2  # requests of each system, at once
+
+
+def measure_throughput(engine: FusionEngine, plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Every system under every load, over chunks of the engine's store, as plain values.
+
+    Raises `InvalidInputError` for a store without chunks, and prompts that the model can't hold. A
+    request that fails is counted, and ends nothing.
+    """
+    with answers_of(engine.model, plan.output_tokens):
+        run = _Run(engine, plan, progress)
+        run.warm_up()
+        return where_and_when() | described(engine.model) | run.measure()
+
+
+class _Run:
+    """Rows as they are measured, in order."""
+
+    def __init__(self, engine: FusionEngine, plan: Plan, progress: Progress) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._progress = progress
+        self._workload = Workload(engine, plan)
+        self._ours = engine_systems(engine, plan.ratios, plan.output_tokens)
+        self._dense = dense_systems(engine.model, plan)
+        self._rows: dict[tuple[System, Load], ThroughputRow] = {}
+        self._prompt_tokens: list[int] = []
+
+    def warm_up(self) -> None:
+        """Read the chunks' KV, as far as memory is for it, and let every system answer."""
+        wanted = {record.chunk.id for record in self._workload.records}
+        for chunk_id, *keys in self._engine.store.catalog.kv.keys_by_chunk():
+            for key in keys if chunk_id in wanted else ():
+                if key:
+                    with self._engine.kv.lease() as lease:
+                        lease.get(key, complete=True)
+        systems = (*self._ours, *self._dense)
+        for number, system in enumerate(systems):
+            self._progress("warm-up", number, len(systems))
+            with system.serve() as ask:
+                requests = self._requests(_WARM_UP, 0)
+                closed_loop(ask, requests, self._plan.output_tokens, _WARM_UP)
+        self._progress("warm-up", len(systems), len(systems))
+
+    def measure(self) -> dict[str, Any]:
+        """What was measured, and how."""
+        plan, fullest = self._plan, Load(self._plan.most_clients)
+        self._take_turns("fullest", [*self._ours, *self._dense], [fullest])
+        fastest = max(self._dense, key=lambda way: self._rows[way, fullest].requests_per_s)
+        systems = [*self._ours, fastest]
+        others = [Load(count) for count in dict.fromkeys(plan.clients) if count != fullest.clients]
+        self._take_turns("closed", systems, others)
+        peaks = {system: self._peak(system) for system in systems}
+        answering = [system for system in systems if peaks[system] > 0.0]
+        self._take_turns("open", answering, [Load(None, share) for share in plan.shares], peaks)
+        return {
+            "settings": asdict(plan)
+            | {
+                "chunks": len(self._workload.records),
+                "longest_prompt": max(self._prompt_tokens),
+                "shortest_prompt": min(self._prompt_tokens),
+            },
+            "fastest_full_attention": fastest.way,
+            "rows": [asdict(row) for row in self._rows.values()],
+        }
+
+    def _take_turns(
+        self,
+        stage: str,
+        systems: Sequence[System],
+        loads: Sequence[Load],
+        peaks: dict[System, float] | None = None,
+    ) -> None:
+        """Every system under every load, in each round. peaks: requests a second, for open loops.
+
+        The system that goes first changes from load to load.
+        """
+        found: dict[tuple[System, Load], list[Measured]] = {}
+        rates = peaks or {}
+        total, done = self._plan.rounds * len(loads) * len(systems), 0
+        for turn in range(self._plan.rounds):
+            for number, load in enumerate(loads, start=turn):
+                at = number % len(systems) if systems else 0
+                requests = self._requests_of(load, turn)
+                for system in (*systems[at:], *systems[:at]):
+                    self._progress(stage, done, total)
+                    measured = self._measured(system, load, requests, rates.get(system, 0.0), turn)
+                    found.setdefault((system, load), []).append(measured)
+                    done += 1
+        self._progress(stage, total, total)
+        for load in loads:
+            for system in systems:
+                arrivals = None if load.share is None else load.share * rates[system]
+                self._rows[system, load] = throughput_row(
+                    system, load, arrivals, self._plan.output_tokens, found[system, load]
+                )
+
+    def _measured(
+        self, system: System, load: Load, requests: Sequence[Asked], peak: float, turn: int
+    ) -> Measured:
+        tokens = self._plan.output_tokens
+        with system.serve() as ask:
+            memory = PeakMemory(self._engine.model.device)
+            if load.clients is not None:
+                outcome = closed_loop(ask, requests, tokens, load.clients)
+            else:
+                share = load.share or 0.0
+                stream = (self._plan.seed, turn, round(1e6 * share))
+                arrivals = poisson(len(requests), share * peak, *stream)
+                outcome = open_loop(ask, requests, tokens, arrivals)
+            return Measured.of(outcome, memory)
+
+    def _peak(self, system: System) -> float:
+        return max(row.requests_per_s for (one, _), row in self._rows.items() if one == system)
+
+    def _requests_of(self, load: Load, turn: int) -> list[Asked]:
+        """The same for every system, and others under every load and in every round."""
+        if load.clients is None:
+            return self._requests(self._plan.requests, 2, turn, round(1e6 * (load.share or 0.0)))
+        return self._requests(self._plan.requests_of(load.clients), 1, turn, load.clients)
+
+    def _requests(self, count: int, *stream: int) -> list[Asked]:
+        requests = self._workload.requests(count, *stream)
+        self._prompt_tokens += [len(asked.token_ids) for asked in requests]
+        return requests
