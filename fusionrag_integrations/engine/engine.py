@@ -75,7 +75,9 @@ class FusionEngine(ModelFacts, Closable):
             on_hot=self._ingest.fuse_adhoc,
             start_bytes=parts.start_bytes,
         )
-        self.serving = ServingLoop(self.pipeline, self.store.path, Limits.on(self.model.device))
+        self.serving = ServingLoop(
+            self.pipeline, self.store.path, Limits.on(self.model.device, parts.request_bytes)
+        )
         self.threads = Threads("fusionrag-answer", self.store.path)  # for async callers
 
     @classmethod
@@ -104,10 +106,10 @@ class FusionEngine(ModelFacts, Closable):
         chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
         (default 256). kv_format: how KV is stored, fixed too: "float32", "float16", "bfloat16",
         "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
-        every key depends on; the same one is needed each time. budgets: bytes of KV on the device,
-        in host memory and on disk. gguf_file: the name of a GGUF file in the directory or hub
-        repository. index, kv_files: used instead of the vector index and the KV files in the
-        directory; the caller closes them.
+        every key depends on; the same one is needed each time. budgets: bytes of KV, by where it is
+        and what for. gguf_file: the name of a GGUF file in the directory or hub repository. index,
+        kv_files: used instead of the vector index and the KV files in the directory; the caller
+        closes them.
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
@@ -298,7 +300,8 @@ class FusionEngine(ModelFacts, Closable):
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins when it is first read.
 
-        `async for` and `await stream.aread()` do the work in threads; it ends when cancelled.
+        Answers that are read at the same time are computed together. Work ends when a task that
+        reads is cancelled.
         """
         self._check_usable()
         return self.serving.stream(prompt, settings or AnswerSettings())

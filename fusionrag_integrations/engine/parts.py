@@ -11,7 +11,7 @@ from typing import Any, Self
 from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.embedding import as_embedder
 from fusionrag_integrations.documents.keys import salt_id
-from fusionrag_integrations.execution.devices import device_name
+from fusionrag_integrations.execution.devices import device_name, free_bytes
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.placement import to_resident
@@ -44,7 +44,7 @@ class EngineParts(Closable):
 
     prefix_ids: token ids before every chunk at ingest. separator_ids: between a chunk and its
     neighbours. break_even: reuse pays for prompts of this many tokens; 0 if it wasn't measured.
-    start_bytes: of KV of prompts' starts that is kept.
+    start_bytes: of KV of prompts' starts that is kept. request_bytes: of that of requests at work.
     """
 
     executor: Executor
@@ -55,6 +55,7 @@ class EngineParts(Closable):
     calibration: Calibration | None
     break_even: int
     start_bytes: int
+    request_bytes: float
 
     @classmethod
     def open(
@@ -102,6 +103,9 @@ class EngineParts(Closable):
                 calibration=first_calibration(measured, signature, model.name, model.num_layers),
                 break_even=first_break_even(measured, signature, device_name(model.device)),
                 start_bytes=budgets.starts,
+                request_bytes=(
+                    free_bytes(model.device) / 2 if budgets.requests is None else budgets.requests
+                ),
             )
             opened.pop_all()
         return parts

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from math import inf
+from pathlib import Path
+
 import torch
 
 from fusionrag_integrations.errors import InvalidInputError
+
+MEMORY = Path("/proc/meminfo")
 
 
 def settle(device: torch.device) -> None:
     """Wait for the device's queued work, so that a clock read now counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that a device has to spare now; infinite where that isn't known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free)
+    try:
+        lines = MEMORY.read_text().splitlines()
+    except OSError:  # not Linux
+        return inf
+    known = dict(line.split(":") for line in lines if ":" in line)
+    return float(known["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in known else inf
 
 
 def torch_device(device: str) -> torch.device:

@@ -35,14 +35,14 @@ class Limits:
     kv_bytes: float = inf
 
     @classmethod
-    def on(cls, device: torch.device, kv_bytes: int | None = None) -> Limits:
+    def on(cls, device: torch.device, kv_bytes: float = inf) -> Limits:
         """For a device: more rows than these hardly make a pass more efficient there.
 
         A GPU computes a prompt under full attention quickest at once.
         """
         rows = 512 if device.type == "cpu" else 4096
         alone = rows if device.type == "cpu" else sys.maxsize
-        return cls(rows, alone, 64, inf if kv_bytes is None else kv_bytes)
+        return cls(rows, alone, 64, kv_bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

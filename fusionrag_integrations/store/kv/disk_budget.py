@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from threading import RLock
 
 from fusionrag_integrations.errors import InvalidInputError
@@ -23,7 +23,8 @@ class Budgets:
 
     device: beside the model. captured: the part of the disk's that ad-hoc chunks may take. starts:
     on the device, of what prompts begin with, kept for those that begin the same; 0 keeps none.
-    Raises `InvalidInputError` for less than 0.
+    requests: on the device, of requests that are at work at once, while others wait; None: half of
+    what is free there when the engine is opened. Raises `InvalidInputError` for less than 0.
     """
 
     device: int | None = 0
@@ -31,10 +32,11 @@ class Budgets:
     disk: int | None = None
     captured: int | None = GIB
     starts: int = GIB // 2
+    requests: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for budget in (self.device, self.host, self.disk, self.captured, self.starts):
+        for budget in (getattr(self, field.name) for field in fields(self)):
             if budget is not None and budget < 0:
                 raise InvalidInputError(f"A budget is {budget} bytes; give 0 or more, or None.")
 
