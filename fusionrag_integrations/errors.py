@@ -7,6 +7,10 @@ FusionRAGError
 │   └── DocumentFormatError                   a file that can't be read as documents
 ├── PromptTooLongError                        more tokens than the model's context holds
 ├── UnsupportedModelError                     an architecture whose KV can't be moved
+├── ServerError                               a server (`base_url=`) failed to answer
+│   ├── ServerUnreachableError                no server there, or the connection broke
+│   ├── NotAllowedError                       an API key that is wrong, or may not do this
+│   └── ServerBusyError                       it has too much to do, or is closing
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
@@ -53,6 +57,22 @@ class PromptTooLongError(FusionRAGError):
 
 class UnsupportedModelError(FusionRAGError):
     """A model whose KV can't be moved and partly recomputed; the message gives the reason."""
+
+
+class ServerError(FusionRAGError):
+    """The server that a component asks (`base_url=`) failed; the message says what it answered."""
+
+
+class ServerUnreachableError(ServerError):
+    """There is no server at the address, or the connection broke before its answer was complete."""
+
+
+class NotAllowedError(ServerError):
+    """The server doesn't know the API key, or the key may not do what was asked."""
+
+
+class ServerBusyError(ServerError):
+    """The server has too many requests, or is closing; it was asked again a few times."""
 
 
 class StoreError(FusionRAGError):

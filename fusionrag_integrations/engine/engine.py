@@ -11,7 +11,7 @@ from typing import Any, Self
 from fusionrag_integrations.check import CheckReport, check_store
 from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.documents.types import Document
-from fusionrag_integrations.engine.model_facts import ModelFacts
+from fusionrag_integrations.engine.facts import EngineFacts
 from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
@@ -34,7 +34,7 @@ from fusionrag_integrations.support.renamed import Renamed
 from fusionrag_integrations.support.threads import Closable, Threads
 
 
-class FusionEngine(ModelFacts, Closable):
+class FusionEngine(EngineFacts, Closable):
     """Ingests documents into a store, and answers prompts from the KV that is stored there.
 
     with FusionEngine.from_pretrained("model", store="my-store") as engine:  # closes it

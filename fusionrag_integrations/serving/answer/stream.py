@@ -99,6 +99,10 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
             finally:
                 self._running.release()
 
+    async def aclose(self) -> None:
+        """`close`, for `contextlib.aclosing`."""
+        self.close()
+
     def read(self) -> Answer:
         """Read to the end, and give the answer. Raises as `answer` does where it was closed."""
         for _ in self:
