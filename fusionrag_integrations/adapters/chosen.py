@@ -18,13 +18,13 @@ def chosen_engine(
 ) -> Engine:
     """The engine, or that of a server. Raises `InvalidInputError` unless one of them is given."""
     if (engine is None) == (base_url is None):
-        _refuse(f"{owner} needs either an engine or a server's base_url", owner)
+        _refuse(f"{owner} needs an engine or a server's base_url, and not both", owner)
     if base_url is not None:
         from fusionrag_integrations.adapters.remote import RemoteEngine
 
         return RemoteEngine(base_url, api_key)
     _check_no_key(api_key)
-    return _checked_engine(engine)
+    return checked_engine(engine)
 
 
 def chosen_source(
@@ -33,7 +33,7 @@ def chosen_source(
     """Where a retriever searches. Raises `InvalidInputError` unless one of them is given."""
     if [engine, store, base_url].count(None) != 2:
         _refuse(
-            "A FusionKVRetriever needs either an engine, a store, or a server's base_url",
+            "A FusionKVRetriever needs either an engine, a store or a server's base_url",
             "FusionKVRetriever",
             ", or FusionKVRetriever.from_store(path) to retrieve without loading a model",
         )
@@ -43,14 +43,15 @@ def chosen_source(
         return RemoteSource(base_url, api_key)
     _check_no_key(api_key)
     if engine is not None:
-        engine = _checked_engine(engine)
+        engine = checked_engine(engine)
         return StoreSource(engine.store, engine)
     from fusionrag_integrations.store.store import Store
 
     return StoreSource(checked_value("store", store, Store))
 
 
-def _checked_engine(engine: object) -> FusionEngine:
+def checked_engine(engine: object) -> FusionEngine:
+    """The engine. Raises `InvalidInputError` for anything else."""
     from fusionrag_integrations.engine import FusionEngine
 
     given: FusionEngine = checked_value("engine", engine, FusionEngine)

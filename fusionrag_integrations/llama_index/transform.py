@@ -7,9 +7,10 @@ from typing import Any, Self
 from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fusionrag_integrations.adapters.base import FusionEngine
+from fusionrag_integrations.adapters.chosen import checked_engine
 from fusionrag_integrations.adapters.component import Component
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.nodes import as_passage, mark, to_documents
@@ -38,6 +39,11 @@ class FusionKVTransform(Component, EngineComponent, TransformComponent):
     _opened: str = PrivateAttr(
         default_factory=lambda: uuid4().hex
     )  # differs for each store that was opened
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checked_engine(self.engine)
+        return self
 
     @classmethod
     def class_name(cls) -> str:
