@@ -11,7 +11,17 @@ from io import TextIOWrapper
 
 import click
 
-from fusionrag_integrations.cli import ask, calibrate, check, damage, demo, quality, store, ttft
+from fusionrag_integrations.cli import (
+    ask,
+    calibrate,
+    check,
+    damage,
+    demo,
+    quality,
+    serve,
+    store,
+    ttft,
+)
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -25,6 +35,7 @@ def main() -> None:
       fusionrag demo                              see it work, with a pretrained model
       fusionrag index docs/ --store my-store      chunk, embed and prefill your files
       fusionrag ask "..." --store my-store        retrieve and answer
+      fusionrag serve --store my-store            answer over HTTP
     """
     # Libraries' progress bars would be drawn over ours. Read when tqdm is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -40,7 +51,7 @@ def bench() -> None:
 bench.add_command(quality.quality)
 bench.add_command(ttft.ttft)
 for command in (
-    *(store.index, ask.ask, store.delete, demo.demo, store.inspect, damage.verify, damage.repair),
-    *(check.check, calibrate.calibrate, bench),
+    *(store.index, ask.ask, serve.serve, store.delete, demo.demo, store.inspect),
+    *(damage.verify, damage.repair, check.check, calibrate.calibrate, bench),
 ):
     main.add_command(command)

@@ -186,13 +186,20 @@ class FusionEngine(EngineFacts, Closable):
 
     @checked(leave=("prompt",))
     def count_tokens(
-        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool | None = None
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool | None = None,
+        *,
+        scopes: Sequence[str] | None = None,
     ) -> int:
         """Tokens that the model reads of a prompt, its chat template's and tools' included.
 
-        raw: as in `AnswerSettings`. Raises as `answer` does for an invalid prompt.
+        raw, scopes: as in `AnswerSettings`. Raises as `answer` does for an invalid prompt.
         """
-        settings = AnswerSettings(tools=tuple(tools), raw=raw)
+        settings = AnswerSettings(
+            tools=tuple(tools), raw=raw, scopes=None if scopes is None else tuple(scopes)
+        )
         return len(self.pipeline.encode(prompt, settings).token_ids)
 
     @checked(leave=("documents",))

@@ -17,9 +17,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
+from fusionrag_integrations.adapters.tool_calls import PlainText
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.messages import last_chunks, to_chunk, to_message, to_messages
-from fusionrag_integrations.langchain.tool_calls import PlainText
 from fusionrag_integrations.support.inputs import checked_value
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool

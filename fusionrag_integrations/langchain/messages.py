@@ -11,8 +11,8 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from fusionrag_integrations.adapters.base import Answered, Stream
+from fusionrag_integrations.adapters.tool_calls import PlainText, parse_output
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.langchain.tool_calls import PlainText, parse_output
 from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.serving.settings import AnswerSettings
 

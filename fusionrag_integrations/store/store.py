@@ -244,6 +244,17 @@ class Store(Closable):
         return self.catalog.vectors.of(chunk_ids)
 
     @checked()
+    def handles(
+        self, chunk_ids: Iterable[str], scopes: Sequence[str] | None = None
+    ) -> list[KVHandle]:
+        """The handles of chunks, in the order asked for.
+
+        Ids of no chunk, or of one of another scope, are left out. scopes: None for every one.
+        """
+        records = self.catalog.chunks.readable(chunk_ids).values()
+        return [r.handle for r in records if scopes is None or r.chunk.scope in scopes]
+
+    @checked()
     def handle_of(
         self, text: str, source: str, scopes: Sequence[str] | None = None
     ) -> KVHandle | None:

@@ -26,23 +26,20 @@ def answer_request(prompt: Prompt, settings: AnswerSettings) -> tuple[str, dict[
     }
     body["chunk_ids"] = [handle.chunk_id for handle in settings.handles]
     path, asked = prompt_fields(prompt, settings.tools)
+    if path == CHAT:
+        body["parse_calls"] = False  # components read them from the text, as over an engine
     return path, body | asked | {"stream": True}
 
 
 def prompt_fields(prompt: Prompt, tools: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Where a prompt is answered, and it as fields of a body.
 
-    A string with tools is a user's message, as the chat template would make of it.
+    Raises `InvalidInputError` for malformed messages.
     """
-    if isinstance(prompt, str) and not tools:
-        return COMPLETIONS, {"prompt": prompt}
-    given: Sequence[Message] = (
-        [{"role": "user", "content": prompt}]
-        if isinstance(prompt, str)
-        else checked_messages(prompt)
-    )
-    asked: dict[str, Any] = {"messages": [_message(message) for message in given]}
-    return CHAT, asked | ({"tools": list(tools)} if tools else {})
+    given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    if isinstance(prompt, str):
+        return COMPLETIONS, given | {"prompt": prompt}
+    return CHAT, given | {"messages": [_message(one) for one in checked_messages(prompt)]}
 
 
 def _message(message: Message) -> dict[str, Any]:

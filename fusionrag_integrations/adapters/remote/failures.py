@@ -33,7 +33,7 @@ _KIND_OF_STATUS = {
     429: ServerBusyError,
     503: ServerBusyError,
 }
-_STATUS_OF_TYPE = {"invalid_request_error": 400, "rate_limit_error": 429}
+_STATUS_OF = {"invalid_request_error": 400, "closing": 503}  # an error's type, or its code
 
 
 def pause(response: httpx.Response, attempt: int) -> float:
@@ -64,7 +64,8 @@ def failure(response: httpx.Response) -> FusionRAGError:
 
 def failure_within(error: Mapping[str, Any]) -> FusionRAGError:
     """The error for one that a stream told of after it had begun."""
-    return _of_status(error, _STATUS_OF_TYPE.get(str(error.get("type")), 500))
+    told = (error.get("code"), error.get("type"))
+    return _of_status(error, next((_STATUS_OF[t] for t in told if t in _STATUS_OF), 500))
 
 
 def _of_status(error: Mapping[str, Any], status: int) -> FusionRAGError:
