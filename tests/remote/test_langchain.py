@@ -105,7 +105,8 @@ def test_tools_and_a_conversation_with_calls_reach_the_template(
     engine: FusionEngine, chat: ChatFusionRAG
 ) -> None:
     local = ChatFusionRAG(engine=engine, max_tokens=12)
-    call = {"name": "weather", "args": {"place": "Bü \"x\""}, "id": "call12345", "type": "tool_call"}
+    place = 'Bü "x"'
+    call = {"name": "weather", "args": {"place": place}, "id": "call12345", "type": "tool_call"}
     talk = [
         HumanMessage("Is it fair?"),
         AIMessage("", tool_calls=[call]),

@@ -165,7 +165,8 @@ def _server(base_url: str) -> str:
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
         url = httpx.URL()
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    known = url.scheme in ("http", "https") and url.host and (url.port or 0) < 1 << 16
+    if not known or url.query or url.fragment:
         raise InvalidInputError(
             f"base_url is {shown(base_url)}; give a server's address, 'http://localhost:8000'."
         )

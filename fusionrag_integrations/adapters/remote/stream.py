@@ -14,7 +14,12 @@ from httpx_sse import EventSource
 
 from fusionrag_integrations.adapters.remote.connection import Connection
 from fusionrag_integrations.adapters.remote.failures import failure_within
-from fusionrag_integrations.errors import FusionRAGError, ServerError, ServerUnreachableError
+from fusionrag_integrations.errors import (
+    FusionRAGError,
+    ServerError,
+    ServerUnreachableError,
+    StoreError,
+)
 from fusionrag_integrations.serving.usage import Usage
 from fusionrag_integrations.support.inputs import parse_json
 
@@ -55,8 +60,8 @@ class RemoteStream(Iterator[str], AsyncIterator[str]):
         self._async_events: AsyncGenerator[str, None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
-        self._reading = Lock()
-        self._awaiting = False
+        self._reading = Lock()  # held by the thread that reads on, or closes
+        self._awaiting = asyncio.Lock()  # the same for tasks
         self._closed = False
 
     def __next__(self) -> str:
@@ -81,20 +86,19 @@ class RemoteStream(Iterator[str], AsyncIterator[str]):
         if self._async_events is None:
             self._async_events = self._aopened()
             self._loop = asyncio.get_running_loop()
-        self._awaiting = True
-        try:
+        async with self._awaiting:
             piece = "" if self._closed else await anext(self._async_events, "")
-        finally:
-            self._awaiting = False
-        if self._closed or not piece:
-            await self._async_events.aclose()
+            if self._closed:  # by another task, while this one waited
+                await self._async_events.aclose()
+                raise StopAsyncIteration
+        if not piece:
             raise StopAsyncIteration
         return piece
 
     def close(self) -> None:
         """End the request, from any thread. Does nothing if it has ended.
 
-        If another thread waits for the next piece, the request ends when that has come.
+        If another thread or task waits for the next piece, the request ends when that has come.
         """
         self._closed = True
         if self._process != os.getpid():
@@ -112,8 +116,9 @@ class RemoteStream(Iterator[str], AsyncIterator[str]):
         self._closed = True
         if self._async_events is None:
             self.close()
-        elif not self._awaiting:
-            await self._async_events.aclose()
+        else:
+            async with self._awaiting:
+                await self._async_events.aclose()
 
     def read(self) -> RemoteAnswer:
         """Read to the end, and give the answer. Raises as `answer` does where it was closed."""
@@ -136,7 +141,7 @@ class RemoteStream(Iterator[str], AsyncIterator[str]):
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
-            raise FusionRAGError(
+            raise StoreError(
                 "This answer was begun before its process was forked, and goes on in the parent "
                 "alone. Ask again in the child."
             )
