@@ -51,7 +51,7 @@ def event(**content: Any) -> bytes:
     return f"data: {json.dumps(content)}\n\n".encode()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reply:
     """What a scripted server answers: a body in parts. cut: whether it breaks off after them."""
 
@@ -73,11 +73,20 @@ class Reply:
         return cls(200, events, [(b"content-type", b"text/event-stream")], cut)
 
 
+_STORE = {"signature": "s", "revision": 1}
+_FACTS = {"context_window": 99, "has_chat_template": True, "supports_tools": False, "store": _STORE}
+MODEL = Reply(parts=[json.dumps({"data": [{"id": "scripted", "fusionrag": _FACTS}]}).encode()])
+
+
 @dataclass
 class Script:
-    """An application that gives replies one after the other, the last one again and again."""
+    """An application that gives replies one after the other, the last one again and again.
+
+    model: what it says of its model. asked: path, headers and body of all other requests.
+    """
 
     replies: list[Reply]
+    model: Reply = MODEL
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -87,18 +96,19 @@ class Script:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        if scope["path"] == "/v1/models":
+            return await _send(self.model, send)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.asked.append((scope["path"], headers, json.loads(body) if body else None))
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        await send(
-            {
-                "type": "http.response.start",
-                "status": reply.status,
-                "headers": list(reply.headers),
-            }
-        )
-        for part in reply.parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        if reply.cut:
-            raise ConnectionError("The script breaks off here.")
-        await send({"type": "http.response.body", "body": b""})
+        await _send(reply, send)
+
+
+async def _send(reply: Reply, send: Any) -> None:
+    headers = list(reply.headers)
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    for part in reply.parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    if reply.cut:
+        raise ConnectionError("The script breaks off here.")
+    await send({"type": "http.response.body", "body": b""})

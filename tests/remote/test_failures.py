@@ -69,18 +69,10 @@ async def all_pieces(llm: lc.FusionRAGLLM) -> str:
 
 @contextmanager
 def scripted(*replies: Reply, **fields: Any) -> Iterator[tuple[lc.FusionRAGLLM, Script]]:
-    """A model over a server that gives these replies to what isn't about its model."""
+    """A model over a server that gives these replies."""
     script = Script(list(replies))
     with served(script) as url, lc.FusionRAGLLM(base_url=url, **fields) as llm:
         yield llm, script
-
-
-@pytest.fixture(autouse=True)
-def _no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LangChain asks who the model is before each call, which these scripts don't answer."""
-    for name in ("_identifying_params", "model_name"):
-        monkeypatch.setattr(lc.FusionRAGLLM, name, property(lambda llm: "scripted"))
-    monkeypatch.setattr(lc.FusionRAGLLM, "_identifying_params", property(lambda llm: {}))
 
 
 @each_way
@@ -201,13 +193,13 @@ def test_nobody_is_there(ask: Ask) -> None:
 def test_a_server_of_another_kind() -> None:
     other = Reply(200, [b'{"data": [{"id": "gpt"}]}'])
     with (
-        served(Script([other])) as url,
+        served(Script([], other)) as url,
         lc.ChatFusionRAG(base_url=url) as chat,
         pytest.raises(ServerError, match="is it a FusionRAG server"),
     ):
         chat.bind_tools([])
     with (
-        served(Script([Reply(200, [b"<html>"])])) as url,
+        served(Script([], Reply(200, [b"<html>"]))) as url,
         li.FusionRAGLLM(base_url=url) as llm,
         pytest.raises(ServerError, match="gave no JSON"),
     ):
@@ -220,7 +212,7 @@ def test_the_key_is_sent_and_not_shown(given: bool, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("FUSIONRAG_API_KEY", KEY)
     with scripted(COMPLETE, **({"api_key": KEY} if given else {})) as (llm, script):
         llm.invoke("When?")
-        shown = [repr(llm), str(llm), llm.model_dump_json(), str(llm.identity)]
+        shown = [repr(llm), str(llm), llm.model_dump_json(), str(llm.identity())]
     assert script.asked[0][1]["authorization"] == f"Bearer {KEY}"
     assert not any(KEY in text for text in shown)
 
