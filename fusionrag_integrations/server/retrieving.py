@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Self
@@ -28,20 +29,25 @@ class TextBody(Body):
 
 
 class RetrieveBody(Body):
-    """A question to search by, or texts that are looked up."""
+    """A question to search by, or texts that are looked up.
+
+    embeddings: whether the vectors of the question and of the chunks are wanted.
+    """
 
     query: str | None = None
     texts: list[TextBody] | None = None
     k: int = Field(default=5, ge=1, le=MOST)
     scopes: list[str] | None = Field(default=None, min_length=1)
     where: dict[str, Any] | None = None
+    embeddings: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.query is None) == (self.texts is None):
             raise InvalidInputError("Give either query or texts.")
-        if self.texts is not None and (given := self.model_fields_set & {"k", "where"}):
-            raise InvalidInputError(f"{', '.join(sorted(given))} can't be given with texts.")
+        of_queries = self.model_fields_set & {"embeddings", "k", "where"}
+        if self.texts is not None and of_queries:
+            raise InvalidInputError(f"{', '.join(sorted(of_queries))} can't be given with texts.")
         return self
 
 
@@ -59,23 +65,21 @@ class DocumentsBody(Body):
     documents: list[DocumentBody]
 
 
-def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> list[dict[str, Any]]:
+def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> dict[str, Any]:
     """Chunks for a question, in the order in which a prompt should have them; or one entry a text.
 
     Their KV is loaded meanwhile; texts that are no chunk's are registered.
     """
     scopes = caller.allowed(body.scopes)
     if body.query is not None:
-        hits = engine.store.search(body.query, body.k, scopes=scopes, where=body.where)
-        ordered = document_order(hits)
-        engine.prefetch(hit.handle for hit in ordered)
-        return [_hit(hit) for hit in ordered]
+        return _search(engine, body.query, scopes, body)
     texts = body.texts or []
     handles = [engine.store.handle_of(one.text, one.source or "", scopes) for one in texts]
     engine.prefetch(handle for handle in handles if handle)
     unknown = [one.text for one, handle in zip(texts, handles, strict=True) if handle is None]
     engine.register_texts(unknown, scope=scopes[0] if scopes else "")
-    return [{"handle": None if handle is None else asdict(handle)} for handle in handles]
+    data = [{"handle": None if handle is None else asdict(handle)} for handle in handles]
+    return {"object": "list", "data": data}
 
 
 async def add(service: Service, caller: Caller, body: DocumentsBody) -> dict[str, Any]:
@@ -109,6 +113,21 @@ def listed(
     scopes = caller.allowed(None if scope is None else [scope])
     found, has_more = engine.store.catalog.documents.page(scopes, after, limit)
     return {"object": "list", "data": [asdict(one) for one in found], "has_more": has_more}
+
+
+def _search(
+    engine: FusionEngine, query: str, scopes: Sequence[str] | None, body: RetrieveBody
+) -> dict[str, Any]:
+    store = engine.store
+    vector = store.embed_question(query)
+    hits = document_order(store.nearest(vector, body.k, scopes=scopes, where=body.where))
+    engine.prefetch(hit.handle for hit in hits)
+    rows = [_hit(hit) for hit in hits]
+    if not body.embeddings:
+        return {"object": "list", "data": rows}
+    vectors = store.embeddings([hit.chunk.id for hit in hits])
+    rows = [row | {"embedding": list(vectors[row["id"]])} for row in rows if row["id"] in vectors]
+    return {"object": "list", "data": rows, "query_embedding": list(vector)}
 
 
 def _hit(hit: SearchHit) -> dict[str, Any]:
