@@ -14,6 +14,7 @@ FusionRAGError
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
+    ├── StoreBusyError                        another ingest or delete is changing the store
     ├── CatalogRowError                       a row of the catalog is damaged
     ├── StoreClosedError                      the store was closed, and is used all the same
     └── KVRecordError                         one record can't be used; in serving, a counted miss
@@ -85,6 +86,10 @@ class StoreNotFoundError(StoreError):
 
 class StoreMismatchError(StoreError):
     """The store was made by another model, ingest prefix or embedding than the one in use."""
+
+
+class StoreBusyError(StoreError):
+    """Another ingest or delete, in this process or another, is changing the store."""
 
 
 class CatalogRowError(StoreError):

@@ -78,7 +78,7 @@ def _add_documents(app: FastAPI, service: Service) -> None:
     @app.post("/v1/retrieve")
     async def retrieve(who: Who, body: retrieving.RetrieveBody) -> Response:
         found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
-        return JSONResponse({"object": "list", **found})
+        return JSONResponse(found)
 
     @app.post("/v1/documents")
     async def add(who: Who, body: retrieving.DocumentsBody) -> Response:

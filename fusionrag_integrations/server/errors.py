@@ -15,10 +15,11 @@ from fusionrag_integrations.errors import (
     FusionRAGError,
     InvalidInputError,
     PromptTooLongError,
+    StoreBusyError,
     StoreClosedError,
 )
 
-RETRY_SECONDS = 1  # after which a client that was turned away asks again
+_RETRY = {"Retry-After": "1"}  # seconds, after which a client that was turned away asks again
 _TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
@@ -56,7 +57,7 @@ class ApiError(Exception):
 def turned_away(message: str) -> ApiError:
     """For a request that found no room; the same one may be answered a little later."""
     status = HTTPStatus.TOO_MANY_REQUESTS
-    return ApiError(status, message, code="busy", headers={"Retry-After": str(RETRY_SECONDS)})
+    return ApiError(status, message, code="busy", headers=_RETRY)
 
 
 def closing() -> ApiError:
@@ -65,7 +66,7 @@ def closing() -> ApiError:
         HTTPStatus.SERVICE_UNAVAILABLE,
         "This server is closing; ask again later.",
         code="closing",
-        headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
+        headers={**_RETRY, "Connection": "close"},
     )
 
 
@@ -97,6 +98,9 @@ def api_error(error: Exception) -> ApiError:
             )
         case InvalidInputError():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error))
+        case StoreBusyError():
+            told = "Another process is changing the documents; ask again later."
+            return ApiError(HTTPStatus.CONFLICT, told, code="store_busy", headers=_RETRY)
         case StoreClosedError():
             return closing()
     return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed to answer this request.")
@@ -104,8 +108,7 @@ def api_error(error: Exception) -> ApiError:
 
 def is_told(error: Exception) -> bool:
     """Whether the answer says what was wrong, so that no log needs to."""
-    told = (ApiError, RequestValidationError, HTTPException, PromptTooLongError, InvalidInputError)
-    return isinstance(error, told)
+    return api_error(error).status != HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:

@@ -30,7 +30,7 @@ class Call(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    id: str
+    id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -42,12 +42,13 @@ class Call(BaseModel):
             arguments = None
         if not isinstance(arguments, dict):
             message = (
-                f"The arguments of the call {self.id} are {shown(self.function.arguments)}; give a "
-                "JSON object as a string."
+                f"The arguments of a call of {self.function.name} are "
+                f"{shown(self.function.arguments)}; give a JSON object as a string."
             )
             raise ApiError(HTTPStatus.BAD_REQUEST, message, "messages")
+        named = {} if self.id is None else {"id": self.id}
         function = {"name": self.function.name, "arguments": arguments}
-        return {"type": "function", "id": self.id, "function": function}
+        return {"type": "function", **named, "function": function}
 
 
 class ChatMessage(BaseModel):
@@ -88,7 +89,7 @@ def to_messages(given: Sequence[ChatMessage]) -> list[Message]:
         message: Message = {"role": _ROLES.get(one.role, one.role), "content": one.text}
         if one.tool_calls:
             message["tool_calls"] = [call.template_call() for call in one.tool_calls]
-            names |= {call.id: call.function.name for call in one.tool_calls}
+            names |= {call.id or "": call.function.name for call in one.tool_calls}
         if one.tool_call_id is not None:
             message["tool_call_id"] = one.tool_call_id
         if one.role == "tool":

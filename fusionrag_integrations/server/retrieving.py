@@ -31,7 +31,7 @@ class TextBody(Body):
 class RetrieveBody(Body):
     """A question to search by, or texts that are looked up.
 
-    embeddings: whether chunks come with their vectors, and with the question's.
+    embeddings: whether the vectors of the question and of the chunks are wanted.
     """
 
     query: str | None = None
@@ -45,10 +45,9 @@ class RetrieveBody(Body):
     def _check(self) -> Self:
         if (self.query is None) == (self.texts is None):
             raise InvalidInputError("Give either query or texts.")
-        if self.texts is not None and (
-            given := self.model_fields_set & {"k", "where", "embeddings"}
-        ):
-            raise InvalidInputError(f"{', '.join(sorted(given))} can't be given with texts.")
+        of_queries = self.model_fields_set & {"embeddings", "k", "where"}
+        if self.texts is not None and of_queries:
+            raise InvalidInputError(f"{', '.join(sorted(of_queries))} can't be given with texts.")
         return self
 
 
@@ -73,38 +72,14 @@ def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> dict[s
     """
     scopes = caller.allowed(body.scopes)
     if body.query is not None:
-        return _found(engine, body.query, scopes, body)
-    return {"data": _looked_up(engine, body.texts or [], scopes)}
-
-
-def _found(
-    engine: FusionEngine, query: str, scopes: Sequence[str] | None, body: RetrieveBody
-) -> dict[str, Any]:
-    vector = engine.store.embed_question(query)
-    hits = engine.store.nearest(vector, body.k, scopes=scopes, where=body.where)
-    ordered = document_order(hits)
-    engine.prefetch(hit.handle for hit in ordered)
-    if not body.embeddings:
-        return {"data": [_hit(hit) for hit in ordered]}
-    vectors = engine.store.embeddings([hit.chunk.id for hit in ordered])
-    kept = [hit for hit in ordered if hit.chunk.id in vectors]  # others were just deleted
-    return {
-        "query_embedding": [float(number) for number in vector],
-        "data": [
-            _hit(hit) | {"embedding": [float(number) for number in vectors[hit.chunk.id]]}
-            for hit in kept
-        ],
-    }
-
-
-def _looked_up(
-    engine: FusionEngine, texts: Sequence[TextBody], scopes: Sequence[str] | None
-) -> list[dict[str, Any]]:
+        return _search(engine, body.query, scopes, body)
+    texts = body.texts or []
     handles = [engine.store.handle_of(one.text, one.source or "", scopes) for one in texts]
     engine.prefetch(handle for handle in handles if handle)
     unknown = [one.text for one, handle in zip(texts, handles, strict=True) if handle is None]
     engine.register_texts(unknown, scope=scopes[0] if scopes else "")
-    return [{"handle": None if handle is None else asdict(handle)} for handle in handles]
+    data = [{"handle": None if handle is None else asdict(handle)} for handle in handles]
+    return {"object": "list", "data": data}
 
 
 async def add(service: Service, caller: Caller, body: DocumentsBody) -> dict[str, Any]:
@@ -138,6 +113,21 @@ def listed(
     scopes = caller.allowed(None if scope is None else [scope])
     found, has_more = engine.store.catalog.documents.page(scopes, after, limit)
     return {"object": "list", "data": [asdict(one) for one in found], "has_more": has_more}
+
+
+def _search(
+    engine: FusionEngine, query: str, scopes: Sequence[str] | None, body: RetrieveBody
+) -> dict[str, Any]:
+    store = engine.store
+    vector = store.embed_question(query)
+    hits = document_order(store.nearest(vector, body.k, scopes=scopes, where=body.where))
+    engine.prefetch(hit.handle for hit in hits)
+    rows = [_hit(hit) for hit in hits]
+    if not body.embeddings:
+        return {"object": "list", "data": rows}
+    vectors = store.embeddings([hit.chunk.id for hit in hits])
+    rows = [row | {"embedding": list(vectors[row["id"]])} for row in rows if row["id"] in vectors]
+    return {"object": "list", "data": rows, "query_embedding": list(vector)}
 
 
 def _hit(hit: SearchHit) -> dict[str, Any]:
