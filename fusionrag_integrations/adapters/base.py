@@ -113,6 +113,10 @@ class Engine(Protocol):
         """The answer to a prompt; work begins when it is first read."""
         ...
 
+    def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> Answered:
+        """The answer, once it is complete."""
+        ...
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Token ids of a text; without control_tokens, what spells one is text."""
         ...

@@ -56,7 +56,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings = self.settings(stop, kwargs)
-        answer = self._engine.stream(to_messages(messages), settings).read()
+        answer = self._engine.answer(to_messages(messages), settings)
         message = to_message(answer, settings, self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
 

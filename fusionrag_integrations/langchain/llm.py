@@ -53,7 +53,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        return self._result([self._engine.stream(prompt, settings).read() for prompt in prompts])
+        return self._result([self._engine.answer(prompt, settings) for prompt in prompts])
 
     async def _agenerate(
         self,

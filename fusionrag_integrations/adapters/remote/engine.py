@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from fusionrag_integrations.adapters.remote.bodies import answer_request, prompt_fields
 from fusionrag_integrations.adapters.remote.connection import Connection
-from fusionrag_integrations.adapters.remote.stream import RemoteStream
+from fusionrag_integrations.adapters.remote.stream import RemoteAnswer, RemoteStream
 from fusionrag_integrations.errors import ServerError
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.settings import AnswerSettings
@@ -78,6 +78,10 @@ class RemoteEngine(Closable):
         """The answer to a prompt. The request is made when it is first read."""
         path, body = answer_request(prompt, settings or AnswerSettings())
         return RemoteStream(self._connection, path, body)
+
+    def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> RemoteAnswer:
+        """The answer, once it is complete."""
+        return self.stream(prompt, settings).read()
 
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""

@@ -10,7 +10,6 @@ from fusionrag_integrations.adapters.base import EmbeddedHits
 from fusionrag_integrations.adapters.remote.connection import Connection
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit
 from fusionrag_integrations.documents.types import Chunk
-from fusionrag_integrations.errors import ServerError
 from fusionrag_integrations.support.threads import Closable
 
 RETRIEVE = "/v1/retrieve"
@@ -51,11 +50,9 @@ class RemoteSource(Closable):
     ) -> EmbeddedHits:
         """The same with vectors."""
         found = self._ask(scopes, query=question, k=k, where=where, embeddings=True)
-        rows = found["data"]
-        if "query_embedding" not in found or not all("embedding" in row for row in rows):
-            raise ServerError("The server gave no embeddings.")
-        vectors = {row["id"]: row["embedding"] for row in rows}
-        return EmbeddedHits([_hit(row) for row in rows], found["query_embedding"], vectors)
+        vectors = {row["id"]: row["embedding"] for row in found["data"]}
+        hits = [_hit(row) for row in found["data"]]
+        return EmbeddedHits(hits, found["query_embedding"], vectors)
 
     def handles_of(
         self, passages: Sequence[tuple[str, str]], scopes: Sequence[str] | None
