@@ -82,12 +82,14 @@ MODEL = Reply(parts=[json.dumps({"data": [{"id": "scripted", "fusionrag": _FACTS
 class Script:
     """An application that gives replies one after the other, the last one again and again.
 
-    model: what it says of its model. asked: path, headers and body of all other requests.
+    model: what it says of its model. asked: path, headers and body of all other requests. clients:
+    the ports that all came from.
     """
 
     replies: list[Reply]
     model: Reply = MODEL
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    clients: list[int] = field(default_factory=list)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -96,6 +98,7 @@ class Script:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        self.clients.append(scope["client"][1])
         if scope["path"] == "/v1/models":
             return await _send(self.model, send)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}

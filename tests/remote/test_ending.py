@@ -18,17 +18,28 @@ from tests.steps import Steps, kv_in_use
 pytestmark = LOOPBACK
 
 QUESTION = "Where is house 15 of town number 2?"
-TOKENS = 1000  # which no test waits for
+TOKENS = 200
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prompt(engine: FusionEngine) -> str:
     documents = lc.FusionKVRetriever(engine=engine, k=3).invoke(QUESTION)
     return "\n\n".join([*(document.page_content for document in documents), QUESTION])
 
 
+@pytest.fixture(scope="module")
+def long(engine: FusionEngine, prompt: str) -> dict[str, Any]:
+    """Settings with which the answer is long: the model says anything, but no end."""
+    for seed in range(20):
+        settings = {"max_tokens": TOKENS, "temperature": 5.0, "seed": seed}
+        answer = engine.answer(prompt, AnswerSettings(**settings))
+        if answer.usage.completion_tokens == TOKENS:
+            return settings
+    raise AssertionError("Every answer ends early.")
+
+
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+def steps(monkeypatch: pytest.MonkeyPatch, long: dict[str, Any]) -> Steps:
     return Steps(monkeypatch)
 
 
@@ -43,8 +54,10 @@ def first_pieces(stream: Any) -> None:
         next(stream)
 
 
-def test_a_closed_stream(engine: FusionEngine, base_url: str, prompt: str, steps: Steps) -> None:
-    with lc.FusionRAGLLM(base_url=base_url, max_tokens=TOKENS) as llm:
+def test_a_closed_stream(
+    engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
+) -> None:
+    with lc.FusionRAGLLM(base_url=base_url, **long) as llm:
         stream: Any = llm.stream(prompt)
         first_pieces(stream)
         assert kv_in_use(engine)
@@ -52,18 +65,32 @@ def test_a_closed_stream(engine: FusionEngine, base_url: str, prompt: str, steps
         ended(engine, steps)
 
 
-def test_a_forgotten_stream(engine: FusionEngine, base_url: str, prompt: str, steps: Steps) -> None:
-    with li.FusionRAGLLM(base_url=base_url, max_tokens=TOKENS) as llm:
+def test_a_forgotten_stream(
+    engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
+) -> None:
+    with li.FusionRAGLLM(base_url=base_url, **long) as llm:
         first_pieces(llm.stream_complete(prompt))
         ended(engine, steps)
 
 
+def test_a_closed_stream_that_somebody_still_has(
+    engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
+) -> None:
+    with RemoteEngine(base_url) as remote:
+        stream = remote.stream(prompt, AnswerSettings(**long))
+        first_pieces(stream)
+        stream.close()
+        stream.close()
+        ended(engine, steps)
+        assert list(stream) == []
+
+
 def test_a_stream_closed_by_another_thread(
-    engine: FusionEngine, base_url: str, prompt: str, steps: Steps
+    engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
 ) -> None:
     """While one waits for a piece, it ends with that piece."""
     with RemoteEngine(base_url) as remote:
-        stream = remote.stream(prompt, AnswerSettings(max_tokens=TOKENS))
+        stream = remote.stream(prompt, AnswerSettings(**long))
         first_pieces(stream)
 
         async def closed_meanwhile() -> list[str]:
@@ -83,16 +110,16 @@ def test_a_stream_closed_by_another_thread(
 @pytest.mark.parametrize("way", ["astream", "left", "closed", "closed from a thread"])
 @pytest.mark.asyncio
 async def test_an_asynchronous_stream(
-    way: str, engine: FusionEngine, base_url: str, prompt: str, steps: Steps
+    way: str, engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
 ) -> None:
     with RemoteEngine(base_url) as remote, lc.FusionRAGLLM(base_url=base_url) as llm:
         if way == "astream":
-            chunks: Any = llm.astream(prompt, max_tokens=TOKENS)
+            chunks: Any = llm.astream(prompt, **long)
             for _ in range(3):
                 await anext(chunks)
             await chunks.aclose()
         else:
-            stream = remote.stream(prompt, AnswerSettings(max_tokens=TOKENS))
+            stream = remote.stream(prompt, AnswerSettings(**long))
             for _ in range(3):
                 await anext(stream)
             if way == "left":
@@ -106,21 +133,19 @@ async def test_an_asynchronous_stream(
 
 
 CALLS: dict[str, Any] = {
-    "ainvoke": lambda url, prompt: lc.FusionRAGLLM(base_url=url).ainvoke(prompt, max_tokens=TOKENS),
-    "chat": lambda url, prompt: lc.ChatFusionRAG(base_url=url).ainvoke(prompt, max_tokens=TOKENS),
-    "acomplete": lambda url, prompt: li.FusionRAGLLM(base_url=url).acomplete(
-        prompt, max_tokens=TOKENS
-    ),
+    "ainvoke": lambda url, prompt, long: lc.FusionRAGLLM(base_url=url, **long).ainvoke(prompt),
+    "chat": lambda url, prompt, long: lc.ChatFusionRAG(base_url=url, **long).ainvoke(prompt),
+    "acomplete": lambda url, prompt, long: li.FusionRAGLLM(base_url=url, **long).acomplete(prompt),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.asyncio
 async def test_a_cancelled_task(
-    name: str, engine: FusionEngine, base_url: str, prompt: str, steps: Steps
+    name: str, engine: FusionEngine, base_url: str, prompt: str, long: dict[str, Any], steps: Steps
 ) -> None:
     steps.hold_at(4)
-    task = asyncio.create_task(CALLS[name](base_url, prompt))
+    task = asyncio.create_task(CALLS[name](base_url, prompt, long))
     await steps.held()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

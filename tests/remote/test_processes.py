@@ -16,7 +16,7 @@ import fusionrag_integrations.langchain as lc
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.adapters.remote import RemoteEngine
 from tests.processes import Held, in_child
-from tests.remote.loopback import LOOPBACK
+from tests.remote.loopback import LOOPBACK, Reply, Script, served
 
 pytestmark = LOOPBACK
 
@@ -53,10 +53,18 @@ def test_a_worker_loads_neither_torch_nor_a_store(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
 def test_a_forked_worker_makes_connections_of_its_own(base_url: str) -> None:
     with lc.FusionRAGLLM(base_url=base_url, max_tokens=4) as llm:
-        expected = llm.invoke("Where?")  # leaves a connection open
+        expected = llm.invoke("Where?")
         assert in_child(lambda: llm.invoke("Where?")) == expected
         assert in_child(lambda: asyncio.run(llm.ainvoke("Where?"))) == expected
         assert llm.invoke("Where?") == expected
+    script = Script([Reply(parts=[b'{"token_ids": [1]}'])])
+    with served(script) as url, RemoteEngine(url) as engine:
+        for _ in range(2):
+            engine.encode("Where?")  # both by one connection, which stays open
+        assert in_child(lambda: engine.encode("Where?")) == "[1]"
+        engine.encode("Where?")
+    mine, again, childs, later = script.clients
+    assert mine == again == later != childs
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork")
