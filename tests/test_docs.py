@@ -123,6 +123,7 @@ def test_make_knows_what_pages_ask_of_it() -> None:
         "index",
         "delete",
         "ask",
+        "serve",
         "check",
         "demo",
         "inspect",

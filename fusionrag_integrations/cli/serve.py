@@ -102,14 +102,16 @@ def serve(
     limits = Limits(at_once, queue, max_body << 20, grace)
     keys = None if keys_file is None else Keys.read(keys_file)
     with bound(host, port) as listening:
-        engine = open_engine(model, existing(store), embedding, salt)
-        server = Server(engine, keys=keys, limits=limits)
-        _log_as_json()
         if keys is None and host != LOOPBACK:
             err.print("There are no --keys: whoever reaches this server may do everything.")
-        address = listening.getsockname()
-        out.print(f"{engine.model_name} answers at http://{host}:{address[1]}/v1", markup=False)
-        server.run(sockets=[listening])
+        engine = open_engine(model, existing(store), embedding, salt)
+        place = f"http://{host}:{listening.getsockname()[1]}/v1"
+
+        def tell() -> None:
+            out.print(f"{engine.model_name} answers at {place}", markup=False)
+
+        _log_as_json()
+        Server(engine, keys=keys, limits=limits, on_ready=tell).run(sockets=[listening])
 
 
 def _log_as_json() -> None:

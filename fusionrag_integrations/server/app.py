@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -78,7 +79,8 @@ def _add_documents(app: FastAPI, service: Service) -> None:
     @app.post("/v1/retrieve")
     async def retrieve(who: Who, body: retrieving.RetrieveBody) -> Response:
         found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
-        return JSONResponse(found)
+        # Metadata may hold numbers that JSON doesn't have.
+        return Response(to_json(found, inf_nan_mode="null"), media_type="application/json")
 
     @app.post("/v1/documents")
     async def add(who: Who, body: retrieving.DocumentsBody) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
 
@@ -26,8 +26,15 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, engine: FusionEngine, *, keys: Keys | None = None, limits: Limits | None = None
+        self,
+        engine: FusionEngine,
+        *,
+        keys: Keys | None = None,
+        limits: Limits | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
+        """keys, limits: as in `create_app`. on_ready: called once requests are accepted."""
+        self._on_ready = on_ready
         app = create_app(engine, keys=keys, limits=limits)
         self._service: Service = app.state.service
         super().__init__(
@@ -45,6 +52,11 @@ class Server(uvicorn.Server):
         """Uvicorn would raise the signal again at the end, before the engine is closed."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept requests."""
+        await super().startup(sockets)
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Requests are still accepted while others finish: they are told that the server closes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -71,9 +71,8 @@ def running(
     assert not thread.is_alive()
 
 
-def until(holds: object) -> None:
+def until(holds: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
-    assert callable(holds)
     for _ in range(100 * PATIENCE):
         if holds():
             return

@@ -134,6 +134,12 @@ def test_documents_come_and_go(changing: Running, engine: FusionEngine) -> None:
     assert engine.store.catalog.documents.all() == []
 
 
+def test_numbers_that_json_does_not_have_are_null(changing: Running, engine: FusionEngine) -> None:
+    engine.ingest([replace(town(0, 1), metadata={"a": float("nan"), "b": float("inf"), "c": 2.5})])
+    [found] = retrieve(changing, query=QUESTION, k=1)["data"]
+    assert found["metadata"] == {"a": None, "b": None, "c": 2.5}
+
+
 def test_what_cannot_be_ingested(changing: Running) -> None:
     with changing.client() as client:
         for document, told in (

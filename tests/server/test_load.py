@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -125,42 +125,44 @@ def test_a_client_that_leaves_a_stream_ends_its_request(
     assert steps.count <= 3
 
 
-@pytest.mark.parametrize("place", ["computing", "waiting"])
-def test_a_client_that_leaves_before_its_answer(
-    filled: FusionEngine, steps: Steps, place: str
+def test_a_client_that_leaves_before_its_answer_ends_its_request(
+    served: Running, filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(2)
+    leave(served, steps.is_held.is_set)
+    until(lambda: counts(served)["answering"] == 0)  # at once, for the step is still held
+    steps.go_on()
+    until(lambda: not kv_in_use(filled))
+    assert steps.count <= 3
+
+
+def test_a_client_that_leaves_while_it_waits_gets_no_turn(
+    filled: FusionEngine, steps: Steps
 ) -> None:
     steps.hold_at(0)
     with running(filled, limits=Limits(at_once=1)) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, server)
         assert steps.is_held.wait(PATIENCE)
-        if place == "waiting":
-            leave(server)
-            until(lambda: counts(server)["queued"] == 0)
-            steps.go_on()
-            assert first.result().status_code == 200
-            assert steps.count == BODY["max_tokens"] - 1
-        else:
-            steps.go_on()
-            assert first.result().status_code == 200
-            steps.count = 0
-            steps.hold_at(0)
-            steps._go.clear()
-            leave(server)
-        until(lambda: counts(server)["answering"] == 0)
+        leave(server, lambda: counts(server)["queued"] == 1)
+        until(lambda: counts(server)["queued"] == 0)
+        steps.go_on()
+        assert first.result().status_code == 200
+    assert steps.count == BODY["max_tokens"] - 1
 
 
-def leave(server: Running) -> None:
-    """Ask, and go away before the answer."""
+def leave(server: Running, when: Callable[[], bool]) -> None:
+    """Ask, and go away before the answer, once something holds."""
 
     async def asking() -> None:
         async with httpx.AsyncClient(base_url=server.url) as client:
             task = asyncio.create_task(client.post("/v1/completions", json=BODY))
-            await asyncio.sleep(0.3)
+            while not await asyncio.to_thread(when):
+                await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    asyncio.run(asking())
+    asyncio.run(asyncio.wait_for(asking(), PATIENCE))
 
 
 def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
