@@ -7,9 +7,14 @@ FusionRAGError
 │   └── DocumentFormatError                   a file that can't be read as documents
 ├── PromptTooLongError                        more tokens than the model's context holds
 ├── UnsupportedModelError                     an architecture whose KV can't be moved
+├── ServerError                               a server (`base_url=`) failed to answer
+│   ├── ServerUnreachableError                no server there, or the connection broke
+│   ├── NotAllowedError                       an API key that is wrong, or may not do this
+│   └── ServerBusyError                       it has too much to do, or is closing
 └── StoreError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
+    ├── StoreBusyError                        another ingest or delete is changing the store
     ├── CatalogRowError                       a row of the catalog is damaged
     ├── StoreClosedError                      the store was closed, and is used all the same
     └── KVRecordError                         one record can't be used; in serving, a counted miss
@@ -55,6 +60,22 @@ class UnsupportedModelError(FusionRAGError):
     """A model whose KV can't be moved and partly recomputed; the message gives the reason."""
 
 
+class ServerError(FusionRAGError):
+    """The server that a component asks (`base_url=`) failed; the message says what it answered."""
+
+
+class ServerUnreachableError(ServerError):
+    """There is no server at the address, or the connection broke before its answer was complete."""
+
+
+class NotAllowedError(ServerError):
+    """The server doesn't know the API key, or the key may not do what was asked."""
+
+
+class ServerBusyError(ServerError):
+    """The server has too many requests, or is closing; it was asked again a few times."""
+
+
 class StoreError(FusionRAGError):
     """Something is wrong with a store directory or one of its records."""
 
@@ -65,6 +86,10 @@ class StoreNotFoundError(StoreError):
 
 class StoreMismatchError(StoreError):
     """The store was made by another model, ingest prefix or embedding than the one in use."""
+
+
+class StoreBusyError(StoreError):
+    """Another ingest or delete, in this process or another, is changing the store."""
 
 
 class CatalogRowError(StoreError):

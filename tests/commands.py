@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fusionrag_integrations.store.layout import CATALOG_FILE
 from tests.conftest import all_records, town
 
 Run = Callable[..., Result]
+NUMBER = re.compile(r"\d+(\.\d+)?")  # an address has more points
 
 
 def run_command(*arguments: object, command: click.Command = main) -> Result:
@@ -67,7 +69,7 @@ def numbers(group: click.Command) -> list[Any]:
         for option in command.params:
             if isinstance(option, click.Option) and not option.is_flag:
                 default = str(option.default or option.type.name).split(",")[0]
-                if default.replace(".", "").isdigit() or "integer" in option.type.name:
+                if NUMBER.fullmatch(default) or "integer" in option.type.name:
                     found.append(
                         pytest.param(words, option.opts[-1], id=str((*words, option.opts[-1])))
                     )

@@ -187,7 +187,7 @@ class TestKindsOfSettings:
     def test_what_is_no_engine(self, make: Any) -> None:
         with pytest.raises(InvalidInputError, match="engine is 'mine'; give a FusionEngine"):
             make(engine="mine")
-        with pytest.raises(InvalidInputError, match="needs engine"):
+        with pytest.raises(InvalidInputError, match="needs an engine or a server's base_url"):
             make()
 
     @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ RUN = ("python", "console")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Set-ups before and after are run side by side by test_set_ups.py.
 SET_UPS = re.compile(r"^## Your .*? today.*?(?=^## )", re.MULTILINE | re.DOTALL)
+# What asks a server is run by tests/remote/test_examples.py, which has one.
+SERVED = re.compile(r"^## One model for many workers$.*?(?=^## )", re.MULTILINE | re.DOTALL)
 # Commands that set up or run the project itself are run by whoever runs this test.
 SET_UP = (
     "make ",
@@ -41,7 +43,7 @@ PRINTS = re.compile(r"\bprints `([^`]+)`")
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of each code block."""
-    return BLOCK.findall(SET_UPS.sub("", page.read_text()))
+    return BLOCK.findall(SERVED.sub("", SET_UPS.sub("", page.read_text())))
 
 
 def pages_that_run() -> Iterator[Any]:
@@ -121,6 +123,7 @@ def test_make_knows_what_pages_ask_of_it() -> None:
         "index",
         "delete",
         "ask",
+        "serve",
         "check",
         "demo",
         "inspect",

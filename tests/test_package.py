@@ -91,6 +91,7 @@ def test_the_named_libraries_are_core_and_all_else_is_extra(wheel: zipfile.ZipFi
     assert names >= NAMED
     assert not names & {
         "accelerate",
+        "fastapi",
         "gguf",
         "matplotlib",
         "mkdocs-material",
@@ -103,6 +104,7 @@ def test_the_named_libraries_are_core_and_all_else_is_extra(wheel: zipfile.ZipFi
         "docs",
         "gguf",
         "notebooks",
+        "serve",
         "triton",
     }
 

@@ -2,5 +2,10 @@
 
 component.py       their components as pydantic models: unknown arguments are refused
 answer_options.py  the fields of their language models, and how calls change them
-retrieval.py       their retrievers: which store is searched, opening and closing it
+base.py            the ports `Engine` and `ChunkSource`: what they need of an engine and a store
+chosen.py          which of an engine, a store and a server a component was given
+retrieval.py       their retrievers: opening and closing what is searched
+store_source.py    chunks from a store of this process
+remote/            an engine and its chunks behind a server
+tool_calls.py      the tools that a model calls, found in what it says
 """

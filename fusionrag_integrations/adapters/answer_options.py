@@ -7,28 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from hashlib import sha256
 from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from fusionrag_integrations.adapters.base import Engine, FusionEngine
+from fusionrag_integrations.adapters.chosen import chosen_engine
 from fusionrag_integrations.adapters.component import Component
-from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.serving.settings import AnswerSettings, KVSource
+from fusionrag_integrations.support.threads import Closable
 
 FRAMEWORK_ARGUMENTS = frozenset({"stream"})  # of calls, which LangChain reads and passes on
 
 
-class AnswerOptions(Component):
-    """An engine, and how it answers unless a call says otherwise.
+class AnswerOptions(Component, Closable):
+    """An engine, or the address of a server that has one, and how it answers by default.
 
+    Over a server it is a context manager that closes its connections at the end; so does `close`.
     `max_new_tokens`, as transformers calls it, is `max_tokens`. Raises `InvalidInputError` for
     other names that aren't fields, and for invalid values.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    engine: FusionEngine = Field(exclude=True, repr=False)
+    engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
+    base_url: str | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="Instead of an engine: where `fusionrag serve` runs, 'http://localhost:8000'.",
+    )
+    api_key: str | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="The server's key for you; by default the variable FUSIONRAG_API_KEY.",
+    )
     kv: KVSource = Field(default="fused", description="fused, isolated, or none: full attention.")
     selector: str = Field(
         default="fusionrag", description="How the tokens to recompute are chosen."
@@ -53,15 +67,23 @@ class AnswerOptions(Component):
         "it is in the model's chat format.",
     )
 
+    _engine: Engine = PrivateAttr()
+
     @model_validator(mode="after")
     def _check(self) -> AnswerOptions:
         self.settings()
+        self._engine = chosen_engine(type(self).__name__, self.engine, self.base_url, self.api_key)
         return self
 
     @property
     def model_name(self) -> str:
         """The model's own name, under which traces show it."""
-        return self.engine.model_name
+        return self._engine.model_name
+
+    def close(self) -> None:
+        """Close the connections to a server; an engine that was given stays open."""
+        if self.engine is None:
+            self._engine.close()
 
     def settings(
         self, stop: Sequence[str] | None = None, changes: Mapping[str, Any] | None = None
@@ -80,15 +102,9 @@ class AnswerOptions(Component):
     def identity(self) -> dict[str, Any]:
         """What identifies a configuration, in logs and in a framework's cache."""
         chosen = AnswerOptions.model_dump(self, include=set(AnswerOptions.model_fields))
-        store = self.engine.store
-        place = str(store.path.resolve()).encode()
-        held = {  # an answer depends on the store's content; the path is hashed, for it is private
-            "signature": store.catalog.info.record_signature,
-            "store": sha256(place).hexdigest(),
-            "revision": store.catalog.revision,
-        }
         # LangChain puts a call's own stops under the field's name.
-        return {"model_name": self.model_name, "own_stop": chosen.pop("stop")} | held | chosen
+        named = {"model_name": self.model_name, "own_stop": chosen.pop("stop")}
+        return named | self._engine.identity() | chosen
 
 
 _SETTINGS = AnswerOptions.model_fields.keys() & {field.name for field in fields(AnswerSettings)}

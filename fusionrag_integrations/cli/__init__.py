@@ -18,6 +18,7 @@ from fusionrag_integrations.cli import (
     damage,
     demo,
     quality,
+    serve,
     store,
     throughput,
     ttft,
@@ -35,6 +36,7 @@ def main() -> None:
       fusionrag demo                              see it work, with a pretrained model
       fusionrag index docs/ --store my-store      chunk, embed and prefill your files
       fusionrag ask "..." --store my-store        retrieve and answer
+      fusionrag serve --store my-store            answer over HTTP
     """
     # Libraries' progress bars would be drawn over ours. Read when tqdm is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -51,7 +53,7 @@ bench.add_command(quality.quality)
 bench.add_command(ttft.ttft)
 bench.add_command(throughput.throughput)
 for command in (
-    *(store.index, ask.ask, store.delete, demo.demo, store.inspect, damage.verify, damage.repair),
-    *(check.check, calibrate.calibrate, bench),
+    *(store.index, ask.ask, serve.serve, store.delete, demo.demo, store.inspect),
+    *(damage.verify, damage.repair, check.check, calibrate.calibrate, bench),
 ):
     main.add_command(command)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from fusionrag_integrations.check import CheckReport, check_store
 from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.documents.types import Document
-from fusionrag_integrations.engine.model_facts import ModelFacts
+from fusionrag_integrations.engine.facts import EngineFacts
 from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
@@ -36,7 +36,7 @@ from fusionrag_integrations.support.renamed import Renamed
 from fusionrag_integrations.support.threads import Closable, Threads
 
 
-class FusionEngine(ModelFacts, Closable):
+class FusionEngine(EngineFacts, Closable):
     """Ingests documents into a store, and answers prompts from the KV that is stored there.
 
     with FusionEngine.from_pretrained("model", store="my-store") as engine:  # closes it
@@ -193,13 +193,20 @@ class FusionEngine(ModelFacts, Closable):
 
     @checked(leave=("prompt",))
     def count_tokens(
-        self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool | None = None
+        self,
+        prompt: Prompt,
+        tools: Sequence[Mapping[str, Any]] = (),
+        raw: bool | None = None,
+        *,
+        scopes: Sequence[str] | None = None,
     ) -> int:
         """Tokens that the model reads of a prompt, its chat template's and tools' included.
 
-        raw: as in `AnswerSettings`. Raises as `answer` does for an invalid prompt.
+        raw, scopes: as in `AnswerSettings`. Raises as `answer` does for an invalid prompt.
         """
-        settings = AnswerSettings(tools=tuple(tools), raw=raw)
+        settings = AnswerSettings(
+            tools=tuple(tools), raw=raw, scopes=None if scopes is None else tuple(scopes)
+        )
         return len(self.pipeline.encode(prompt, settings).token_ids)
 
     @checked(leave=("documents",))

@@ -4,7 +4,6 @@ retriever.py   `FusionKVRetriever`
 llm.py         `FusionRAGLLM`, the string model
 chat.py        `ChatFusionRAG`, the chat model
 messages.py    LangChain's messages as this package's, and answers as LangChain's
-tool_calls.py  tool calls in a model's text
 documents.py   LangChain's documents as this package's
 """
 

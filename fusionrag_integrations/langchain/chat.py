@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from itertools import chain
 from typing import Any
 
@@ -17,9 +17,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
+from fusionrag_integrations.adapters.tool_calls import PlainText
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.messages import last_chunks, to_chunk, to_message, to_messages
-from fusionrag_integrations.langchain.tool_calls import PlainText
 from fusionrag_integrations.support.inputs import checked_value
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -56,7 +56,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings = self.settings(stop, kwargs)
-        answer = self.engine.answer(to_messages(messages), settings)
+        answer = self._engine.answer(to_messages(messages), settings)
         message = to_message(answer, settings, self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -68,7 +68,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         settings = self.settings(stop, kwargs)
-        answer = await self.engine.stream(to_messages(messages), settings).aread()
+        answer = await self._engine.stream(to_messages(messages), settings).aread()
         message = to_message(answer, settings, self.model_name)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -81,7 +81,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         settings = self.settings(stop, kwargs)
         plain = PlainText(settings.tools)
-        with closing(self.engine.stream(to_messages(messages), settings)) as stream:
+        with closing(self._engine.stream(to_messages(messages), settings)) as stream:
             pieces = (to_chunk(text) for text in map(plain.push, stream) if text)
             for chunk in chain(pieces, last_chunks(stream, plain, self.model_name)):
                 if run_manager:
@@ -97,7 +97,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         settings = self.settings(stop, kwargs)
         plain = PlainText(settings.tools)
-        with closing(self.engine.stream(to_messages(messages), settings)) as stream:
+        async with aclosing(self._engine.stream(to_messages(messages), settings)) as stream:
             async for piece in stream:
                 if text := plain.push(piece):
                     chunk = to_chunk(text)
@@ -124,7 +124,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
 
         Raises `InvalidInputError` if the template doesn't support tools, or no tool has the name.
         """
-        if not self.engine.supports_tools:
+        if not self._engine.supports_tools:
             raise InvalidInputError(
                 f"The chat template of {self.model_name} doesn't support tools. Take a model "
                 "whose template knows them, or ask for JSON in the prompt and parse it."
@@ -145,7 +145,7 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of a text's tokens by the model's own tokenizer; `get_num_tokens` counts them."""
-        return self.engine.encode(text)
+        return self._engine.encode(text)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
@@ -158,6 +158,6 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
         converted = to_messages(messages)
         schemas = [convert_to_openai_tool(tool) for tool in tools or ()]
         try:
-            return self.engine.count_tokens(converted, schemas)
+            return self._engine.count_tokens(converted, schemas)
         except InvalidInputError:
             return sum(self.get_num_tokens(message["content"]) for message in converted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -12,7 +12,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
-from fusionrag_integrations.serving.answer import Answer
+from fusionrag_integrations.adapters.base import Answered
 from fusionrag_integrations.support.inputs import checked_value
 
 
@@ -28,7 +28,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
     the prompt doesn't fit the context. A stream that is closed and a task that is cancelled end
     after their current token, or the prompt's computation, and release their KV.
 
-        llm = FusionRAGLLM(engine=engine)
+        llm = FusionRAGLLM(engine=engine)  # or base_url="http://localhost:8000", a server's
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | llm
     """
 
@@ -53,7 +53,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        return self._result([self.engine.answer(prompt, settings) for prompt in prompts])
+        return self._result([self._engine.answer(prompt, settings) for prompt in prompts])
 
     async def _agenerate(
         self,
@@ -63,7 +63,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        return self._result([await self.engine.stream(p, settings).aread() for p in prompts])
+        return self._result([await self._engine.stream(p, settings).aread() for p in prompts])
 
     def _stream(
         self,
@@ -72,7 +72,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        with closing(self.engine.stream(prompt, self.settings(stop, kwargs))) as stream:
+        with closing(self._engine.stream(prompt, self.settings(stop, kwargs))) as stream:
             for piece in stream:
                 chunk = GenerationChunk(text=piece)
                 if run_manager:
@@ -87,7 +87,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        with closing(self.engine.stream(prompt, self.settings(stop, kwargs))) as stream:
+        async with aclosing(self._engine.stream(prompt, self.settings(stop, kwargs))) as stream:
             async for piece in stream:
                 chunk = GenerationChunk(text=piece)
                 if run_manager:
@@ -97,9 +97,9 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of a text's tokens by the model's own tokenizer; `get_num_tokens` counts them."""
-        return self.engine.encode(text)
+        return self._engine.encode(text)
 
-    def _result(self, answers: Sequence[Answer]) -> LLMResult:
+    def _result(self, answers: Sequence[Answered]) -> LLMResult:
         prompt = sum(answer.usage.prompt_tokens for answer in answers)
         completion = sum(answer.usage.completion_tokens for answer in answers)
         counts = {

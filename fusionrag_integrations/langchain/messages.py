@@ -10,10 +10,10 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
+from fusionrag_integrations.adapters.base import Answered, Stream
+from fusionrag_integrations.adapters.tool_calls import PlainText, parse_output
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.langchain.tool_calls import PlainText, parse_output
 from fusionrag_integrations.prompt.messages import Message
-from fusionrag_integrations.serving.answer import Answer, AnswerStream
 from fusionrag_integrations.serving.settings import AnswerSettings
 
 _ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
@@ -60,7 +60,7 @@ def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     return converted
 
 
-def to_message(answer: Answer, settings: AnswerSettings, model_name: str) -> AIMessage:
+def to_message(answer: Answered, settings: AnswerSettings, model_name: str) -> AIMessage:
     """An answer, with the tool calls that it contains."""
     parsed = parse_output(answer.text, settings.tools)
     return AIMessage(
@@ -77,9 +77,7 @@ def to_chunk(text: str) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=AIMessageChunk(content=text))
 
 
-def last_chunks(
-    stream: AnswerStream, plain: PlainText, model_name: str
-) -> Iterator[ChatGenerationChunk]:
+def last_chunks(stream: Stream, plain: PlainText, model_name: str) -> Iterator[ChatGenerationChunk]:
     """The end of a stream that was read: text that was held back, tool calls, and usage."""
     parsed = parse_output(stream.answer.text, plain.tools)
     calls = [
@@ -100,11 +98,11 @@ def last_chunks(
     )
 
 
-def _metadata(answer: Answer, model_name: str) -> dict[str, Any]:
+def _metadata(answer: Answered, model_name: str) -> dict[str, Any]:
     return {"model_name": model_name} | answer.report()
 
 
-def _usage(answer: Answer) -> UsageMetadata:
+def _usage(answer: Answered) -> UsageMetadata:
     usage = answer.usage
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,

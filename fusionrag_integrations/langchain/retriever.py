@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,18 +15,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from fusionrag_integrations.adapters.base import ChunkSource, FusionEngine, Store
+from fusionrag_integrations.adapters.chosen import chosen_source
 from fusionrag_integrations.adapters.component import Component
-from fusionrag_integrations.adapters.retrieval import (
-    StoreRetriever,
-    expect_prompt,
-    renamed_corpus,
-    searched_store,
-)
+from fusionrag_integrations.adapters.retrieval import StoreRetriever, renamed_corpus
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit, document_order
-from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.documents import collection_documents, source_of, to_documents
-from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.inputs import checked_value
 from fusionrag_integrations.support.names import refuse_unknown
 from fusionrag_integrations.support.progress import Progress
@@ -62,6 +56,18 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
 
     engine: FusionEngine | None = Field(default=None, exclude=True, repr=False)
     store: Store | None = Field(default=None, exclude=True, repr=False)
+    base_url: str | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="Instead of those: where `fusionrag serve` runs, 'http://localhost:8000'.",
+    )
+    api_key: str | None = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        description="The server's key for you; by default the variable FUSIONRAG_API_KEY.",
+    )
     retriever: BaseRetriever | None = Field(
         default=None, description="Finds the documents instead."
     )
@@ -106,10 +112,9 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
         together, and replace what was ingested of that source before. Unchanged ones cost
         nothing. Raises as `FusionEngine.ingest` does.
         """
-        checked_value("engine", engine, FusionEngine)
+        source = cls(engine=engine, **{"scopes": [scope], **fields})
         engine.ingest(to_documents(documents, scope), progress=progress)
-        fields.setdefault("scopes", [scope])
-        return cls(engine=engine, **fields)
+        return source
 
     @classmethod
     def from_chroma(
@@ -148,12 +153,11 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
         hits = self._search(query, _checked_k(k))
         return [(_to_document(hit), hit.score) for hit in hits]
 
-    _source: Store = PrivateAttr()
-    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)
+    _source: ChunkSource = PrivateAttr()
 
     @model_validator(mode="after")
     def _choose_source(self) -> FusionKVRetriever:
-        self._source = searched_store(self.engine, self.store)
+        self._source = chosen_source(self.engine, self.store, self.base_url, self.api_key)
         if self.retriever is not None and (given := self.model_fields_set & _SEARCH_FIELDS):
             raise InvalidInputError(
                 f"{', '.join(sorted(given))} can't be given with a retriever of your own; give "
@@ -176,7 +180,7 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
             found = self.retriever.invoke(query, config=config)  # type: ignore[arg-type]
             return self._with_handles(found if k is None else found[:k])
         hits = self._search(query, k)
-        expect_prompt(self.engine, [hit.handle for hit in hits], [], self.scopes)
+        self._source.expect_prompt([hit.handle for hit in hits], [], self.scopes)
         return [_to_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
@@ -190,39 +194,44 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
         refuse_unknown("A call of FusionKVRetriever", unknown, ["k"])
         k = _checked_k(k)
         if self.retriever is None:
-            return await self._source.threads.run(
+            return await self._source.run(
                 self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
             )
         config = {"callbacks": run_manager.get_child()}
         found = await self.retriever.ainvoke(query, config=config)  # type: ignore[arg-type]
         first = found if k is None else found[:k]
-        return await self._source.threads.run(self._with_handles, first)
+        return await self._source.run(self._with_handles, first)
 
     def _search(self, query: str, k: int | None) -> list[SearchHit]:
         k = self.k if k is None else k
-        vector = self._source.embed_question(query)
-        diverse = self.search_type == "mmr"
-        hits = self._source.nearest(
-            vector, max(k, self.fetch_k) if diverse else k, scopes=self.scopes, where=self.filter
+        if self.search_type == "mmr":
+            return document_order(self._diverse(query, k))
+        hits = self._source.search(query, k, scopes=self.scopes, where=self.filter)
+        return document_order(self._near_enough(hits))
+
+    def _diverse(self, query: str, k: int) -> list[SearchHit]:
+        found = self._source.search_embedded(
+            query, max(k, self.fetch_k), scopes=self.scopes, where=self.filter
         )
-        if self.score_threshold is not None:
-            hits = [hit for hit in hits if hit.score >= self.score_threshold]
-        if diverse and hits:
-            vectors = self._source.embeddings([hit.chunk.id for hit in hits])
-            hits = [hit for hit in hits if hit.chunk.id in vectors]  # others were just deleted
-            chosen = maximal_marginal_relevance(
-                np.array(vector), [vectors[hit.chunk.id] for hit in hits], self.lambda_mult, k
-            )
-            hits = [hits[i] for i in chosen]
-        return document_order(hits)
+        hits = self._near_enough(found.hits)
+        if not hits:
+            return []
+        vectors = [found.chunks[hit.chunk.id] for hit in hits]
+        chosen = maximal_marginal_relevance(np.array(found.question), vectors, self.lambda_mult, k)
+        return [hits[i] for i in chosen]
+
+    def _near_enough(self, hits: list[SearchHit]) -> list[SearchHit]:
+        least = self.score_threshold
+        return hits if least is None else [hit for hit in hits if hit.score >= least]
 
     def _with_handles(self, documents: list[Document]) -> list[Document]:
         """The documents, with a handle where their text is known."""
         handles: list[KVHandle] = []
         unknown: list[str] = []
         marked: list[Document] = []
-        for document in documents:
-            handle = self._source.handle_of(document.page_content, source_of(document), self.scopes)
+        passages = [(document.page_content, source_of(document)) for document in documents]
+        found = self._source.handles_of(passages, self.scopes)
+        for document, handle in zip(documents, found, strict=True):
             if handle is None:
                 unknown.append(document.page_content)
             else:
@@ -230,7 +239,7 @@ class FusionKVRetriever(Component, BaseRetriever, StoreRetriever):
                 metadata = {**document.metadata, **handle.to_metadata()}
                 document = document.model_copy(update={"metadata": metadata})
             marked.append(document)
-        expect_prompt(self.engine, handles, unknown, self.scopes)
+        self._source.expect_prompt(handles, unknown, self.scopes)
         return marked
 
 

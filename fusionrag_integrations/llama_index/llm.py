@@ -32,6 +32,7 @@ from llama_index.core.llms.llm import (
 from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
+from fusionrag_integrations.adapters.base import Stream
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
@@ -41,9 +42,7 @@ from fusionrag_integrations.llama_index.responses import (
     completion_response,
     streamed,
 )
-from fusionrag_integrations.prompt import encode_text
 from fusionrag_integrations.prompt.messages import Message, Prompt
-from fusionrag_integrations.serving.answer import AnswerStream
 from fusionrag_integrations.serving.settings import AnswerSettings
 
 _ROLES = {
@@ -79,7 +78,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     that is cancelled end after their current token, or the prompt's computation, and release their
     KV.
 
-        llm = FusionRAGLLM(engine=engine)
+        llm = FusionRAGLLM(engine=engine)  # or base_url="http://localhost:8000", a server's
         RetrieverQueryEngine.from_args(retriever=retriever, llm=llm).query("Who ...?")
     """
 
@@ -95,10 +94,10 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         `completion_to_prompt` is given.
         """
         return LLMMetadata(
-            context_window=self.engine.context_window,
+            context_window=self._engine.context_window,
             num_output=self.max_tokens,
             is_chat_model=self._asked_by_messages,
-            model_name=self.engine.model_name,
+            model_name=self._engine.model_name,
         )
 
     def prompt_helper(self) -> PromptHelper:
@@ -111,7 +110,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
         return ModelPromptHelper(
             context_window=self.metadata.context_window,
             num_output=self.metadata.num_output,
-            tokenizer=partial(encode_text, self.engine.model.tokenizer),
+            tokenizer=partial(self._engine.encode, control_tokens=False),
             prompt_tokens=self._prompt_tokens,
         )
 
@@ -164,17 +163,15 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
 
     def _completion_stream(
         self, prompt: str, formatted: bool, changes: Mapping[str, Any]
-    ) -> AnswerStream:
+    ) -> Stream:
         """formatted: whether LlamaIndex has rendered the prompt; users may render others."""
         if not formatted and (given := self._given_for_prompts):
             prompt, formatted = given(prompt), True
-        return self.engine.stream(prompt, self._settings(changes, formatted))
+        return self._engine.stream(prompt, self._settings(changes, formatted))
 
-    def _chat_stream(
-        self, messages: Sequence[ChatMessage], changes: Mapping[str, Any]
-    ) -> AnswerStream:
+    def _chat_stream(self, messages: Sequence[ChatMessage], changes: Mapping[str, Any]) -> Stream:
         prompt = self._prompt(messages)
-        return self.engine.stream(prompt, self._settings(changes, isinstance(prompt, str)))
+        return self._engine.stream(prompt, self._settings(changes, isinstance(prompt, str)))
 
     def _settings(self, changes: Mapping[str, Any], formatted: bool) -> AnswerSettings:
         return self.settings(None, {**changes, "raw": True} if formatted else changes)
@@ -189,14 +186,14 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
             asked = self._prompt(self._get_messages(prompt, **letters))
         else:
             asked = self._get_prompt(prompt, **letters)
-        return self.engine.count_tokens(asked, raw=True)
+        return self._engine.count_tokens(asked, raw=True)
 
     def _prompt(self, messages: Sequence[ChatMessage]) -> Prompt:
         """Messages for the model's own template, or their text if users render them."""
         if given := self._given_for_messages:
             return given(messages)
         converted = to_messages(messages)
-        if self.engine.has_chat_template:
+        if self._engine.has_chat_template:
             return converted
         return generic_messages_to_prompt(messages)
 
@@ -215,7 +212,7 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     def _asked_by_messages(self) -> bool:
         if self._given_for_messages:
             return True
-        return self.engine.has_chat_template and not self.raw and not self._given_for_prompts
+        return self._engine.has_chat_template and not self.raw and not self._given_for_prompts
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from llama_index.core.schema import (
@@ -25,7 +25,6 @@ from fusionrag_integrations.documents.handles import HANDLE_METADATA_KEYS, KVHan
 from fusionrag_integrations.documents.passages import group_passages
 from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.inputs import checked
 
 HIDDEN_KEY = "fusionrag_hidden"  # the entries that the ingested node excluded from prompts, as JSON
@@ -89,9 +88,13 @@ def source_of(node: BaseNode) -> str:
     return node.ref_doc_id or node.node_id
 
 
-def mark(store: Store, node: BaseNode, scopes: Sequence[str] | None) -> BaseNode:
-    """The node, with a handle in its metadata where its text was ingested."""
-    handle = store.handle_of(_text(node), source_of(node), scopes)
+def as_passage(node: BaseNode) -> tuple[str, str]:
+    """The text of a node, and the id of its document, by which its handle is found."""
+    return _text(node), source_of(node)
+
+
+def mark(node: BaseNode, handle: KVHandle | None) -> BaseNode:
+    """The node, with its handle in the metadata where its text was ingested."""
     if handle is None:
         return node
     marked = node.model_copy(deep=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import closing
+from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -13,23 +13,25 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 
-from fusionrag_integrations.serving.answer import Answer, AnswerStream
+from fusionrag_integrations.adapters.base import Answered, Stream
 
 Response = TypeVar("Response")
 
 
-def completion_response(text: str, delta: str | None, answer: Answer | None) -> CompletionResponse:
+def completion_response(
+    text: str, delta: str | None, answer: Answered | None
+) -> CompletionResponse:
     """delta: the newest piece of a stream. answer: once it is complete."""
     return CompletionResponse(text=text, delta=delta, **_report(answer))
 
 
-def chat_response(text: str, delta: str | None, answer: Answer | None) -> ChatResponse:
+def chat_response(text: str, delta: str | None, answer: Answered | None) -> ChatResponse:
     """The same as a message of the assistant's."""
     message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
     return ChatResponse(message=message, delta=delta, **_report(answer))
 
 
-def _report(answer: Answer | None) -> dict[str, Any]:
+def _report(answer: Answered | None) -> dict[str, Any]:
     if answer is None:
         return {}
     prompt, completion = answer.usage.prompt_tokens, answer.usage.completion_tokens
@@ -42,7 +44,7 @@ def _report(answer: Answer | None) -> dict[str, Any]:
 
 
 def streamed(
-    stream: AnswerStream, respond: Callable[[str, str, Answer | None], Response]
+    stream: Stream, respond: Callable[[str, str, Answered | None], Response]
 ) -> Generator[Response, None, None]:
     """Responses with the text so far and the newest piece; the last one has the answer's report."""
     text = ""
@@ -54,11 +56,11 @@ def streamed(
 
 
 async def astreamed(
-    stream: AnswerStream, respond: Callable[[str, str, Answer | None], Response]
+    stream: Stream, respond: Callable[[str, str, Answered | None], Response]
 ) -> AsyncGenerator[Response, None]:
-    """Like `streamed`; every step runs in a thread."""
+    """Like `streamed`, without blocking the event loop."""
     text = ""
-    with closing(stream):
+    async with aclosing(stream):
         async for piece in stream:
             text += piece
             yield respond(text, piece, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -11,17 +10,18 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores import MetadataFilters
 
-from fusionrag_integrations.adapters.retrieval import (
-    StoreRetriever,
-    expect_prompt,
-    renamed_corpus,
-    searched_store,
-)
+from fusionrag_integrations.adapters.base import FusionEngine, Store
+from fusionrag_integrations.adapters.chosen import chosen_source
+from fusionrag_integrations.adapters.retrieval import StoreRetriever, renamed_corpus
 from fusionrag_integrations.documents.handles import KVHandle, document_order
-from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.llama_index.nodes import mark, to_documents, to_node, to_where
-from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.llama_index.nodes import (
+    as_passage,
+    mark,
+    to_documents,
+    to_node,
+    to_where,
+)
 from fusionrag_integrations.support.inputs import checked, checked_value
 from fusionrag_integrations.support.progress import Progress
 
@@ -52,6 +52,8 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
         *,
         engine: FusionEngine | None = None,
         store: Store | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
         retriever: BaseRetriever | None = None,
         similarity_top_k: int = 5,
         scopes: Sequence[str] | None = None,
@@ -59,10 +61,12 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
         callback_manager: CallbackManager | None = None,
         corpus: Store | None = None,
     ) -> None:
-        """corpus: deprecated, called `store` now."""
-        self._store = searched_store(engine, renamed_corpus(store, corpus, stacklevel=4))
-        self._opened = ExitStack()
-        self._engine = engine
+        """base_url: instead of engine and store, of a server (`fusionrag serve`). api_key: its key
+        for you, by default the environment variable FUSIONRAG_API_KEY. corpus: deprecated, called
+        `store` now.
+        """
+        searched = renamed_corpus(store, corpus, stacklevel=4)
+        self._source = chosen_source(engine, searched, base_url, api_key)
         _check(retriever, similarity_top_k, filters)
         self.retriever = retriever
         self.similarity_top_k = similarity_top_k
@@ -90,10 +94,9 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
         replace what was ingested of it before. Unchanged ones cost nothing. Raises as
         `FusionEngine.ingest` does.
         """
-        checked_value("engine", engine, FusionEngine)
+        retriever = cls(engine=engine, **{"scopes": [scope], **arguments})
         engine.ingest(to_documents(nodes, scope), progress=progress)
-        arguments.setdefault("scopes", [scope])
-        return cls(engine=engine, **arguments)
+        return retriever
 
     def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """The nodes for a question. Raises `InvalidInputError` for an invalid one."""
@@ -108,7 +111,7 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is not None:
             return self._marked(self.retriever.retrieve(query_bundle))
-        hits = self._store.search(
+        hits = self._source.search(
             query_bundle.query_str,
             self.similarity_top_k,
             scopes=self.scopes,
@@ -118,29 +121,28 @@ class FusionKVRetriever(BaseRetriever, StoreRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self.retriever is None:
-            return await self._store.threads.run(self._retrieve, query_bundle)
+            return await self._source.run(self._retrieve, query_bundle)
         found = await self.retriever.aretrieve(query_bundle)
-        return await self._store.threads.run(self._marked, found)
+        return await self._source.run(self._marked, found)
 
     def _marked(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        handles = self._source.handles_of([as_passage(found.node) for found in nodes], self.scopes)
         return self._expected(
             [
-                NodeWithScore(node=mark(self._store, found.node, self.scopes), score=found.score)
-                for found in nodes
+                NodeWithScore(node=mark(found.node, handle), score=found.score)
+                for found, handle in zip(nodes, handles, strict=True)
             ]
         )
 
     def _expected(self, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-        """The nodes; the engine loads their KV while the query engine makes its prompt."""
-        if self._engine is None:
-            return nodes
+        """The nodes; their KV is loaded while the query engine makes its prompt."""
         handles = [KVHandle.from_metadata(found.node.metadata) for found in nodes]
         unknown = [
             found.node.get_content(MetadataMode.NONE)
             for found, handle in zip(nodes, handles, strict=True)
             if handle is None
         ]
-        expect_prompt(self._engine, filter(None, handles), unknown, self.scopes)
+        self._source.expect_prompt(filter(None, handles), unknown, self.scopes)
         return nodes
 
 

@@ -7,12 +7,13 @@ from typing import Any, Self
 from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from fusionrag_integrations.adapters.base import FusionEngine
+from fusionrag_integrations.adapters.chosen import checked_engine
 from fusionrag_integrations.adapters.component import Component
-from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.llama_index.component import EngineComponent
-from fusionrag_integrations.llama_index.nodes import mark, to_documents
+from fusionrag_integrations.llama_index.nodes import as_passage, mark, to_documents
 from fusionrag_integrations.support.inputs import checked_value
 
 
@@ -39,6 +40,11 @@ class FusionKVTransform(Component, EngineComponent, TransformComponent):
         default_factory=lambda: uuid4().hex
     )  # differs for each store that was opened
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        checked_engine(self.engine)
+        return self
+
     @classmethod
     def class_name(cls) -> str:
         return "FusionKVTransform"
@@ -60,7 +66,8 @@ class FusionKVTransform(Component, EngineComponent, TransformComponent):
         if not nodes:  # a docstore had them all
             return []
         self.engine.ingest(to_documents(nodes, self.scope))
-        return [mark(self.engine.store, node, [self.scope]) for node in nodes]
+        handle_of = self.engine.store.handle_of
+        return [mark(node, handle_of(*as_passage(node), [self.scope])) for node in nodes]
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         return await self.engine.threads.run(self.__call__, nodes, **kwargs)

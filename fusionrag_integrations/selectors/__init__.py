@@ -1,5 +1,6 @@
 """Which chunk tokens to recompute.
 
+registry.py                 every selector by its name
 selection.py                `Selector` and its result, `TokenSelection`
 scoring.py                  `TopScores`: a selector of the tokens with the highest scores
 probe.py                    `Probe`: the signals that a selector may ask for
@@ -9,56 +10,33 @@ all.py, none.py, random.py  the baselines
 Every other file is one method.
 
 To add one: write a scorer (as in cacheblend.py) or a selector (as in cache_craft.py) in a file of
-its own, add its line to `_FACTORIES` below and its name to `SelectorName` in selection.py, and test
-it in tests/selectors with scores worked out by hand. test_registry.py there lists the names, and
-test_end_to_end.py runs every selector.
+its own, add its line to `_FACTORIES` in registry.py and its name to `SelectorName` in
+selection.py, and test it in tests/selectors with scores worked out by hand. test_registry.py there
+lists the names, and test_end_to_end.py runs every selector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from fusionrag_integrations.selectors.all import SelectAll
-from fusionrag_integrations.selectors.cache_craft import CacheCraft
-from fusionrag_integrations.selectors.cacheblend import cacheblend
-from fusionrag_integrations.selectors.epic import epic
-from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
-from fusionrag_integrations.selectors.fusionrag_paper import fusionrag_paper
-from fusionrag_integrations.selectors.infoflow import infoflow, middle_layers
-from fusionrag_integrations.selectors.none import SelectNone
-from fusionrag_integrations.selectors.prophetkv import prophetkv
-from fusionrag_integrations.selectors.random import random
-from fusionrag_integrations.selectors.scoring import TopScores
-from fusionrag_integrations.selectors.selection import Selector, check_selector
-from fusionrag_integrations.store.calibration import Calibration
+from fusionrag_integrations.support.lazy import resolve
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.selectors.fusionrag import FusionRAGScorer
+    from fusionrag_integrations.selectors.infoflow import middle_layers
+    from fusionrag_integrations.selectors.registry import make_selector, selector_names
+    from fusionrag_integrations.selectors.scoring import TopScores
+
+_MODULE_OF = {
+    "FusionRAGScorer": "selectors.fusionrag",
+    "TopScores": "selectors.scoring",
+    "make_selector": "selectors.registry",
+    "middle_layers": "selectors.infoflow",
+    "selector_names": "selectors.registry",
+}
 
 __all__ = ["FusionRAGScorer", "TopScores", "make_selector", "middle_layers", "selector_names"]
 
-SelectorFactory = Callable[[float, Calibration | None], Selector]
 
-_FACTORIES: dict[str, SelectorFactory] = {
-    "none": lambda ratio, calibration: SelectNone(),
-    "all": lambda ratio, calibration: SelectAll(),
-    "random": lambda ratio, calibration: TopScores(ratio, random),
-    "cacheblend": lambda ratio, calibration: TopScores(ratio, cacheblend),
-    "cache_craft": lambda ratio, calibration: CacheCraft(ratio),
-    "epic": lambda ratio, calibration: TopScores(ratio, epic),
-    "fusionrag_paper": lambda ratio, calibration: TopScores(ratio, fusionrag_paper),
-    "prophetkv": lambda ratio, calibration: TopScores(ratio, prophetkv),
-    "infoflow": lambda ratio, calibration: TopScores(ratio, infoflow),
-    "fusionrag": lambda ratio, calibration: TopScores(ratio, FusionRAGScorer(calibration)),
-}
-
-
-def selector_names() -> tuple[str, ...]:
-    """Every name that `make_selector` knows."""
-    return tuple(_FACTORIES)
-
-
-def make_selector(name: str, ratio: float, calibration: Calibration | None = None) -> Selector:
-    """A selector for `ratio` of the chunk tokens; raises `UnknownSelectorError`.
-
-    calibration: measured for the model; only "fusionrag" uses it.
-    """
-    check_selector(name)
-    return _FACTORIES[name](ratio, calibration)
+def __getattr__(name: str) -> Any:
+    return resolve(__name__, _MODULE_OF, name)

@@ -14,7 +14,7 @@ from filelock import Timeout
 from fusionrag_integrations.documents.embedding import Embedder, as_embedder, probe, same_embedding
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit
 from fusionrag_integrations.documents.types import Chunk, canonical_text
-from fusionrag_integrations.errors import StoreError, StoreMismatchError
+from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
 from fusionrag_integrations.store.corrections import Corrections
@@ -177,12 +177,13 @@ class Store(Closable):
     def writing(self) -> Iterator[None]:
         """Hold the store's lock, which is needed to change it.
 
-        Raises `StoreError` while another process or thread holds it, and for a read-only store.
+        Raises `StoreBusyError` while another process or thread holds it, `StoreError` for a
+        read-only store.
         """
         try:
             lock = locked(self.path / LOCK_FILE)
         except Timeout as error:
-            raise StoreError(
+            raise StoreBusyError(
                 f"Another ingest or delete is changing the store at {self.path}. "
                 "Wait for it to end."
             ) from error
@@ -242,6 +243,17 @@ class Store(Closable):
     def embeddings(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The vectors of chunks, by id; unknown ids are left out."""
         return self.catalog.vectors.of(chunk_ids)
+
+    @checked()
+    def handles(
+        self, chunk_ids: Iterable[str], scopes: Sequence[str] | None = None
+    ) -> list[KVHandle]:
+        """The handles of chunks, in the order asked for.
+
+        Ids of no chunk, or of one of another scope, are left out. scopes: None for every one.
+        """
+        records = self.catalog.chunks.readable(chunk_ids).values()
+        return [r.handle for r in records if scopes is None or r.chunk.scope in scopes]
 
     @checked()
     def handle_of(

@@ -139,7 +139,7 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [(), ("engine", "store")])
 def test_exactly_one_of_engine_and_corpus(engine: FusionEngine, names: tuple[str, ...]) -> None:
     given: dict[str, Any] = {"engine": engine, "store": Store.open(engine.store.path)}
-    with pytest.raises(InvalidInputError, match="either an engine or a store"):
+    with pytest.raises(InvalidInputError, match="either an engine, a store or a server"):
         FusionKVRetriever(**{name: given[name] for name in names})
 
 
@@ -210,5 +210,5 @@ def test_a_store_may_be_given_by_its_old_name_for_now(engine: FusionEngine) -> N
         retriever = FusionKVRetriever(corpus=engine.store)  # type: ignore[call-arg]
     assert warned[0].filename == __file__
     assert retriever.invoke(QUESTION) == expected
-    with pytest.raises(InvalidInputError, match="either an engine or a store"):
+    with pytest.raises(InvalidInputError, match="either an engine, a store or a server"):
         FusionKVRetriever(engine=engine, corpus=engine.store)  # type: ignore[call-arg]

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations.adapters.tool_calls import PlainText, parse_output
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain import ChatFusionRAG
 from fusionrag_integrations.langchain.messages import to_messages
-from fusionrag_integrations.langchain.tool_calls import PlainText, parse_output
 from fusionrag_integrations.serving.answer import AnswerStream
 from tests.langchain.templates import FAMILIES, WITH_TOOLS, WITHOUT_TOOLS, Family
 from tests.steps import scripted_stream

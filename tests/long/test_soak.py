@@ -27,7 +27,9 @@ from tests.steps import kv_in_use, until_kv_is_free
 
 REQUESTS = 10_000
 THREADS = 24
-BUDGETS = Budgets(host=8 << 20, starts=16 << 20)  # some of the records: others are read from the disk each time
+BUDGETS = Budgets(
+    host=8 << 20, starts=16 << 20
+)  # some of the records: others are read from the disk each time
 FRESH = Budgets(host=0, starts=0)  # what is damaged is seen at once
 
 

@@ -9,6 +9,7 @@ from tests.provocations import (
     measuring,
     models,
     reuse,
+    servers,
     settings,
     stores,
 )
@@ -26,6 +27,7 @@ PROVOCATIONS: list[tuple[str, Provocation]] = [
         asking,
         settings,
         frameworks,
+        servers,
         damage,
         reuse,
         measuring,

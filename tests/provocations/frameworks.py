@@ -45,11 +45,11 @@ provoked.pairs += [
         ),
     ),
     (
-        "A FusionKVRetriever needs either an engine or a store: ...",
+        "A FusionKVRetriever needs either an engine, a store or a server's base_url: ...",
         lambda w: lc.FusionKVRetriever(),
     ),
     (
-        "A FusionKVRetriever needs either an engine or a store: ...",
+        "A FusionKVRetriever needs either an engine, a store or a server's base_url: ...",
         lambda w: li.FusionKVRetriever(engine=w.engine, store=w.engine.store),
     ),
 ]

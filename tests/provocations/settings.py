@@ -8,6 +8,7 @@ from typing import Any
 from langchain_core.tools import tool
 
 import fusionrag_integrations.langchain as lc
+import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine, Store
 from fusionrag_integrations.documents.readers import read_documents
 from tests.langchain.templates import WITH_TOOLS
@@ -80,7 +81,13 @@ provoked.each(
         "seed is ...; it must fit 64 bits, with its sign.": setting(seed=10**30),
         "max_tokens is ...; give a whole number.": setting(max_tokens=True),
         "engine is ...; give a FusionEngine.": lambda w: lc.FusionRAGLLM(engine="mine"),
-        "... needs engine: ...(engine=...).": lambda w: lc.FusionRAGLLM(),
+        "... needs engine: ...(engine=...).": lambda w: li.FusionKVTransform(),
+        "... needs an engine or a server's base_url, and not both: ...": lambda w: (
+            lc.FusionRAGLLM()
+        ),
+        "An api_key is for a server; give it together with base_url.": lambda w: lc.FusionRAGLLM(
+            engine=w.engine, api_key="secret"
+        ),
         "budgets is ...; give a Budgets.": lambda w: w.open(budgets={"host": 1}),
         "texts is ...; give a list of strings.": lambda w: w.engine.register_texts("text"),
         "texts holds ...; give a list of strings.": lambda w: w.engine.register_texts([1]),

@@ -73,6 +73,10 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         if self._process == os.getpid():  # else its KV is held in the parent
             self._answering.close()
 
+    async def aclose(self) -> None:
+        """`close`, for `contextlib.aclosing`."""
+        self.close()
+
     def read(self) -> Answer:
         """Read to the end, and give the answer. Raises as `answer` does where it was closed."""
         for _ in self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.types import DocumentKey
@@ -10,6 +11,20 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.store.catalog import changes
 from fusionrag_integrations.store.catalog.chunks import Chunks
 from fusionrag_integrations.store.catalog.database import Database
+
+# Chunks of a document in a query over documents.
+_OF = """(chunks.captured, chunks.scope, chunks.document_id) =
+    (documents.captured, documents.scope, documents.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDocument:
+    """A document as it is listed. chunks: how many it has."""
+
+    id: str
+    title: str
+    scope: str
+    chunks: int
 
 
 class Documents:
@@ -23,6 +38,31 @@ class Documents:
         """All documents, by scope and id."""
         query = "SELECT id, scope FROM documents WHERE NOT captured ORDER BY scope, id"
         return [DocumentKey(*row) for row in self._database.rows(query)]
+
+    def page(
+        self, scopes: Sequence[str] | None, after: str | None, limit: int
+    ) -> tuple[list[ListedDocument], bool]:
+        """At least `limit` documents, by id and scope, and whether there are more.
+
+        scopes: None for every one. after: only ids beyond this one. Those of several scopes that
+        have the same id are on one page.
+        """
+        found = "NOT captured AND id > ?"
+        given: list[object] = ["" if after is None else after]
+        if scopes is not None:
+            found += f" AND scope IN ({', '.join('?' * len(scopes))})"
+            given += scopes
+        query = f"SELECT id FROM documents WHERE {found} ORDER BY id LIMIT 1 OFFSET ?"
+        last = self._database.column(query, (*given, limit - 1))
+        page = f"{found} AND id <= ?" if last else found
+        rows = self._database.rows(
+            f"""SELECT id, scope, (SELECT title FROM chunks WHERE {_OF} LIMIT 1),
+                (SELECT count(*) FROM chunks WHERE {_OF})
+                FROM documents WHERE {page} ORDER BY id, scope""",
+            (*given, *last),
+        )
+        more = bool(last and self._database.rows(query, (last[0], *given[1:], 0)))
+        return [ListedDocument(i, title or "", scope, n) for i, scope, title, n in rows], more
 
     def content_hash(self, document: DocumentKey) -> str | None:
         """The content hash that the document was put in with; None where there is none."""

@@ -21,11 +21,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 from uuid import uuid4
-
-from langchain_core.messages import InvalidToolCall, ToolCall
-from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 from fusionrag_integrations.documents.keys import tool_call_id
 from fusionrag_integrations.support.inputs import parse_json
@@ -49,6 +46,25 @@ _SEPARATOR = re.compile(rf"{_STRING}|(;)", re.DOTALL)
 _HEAD = re.compile(r"([^\[{]*+)(?:\[CALL_ID\]([^\[{]*+))?(?:\[ARGS\]|(?=\{))")
 _PYTHON = "<|python_tag|>"
 _BARE_MARKS = (_PYTHON, "{", "[")  # of a call that is all of the text
+
+
+class ToolCall(TypedDict):
+    """A call of a tool, in LangChain's form: args are its arguments, by name."""
+
+    name: str
+    args: dict[str, Any]
+    id: str | None
+    type: Literal["tool_call"]
+
+
+class InvalidToolCall(TypedDict):
+    """A call that can't be made, likewise. args: as they were written. error: why not."""
+
+    name: str | None
+    args: str | None
+    id: str | None
+    error: str | None
+    type: Literal["invalid_tool_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +254,8 @@ def _read(
             else:
                 origin = given_id if given_id and given_id not in taken else uuid4().hex
                 taken.add(given_id)
-                calls.append(tool_call(name=name, args=arguments, id=tool_call_id(origin)))
+                made = tool_call_id(origin)
+                calls.append(ToolCall(name=name, args=arguments, id=made, type="tool_call"))
     return calls, invalid
 
 
@@ -256,4 +273,5 @@ def _parts(call: Any) -> tuple[str, Any, str]:
 
 
 def _invalid(name: str | None, args: str, error: str) -> InvalidToolCall:
-    return invalid_tool_call(name=name, args=args, id=tool_call_id(uuid4().hex), error=error)
+    made = tool_call_id(uuid4().hex)
+    return InvalidToolCall(name=name, args=args, id=made, error=error, type="invalid_tool_call")

@@ -1,0 +1,125 @@
+"""The command that answers over HTTP: serve."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from fusionrag_integrations.cli.console import (
+    FilePath,
+    embedding_option,
+    err,
+    existing,
+    model_option,
+    open_engine,
+    out,
+    salt_option,
+    store_option,
+)
+from fusionrag_integrations.cli.numbers import MOST, Number, count
+from fusionrag_integrations.errors import InvalidInputError
+
+NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # of the extra
+LOGGED = ("fusionrag_integrations", "uvicorn.error")
+LOOPBACK = "127.0.0.1"
+
+
+@click.command()
+@store_option
+@model_option
+@embedding_option
+@salt_option
+@click.option("--host", default=LOOPBACK, show_default=True, help="The address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    show_default=True,
+    help="Its port; 0 for one that is free.",
+)
+@click.option(
+    "--keys",
+    "keys_file",
+    type=FilePath(exists=True, dir_okay=False),
+    help="A TOML file of API keys.  [default: everybody may do everything]",
+)
+@click.option(
+    "--at-once", type=count(), default=16, show_default=True, help="Answers at the same time."
+)
+@click.option(
+    "--queue",
+    type=count(0),
+    default=64,
+    show_default=True,
+    help="Requests that may wait; those beyond get status 429.",
+)
+@click.option(
+    "--max-body",
+    type=count(),
+    default=8,
+    show_default=True,
+    help="The largest body of a request, in MiB.",
+)
+@click.option(
+    "--grace",
+    type=Number(0.0, float(MOST)),
+    default=30.0,
+    show_default=True,
+    help="Seconds that answers have to finish when the server is told to end.",
+)
+def serve(
+    store: Path,
+    model: str | None,
+    embedding: str | None,
+    salt: str,
+    host: str,
+    port: int,
+    keys_file: Path | None,
+    at_once: int,
+    queue: int,
+    max_body: int,
+    grace: float,
+) -> None:
+    """Answer over HTTP, by OpenAI's protocol, from a store's KV. Needs the extra 'serve'.
+
+    SIGTERM or Ctrl-C ends it: answers under way finish, others get status 503. Requests are logged
+    to standard error, a line of JSON each, without their texts.
+
+    \b
+    fusionrag serve --store my-store
+    fusionrag serve --store my-store --host 0.0.0.0 --keys keys.toml
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise InvalidInputError(
+            f"`fusionrag serve` needs {', '.join(missing)}: install the extra, "
+            "pip install 'fusionrag-integrations[serve]'."
+        )
+    from fusionrag_integrations.server import Keys, Limits, Server, bound
+
+    limits = Limits(at_once, queue, max_body << 20, grace)
+    keys = None if keys_file is None else Keys.read(keys_file)
+    with bound(host, port) as listening:
+        if keys is None and host != LOOPBACK:
+            err.print("There are no --keys: whoever reaches this server may do everything.")
+        engine = open_engine(model, existing(store), embedding, salt)
+        place = f"http://{host}:{listening.getsockname()[1]}/v1"
+
+        def tell() -> None:
+            out.print(f"{engine.model_name} answers at {place}", markup=False)
+
+        _log_as_json()
+        Server(engine, keys=keys, limits=limits, on_ready=tell).run(sockets=[listening])
+
+
+def _log_as_json() -> None:
+    from fusionrag_integrations.server.records import JsonLines
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in LOGGED:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,86 @@
+"""What every request passes: who asks, how large it is, whether the server closes; and its end."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fusionrag_integrations.server.errors import api_error, closing, is_told
+from fusionrag_integrations.server.keys import ANYONE, Caller
+from fusionrag_integrations.server.records import Record
+from fusionrag_integrations.server.service import Service
+
+HEALTH = "/health"  # asked without a key
+
+
+class Gate:
+    """ASGI middleware. Nothing of a request is read before its key was checked."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._service.traffic.passing():
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = Record(method=scope["method"])
+        scope.setdefault("state", {})["record"] = record
+
+        async def send_noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            record.who = self._caller(scope["path"], headers)
+            record.caller = record.who.name
+            await self._app(scope, self._limited(headers, receive), send_noting)
+        except Exception as error:  # noqa: BLE001 whatever it is, the client gets an answer
+            if not is_told(error):
+                record.log_failure(error)
+            if not record.status:
+                await api_error(error).response()(scope, receive, send_noting)
+        finally:
+            # Names of routes, so that there are few of them.
+            record.endpoint = getattr(scope.get("route"), "path", "")
+            record.duration_ms = record.ms()
+            self._service.metrics.ended(record)
+            record.log()
+
+    def _caller(self, path: str, headers: Headers) -> Caller:
+        """Who asks. Raises `ApiError`."""
+        if self._service.traffic.closing:
+            raise closing()
+        if self._service.keys is None or path == HEALTH:
+            return ANYONE
+        return self._service.keys.caller(headers.get("authorization", ""))
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """A request's body. Beyond the limit it raises `HTTPException`, which FastAPI passes on."""
+        most = self._service.limits.body_bytes
+        length = headers.get("content-length", "")
+        received = 0
+        told = f"The body is larger than {most:,} bytes."
+        too_large = HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
+        if length.isascii() and length.isdigit() and int(length) > most:
+            raise too_large
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > most:
+                raise too_large
+            return message
+
+        return receive_limited

@@ -1,0 +1,225 @@
+"""Many requests, large ones, clients that go away, and the server's end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.server import Keys, Limits
+from tests.conftest import town
+from tests.server.conftest import Running, running, until
+from tests.steps import PATIENCE, Steps, kv_in_use
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+PROMPT = f"{town(0).text}\n\nWhich house?"
+BODY: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4}
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    made = Steps(monkeypatch)
+    yield made
+    made.go_on()  # whoever still waits
+
+
+def ask(server: Running, key: str = "", **more: Any) -> httpx.Response:
+    with server.client(key) as client:
+        return client.post("/v1/completions", json={**BODY, **more})
+
+
+@contextmanager
+def streamed(server: Running) -> Iterator[Iterator[str]]:
+    """A stream, after its headers came."""
+    body = {**BODY, "stream": True}
+    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200
+        yield response.iter_lines()
+
+
+def counts(server: Running) -> dict[str, int]:
+    """Requests at work and waiting."""
+    with server.client() as client:
+        lines = client.get("/metrics").text.splitlines()
+    found = [line.split() for line in lines if line.startswith("fusionrag_requests_now{")]
+    return {name.split('"')[1]: int(float(count)) for name, count in found}
+
+
+def test_many_at_once_get_their_own_answers(served: Running) -> None:
+    prompts = [f"{town(n % 3).text}\n\nWhich house {n}?" for n in range(8)]
+    alone = [ask(served, prompt=prompt).json()["choices"] for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        together = pool.map(lambda prompt: ask(served, prompt=prompt).json()["choices"], prompts)
+    assert list(together) == alone
+
+
+def test_requests_wait_for_their_turn_and_those_beyond_are_turned_away(
+    filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(0)
+    with (
+        running(filled, limits=Limits(at_once=1, queue=2)) as server,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        waiting = [pool.submit(ask, server) for _ in range(3)]
+        until(lambda: counts(server)["queued"] == 2)
+        assert counts(server)["answering"] == 1
+        refused = ask(server)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model=filled.model_name, **BODY)
+        steps.go_on()
+        assert [each.result().status_code for each in waiting] == [200] * 3
+        until(lambda: counts(server)["answering"] == 0)
+        assert ask(server).status_code == 200
+
+
+def test_a_key_with_a_limit_of_its_own(filled: FusionEngine, keys: Keys, steps: Steps) -> None:
+    steps.hold_at(0)
+    with running(filled, keys) as server, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, server, "guest")]
+        assert steps.is_held.wait(PATIENCE)
+        refused = ask(server, "guest")
+        assert refused.status_code == 429
+        assert "This key has 1 requests" in refused.json()["error"]["message"]
+        waiting.append(pool.submit(ask, server, "board"))
+        steps.go_on()
+        assert [each.result().status_code for each in waiting] == [200] * 2
+        assert ask(server, "guest").status_code == 200
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "counted"])
+def test_a_body_that_is_too_large(filled: FusionEngine, told: bool) -> None:
+    content = b'{"prompt": "' + b"a" * 2000 + b'"}'
+    headers = {"Content-Type": "application/json"}
+    with running(filled, limits=Limits(body_bytes=1000)) as server, server.client() as client:
+        given = content if told else iter([content[:900], content[900:]])
+        response = client.post("/v1/completions", content=given, headers=headers)
+        assert response.status_code == 413
+        assert response.json()["error"]["type"] == "invalid_request_error"
+        assert ask(server, prompt="a").status_code == 200
+
+
+def test_a_client_that_leaves_a_stream_ends_its_request(
+    served: Running, filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(2)
+    with streamed(served):
+        assert steps.is_held.wait(PATIENCE)
+        assert kv_in_use(filled) >= 3
+    until(lambda: counts(served)["answering"] == 0)  # at once, for the step is still held
+    steps.go_on()
+    until(lambda: not kv_in_use(filled))
+    assert steps.count <= 3
+
+
+def test_a_client_that_leaves_before_its_answer_ends_its_request(
+    served: Running, filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(2)
+    leave(served, steps.is_held.is_set)
+    until(lambda: counts(served)["answering"] == 0)  # at once, for the step is still held
+    steps.go_on()
+    until(lambda: not kv_in_use(filled))
+    assert steps.count <= 3
+
+
+def test_a_client_that_leaves_while_it_waits_gets_no_turn(
+    filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(0)
+    with running(filled, limits=Limits(at_once=1)) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, server)
+        assert steps.is_held.wait(PATIENCE)
+        leave(server, lambda: counts(server)["queued"] == 1)
+        until(lambda: counts(server)["queued"] == 0)
+        steps.go_on()
+        assert first.result().status_code == 200
+    assert steps.count == BODY["max_tokens"] - 1
+
+
+def leave(server: Running, when: Callable[[], bool]) -> None:
+    """Ask, and go away before the answer, once something holds."""
+
+    async def asking() -> None:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            task = asyncio.create_task(client.post("/v1/completions", json=BODY))
+            while not await asyncio.to_thread(when):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(asyncio.wait_for(asking(), PATIENCE))
+
+
+def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
+    filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(1)
+    with running(filled) as server, streamed(server) as lines:
+        assert steps.is_held.wait(PATIENCE)
+        server.server.should_exit = True
+        until(lambda: ask(server).status_code == 503)
+        refused = ask(server)
+        assert refused.json()["error"]["code"] == "closing"
+        with server.client() as client:
+            assert client.get("/health").status_code == 503
+        steps.go_on()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    with pytest.raises(httpx.ConnectError):
+        ask(server)
+
+
+def test_an_answer_that_takes_too_long_at_the_end_is_broken_off(
+    filled: FusionEngine, steps: Steps
+) -> None:
+    steps.hold_at(1)
+    with running(filled, limits=Limits(grace_seconds=0.1)) as server, streamed(server) as lines:
+        assert steps.is_held.wait(PATIENCE)
+        server.server.should_exit = True
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+        threading.Timer(0.2, steps.go_on).start()
+    until(lambda: not kv_in_use(filled))
+
+
+def test_an_error_in_a_stream_is_its_last_event(
+    served: Running, filled: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fusionrag_integrations.serving.pipeline import Pipeline
+
+    decode = Pipeline.decode
+
+    def fail(pipeline: Pipeline, request: Any) -> str:
+        if len(request.output.token_ids) == 2:
+            raise RuntimeError("secret")
+        return decode(pipeline, request)
+
+    monkeypatch.setattr(Pipeline, "decode", fail)
+    with streamed(served) as lines:
+        last = [line for line in lines if line][-1]
+    assert '"server_error"' in last
+    assert "secret" not in last
+    assert not kv_in_use(filled)
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.APIError, match="failed to answer"):
+        list(client.completions.create(model=filled.model_name, stream=True, **BODY))
+
+
+@pytest.mark.parametrize("given", [{"at_once": 0}, {"queue": -1}, {"grace_seconds": float("nan")}])
+def test_limits_that_are_none(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="must be at least"):
+        Limits(**given)
