@@ -117,6 +117,12 @@ class Engine(Protocol):
         """The answer, once it is complete."""
         ...
 
+    def answer_all(
+        self, prompts: Sequence[Prompt], settings: AnswerSettings | None = None
+    ) -> Sequence[Answered]:
+        """Their answers, computed together."""
+        ...
+
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Token ids of a text; without control_tokens, what spells one is text."""
         ...

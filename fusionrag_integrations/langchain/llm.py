@@ -53,7 +53,7 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        return self._result([self._engine.answer(prompt, settings) for prompt in prompts])
+        return self._result(self._engine.answer_all(prompts, settings))
 
     async def _agenerate(
         self,
@@ -63,7 +63,14 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         settings = self.settings(stop, kwargs)
-        return self._result([await self._engine.stream(p, settings).aread() for p in prompts])
+        tasks = [
+            asyncio.create_task(self._engine.stream(prompt, settings).aread()) for prompt in prompts
+        ]
+        try:
+            return self._result(await asyncio.gather(*tasks))
+        finally:  # where one fails, the others end too
+            for task in tasks:
+                task.cancel()
 
     def _stream(
         self,

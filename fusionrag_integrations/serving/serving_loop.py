@@ -149,11 +149,11 @@ class _LoopAnswer:
         return self._request.answer
 
     def next_piece(self) -> str | None:
-        self._begin()
+        self.begin()
         return self._request.pieces.get()
 
     async def anext_piece(self) -> str | None:
-        self._begin()
+        self.begin()
         return await self._request.pieces.aget()
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class _LoopAnswer:
             else:
                 self._request.close()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         with self._changing:
             if not (self._begun or self._request.over):
                 self._loop.submit(self._request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from time import monotonic
 from typing import Any, Self
@@ -16,6 +17,7 @@ from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.support.threads import Closable
 
 MODELS, TOKENIZE = "/v1/models", "/v1/tokenize"
+AT_ONCE = 8  # requests of one call
 FRESH = 1.0  # seconds for which the store is taken to be unchanged
 
 
@@ -82,6 +84,13 @@ class RemoteEngine(Closable):
     def answer(self, prompt: Prompt, settings: AnswerSettings | None = None) -> RemoteAnswer:
         """The answer, once it is complete."""
         return self.stream(prompt, settings).read()
+
+    def answer_all(
+        self, prompts: Sequence[Prompt], settings: AnswerSettings | None = None
+    ) -> list[RemoteAnswer]:
+        """Their answers: requests at the same time, which the server computes together."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(lambda prompt: self.answer(prompt, settings), prompts))
 
     def encode(self, text: str, *, control_tokens: bool = True) -> list[int]:
         """Token ids of `text` by the model's own tokenizer, without special tokens."""

@@ -20,6 +20,10 @@ class Answering(Protocol):
         """The answer, once it is whole."""
         ...
 
+    def begin(self) -> None:
+        """Begin to compute it, unless that was done."""
+        ...
+
     def next_piece(self) -> str | None:
         """Wait for text that no later token can change; None at the end. Raises what ended it."""
         ...
@@ -63,6 +67,11 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         if piece is None:
             raise StopAsyncIteration
         return piece
+
+    def begin(self) -> None:
+        """Begin work now. Raises `StoreClosedError` where the engine is closed."""
+        self._check_process()
+        self._answering.begin()
 
     def close(self) -> None:
         """Stop, from any thread: compute no further token, and release all KV.
