@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fusionrag_integrations.attention.sequences import SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 
 
@@ -31,3 +32,17 @@ def reference_attention(
     scores = queries.float() @ wide[0].transpose(1, 2) * spec.scaling
     hidden = ~visible(positions, keys.shape[1], spec.window)
     return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ wide[1]).to(queries.dtype)
+
+
+def reference_rows(
+    layer: int, queries: torch.Tensor, rows: SequenceRows, spec: AttentionSpec
+) -> torch.Tensor:
+    """The same of several sequences, one after the other; see `attend_rows`."""
+    output = torch.empty_like(queries)
+    for number, (start, room) in enumerate(zip(rows.starts, rows.rooms, strict=False)):
+        own = slice(start, rows.starts[number + 1])
+        keys, values = room.keys[layer], room.values[layer]
+        output[:, own] = reference_attention(
+            queries[:, own], keys, values, rows.rows[number].on_device, spec
+        )
+    return output
