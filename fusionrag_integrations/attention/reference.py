@@ -39,10 +39,8 @@ def reference_rows(
 ) -> torch.Tensor:
     """The same of several sequences, one after the other; see `attend_rows`."""
     output = torch.empty_like(queries)
-    for number, (start, room) in enumerate(zip(rows.starts, rows.rooms, strict=False)):
-        own = slice(start, rows.starts[number + 1])
-        keys, values = room.keys[layer], room.values[layer]
-        output[:, own] = reference_attention(
-            queries[:, own], keys, values, rows.rows[number].on_device, spec
-        )
+    for number, (one, room) in enumerate(zip(rows.rows, rows.rooms, strict=True)):
+        own = slice(*rows.starts[number : number + 2])
+        kv = (kept[layer, :, : one.last + 1] for kept in (room.keys, room.values))
+        output[:, own] = reference_attention(queries[:, own], *kv, one.on_device, spec)
     return output
