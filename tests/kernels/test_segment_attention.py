@@ -177,8 +177,7 @@ def test_lengths_of_segments(lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("splits", [1, 64])
-@pytest.mark.parametrize("window", [None, 1, 20, 500])
+@pytest.mark.parametrize(("window", "splits"), [(None, 1), (1, 1), (20, 3), (500, 3)])
 def test_chunks_that_several_sequences_share(
     window: int | None, splits: int, dtype: torch.dtype
 ) -> None:
