@@ -101,13 +101,17 @@ def can_gather(device: torch.device) -> bool:
     return device.type == "cuda" and _has_triton()
 
 
-def _by_triton(rows: SequenceRows) -> bool:
-    """Whether the kernels of attention can take these; only then are they imported."""
-    if not can_gather(rows.device):
+def attends_in_triton(device: torch.device, size: int) -> bool:
+    """Whether the kernels of attention take heads of `size` there; only then are they imported."""
+    if not can_gather(device):
         return False
     from fusionrag_integrations.attention.sparse_attention import HEAD_SIZES
 
-    return rows.rooms[0].keys.shape[3] in HEAD_SIZES
+    return size in HEAD_SIZES
+
+
+def _by_triton(rows: SequenceRows) -> bool:
+    return attends_in_triton(rows.device, rows.rooms[0].keys.shape[3])
 
 
 @cache

@@ -55,10 +55,12 @@ def launch_for(
     return Launch(block_m, block_n, splits, warps=8 if block_m == 128 else 4, stages=stages)
 
 
-def head_bytes(queries: torch.Tensor) -> int:
-    """Of one key; twice as much where the device has little shared memory, so that less is held."""
-    size = queries.shape[2] * queries.element_size()
-    return size if _gpu(queries.device).large_shared_memory else 2 * size
+def head_bytes(heads: torch.Tensor) -> int:
+    """Of one key, or query; twice as much where the device has little shared memory, so that less
+    is held.
+    """
+    size = heads.shape[-1] * heads.element_size()
+    return size if _gpu(heads.device).large_shared_memory else 2 * size
 
 
 def multiprocessors(device: torch.device) -> int:

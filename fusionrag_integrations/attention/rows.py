@@ -80,15 +80,3 @@ def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return table.to(device)
     return table.pin_memory().to(device, non_blocking=True)
-
-
-class MovingRow(Rows):
-    """One row that the device itself moves; the host knows only that it stays below `limit`."""
-
-    def __init__(self, on_device: torch.Tensor, limit: int) -> None:
-        super().__init__((limit - 1,), on_device.device, on_device)
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """One, wherever the row is."""
-        return (Block(0, 1, 0, self.last),)

@@ -13,7 +13,8 @@ shapes    queries, out [Hq, R, D]; work, users, chunks, uses: see `shared_runs`;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -28,7 +29,7 @@ from fusionrag_integrations.attention.launch import (
 )
 from fusionrag_integrations.attention.online_softmax import LOG2_E, add_keys, finish
 from fusionrag_integrations.attention.segments import PrivateRows
-from fusionrag_integrations.attention.sequences import ALIGNED
+from fusionrag_integrations.attention.sequences import ALIGNED, rounded
 from fusionrag_integrations.attention.shared_runs import SharedWork, shared_work
 from fusionrag_integrations.attention.sparse_attention import attend_in_parts, check
 from fusionrag_integrations.attention.spec import AttentionSpec
@@ -177,12 +178,12 @@ class SegmentAttention:
         _check(rows)
         self._rows = rows
         self._launch = launch
-        self._made: _Plan | None = None
+        self._made: Plan | None = None
 
     def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """See `InPlaceAttention`. Raises `InvalidInputError` as `triton_attention` does."""
         check(queries, self._rows)
-        plan = self._plan(queries)
+        plan = self.plan(queries.shape[0])
         out = torch.empty_like(queries, memory_format=torch.contiguous_format)
         scratch = Scratch.of(plan.work.parts, queries)
         self._read_chunks(layer, queries, spec, plan, scratch, out)
@@ -198,7 +199,7 @@ class SegmentAttention:
         layer: int,
         queries: torch.Tensor,
         spec: AttentionSpec,
-        plan: _Plan,
+        plan: Plan,
         scratch: Scratch,
         out: torch.Tensor,
     ) -> None:
@@ -220,15 +221,25 @@ class SegmentAttention:
             num_stages=launch.stages,
         )
 
-    def _plan(self, queries: torch.Tensor) -> _Plan:
+    def plan(self, heads: int) -> Plan:
         """Made for the first layer: all have the same shapes."""
         if self._made is None:
-            self._made = _Plan.of(self._rows, queries, self._launch)
+            self._made = Plan.of(self._rows, heads, self._launch)
         return self._made
+
+    def take(self, plan: Plan) -> None:
+        """Go by another plan of the same size from now on, in tensors that stay where they are.
+
+        The first to be taken is padded to its size, and stays.
+        """
+        if self._made is None or self._made.work.size != plan.size:
+            self._made = replace(plan, work=plan.work.padded(*plan.size))
+        else:
+            self._made.work.take(plan.work)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Plan:
+class Plan:
     """How the kernels are laid out, and what programs take. most_users: of a program."""
 
     private: Launch
@@ -237,15 +248,29 @@ class _Plan:
     work: SharedWork
 
     @classmethod
-    def of(cls, rows: PrivateRows, queries: torch.Tensor, launch: Launch | None) -> _Plan:
-        heads, kv_heads, sequences = queries.shape[0], rows.kv_heads, len(rows.rows)
-        device = head_bytes(queries), multiprocessors(queries.device)
-        of_chunk = max(1, min(len(rows), MOST_FLAT * kv_heads // heads))
-        stop = max(sequence.segments.stop for sequence in rows.sequences)
-        private = launch or launch_for(heads, kv_heads, 1, rows.longest, *device, sequences)
-        chunks = launch or launch_for(heads, kv_heads, of_chunk, stop, *device)
-        most = max(1, chunks.block_m * kv_heads // heads)
-        return cls(private, chunks, most, shared_work(rows, most, chunks.splits, private.splits))
+    def of(cls, rows: PrivateRows, heads: int, launch: Launch | None = None) -> Plan:
+        """heads: of queries. launch: see `SegmentAttention`."""
+        kept, sequences = rows.rooms[0].keys, len(rows.rows)
+        device = head_bytes(kept), multiprocessors(kept.device)
+        shape = heads, rows.kv_heads
+        of_chunk = max(1, min(len(rows), MOST_FLAT * rows.kv_heads // heads))
+        stop = rounded(max(sequence.segments.stop for sequence in rows.sequences))
+        private = launch or launch_for(*shape, 1, rows.longest, *device, sequences)
+        chunks = launch or launch_for(*shape, of_chunk, stop, *device)
+        most = max(1, chunks.block_m * rows.kv_heads // heads)
+        work = shared_work(rows, most, chunks.splits, private.splits)
+        return cls(private, chunks, most, work)
+
+    @property
+    def layout(self) -> tuple[Hashable, ...]:
+        """What a recorded launch can't change: plans of the same can take each other's place."""
+        return self.private, self.chunks, self.size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Work and uses, rounded up so that few sizes come up."""
+        work, uses = self.work.size
+        return rounded(work), rounded(uses)
 
 
 def _check(rows: PrivateRows) -> None:

@@ -125,7 +125,6 @@ class PrivateRows(SequenceRows):
     def __init__(self, rows: Sequence[Rows], sequences: Sequence[SharedSequence]) -> None:
         super().__init__(rows, [sequence.room for sequence in sequences])
         self.sequences = tuple(sequences)
-        self.longest = max(len(sequence.tokens) for sequence in sequences)
 
     @cached_property
     def slots(self) -> torch.Tensor:

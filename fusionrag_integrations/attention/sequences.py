@@ -47,7 +47,7 @@ class SequenceRows:
     """Rows of several sequences, those of one behind those of another. Slot i holds position i.
 
     rows, rooms: by sequence. slots: which slot each row is written to, and the last that it sees,
-    int64 [R].
+    int64 [R]. longest: no sequence has more slots; `rounded`.
     """
 
     def __init__(self, rows: Sequence[Rows], rooms: Sequence[Room]) -> None:
@@ -56,7 +56,7 @@ class SequenceRows:
         self.rows = tuple(rows)
         self.rooms = tuple(rooms)
         self.starts = tuple(accumulate((len(one) for one in rows), initial=0))
-        self.longest = max(one.last for one in rows) + 1
+        self.longest = rounded(max(room.keys.shape[2] for room in rooms))
         self._programs: dict[tuple[int, int], torch.Tensor] = {}
         self._first_seen: dict[int, torch.Tensor] = {}
         self._first_parts: dict[int, torch.Tensor] = {}
@@ -95,6 +95,16 @@ class SequenceRows:
             for start, one, room in zip(self.starts, self.rows, self.rooms, strict=False)
         ]
         return sent(torch.tensor(entries, dtype=torch.int64), self.device)
+
+    def take(self, other: SequenceRows) -> None:
+        """Stand for other rows, in the same tensors. Both have one row of each sequence."""
+        for kept, new in (
+            (self.table, other.table),
+            (self.positions, other.positions),
+            (self.slots, other.slots),
+            *((seen, other.first_seen(window)) for window, seen in self._first_seen.items()),
+        ):
+            kept.copy_(new)
 
     @cached_property
     def aligned(self) -> bool:
@@ -140,6 +150,11 @@ class SequenceRows:
 
     def _seen_from(self, window: int) -> torch.Tensor:
         return (self.positions - window + 1).clamp_(min=0)
+
+
+def rounded(count: int) -> int:
+    """Up to a power of two, so that few layouts of kernels come up."""
+    return 1 << (count - 1).bit_length()
 
 
 def joined(rows: Sequence[Rows]) -> torch.Tensor:

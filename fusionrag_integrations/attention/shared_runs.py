@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from torch.nn.functional import pad
 
 from fusionrag_integrations.attention.rows import sent
 from fusionrag_integrations.attention.segments import PrivateRows, Segment, SharedSequence
@@ -56,7 +57,7 @@ def runs_of(rows: PrivateRows) -> list[tuple[Reader, ...]]:
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedWork:
     """What programs take, in tables on the device. first_parts: see `online_softmax`; parts: how
-    many there are in all.
+    many there are in all; most_users: of a program.
     """
 
     work: torch.Tensor
@@ -65,6 +66,34 @@ class SharedWork:
     uses: torch.Tensor
     first_parts: torch.Tensor
     parts: int
+    most_users: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How much work and how many uses there are."""
+        return len(self.work), len(self.uses)
+
+    def padded(self, work: int, uses: int) -> SharedWork:
+        """The same with room for more, where nothing is to do: work without users."""
+        users = work * self.most_users
+        return SharedWork(
+            *(
+                pad(table, (0, 0, 0, count - len(table)))
+                for table, count in (
+                    *((self.work, work), (self.users, users)),
+                    *((self.chunks, uses), (self.uses, uses)),
+                )
+            ),
+            first_parts=self.first_parts.clone(),
+            parts=self.parts - len(self.users) + users,
+            most_users=self.most_users,
+        )
+
+    def take(self, other: SharedWork) -> None:
+        """Do other work from now on, in the same tensors, which have room for it."""
+        padded = other.padded(*self.size)
+        for name in ("work", "users", "chunks", "uses", "first_parts"):
+            getattr(self, name).copy_(getattr(padded, name))
 
 
 def shared_work(rows: PrivateRows, most_users: int, programs: int, splits: int) -> SharedWork:
@@ -101,4 +130,4 @@ def shared_work(rows: PrivateRows, most_users: int, programs: int, splits: int) 
         sent(torch.tensor(table, dtype=torch.int64), rows.device)
         for table in (work, users, chunks, uses, first_parts)
     )
-    return SharedWork(*tables, parts=first_parts[-1])
+    return SharedWork(*tables, parts=first_parts[-1], most_users=most_users)

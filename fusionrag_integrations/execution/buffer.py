@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,26 @@ class RowsBatch(Protocol):
 
     def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         """What the rows' rotated queries [Hq, R, D] attend to, each up to its own position."""
+        ...
+
+
+class FixedBatch(RowsBatch, Protocol):
+    """One that can stand for others of one row each, in tensors that stay where they are."""
+
+    def layout(self, heads: int) -> Hashable:
+        """What no recorded pass can change: a batch stands for those of the same. heads: of queries."""
+        ...
+
+    def fix(self, window: int) -> None:
+        """Have what layers of this window need in a tensor that stays, too."""
+        ...
+
+    def take(self, other: Any, heads: int) -> None:
+        """Stand for another batch from now on; the same as it in number of rows and layout."""
+        ...
+
+    def move(self, other: Any) -> None:
+        """The same, where it is of the sequences that this one stands for already."""
         ...
 
 
@@ -272,3 +292,17 @@ class BufferBatch:
 
     def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         return attend_rows(layer, queries, self._rows, spec)
+
+    def layout(self, heads: int) -> Hashable:
+        return self._rows.longest
+
+    def fix(self, window: int) -> None:
+        self._rows.first_seen(window)
+
+    def take(self, other: BufferBatch, heads: int) -> None:
+        self.move(other)
+
+    def move(self, other: BufferBatch) -> None:
+        for buffer in other._waiting:
+            buffer.wait()
+        self._rows.take(other._rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -17,6 +18,9 @@ from fusionrag_integrations.attention.segments import PrivateRows, Segments, Sha
 from fusionrag_integrations.attention.sequences import Room
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.execution.buffer import RowsBatch
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.attention.segment_attention import SegmentAttention
 
 
 class InPlaceKV:
@@ -63,7 +67,7 @@ class InPlaceRows:
 
     @property
     def batch(self) -> Callable[[Sequence[InPlaceRows]], RowsBatch]:
-        return _OneRowEach if len(self.rows) == 1 else InPlaceBatch
+        return OneRowEach if len(self.rows) == 1 else InPlaceBatch
 
     def keys(self, layer: int) -> torch.Tensor:
         """A copy; zeros where there are none."""
@@ -86,5 +90,23 @@ class InPlaceBatch:
         return self._attention.attend(layer, queries, spec)
 
 
-class _OneRowEach(InPlaceBatch):
+class OneRowEach(InPlaceBatch):
     """Decode, which reads chunks otherwise than passes over many rows do."""
+
+    def layout(self, heads: int) -> Hashable:
+        return self._rows.longest, self._in_triton.plan(heads).layout
+
+    def fix(self, window: int) -> None:
+        self._rows.first_seen(window)
+
+    def take(self, other: OneRowEach, heads: int) -> None:
+        self.move(other)
+        self._in_triton.take(other._in_triton.plan(heads))
+
+    def move(self, other: OneRowEach) -> None:
+        self._rows.take(other._rows)
+
+    @property
+    def _in_triton(self) -> SegmentAttention:
+        """Only such batches are recorded."""
+        return cast("SegmentAttention", self._attention)

@@ -98,15 +98,30 @@ def pass_inputs(
         if hidden is not None
         else {"input_ids": token_ids[None] if token_ids is not None else None}
     )
-    batches = RowsBatches.of([part.kv for part in parts])
-    return given | {
-        "position_ids": joined([part.kv.rows for part in parts])[None],
-        "past_key_values": _PassCache(batches, max(part.kv.rows.last for part in parts) + 1),
+    kvs = [part.kv for part in parts]
+    return given | batches_inputs(
+        RowsBatches.of(kvs),
+        joined([kv.rows for kv in kvs]),
+        max(kv.rows.last for kv in kvs) + 1,
+        captured=_captured(parts),
+        keys_only=keys_only,
+    )
+
+
+def batches_inputs(
+    batches: RowsBatches, positions: torch.Tensor, length: int, **more: Any
+) -> dict[str, Any]:
+    """The same, beside token ids or states, over rows that are grouped already.
+
+    positions: of all rows, int64 [R]. length: no row stands at this position, or behind it. more:
+    for the attention function.
+    """
+    return more | {
+        "position_ids": positions[None],
+        "past_key_values": _PassCache(batches, length),
         "use_cache": True,
         "attention_mask": _NO_MASK,
         "batches": batches,
-        "captured": _captured(parts),
-        "keys_only": keys_only,
     }
 
 
