@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import ref
 
 import pytest
 import torch
 
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.execution.executor import Executor
-from fusionrag_integrations.execution.placement import PromptKV, SharedChunks, place_in_buffer
-from fusionrag_integrations.execution.placement import to_resident
+from fusionrag_integrations.execution.placement import (
+    PromptKV,
+    SharedChunks,
+    place_in_buffer,
+    to_resident,
+)
 from fusionrag_integrations.execution.recompute import PlacedPrompt
 from fusionrag_integrations.execution.steps import (
     EAGER_STEPS,
@@ -38,10 +44,11 @@ of_kernel_size = pytest.mark.parametrize("family", ["qwen3", "gemma3", "glm4"])
 
 
 @pytest.fixture
-def in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, by Triton's interpreter where there is none."""
+def in_triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called on as on a GPU, by Triton's interpreter where there is none."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("fusionrag_integrations.attention.attend.can_gather", lambda device: True)
+    name = "fusionrag_integrations.attention.attend.can_gather"
+    return lambda: monkeypatch.setattr(name, lambda device: True)
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,7 @@ def check(
 ) -> None:
     """One more token of those requests. done: how many of each were out before."""
     decode = steps.decode if isinstance(steps, Executor) else steps
-    rows = [
-        DecodeRow(ANSWER[done[i]], len(PROMPT) + done[i], these[i].kv) for i in which
-    ]
+    rows = [DecodeRow(ANSWER[done[i]], len(PROMPT) + done[i], these[i].kv) for i in which]
     found = decode(rows)
     assert found.shape[0] == len(which)
     for logits, i in zip(found, which, strict=True):
@@ -101,23 +106,20 @@ def test_requests_in_one_step_are_each_as_alone(family: str) -> None:
 
 
 @of_kernel_size
-def test_steps_over_tensors_that_stay(
-    family: str, in_triton: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_over_tensors_that_stay(family: str, in_triton: Callable[[], None]) -> None:
     """Whichever requests it is, the same ones as before, or others in the place of some."""
     executor = Executor(model_of(family))
-    with monkeypatch.context() as patch:  # what is expected is plain PyTorch's
-        patch.setattr(
-            "fusionrag_integrations.attention.attend.can_gather", lambda device: False
-        )
-        these = requests(executor)
+    these = requests(executor)
+    in_triton()
     done, steps = dict.fromkeys(range(5), 0), DecodeSteps(executor.model)
     for which in ([0, 1, 2], [0, 1, 2], [4, 3, 2], [1, 3]):
         check(steps, these, done, which)
 
 
 def test_without_a_graph_it_goes_on_and_says_so(
-    in_triton: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    in_triton: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse() -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
@@ -125,6 +127,7 @@ def test_without_a_graph_it_goes_on_and_says_so(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
     executor = Executor(model_of("qwen3"))
     these = [request(executor, False, 4)]
+    in_triton()
     steps, done = DecodeSteps(executor.model), {0: 0}
     with caplog.at_level(logging.WARNING):
         for number in range(len(ANSWER)):
@@ -141,10 +144,9 @@ def test_few_sizes_serve_all() -> None:
     assert len(set(sizes)) < MOST_GRAPHS
 
 
-def test_kv_that_a_step_was_over_is_let_go(in_triton: None) -> None:
+def test_kv_that_a_step_was_over_is_let_go(in_triton: Callable[[], None]) -> None:
     """Tables hold addresses, and nothing alive: no request's memory stays behind it."""
-    from weakref import ref
-
+    in_triton()
     executor = Executor(model_of("qwen3"))
     buffer = executor.new_buffer(4)
     steps = DecodeSteps(executor.model)

@@ -77,7 +77,9 @@ class Cascade:
     ) -> _Parts:
         segment = run[0].segment
         tokens = slice(segment.source_start, segment.source_start + segment.length)
-        return _part(asked, segment.keys[layer, :, tokens], segment.values[layer, :, tokens], hidden)
+        return _part(
+            asked, segment.keys[layer, :, tokens], segment.values[layer, :, tokens], hidden
+        )
 
     def _private(self, layer: int, asked: torch.Tensor, window: int | None) -> list[_Parts]:
         """Each row's over its sequence's private tokens up to its own."""

@@ -72,9 +72,7 @@ def gather_kernel(
     tl.store(out_values + at, value.to(out_values.dtype.element_ty), mask=used)
 
 
-def table_of(
-    several: Sequence[Segments], starts: Sequence[int], by_token: bool
-) -> torch.Tensor:
+def table_of(several: Sequence[Segments], starts: Sequence[int], by_token: bool) -> torch.Tensor:
     """Segments of several sequences, int64 [S, 9]: where each goes, `Segment.run`, its rotation.
 
     starts: where each sequence begins among the tokens that are copied to.

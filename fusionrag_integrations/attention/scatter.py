@@ -51,9 +51,7 @@ def scatter_kernel(
     tl.store(to_values[:, None] + size[None, :], value, mask=used)
 
 
-def scatter_rows(
-    layer: int, keys: torch.Tensor, values: torch.Tensor, rows: SequenceRows
-) -> None:
+def scatter_rows(layer: int, keys: torch.Tensor, values: torch.Tensor, rows: SequenceRows) -> None:
     """See `write_rows`. The last dimension of keys and values must be contiguous."""
     heads, count, size = keys.shape
     scatter_kernel[(triton.cdiv(count, BLOCK), heads)](

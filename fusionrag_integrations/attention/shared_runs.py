@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from fusionrag_integrations.attention.rows import sent
 from fusionrag_integrations.attention.segments import PrivateRows, Segment, SharedSequence
 
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A row that reads a run, its sequence, and which of its segments the run is."""

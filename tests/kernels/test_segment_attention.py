@@ -123,9 +123,7 @@ def several(heads: int, dtype: torch.dtype = torch.float32, last_only: bool = Tr
 def expected_of(case: Case, spec: AttentionSpec, layer: int) -> torch.Tensor:
     """By the formula over a copy of everything in one place."""
     found = torch.empty_like(case.queries)
-    for number, (one, sequence) in enumerate(
-        zip(case.rows.rows, case.rows.sequences, strict=True)
-    ):
+    for number, (one, sequence) in enumerate(zip(case.rows.rows, case.rows.sequences, strict=True)):
         own = slice(*case.rows.starts[number : number + 2])
         room = by_position(layer, sequence)
         found[:, own] = reference_attention(
@@ -209,7 +207,9 @@ def test_a_chunk_is_read_once_for_all_rows_that_see_it() -> None:
 def test_a_sequence_gives_the_same_whatever_shares_its_chunks() -> None:
     case, spec = several(4), AttentionSpec(0.2)
     together = kernel.SegmentAttention(case.rows).attend(1, case.queries, spec)
-    in_order = Cascade(case.rows).attend(1, case.queries, spec) if DEVICE.type == "cpu" else together
+    in_order = (
+        Cascade(case.rows).attend(1, case.queries, spec) if DEVICE.type == "cpu" else together
+    )
     for number, sequence in enumerate(case.rows.sequences):
         one = PrivateRows([case.rows.rows[number]], [sequence])
         own = case.queries[:, number : number + 1]

@@ -68,7 +68,9 @@ class CausalModel(Forkable):
         self._apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         self._layer_types: list[str] = list(getattr(model.config, "layer_types", None) or ())
         self.window: int | None = getattr(model.config, "sliding_window", None)
-        kinds = self._layer_types or ["full_attention" if self.window is None else "sliding_attention"]
+        kinds = self._layer_types or [
+            "full_attention" if self.window is None else "sliding_attention"
+        ]
         self.global_layers = tuple(
             i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
         )
