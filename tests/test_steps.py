@@ -53,7 +53,7 @@ def in_triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A request that is prefilled, and the logits behind each token of its answer, decoded alone."""
+    """A prefilled request, and the logits behind each token of its answer, decoded alone."""
 
     kv: SequenceKV
     logits: list[torch.Tensor]

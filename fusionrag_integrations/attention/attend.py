@@ -20,7 +20,7 @@ from fusionrag_integrations.attention.spec import AttentionSpec
 def attend_rows(
     layer: int, queries: torch.Tensor, rows: SequenceRows, spec: AttentionSpec
 ) -> torch.Tensor:
-    """What the rows attend to in a layer, each in its own sequence, [Hq, R, D], in the queries' dtype.
+    """What the rows attend to in a layer, each in its own sequence, [Hq, R, D], in their dtype.
 
     queries: rotated, [Hq, R, D], by row; query head h reads head h // (Hq / Hkv). A row sees the
     slots up to its own, as far as the window reaches.

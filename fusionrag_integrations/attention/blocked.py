@@ -1,10 +1,10 @@
 """Attention in blocks of rows over PyTorch's own: the CPU's path.
 
 A block is of one sequence. It multiplies with no key behind its last row, nor before its first
-row's window, so that rows in ascending order cost about half of a product with all keys. Heads that
-share keys read one copy. The loop over blocks calls PyTorch once each, and nothing else that was
-tried on a CPU was faster over KV that each sequence has for itself: 9 query and 3 key heads of 64 in
-float32 on two threads, milliseconds a layer:
+row's window, so that rows in ascending order cost about half of a product with all keys. Heads
+that share keys read one copy. The loop over blocks calls PyTorch once each, and nothing that was
+tried on a CPU was clearly faster over KV that each sequence has for itself: 9 query and 3 key heads
+of 64 in float32 on two threads, milliseconds a layer:
 
                                 1 row of 1, 8, 32 sequences     300 rows of one
                                 of about 2,000 keys each        over 2,000 keys
@@ -13,8 +13,8 @@ float32 on two threads, milliseconds a layer:
     padded, copied first        0.74        4.9        48
     nested tensors                14        190       770
 
-Padded attention over KV that is one tensor already takes 7.5 to 7.9 for 32 sequences, and 2.0 to 2.2
-for 8; KV would have to move whenever a sequence begins or ends.
+Padded attention over KV that is one tensor already takes 7.5 to 7.9 for 32 sequences and 1.9 to
+2.2 for 8; but that KV would have to move whenever a sequence begins or ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Several sequences over chunks in place, copied layer by layer to where `attend_rows` takes them.
 
-Many rows share a copy of a layer, which costs them less than rotating queries to each segment would:
-on an H100 a twentieth of the layer's attention at 15% of 32K.
+Many rows share a copy of a layer, which costs them less than rotating queries to each segment
+would: on an H100 a twentieth of the layer's attention at 15% of 32K.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PlacedRows:
 
 
 def by_position(layer: int, sequence: SharedSequence, in_triton: bool = False) -> Room:
-    """A copy of one layer of a sequence in one place, [1, Hkv, N, D], with zeros where nothing is."""
+    """A copy of one layer of a sequence in one place, [1, Hkv, N, D]; zeros where nothing is."""
     end = sequence.end
     placed = PlacedRows([Rows.at((end - 1,), sequence.room.keys.device)], [sequence], in_triton)
     return placed.load(layer).rooms[0]

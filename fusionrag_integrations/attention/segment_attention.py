@@ -1,11 +1,11 @@
 """Attention to chunks in place, in Triton: the second mode of `sparse_attention`.
 
 A program takes one key head, a few rows of one or several sequences with all the query heads that
-share it, and some runs of chunks that all of these rows read: a chunk is read once for all requests
-(as in Hydragen, arXiv 2402.05099, and FlashInfer's cascades, arXiv 2501.01005, but at other places in each
-of them). It rotates its queries once a run, each by its own sequence's rotation, which costs less than
-rotating the run's keys, and copies none of them. Private tokens are `sparse_attention`'s; all parts
-are combined at the end.
+share it, and some runs of chunks that all of these rows read: a chunk is read once for all
+requests, as shared prefixes are in Hydragen (arXiv 2402.05099) and FlashInfer (arXiv 2501.01005), but
+at other places in each of them. It rotates its queries once a run, each by its own sequence's
+rotation, which costs less than rotating the run's keys, and copies none of them. Private tokens are
+`sparse_attention`'s; all parts are combined at the end.
 
 shapes    queries, out [Hq, R, D]; work, users, chunks, uses: see `shared_runs`; other int32 [D]
           positions int64 [R]
@@ -167,7 +167,7 @@ def attend_in_place_kernel(
 
 
 class SegmentAttention:
-    """Rows of a pass over chunks in place. What programs take is worked out once, for all layers."""
+    """Rows of a pass over chunks in place. What programs take is worked out once a pass."""
 
     def __init__(self, rows: PrivateRows, launch: Launch | None = None) -> None:
         """launch: for both kernels, instead of those that fit the rows. Its splits are those of

@@ -1,7 +1,7 @@
 """Rows of several sequences in one pass, and where the KV of each is: what attention takes.
 
-Everything is worked out once a pass. Layers then differ by their number only, so that Python's share
-of a layer doesn't grow with the number of sequences.
+Everything is worked out once a pass. Layers then differ by their number only, so that Python's
+share of a layer doesn't grow with the number of sequences.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ALIGNED = 16  # bytes that a GPU reads at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Room:
-    """The KV of one sequence's tokens: keys, values [L, Hkv, N, D], a token a slot, keys rotated."""
+    """The KV of a sequence's tokens: keys, values [L, Hkv, N, D], a token a slot, keys rotated."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     @property
     def entry(self) -> tuple[int, ...]:
-        """Addresses of keys and values, elements from layer to layer and from head to head."""
+        """Addresses of keys and values, elements between layers and between heads."""
         addresses = self.keys.data_ptr(), self.values.data_ptr()
         return (*addresses, *self.keys.stride()[:2])
 
@@ -89,7 +89,7 @@ class SequenceRows:
 
     @cached_property
     def table(self) -> torch.Tensor:
-        """For the kernels, int64 [sequences, 6]: the first row, how many there are, `Room.entry`."""
+        """For the kernels, int64 [sequences, 6]: the first row, how many, `Room.entry`."""
         entries = [
             [start, len(one), *room.entry]
             for start, one, room in zip(self.starts, self.rows, self.rooms, strict=False)

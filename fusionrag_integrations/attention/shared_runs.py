@@ -1,13 +1,14 @@
-"""Which rows of a pass read which runs of chunks, so that each run is read once for all of them.
+"""Which rows of a pass read which runs of chunks: each run is read once for all of them.
 
-Requests that share chunks have them at different places, with different tokens of their own, but the
-keys in memory are the same. What the rows of a run differ by is kept beside it: where the run stands
-in the row's sequence, the rotation there, and which tokens are stale.
+Requests that share chunks have them at different places, with different tokens of their own, but
+the keys in memory are the same. What the rows of a run differ by is kept beside it: where the run
+stands in the row's sequence, the rotation there, and which tokens are stale.
 
     readers of a run      row, its sequence, the number of the run among its segments
     a program's work      some rows, all of which read some runs; it leaves a part of each row
 
-shapes    work int64 [W, 5]: the first of its users, users, the first of its chunks, chunks, its first use
+shapes    work int64 [W, 5]: the first of its users, how many users, the first of its chunks, how
+          many chunks, its first use
           users int64 [U, 2]: row, part; chunks int64 [C, 5]: `Segment.run`
           uses int64 [X, 5], chunk by chunk, in each user by user: where it stands, addresses of
           cosines and sines, elements from layer to layer of those, address of what is stale in it

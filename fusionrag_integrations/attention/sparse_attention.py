@@ -2,11 +2,11 @@
 
     out[h, i] = softmax_j(scaling q[h, i] . k[h / G, j]) v[h / G, j],   j <= slot(i)
 
-over the keys of row i's own sequence. A program takes one key head, a block of a sequence's rows of
-all the G query heads that share it, and a part of the keys. From the first and last slot of its rows
-it knows which blocks of keys no row sees, which are skipped, and which all rows see, where nothing is
-masked. With few rows (decode, the suffix of a prompt) the keys are split among programs, whose parts
-are combined at the end.
+over the keys of row i's own sequence. A program takes one key head, a block of a sequence's rows
+of all the G query heads that share it, and a part of the keys. From the first and last slot of its
+rows it knows which blocks of keys no row sees, which are skipped, and which all rows see, where
+nothing is masked. With few rows (decode, the suffix of a prompt) the keys are split among programs,
+whose parts are combined at the end.
 
 shapes    queries, out [Hq, R, D]; table int64 [sequences, 7]; programs int64 [P, 2]
           slots, first_seen int64 [R]
@@ -181,8 +181,8 @@ def attend_in_parts(
     scratch: Scratch,
     out: torch.Tensor,
 ) -> None:
-    """Launch the kernel: into `out`, or where there is room in `scratch`, as the first parts of each
-    row, `launch.splits` of them.
+    """Launch the kernel: into `out`, or where there is room in `scratch`, as the first parts of
+    each row, `launch.splits` of them.
     """
     size, group = queries.shape[2], queries.shape[0] // rows.kv_heads
     programs = rows.programs(launch.block_m, group)
@@ -249,6 +249,6 @@ def check(queries: torch.Tensor, rows: SequenceRows) -> None:
         raise InvalidInputError("The last dimension of queries isn't contiguous.")
     if not rows.aligned:
         raise InvalidInputError(
-            "Keys and values of a sequence need the same strides, slots one right behind the other, "
-            f"and to begin at a multiple of {ALIGNED} bytes. Give copies."
+            "Keys and values of a sequence need the same strides, slots one right behind the "
+            f"other, and to begin at a multiple of {ALIGNED} bytes. Give copies."
         )

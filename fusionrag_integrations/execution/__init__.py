@@ -13,7 +13,8 @@ carryover.py   what recomputed tokens were off by, carried over to those near th
 correction.py  a chunk's KV with its scope's correction added
 sampling.py    how an answer's tokens are chosen
 decoding.py    logits -> tokens
-steps.py       one decode step, on CUDA as a graph
+steps.py       a decode step of several requests, on CUDA as a graph
+padding.py     rows that fill a step up to a graph's size
 fidelity.py    how close an answer over reused KV comes to full attention's
 devices.py     devices and dtypes by name
 """

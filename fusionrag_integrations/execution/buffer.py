@@ -34,7 +34,10 @@ class FixedBatch(RowsBatch, Protocol):
     """One that can stand for others of one row each, in tensors that stay where they are."""
 
     def layout(self, heads: int) -> Hashable:
-        """What no recorded pass can change: a batch stands for those of the same. heads: of queries."""
+        """What no recorded pass can change: a batch stands for those of the same.
+
+        heads: of queries.
+        """
         ...
 
     def fix(self, window: int) -> None:

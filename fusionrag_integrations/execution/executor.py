@@ -62,7 +62,7 @@ class Executor:
         self._decode_steps = DecodeSteps(model)
 
     def new_buffer(self, capacity: int) -> KVBuffer:
-        """Room for `capacity` tokens, keys and values [L, Hkv, capacity, D], of undefined content."""
+        """Room for `capacity` tokens, [L, Hkv, capacity, D] each of keys and values, undefined."""
         model = self.model
         shape = (model.num_layers, model.num_kv_heads, capacity, model.head_dim)
         keys, values = (

@@ -3,8 +3,8 @@
 A step of a large model takes a GPU less time than Python takes to launch its kernels. A CUDA graph
 launches them all at once. It repeats one step over tensors that stay where they are, so token ids,
 positions and the tables of where each request's KV is have fixed places; before each step they are
-filled in for whichever requests it is. Their number is rounded up, so that few graphs serve them all:
-what is missing is padding, rows over KV that nobody reads.
+filled in for whichever requests it is. Their number is rounded up, so that few graphs serve them
+all: what is missing is padding, rows over KV that nobody reads.
 """
 
 from __future__ import annotations

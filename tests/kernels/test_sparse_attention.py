@@ -200,7 +200,7 @@ def test_a_sequence_gives_the_same_whatever_stands_beside_it() -> None:
 
 
 def test_new_rows_are_written_to_their_own_slots() -> None:
-    queries, rows = several(SEVERAL[-1])
+    _, rows = several(SEVERAL[-1])
     _, by_torch = several(SEVERAL[-1])
     new = torch.randn(len(rows), 2, 2 * 32, device=DEVICE).transpose(0, 1)
     for layer in (1, 0):

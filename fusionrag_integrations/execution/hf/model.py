@@ -40,8 +40,8 @@ class CausalModel(Forkable):
     source: the directory, GGUF file or hub name that it was loaded from; directory: where files
     that belong to it are. device, dtype: of its weights. context_window: tokens that a prompt and
     its answer may have together. global_layers: those whose attention reaches the whole prompt, not
-    only a window of it. window: how many keys the others' rows see. graph_lock: held while a CUDA graph is recorded, for which the device must
-    be quiet.
+    only a window of it. window: how many keys the others' rows see. graph_lock: held while a CUDA
+    graph is recorded, for which the device must be quiet.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a pass, grouped once by what kind of KV they have, so that a layer calls each kind once."""
+"""The rows of a pass, grouped once by what kind of KV they have: a layer calls each kind once."""
 
 from __future__ import annotations
 
