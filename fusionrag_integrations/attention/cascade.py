@@ -5,11 +5,11 @@ much each weighs (the online softmax of Milakov and Gimelshein, 2018):
 
     out = sum_p total_p e^(max_p - max) mean_p / sum_p total_p e^(max_p - max)
 
-In the shape of SmolLM2-135M (9 query and 3 key heads of 64, float32, two threads), over eight chunks
-of 250 tokens and 100 private ones, chunk by chunk for all requests takes 1.6 ms a layer for 8 of them
-and 5.3 ms for 32; request by request it would take 5.7 and 13 ms. For two to four it is 0.86 of the
-time, for one 1.3 times as long (0.6 ms), and a copy of the layer for each request takes several times
-as long as either.
+In the shape of SmolLM2-135M (9 query and 3 key heads of 64, float32, two threads), over eight
+chunks of 250 tokens and 100 private ones, chunk by chunk for all requests takes 1.6 ms a layer for
+8 of them and 5.3 ms for 32; request by request it would take 5.7 and 13 ms. For two to four it is
+0.86 of the time, for one 1.3 times as long (0.6 ms), and a copy of the layer for each request takes
+several times as long as either.
 """
 
 from __future__ import annotations

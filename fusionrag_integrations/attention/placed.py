@@ -43,7 +43,8 @@ class PlacedRows:
             from fusionrag_integrations.attention.gather import gather_segments
 
             segments = [sequence.segments for sequence in self._sequences]
-            gather_segments(segments, self._table, layer, *self._all, by_token=False)
+            keys, values = self._all
+            gather_segments(segments, self._table, layer, keys, values, by_token=False)
         else:
             for sequence, room in zip(self._sequences, self.rows.rooms, strict=True):
                 copy_segments(sequence.segments, layer, room.keys[0], room.values[0])

@@ -41,6 +41,6 @@ def reference_rows(
     output = torch.empty_like(queries)
     for number, (one, room) in enumerate(zip(rows.rows, rows.rooms, strict=True)):
         own = slice(*rows.starts[number : number + 2])
-        kv = (kept[layer, :, : one.last + 1] for kept in (room.keys, room.values))
-        output[:, own] = reference_attention(queries[:, own], *kv, one.on_device, spec)
+        keys, values = (kept[layer, :, : one.last + 1] for kept in (room.keys, room.values))
+        output[:, own] = reference_attention(queries[:, own], keys, values, one.on_device, spec)
     return output

@@ -2,8 +2,8 @@
 
 A program takes one key head, a few rows of one or several sequences with all the query heads that
 share it, and some runs of chunks that all of these rows read: a chunk is read once for all
-requests, as shared prefixes are in Hydragen (arXiv 2402.05099) and FlashInfer (arXiv 2501.01005), but
-at other places in each of them. It rotates its queries once a run, each by its own sequence's
+requests, as a shared prefix is in Hydragen (arXiv 2402.05099) and FlashInfer (arXiv 2501.01005),
+but at another place in each of them. It rotates its queries once a run, each by its own sequence's
 rotation, which costs less than rotating the run's keys, and copies none of them. Private tokens are
 `sparse_attention`'s; all parts are combined at the end.
 

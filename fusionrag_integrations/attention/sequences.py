@@ -34,8 +34,8 @@ class Room:
 
     @property
     def aligned(self) -> bool:
-        """Whether keys and values have the same strides, slots contiguous, and begin at multiples of
-        `ALIGNED` bytes.
+        """Whether keys and values have the same strides, slots are contiguous, and both begin at
+        multiples of `ALIGNED` bytes.
         """
         addresses = self.keys.data_ptr() | self.values.data_ptr()
         strides = self.keys.stride()

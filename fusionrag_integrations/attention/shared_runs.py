@@ -17,6 +17,7 @@ shapes    work int64 [W, 5]: the first of its users, how many users, the first o
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -78,14 +79,15 @@ class SharedWork:
     def padded(self, work: int, uses: int) -> SharedWork:
         """The same with room for more, where nothing is to do: work without users."""
         users = work * self.most_users
+
+        def longer(table: torch.Tensor, rows: int) -> torch.Tensor:
+            return pad(table, (0, 0, 0, rows - len(table)))
+
         return SharedWork(
-            *(
-                pad(table, (0, 0, 0, count - len(table)))
-                for table, count in (
-                    *((self.work, work), (self.users, users)),
-                    *((self.chunks, uses), (self.uses, uses)),
-                )
-            ),
+            work=longer(self.work, work),
+            users=longer(self.users, users),
+            chunks=longer(self.chunks, uses),
+            uses=longer(self.uses, uses),
             first_parts=self.first_parts.clone(),
             parts=self.parts - len(self.users) + users,
             most_users=self.most_users,
@@ -117,19 +119,30 @@ def shared_work(rows: PrivateRows, most_users: int, programs: int, splits: int) 
         for first in range(0, len(runs), each)
     ]
     counts = [splits] * len(rows)
-    work, users, chunks, uses = [], [], [], []
+    work: list[list[int]] = []
+    readers_of: list[tuple[int, int]] = []
+    chunks: list[tuple[int, ...]] = []
+    uses: list[list[int]] = []
     for runs in taken:
-        work.append([len(users), len(runs[0]), len(chunks), len(runs), len(uses)])
+        work.append([len(readers_of), len(runs[0]), len(chunks), len(runs), len(uses)])
         for reader in runs[0]:
-            users.append([reader.row, counts[reader.row]])
+            readers_of.append((reader.row, counts[reader.row]))
             counts[reader.row] += 1
         for readers in runs:
             chunks.append(readers[0].segment.run)
             uses += [reader.use for reader in readers]
     first_parts = list(accumulate(counts, initial=0))
-    users = [[row, first_parts[row] + part] for row, part in users]
-    tables = (
-        sent(torch.tensor(table, dtype=torch.int64), rows.device)
-        for table in (work, users, chunks, uses, first_parts)
+    users = [[row, first_parts[row] + part] for row, part in readers_of]
+
+    def table(entries: Sequence[object]) -> torch.Tensor:
+        return sent(torch.tensor(entries, dtype=torch.int64), rows.device)
+
+    return SharedWork(
+        work=table(work),
+        users=table(users),
+        chunks=table(chunks),
+        uses=table(uses),
+        first_parts=table(first_parts),
+        parts=first_parts[-1],
+        most_users=most_users,
     )
-    return SharedWork(*tables, parts=first_parts[-1], most_users=most_users)

@@ -96,7 +96,7 @@ class Executor:
             return []
         if all(len(one.positions) == one.last == 1 and not one.first for one in inputs):
             tokens = [DecodeRow(one.token_ids[0], one.positions[0], one.kv) for one in inputs]
-            return list(self.decode(tokens).split(1))
+            return list(torch.split(self.decode(tokens), 1))
         rows = [Rows.at(one.positions, self.model.device) for one in inputs]
         outputs = self._through_layers(inputs, rows)
         deepest = self.model.num_layers - 1
