@@ -41,7 +41,8 @@ def inputs(executor: Executor, seen: Seen) -> list[SequenceInput]:
 
     def buffer() -> KVBuffer:
         placed = place_in_buffer(executor, PROMPT, kvs, capacity)
-        placed.clear([*FRESH, len(PROMPT)])  # whose content is undefined
+        with torch.inference_mode():
+            placed.clear([*FRESH, len(PROMPT)])  # whose content is undefined
         return placed
 
     def in_place(chosen: int) -> SequenceKV:
