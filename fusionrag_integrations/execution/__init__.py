@@ -2,6 +2,7 @@
 
 executor.py    `Executor`: every pass of the model, and what passes need on the device
 hf/            transformers' internals, which no other room touches
+rows_kv.py     KV as a pass uses it
 buffer.py      a request's KV with a slot for every position
 in_place.py    a request's KV over shared chunks that stay in place
 placement.py   chunks' KV placed in a prompt, either way

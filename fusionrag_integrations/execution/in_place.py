@@ -17,7 +17,7 @@ from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.attention.segments import PrivateRows, Segments, SharedSequence
 from fusionrag_integrations.attention.sequences import Room
 from fusionrag_integrations.attention.spec import AttentionSpec
-from fusionrag_integrations.execution.buffer import RowsBatch
+from fusionrag_integrations.execution.rows_kv import RowsBatch
 
 if TYPE_CHECKING:
     from fusionrag_integrations.attention.segment_attention import SegmentAttention
@@ -47,15 +47,12 @@ class InPlaceKV:
 
     def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
-        last = Rows.at((self.capacity - 1,), self._keys.device)
-        private = PrivateRows(last, self._tokens, self.capacity, self._stale)
-        copied = [
-            by_position(layer, self._keys[layer], self._values[layer], private, self._segments)
-            for layer in range(len(self._keys))
-        ]
+        private = self.sequence.room.keys
+        in_triton = can_gather(private.device)
+        rooms = [by_position(layer, self.sequence, in_triton) for layer in range(len(private))]
         slots = slice(positions.start, positions.stop)
-        keys, values = (torch.stack(kv)[:, :, slots] for kv in zip(*copied, strict=True))
-        return keys.contiguous(), values.contiguous()
+        keys = torch.cat([room.keys[:, :, slots] for room in rooms])
+        return keys, torch.cat([room.values[:, :, slots] for room in rooms])
 
 
 class InPlaceRows:

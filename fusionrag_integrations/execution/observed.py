@@ -9,13 +9,8 @@ import torch
 
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.attention.spec import AttentionSpec
-from fusionrag_integrations.execution.buffer import (
-    BufferBatch,
-    BufferRows,
-    KVBuffer,
-    RowsBatch,
-    RowsKV,
-)
+from fusionrag_integrations.execution.buffer import BufferBatch, BufferRows, KVBuffer
+from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
 
 KV = tuple[torch.Tensor, torch.Tensor]
 """Rotated keys and values, [Hkv, tokens, D]."""

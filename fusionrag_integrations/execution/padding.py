@@ -7,9 +7,10 @@ import torch
 from fusionrag_integrations.attention.rope import RotaryTable
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.attention.segments import Segment, Segments
-from fusionrag_integrations.execution.buffer import BufferRows, KVBuffer, RowsKV
+from fusionrag_integrations.execution.buffer import BufferRows, KVBuffer
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.in_place import InPlaceKV, InPlaceRows
+from fusionrag_integrations.execution.rows_kv import RowsKV
 
 
 class Padding:

@@ -21,11 +21,12 @@ from typing import cast
 import torch
 
 from fusionrag_integrations.attention.rows import Rows, sent
-from fusionrag_integrations.execution.buffer import FixedBatch, RowsKV, SequenceKV
+from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.rows_batches import Group, RowsBatches
 from fusionrag_integrations.execution.hf.rows_pass import batches_inputs
 from fusionrag_integrations.execution.padding import Padding
+from fusionrag_integrations.execution.rows_kv import FixedBatch, RowsKV
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from fusionrag_integrations.attention.rows import sent
 from fusionrag_integrations.attention.spec import AttentionSpec
-from fusionrag_integrations.execution.buffer import RowsBatch, RowsKV
+from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,8 +24,8 @@ from transformers.masking_utils import sdpa_mask
 from fusionrag_integrations.attention.sequences import joined
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import UnsupportedModelError
-from fusionrag_integrations.execution.buffer import RowsKV
 from fusionrag_integrations.execution.hf.rows_batches import RowsBatches
+from fusionrag_integrations.execution.rows_kv import RowsKV
 from fusionrag_integrations.selectors.probe import LayerView
 
 ATTENTION = "fusionrag"
