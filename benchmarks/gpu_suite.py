@@ -22,6 +22,7 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.decode_batch import measure_batched_attention, measure_decode_batch
 from benchmarks.kernel import HeadShape, measure_kernel
 from benchmarks.memory import measure_memory
 from benchmarks.offline import measure_decode, measure_offline
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 RATIOS = (0.0, 0.05, 0.15, 1.0)
 ROOT = Path(__file__).parent.parent
 WORKERS = 3  # a file's tests run in, where pytest can
+SHAPE = HeadShape(28, 4, 128)  # of attention by itself: Qwen2.5-7B's
+REQUESTS = (1, 4, 16)  # that decode at once
 KERNEL_RATIOS = (0.0, 0.01, 0.05, 0.15, 0.5, 1.0)
 TESTS = (
     "tests/test_cuda.py",
@@ -91,8 +94,7 @@ def steps(
         return measure_ttft(model(), contexts, strategies, tier, repeat, None, _progress)
 
     def kernel() -> Result:
-        shape = HeadShape(28, 4, 128)
-        return measure_kernel(shape, keys, KERNEL_RATIOS, dtype, device, repeat, _progress)
+        return measure_kernel(SHAPE, keys, KERNEL_RATIOS, dtype, device, repeat, _progress)
 
     def store() -> Result:
         few = (repeat + 1) // 2
@@ -106,6 +108,10 @@ def steps(
         "kernel": kernel,
         "offline": lambda: measure_offline(model(), 256, 10, repeat),
         "decode": lambda: measure_decode(model(), contexts[-1], repeat * 4),
+        "decode-batch": lambda: measure_decode_batch(model(), contexts[-1], REQUESTS, repeat * 4),
+        "attention-batch": lambda: measure_batched_attention(
+            SHAPE, contexts[-1], REQUESTS, dtype, device, repeat
+        ),
         "memory": lambda: measure_memory(model(), contexts[-1], 0.15),
         "ttft-disk": lambda: ttft("disk"),
         "store": store,

@@ -17,11 +17,17 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from fusionrag_integrations.attention.attend import attend, attend_in_place
+from fusionrag_integrations.attention.attend import attend, attention_in_place
 from fusionrag_integrations.attention.reference import visible
 from fusionrag_integrations.attention.rope import RotaryTable
 from fusionrag_integrations.attention.rows import Rows
-from fusionrag_integrations.attention.segments import PrivateRows, Segment, Segments
+from fusionrag_integrations.attention.segments import (
+    PrivateRows,
+    Segment,
+    Segments,
+    SharedSequence,
+)
+from fusionrag_integrations.attention.sequences import Room
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.bench.clock import kernel_ms, times_ms
 from fusionrag_integrations.bench.machine import where_and_when
@@ -186,16 +192,15 @@ def in_place_ms(
     angles = torch.rand((1, len(segments), size), device=device)
     other = torch.arange(size, device=device, dtype=torch.int32).roll(size // 2)
     table = Segments(segments, RotaryTable(angles.cos(), angles.sin(), other))
-    at = rows.on_device
-    stale = torch.zeros(count, dtype=torch.uint8, device=device)
-    private_rows = PrivateRows(rows, at, count, stale.index_fill_(0, at, 1))
-    private_keys, private_values = keys[:, at], values[:, at]
+    own = torch.tensor(rows.positions)
+    private = Room(keys[None][:, :, rows.on_device], values[None][:, :, rows.on_device])
+    in_place = attention_in_place(PrivateRows([rows], [SharedSequence(table, private, own)]))
     spec = AttentionSpec(size**-0.5)
 
-    def in_place() -> torch.Tensor:
-        return attend_in_place(0, queries, private_keys, private_values, private_rows, table, spec)
+    def attended() -> torch.Tensor:
+        return in_place.attend(0, queries, spec)
 
-    return kernel_ms(in_place, repeat, device)
+    return kernel_ms(attended, repeat, device)
 
 
 def _positions(keys: int, ratio: float) -> list[int]:

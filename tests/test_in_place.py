@@ -202,21 +202,6 @@ def test_resident_kv_can_be_placed(family: str) -> None:
     )
 
 
-def test_steps_with_tensors_that_stay() -> None:
-    """As a CUDA graph repeats them."""
-    for family in ("llama_gqa2", "gemma3"):
-        model, prompt = model_of(family), prompt_of_chunks()
-        runs = []
-        for _ in range(2):
-            shared = place(Executor(model), prompt, residents(model), len(prompt) + len(ANSWER))
-            runs.append(PlacedPrompt(Executor(model), prompt, shared).recompute(TokenSelection(())))
-        step = Executor(model).appender(runs[0].kv, len(prompt))
-        static = Executor(model).static_step(runs[1].kv, len(prompt))
-        for token in ANSWER:
-            static.feed(token)
-            torch.testing.assert_close(static.run(), step(token), **TOLERANCE)
-
-
 def test_a_request_holds_its_own_tokens_and_little_more() -> None:
     """Over chunks that others hold already: at most 5% beside the KV of its own tokens.
 
@@ -276,6 +261,6 @@ def test_rows_of_own_tokens_are_found() -> None:
     rows = Rows.at(own[3:5], CPU)
     part = shared.with_private_tokens(own).over(rows)
     new = torch.ones(model.num_kv_heads, 2, model.head_dim)
-    part.write(1, new, new)
+    part.batch([part]).write(1, new, new)
     assert (part.keys(1)[:, own[3:5]] == 1.0).all()
     assert not part.keys(1)[:, own[:3]].any()

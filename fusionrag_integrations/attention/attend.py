@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 
 from fusionrag_integrations.attention.blocked import blocked_attention
+from fusionrag_integrations.attention.cascade import Cascade
+from fusionrag_integrations.attention.placed import PlacedRows
 from fusionrag_integrations.attention.rows import Rows
-from fusionrag_integrations.attention.segments import PrivateRows, Segments, copy_segments
+from fusionrag_integrations.attention.segments import PrivateRows
+from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
+
+
+def attend_rows(
+    layer: int, queries: torch.Tensor, rows: SequenceRows, spec: AttentionSpec
+) -> torch.Tensor:
+    """What the rows attend to in a layer, each in its own sequence, [Hq, R, D], in their dtype.
+
+    queries: rotated, [Hq, R, D], by row; query head h reads head h // (Hq / Hkv). A row sees the
+    slots up to its own, as far as the window reaches.
+
+    On CUDA by the Triton kernel, where Triton is installed and the heads are of a size that it
+    knows; otherwise in blocks of rows. Rows of other sequences change no result but by how sums are
+    rounded: on a CPU not at all.
+    """
+    if _by_triton(rows):
+        from fusionrag_integrations.attention.sparse_attention import triton_attention
+
+        return triton_attention(layer, queries, rows, spec)
+    return blocked_attention(layer, queries, rows, spec)
 
 
 def attend(
@@ -20,81 +43,75 @@ def attend(
     rows: Rows,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """What the rows attend to, [Hq, R, D], in the queries' dtype.
+    """The same of one sequence, whose keys and values are given by position, [Hkv, N, D]."""
+    return attend_rows(0, queries, SequenceRows([rows], [Room(keys[None], values[None])]), spec)
 
-    queries: rotated, [Hq, R, D], by row. keys, values: rotated, [Hkv, N, D], by position; query
-    head h reads head h // (Hq / Hkv). Row i sees the keys up to its own position, as far as the
-    window reaches.
 
-    On CUDA by the Triton kernel, where Triton is installed and the heads are of a size that it
-    knows; otherwise in blocks of rows.
+class InPlaceAttention(Protocol):
+    """What rows attend to among shared chunks and their own private tokens; made for one pass."""
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        """As `attend_rows` does. Every position up to a row's own is a segment's or a private
+        token's.
+        """
+        ...
+
+
+def attention_in_place(rows: PrivateRows) -> InPlaceAttention:
+    """The fastest: where each sequence has one row, each run of a chunk is read once for all rows;
+    more rows attend to a copy of the layer.
     """
-    if _by_triton(queries):
-        from fusionrag_integrations.attention.sparse_attention import triton_attention
+    one_each = len(rows) == len(rows.rows)
+    if one_each and _by_triton(rows):
+        from fusionrag_integrations.attention.segment_attention import SegmentAttention
 
-        return triton_attention(queries, keys, values, rows.on_device, spec)
-    return blocked_attention(queries, keys, values, rows, spec)
+        return SegmentAttention(rows)
+    return Cascade(rows) if one_each and rows.device.type == "cpu" else _PlacedAttention(rows)
 
 
-def attend_in_place(
-    layer: int,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: PrivateRows,
-    segments: Segments,
-    spec: AttentionSpec,
-) -> torch.Tensor:
-    """What the rows attend to among shared and private tokens, [Hq, R, D], in the queries' dtype.
+class _PlacedAttention:
+    """Attention to a copy of each layer."""
 
-    queries: rotated, [Hq, R, D]. keys, values: of private tokens, rotated, [Hkv, M, D]. Every
-    position up to a row's own belongs to a segment or to a private token.
+    def __init__(self, rows: PrivateRows) -> None:
+        self._placed = PlacedRows(rows.rows, rows.sequences, can_gather(rows.device))
 
-    A single row, where `attend` takes the Triton kernel, takes one that reads segments in place.
-    More rows share a copy of the layer, which costs them less than rotating queries to each segment
-    would: on an H100 a twentieth of the layer's attention at 15% of 32K.
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        return attend_rows(0, queries, self._placed.load(layer), spec)
+
+
+def write_rows(layer: int, keys: torch.Tensor, values: torch.Tensor, rows: SequenceRows) -> None:
+    """Put the rows' rotated keys and their values [Hkv, R, D] into their slots in a layer.
+
+    On CUDA in one launch. On a CPU sequence by sequence, which takes a tenth of the time that their
+    attention takes to 500 keys.
     """
-    if len(rows.rows) == 1 and _by_triton(queries):
-        from fusionrag_integrations.attention.segment_attention import segment_attention
-
-        return segment_attention(layer, queries, keys, values, rows, segments, spec)
-    placed = by_position(layer, keys, values, rows, segments)
-    return attend(queries, *placed, rows.rows, spec)
-
-
-def by_position(
-    layer: int, keys: torch.Tensor, values: torch.Tensor, rows: PrivateRows, segments: Segments
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A copy of one layer in one place: keys, values [Hkv, N, D].
-
-    keys, values: of private tokens, [Hkv, M, D]. N reaches to the last segment's end, or the last
-    private token. Zeros stand where there is nothing.
-    """
-    shape = (2, keys.shape[0], max(segments.stop, rows.end), keys.shape[2])
-    placed = keys.new_zeros(shape)
     if can_gather(keys.device):
-        from fusionrag_integrations.attention.gather import gather_segments
+        from fusionrag_integrations.attention.scatter import scatter_rows
 
-        gather_segments(segments, layer, placed[:1], placed[1:], by_token=False)
-    else:
-        copy_segments(segments, layer, placed[0], placed[1])
-    for kv, private in zip(placed, (keys, values), strict=True):
-        kv.index_copy_(1, rows.tokens, private)
-    return placed[0], placed[1]
+        scatter_rows(layer, keys, values, rows)
+        return
+    for number, room in enumerate(rows.rooms):
+        own = slice(*rows.starts[number : number + 2])
+        for kept, new in ((room.keys, keys), (room.values, values)):
+            kept[layer].index_copy_(1, rows.slots[own], new[:, own])
 
 
 def can_gather(device: torch.device) -> bool:
-    """Whether `gather.py` can be imported, and runs on this device."""
+    """Whether what copies KV in Triton can be imported, and runs on this device."""
     return device.type == "cuda" and _has_triton()
 
 
-def _by_triton(queries: torch.Tensor) -> bool:
-    """Whether the kernels of attention can take these; only then are they imported."""
-    if not can_gather(queries.device):
+def attends_in_triton(device: torch.device, size: int) -> bool:
+    """Whether the kernels of attention take heads of `size` there; only then are they imported."""
+    if not can_gather(device):
         return False
     from fusionrag_integrations.attention.sparse_attention import HEAD_SIZES
 
-    return queries.shape[2] in HEAD_SIZES
+    return size in HEAD_SIZES
+
+
+def _by_triton(rows: SequenceRows) -> bool:
+    return attends_in_triton(rows.device, rows.rooms[0].keys.shape[3])
 
 
 @cache

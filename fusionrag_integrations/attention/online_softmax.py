@@ -4,7 +4,8 @@ Softmax is in float32 and base 2. Rows of all the query heads that share a key h
 
 upto, low    the last and first key that each row sees, int32 [M]
 highest      the greatest score so far, [M]; total: the sum of powers, [M]; sums: of values, [M, D]
-parts        partial outputs float32 [S, Hq, R, D]; maxima and totals float32 [S, Hq, R]
+parts        partial outputs float32 [P, Hq, D]; maxima and totals float32 [P, Hq]: those of a row
+             behind one another, row r's from first_parts[r] on, int64 [R + 1]
 """
 
 from __future__ import annotations
@@ -13,19 +14,6 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def rows_of_program(positions, rows, group, kv_head, BLOCK_M: tl.constexpr):
-    """Rows and query heads of a program, which are real, where they stand, the first and last."""
-    flat = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = flat // group
-    head = kv_head * group + flat % group
-    real = row < rows
-    position = tl.load(positions + row, mask=real, other=-1).to(tl.int32)
-    last = tl.max(position)
-    first = tl.min(tl.where(real, position, last))
-    return row, head, real, position, first, last
 
 
 @triton.jit
@@ -51,7 +39,7 @@ def add_block(
     STALE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """One block of keys. MASKED: not every row sees all of it. STALE: some keys no row sees."""
+    """One block of keys. MASKED: not every row sees all of it. STALE: nor some keys, by row."""
     place = start + tl.arange(0, BLOCK_N)
     there = place < end
     of_keys = inside[:, None]
@@ -71,8 +59,9 @@ def add_block(
             seen = seen & (place[None, :] >= low[:, None])
         score = tl.where(seen, score, float("-inf"))
     if STALE:
-        old = tl.load(stale + place, mask=there, other=0)
-        score = tl.where((old != 0)[None, :], float("-inf"), score)
+        reached = (place[None, :] <= upto[:, None]) & there[None, :]
+        old = tl.load(stale[:, None] + place[None, :], mask=reached, other=0)
+        score = tl.where(old != 0, float("-inf"), score)
     higher = tl.maximum(highest, tl.max(score, 1))
     base = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
     power = tl.exp2(score - base[:, None])
@@ -165,7 +154,6 @@ def finish(
     row,
     real,
     heads,
-    rows,
     part,
     out,
     parts,
@@ -178,9 +166,9 @@ def finish(
     SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Write what a program has found: the output, or its part of it."""
+    """Write what a program has found: the output, or its part of it, the `part`-th of all."""
     if SPLIT:
-        place = (part * heads + head) * rows + row
+        place = part * heads + head
         tl.store(maxima + place, highest, mask=real)
         tl.store(totals + place, total, mask=real)
         at = parts + place[:, None] * SIZE + size[None, :]
@@ -196,28 +184,38 @@ def combine(
     parts,
     maxima,
     totals,
+    first_parts,
     out,
-    splits,
-    rows,
-    heads,
     out_head,
     out_row,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
-    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One row of one head: its parts, weighed by how high their maxima are."""
+    """One row of one head: its parts, however many, weighed by how high their maxima are."""
     row = tl.program_id(0)
     head = tl.program_id(1)
+    heads = tl.num_programs(1)
     size = tl.arange(0, PADDED)
-    part = tl.arange(0, SPLITS)
-    real = part < splits
-    place = (part * heads + head) * rows + row
-    highest = tl.load(maxima + place, mask=real, other=float("-inf"))
-    weight = tl.exp2(highest - tl.max(highest))
-    total = tl.sum(weight * tl.load(totals + place, mask=real, other=0.0))
-    at = parts + place[:, None] * SIZE + size[None, :]
-    partial = tl.load(at, mask=real[:, None] & (size < SIZE)[None, :], other=0.0)
-    result = tl.sum(weight[:, None] * partial, 0) / total
+    first = tl.load(first_parts + row)
+    count = (tl.load(first_parts + row + 1) - first).to(tl.int32)
+    highest = float("-inf")
+    total = 0.0
+    result = tl.zeros([PADDED], tl.float32)
+    for start in range(0, count, BLOCK):
+        part = start + tl.arange(0, BLOCK)
+        real = part < count
+        place = (first + part) * heads + head
+        maximum = tl.load(maxima + place, mask=real, other=float("-inf"))
+        higher = tl.maximum(highest, tl.max(maximum))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # where nothing was seen yet
+        weight = tl.exp2(maximum - base)
+        fade = tl.exp2(highest - base)
+        at = parts + place[:, None] * SIZE + size[None, :]
+        partial = tl.load(at, mask=real[:, None] & (size < SIZE)[None, :], other=0.0)
+        found = tl.load(totals + place, mask=real, other=0.0)
+        total = total * fade + tl.sum(weight * found)
+        result = result * fade + tl.sum(weight[:, None] * partial, 0)
+        highest = higher
     at = out + head * out_head + row * out_row + size
-    tl.store(at, result.to(out.dtype.element_ty), mask=size < SIZE)
+    tl.store(at, (result / total).to(out.dtype.element_ty), mask=size < SIZE)

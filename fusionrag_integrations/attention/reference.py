@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fusionrag_integrations.attention.sequences import SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 
 
@@ -31,3 +32,15 @@ def reference_attention(
     scores = queries.float() @ wide[0].transpose(1, 2) * spec.scaling
     hidden = ~visible(positions, keys.shape[1], spec.window)
     return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ wide[1]).to(queries.dtype)
+
+
+def reference_rows(
+    layer: int, queries: torch.Tensor, rows: SequenceRows, spec: AttentionSpec
+) -> torch.Tensor:
+    """The same of several sequences, one after the other; see `attend_rows`."""
+    output = torch.empty_like(queries)
+    for number, (one, room) in enumerate(zip(rows.rows, rows.rooms, strict=True)):
+        own = slice(*rows.starts[number : number + 2])
+        keys, values = (kept[layer, :, : one.last + 1] for kept in (room.keys, room.values))
+        output[:, own] = reference_attention(queries[:, own], keys, values, one.on_device, spec)
+    return output

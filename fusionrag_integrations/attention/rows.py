@@ -22,26 +22,42 @@ class Block:
 
 
 class Rows:
-    """Positions of the rows of a pass: on the host, and on the device so that no layer waits.
+    """Positions of one sequence's rows in a pass: on the host, and on the device once it is asked.
 
-    positions: any, in any order; attention is quickest over ascending ones. `on_device`: int64 [R].
+    positions: any, in any order; attention is quickest over ascending ones.
     """
 
-    def __init__(self, positions: Sequence[int], on_device: torch.Tensor) -> None:
+    def __init__(
+        self,
+        positions: Sequence[int],
+        device: torch.device,
+        on_device: torch.Tensor | None = None,
+    ) -> None:
+        """on_device: the positions, where they are there already."""
         self.positions = positions
-        self.on_device = on_device
+        self.device = device
+        self._on_device = on_device
 
     @classmethod
     def at(cls, positions: Sequence[int], device: torch.device) -> Rows:
-        """Rows at `positions`, which are copied to the device."""
-        return cls(positions, torch.tensor(positions, device=device))
+        """Rows at `positions`."""
+        return cls(positions, device)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def part(self, rows: slice) -> Rows:
         """Some of the rows. Nothing is copied."""
-        return Rows(self.positions[rows], self.on_device[rows])
+        there = self._on_device
+        return Rows(self.positions[rows], self.device, None if there is None else there[rows])
+
+    @property
+    def on_device(self) -> torch.Tensor:
+        """The positions, int64 [R], so that no layer waits for the host."""
+        if self._on_device is None:
+            table = torch.tensor(self.positions, dtype=torch.int64)
+            self._on_device = sent(table, self.device)
+        return self._on_device
 
     @cached_property
     def last(self) -> int:
@@ -59,13 +75,8 @@ class Rows:
         )
 
 
-class MovingRow(Rows):
-    """One row that the device itself moves; the host knows only that it stays below `limit`."""
-
-    def __init__(self, on_device: torch.Tensor, limit: int) -> None:
-        super().__init__((limit - 1,), on_device)
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """One, wherever the row is."""
-        return (Block(0, 1, 0, self.last),)
+def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device, behind what is queued there, without waiting for it."""
+    if device.type != "cuda":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from fusionrag_integrations.attention.rope import RotaryTable
-from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.rows import Rows, sent
+from fusionrag_integrations.attention.sequences import ALIGNED, Room, SequenceRows
 from fusionrag_integrations.errors import InvalidInputError
-
-ALIGNED = 16  # bytes that a GPU reads at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +44,24 @@ class Segment:
         """How far its keys have to be moved."""
         return self.start - self.source_start - self.first
 
+    @property
+    def run(self) -> tuple[int, ...]:
+        """What is the same wherever the run stands: addresses of its first key and value, its
+        length, elements from head to head and from layer to layer.
+        """
+        addresses = (
+            kv.data_ptr() + self.source_start * kv.stride(2) * kv.element_size()
+            for kv in (self.keys, self.values)
+        )
+        return (*addresses, self.length, self.keys.stride(1), self.keys.stride(0))
+
 
 class Segments:
     """The chunks of one sequence, in order and apart. Shared KV is read, never changed.
 
-    table: int64 [S, 6] for the kernels: start, length, the addresses of the first key and value,
-    elements from head to head and from layer to layer. aligned: whether addresses are multiples of
-    `ALIGNED` bytes. rotations: for chunks that are read in place, from position 0 to each segment's
-    `shift`; for chunks to be copied, to every position.
+    runs: `Segment.run` of each. aligned: whether addresses are multiples of `ALIGNED` bytes.
+    rotations: for chunks that are read in place, from position 0 to each segment's `shift`; for
+    chunks to be copied, to every position.
 
     Raises `InvalidInputError` for KV that can't be read by its address.
     """
@@ -61,28 +71,18 @@ class Segments:
         self.segments = tuple(segments)
         self.rotations = rotations
         self.stop = segments[-1].start + segments[-1].length
-        rows = [
-            [
-                segment.start,
-                segment.length,
-                *(
-                    kv.data_ptr() + segment.source_start * kv.stride(2) * kv.element_size()
-                    for kv in (segment.keys, segment.values)
-                ),
-                segment.keys.stride(1),
-                segment.keys.stride(0),
-            ]
-            for segment in segments
-        ]
-        self.aligned = all(not (row[2] | row[3]) % ALIGNED for row in rows)
-        self.table = _sent(torch.tensor(rows, dtype=torch.int64), segments[0].keys.device)
+        self.runs = tuple(segment.run for segment in segments)
+        self.aligned = all(not (run[0] | run[1]) % ALIGNED for run in self.runs)
 
+    def rotation_entry(self, number: int, of_each: int = 1) -> list[int]:
+        """Addresses of a segment's cosines and sines, and elements from layer to layer.
 
-def _sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device, behind what is queued there, without waiting for it."""
-    if device.type != "cuda":
-        return table.to(device)
-    return table.pin_memory().to(device, non_blocking=True)
+        of_each: 0 where rotations are of positions, so that a segment has none of its own.
+        """
+        cos, sin = self.rotations.cos, self.rotations.sin
+        skipped = number * of_each * cos.stride(1) * cos.element_size()
+        by_layer = cos.stride(0) if len(cos) > 1 else 0
+        return [cos.data_ptr() + skipped, sin.data_ptr() + skipped, by_layer]
 
 
 def _check(segments: Sequence[Segment]) -> None:
@@ -96,28 +96,51 @@ def _check(segments: Sequence[Segment]) -> None:
         )
 
 
-class PrivateRows:
-    """Rows of a pass among a sequence's private tokens.
-
-    rows: where they stand; slots: which private tokens they are, int64 [R]. tokens: positions of
-    all private tokens, ascending, int64 [M], none of them behind `end`. stale: which positions of
-    segments have a private token, uint8 [segments.stop].
+@dataclass(frozen=True, eq=False)
+class SharedSequence:
+    """A sequence over segments. room: of its private tokens; tokens: their positions, ascending,
+    int64 [M] on the host. Every position up to a row's own is a segment's or a private token's.
     """
 
-    def __init__(self, rows: Rows, tokens: torch.Tensor, end: int, stale: torch.Tensor) -> None:
-        self.rows = rows
-        self.tokens = tokens
-        self.end = end
-        self.stale = stale
-        self.slots = torch.searchsorted(tokens, rows.on_device)
-        self._first_slots: dict[int, torch.Tensor] = {}
+    segments: Segments
+    room: Room
+    tokens: torch.Tensor
 
-    def first_slots(self, window: int) -> torch.Tensor:
-        """The first private token that each row sees, int64 [R]; worked out once for all layers."""
-        if window not in self._first_slots:
-            outside = self.rows.on_device - window
-            self._first_slots[window] = torch.searchsorted(self.tokens, outside, right=True)
-        return self._first_slots[window]
+    @property
+    def end(self) -> int:
+        """No position that it holds is behind this one."""
+        return max(self.segments.stop, int(self.tokens[-1]) + 1)
+
+    @cached_property
+    def stale(self) -> torch.Tensor:
+        """Which positions of segments have a private token, uint8 [segments.stop]."""
+        stale = torch.zeros(self.segments.stop, dtype=torch.uint8)
+        stale[self.tokens[self.tokens < self.segments.stop]] = 1
+        return sent(stale, self.room.keys.device)
+
+
+class PrivateRows(SequenceRows):
+    """Rows of several such sequences, among their private tokens: a slot is a private token."""
+
+    def __init__(self, rows: Sequence[Rows], sequences: Sequence[SharedSequence]) -> None:
+        super().__init__(rows, [sequence.room for sequence in sequences])
+        self.sequences = tuple(sequences)
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """Which private token each row is, int64 [R]."""
+        return self._places(0, right=False)
+
+    def _seen_from(self, window: int) -> torch.Tensor:
+        return self._places(window, right=True)
+
+    def _places(self, before: int, right: bool) -> torch.Tensor:
+        """Where positions so far before the rows' would be among their private tokens."""
+        places = [
+            torch.searchsorted(sequence.tokens, torch.tensor(one.positions) - before, right=right)
+            for one, sequence in zip(self.rows, self.sequences, strict=True)
+        ]
+        return sent(torch.cat(places), self.device)
 
 
 def copy_segments(segments: Segments, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:

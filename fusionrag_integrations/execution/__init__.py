@@ -2,6 +2,7 @@
 
 executor.py    `Executor`: every pass of the model, and what passes need on the device
 hf/            transformers' internals, which no other room touches
+rows_kv.py     KV as a pass uses it
 buffer.py      a request's KV with a slot for every position
 in_place.py    a request's KV over shared chunks that stay in place
 placement.py   chunks' KV placed in a prompt, either way
@@ -13,7 +14,8 @@ carryover.py   what recomputed tokens were off by, carried over to those near th
 correction.py  a chunk's KV with its scope's correction added
 sampling.py    how an answer's tokens are chosen
 decoding.py    logits -> tokens
-steps.py       one decode step, on CUDA as a graph
+steps.py       a decode step of several requests, on CUDA as a graph
+padding.py     rows that fill a step up to a graph's size
 fidelity.py    how close an answer over reused KV comes to full attention's
 devices.py     devices and dtypes by name
 """

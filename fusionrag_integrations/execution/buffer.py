@@ -1,39 +1,22 @@
-"""The KV that passes write and read, and the KV of one request with a slot for every position."""
+"""The KV of a sequence, and that of one request with a slot for every position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
 
-from fusionrag_integrations.attention.attend import attend
+from fusionrag_integrations.attention.attend import attend_rows, write_rows
 from fusionrag_integrations.attention.rope import RotaryTable, Rotation, rotate
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.attention.segments import Segment, Segments
+from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
 
 STAGES = 4  # groups of layers that are placed as they come: a copy a layer and chunk is too many
 STAGED_BYTES = 2 << 30  # of KV on its way through a device's memory; more is split
-
-
-class RowsKV(Protocol):
-    """KV of one sequence as a pass over some of its rows uses it. Owned by one pass."""
-
-    @property
-    def rows(self) -> Rows: ...
-
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the rows' rotated keys and their values [Hkv, R, D] in the place of older ones."""
-        ...
-
-    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        """What the rows' rotated queries [Hq, R, D] attend to, each up to its own position."""
-        ...
-
-    def keys(self, layer: int) -> torch.Tensor:
-        """Rotated keys by position, up to the last row's, [Hkv, N, D]; read them, no more."""
-        ...
 
 
 class SequenceKV(Protocol):
@@ -96,6 +79,16 @@ class KVBuffer:
             self._wait(layer)
 
     @property
+    def room(self) -> Room:
+        """Where all layers are, whether they are filled or not."""
+        return Room(self._keys, self._values)
+
+    @property
+    def filled(self) -> bool:
+        """Whether no layer is waited for any more."""
+        return not (self._unfilled or self._filled)
+
+    @property
     def capacity(self) -> int:
         return self._keys.shape[2]
 
@@ -105,7 +98,7 @@ class KVBuffer:
 
     def over(self, rows: Rows) -> RowsKV:
         """What a pass over these rows uses."""
-        return _BufferRows(self, rows)
+        return BufferRows(self, rows)
 
     def with_private_tokens(self, positions: Sequence[int]) -> KVBuffer:
         """The buffer itself: all of its tokens are."""
@@ -167,10 +160,11 @@ class KVBuffer:
         """
         if not segments:
             return
-        from fusionrag_integrations.attention.gather import gather_segments
+        from fusionrag_integrations.attention.gather import gather_segments, table_of
 
-        table = Segments(segments, rotations)
-        gather_segments(table, 0, self._keys[layers], self._values[layers], by_token=True)
+        every = [Segments(segments, rotations)]
+        table = table_of(every, [0], by_token=True)
+        gather_segments(every, table, 0, self._keys[layers], self._values[layers], by_token=True)
 
     def copy_in(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Copy keys, rotated already, and values [L, Hkv, T, D] into slots from `start` on.
@@ -222,20 +216,46 @@ def _slice(layers: range) -> slice:
     return slice(layers.start, layers.stop)
 
 
-class _BufferRows:
+class BufferRows:
     """Rows of a buffer: slot i is position i."""
 
     def __init__(self, buffer: KVBuffer, rows: Rows) -> None:
-        self._buffer = buffer
+        self.buffer = buffer
         self.rows = rows
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for slots, new in zip(self._buffer.layer(layer), (keys, values), strict=True):
-            slots.index_copy_(1, self.rows.on_device, new)
-
-    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        keys, values = (kv[:, : self.rows.last + 1] for kv in self._buffer.layer(layer))
-        return attend(queries, keys, values, self.rows, spec)
+    @property
+    def batch(self) -> Callable[[Sequence[BufferRows]], RowsBatch]:
+        return BufferBatch
 
     def keys(self, layer: int) -> torch.Tensor:
-        return self._buffer.layer(layer)[0][:, : self.rows.last + 1]
+        return self.buffer.layer(layer)[0][:, : self.rows.last + 1]
+
+
+class BufferBatch:
+    """Rows of several buffers."""
+
+    def __init__(self, alike: Sequence[BufferRows]) -> None:
+        self._waiting = [one.buffer for one in alike if not one.buffer.filled]
+        self._rows = SequenceRows([one.rows for one in alike], [one.buffer.room for one in alike])
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for buffer in self._waiting:
+            buffer.layer(layer)
+        write_rows(layer, keys, values, self._rows)
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        return attend_rows(layer, queries, self._rows, spec)
+
+    def layout(self, heads: int) -> Hashable:
+        return self._rows.longest
+
+    def fix(self, window: int) -> None:
+        self._rows.first_seen(window)
+
+    def take(self, other: BufferBatch, heads: int) -> None:
+        self.move(other)
+
+    def move(self, other: BufferBatch) -> None:
+        for buffer in other._waiting:
+            buffer.wait()
+        self._rows.take(other._rows)

@@ -162,7 +162,7 @@ class _SegmentCapture:
     def __init__(self, rows: Rows, sizes: Sequence[int], layers: int) -> None:
         self.layers = range(layers)
         self._rows = rows
-        self._sizes = torch.tensor(sizes, device=rows.on_device.device)
+        self._sizes = torch.tensor(sizes, device=rows.device)
         self._values: list[torch.Tensor] = []  # the same in all layers
         self._sums: list[torch.Tensor] = []
 
@@ -188,7 +188,7 @@ def _as_values(columns: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
     """Columns [N, C] as values for all heads, as wide as the keys: [Hkv, N, D] each."""
     size = keys.shape[2]
     padded = pad(columns, (0, -columns.shape[1] % size))
-    return [part.expand(keys.shape) for part in torch.split(padded, size, dim=1)]
+    return [part.expand(keys.shape).contiguous() for part in torch.split(padded, size, dim=1)]
 
 
 def deviation(

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from fusionrag_integrations.attention.attend import attends_in_triton
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.execution.hf.layers import PartialModels
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.rows_pass import Capture, Part, pass_inputs
-from fusionrag_integrations.execution.steps import GraphedSteps, StaticStep, StepFunction
+from fusionrag_integrations.execution.steps import DecodeRow, DecodeSteps, StepFunction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,17 +59,15 @@ class Executor:
     def __init__(self, model: CausalModel) -> None:
         self.model = model
         self._partial = PartialModels(model.hf)
+        self._decode_steps = DecodeSteps(model)
 
     def new_buffer(self, capacity: int) -> KVBuffer:
-        """Room for `capacity` tokens, keys and values [L, Hkv, capacity, D], of undefined content.
-
-        On CUDA zeros: a graph of a step reads all of it, with weight 0 where nothing is yet, and
-        what is undefined may be no number.
-        """
+        """Room for `capacity` tokens, [L, Hkv, capacity, D] each of keys and values, undefined."""
         model = self.model
         shape = (model.num_layers, model.num_kv_heads, capacity, model.head_dim)
-        made = torch.zeros if model.device.type == "cuda" else torch.empty
-        keys, values = (made(shape, dtype=model.dtype, device=model.device) for _ in range(2))
+        keys, values = (
+            torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
+        )
         return KVBuffer(keys, values, model.kv_stream)
 
     @torch.inference_mode()
@@ -95,15 +94,10 @@ class Executor:
     def _run_rows(self, inputs: Sequence[SequenceInput]) -> list[torch.Tensor]:
         if not inputs:
             return []
+        if all(len(one.positions) == one.last == 1 and not one.first for one in inputs):
+            tokens = [DecodeRow(one.token_ids[0], one.positions[0], one.kv) for one in inputs]
+            return list(torch.split(self.decode(tokens), 1))
         rows = [Rows.at(one.positions, self.model.device) for one in inputs]
-        if all(
-            len(row) == one.last and not one.first for row, one in zip(rows, inputs, strict=True)
-        ):
-            # As in decode: nothing to save in the last layer.
-            parts = [Part(one.kv.over(row)) for row, one in zip(rows, inputs, strict=True)]
-            ids = self._ids([token for one in inputs for token in one.token_ids])
-            logits = _logits(self.model.hf, parts, token_ids=ids)
-            return list(torch.split(logits, [one.last for one in inputs]))
         outputs = self._through_layers(inputs, rows)
         deepest = self.model.num_layers - 1
         for depth in (deepest, deepest + 1):
@@ -217,24 +211,23 @@ class Executor:
 
         return output.logits[0, -1], step
 
-    def appender(self, kv: SequenceKV, position: int) -> StepFunction:
-        """A function that appends a token to `kv`, from `position` on, and gives logits [V].
+    @torch.inference_mode()
+    def decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
+        """One more token of each of several requests, in one pass; logits behind each, [B, V].
 
-        On CUDA it is a graph once a few tokens are out (`GraphedSteps`).
+        Changes each one's KV at its row's position. On CUDA it is a graph once a few steps of its
+        size are out (`DecodeSteps`), if Triton's kernels know the heads' size.
         """
-        if self.model.device.type == "cuda":
-            step = self.static_step(kv, position)
-            return GraphedSteps(step, self.model.device, self.model.graph_lock)
+        model = self.model
+        if attends_in_triton(model.device, model.head_dim):
+            return self._decode_steps(rows)
+        parts = [Part(row.kv.over(Rows.at((row.position,), model.device))) for row in rows]
+        return _logits(model.hf, parts, token_ids=self._ids([row.token_id for row in rows]))
+
+    def appender(self, kv: SequenceKV, position: int) -> StepFunction:
+        """A function that appends a token to `kv`, from `position` on, and gives logits [V]."""
         positions = count(position)
-        return lambda token_id: self.forward_rows([token_id], [next(positions)], kv)[0]
-
-    def static_step(self, kv: SequenceKV, position: int) -> StaticStep:
-        """What `appender` does, as one step over tensors that stay where they are."""
-
-        def forward(token_id: torch.Tensor, row: Rows) -> torch.Tensor:
-            return _logits(self.model.hf, [Part(kv.over(row))], token_ids=token_id)[0]
-
-        return StaticStep(forward, position, kv.capacity, self.model.device)
+        return lambda token_id: self.decode([DecodeRow(token_id, next(positions), kv)])[0]
 
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor(token_ids, device=self.model.device)

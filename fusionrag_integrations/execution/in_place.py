@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from fusionrag_integrations.attention.attend import attend_in_place, by_position
+from fusionrag_integrations.attention.attend import (
+    attention_in_place,
+    can_gather,
+    write_rows,
+)
+from fusionrag_integrations.attention.placed import by_position
 from fusionrag_integrations.attention.rows import Rows
-from fusionrag_integrations.attention.segments import PrivateRows, Segments
+from fusionrag_integrations.attention.segments import PrivateRows, Segments, SharedSequence
+from fusionrag_integrations.attention.sequences import Room
 from fusionrag_integrations.attention.spec import AttentionSpec
-from fusionrag_integrations.execution.buffer import RowsKV
+from fusionrag_integrations.execution.rows_kv import RowsBatch
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.attention.segment_attention import SegmentAttention
 
 
 class InPlaceKV:
@@ -29,55 +38,72 @@ class InPlaceKV:
         values: torch.Tensor,
     ) -> None:
         """keys, values: room for the private tokens' rotated keys and values, [L, Hkv, M, D]."""
-        device = keys.device
         self.capacity = positions[-1] + 1
-        self._segments = segments
-        self._keys = keys
-        self._values = values
-        self._tokens = torch.tensor(positions, device=device)
-        self._stale = torch.zeros(segments.stop, dtype=torch.uint8, device=device)
-        self._stale.index_fill_(0, self._tokens[: bisect_left(positions, segments.stop)], 1)
+        self.sequence = SharedSequence(segments, Room(keys, values), torch.tensor(positions))
 
-    def over(self, rows: Rows) -> RowsKV:
+    def over(self, rows: Rows) -> InPlaceRows:
         """What a pass over these rows, all of them private tokens, uses."""
-        private = PrivateRows(rows, self._tokens, self.capacity, self._stale)
-        return _InPlaceRows(self._segments, self._keys, self._values, private)
+        return InPlaceRows(self.sequence, rows)
 
     def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
-        last = Rows.at((self.capacity - 1,), self._keys.device)
-        private = PrivateRows(last, self._tokens, self.capacity, self._stale)
-        copied = [
-            by_position(layer, self._keys[layer], self._values[layer], private, self._segments)
-            for layer in range(len(self._keys))
-        ]
+        private = self.sequence.room.keys
+        in_triton = can_gather(private.device)
+        rooms = [by_position(layer, self.sequence, in_triton) for layer in range(len(private))]
         slots = slice(positions.start, positions.stop)
-        keys, values = (torch.stack(kv)[:, :, slots] for kv in zip(*copied, strict=True))
-        return keys.contiguous(), values.contiguous()
+        keys = torch.cat([room.keys[:, :, slots] for room in rooms])
+        return keys, torch.cat([room.values[:, :, slots] for room in rooms])
 
 
-class _InPlaceRows:
+class InPlaceRows:
     """Rows of a pass over such KV."""
 
-    def __init__(
-        self, segments: Segments, keys: torch.Tensor, values: torch.Tensor, private: PrivateRows
-    ) -> None:
-        self.rows = private.rows
-        self._segments = segments
-        self._keys = keys
-        self._values = values
-        self._private = private
+    def __init__(self, sequence: SharedSequence, rows: Rows) -> None:
+        self.sequence = sequence
+        self.rows = rows
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for room, new in ((self._keys, keys), (self._values, values)):
-            room[layer].index_copy_(1, self._private.slots, new)
-
-    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-        keys, values = self._keys[layer], self._values[layer]
-        return attend_in_place(layer, queries, keys, values, self._private, self._segments, spec)
+    @property
+    def batch(self) -> Callable[[Sequence[InPlaceRows]], RowsBatch]:
+        return OneRowEach if len(self.rows) == 1 else InPlaceBatch
 
     def keys(self, layer: int) -> torch.Tensor:
         """A copy; zeros where there are none."""
-        private = self._keys[layer], self._values[layer]
-        keys, _ = by_position(layer, *private, self._private, self._segments)
-        return keys[:, : self.rows.last + 1]
+        room = by_position(layer, self.sequence, can_gather(self.rows.device))
+        return room.keys[0, :, : self.rows.last + 1]
+
+
+class InPlaceBatch:
+    """Rows of several such sequences."""
+
+    def __init__(self, alike: Sequence[InPlaceRows]) -> None:
+        sequences = [one.sequence for one in alike]
+        self._rows = PrivateRows([one.rows for one in alike], sequences)
+        self._attention = attention_in_place(self._rows)
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        write_rows(layer, keys, values, self._rows)
+
+    def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+        return self._attention.attend(layer, queries, spec)
+
+
+class OneRowEach(InPlaceBatch):
+    """Decode, which reads chunks otherwise than passes over many rows do."""
+
+    def layout(self, heads: int) -> Hashable:
+        return self._rows.longest, self._in_triton.plan(heads).layout
+
+    def fix(self, window: int) -> None:
+        self._rows.first_seen(window)
+
+    def take(self, other: OneRowEach, heads: int) -> None:
+        self.move(other)
+        self._in_triton.take(other._in_triton.plan(heads))
+
+    def move(self, other: OneRowEach) -> None:
+        self._rows.take(other._rows)
+
+    @property
+    def _in_triton(self) -> SegmentAttention:
+        """Only such batches are recorded."""
+        return cast("SegmentAttention", self._attention)

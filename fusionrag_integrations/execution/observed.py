@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.attention.spec import AttentionSpec
-from fusionrag_integrations.execution.buffer import KVBuffer, RowsKV
+from fusionrag_integrations.execution.buffer import BufferBatch, BufferRows, KVBuffer
+from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
 
 KV = tuple[torch.Tensor, torch.Tensor]
 """Rotated keys and values, [Hkv, tokens, D]."""
@@ -42,12 +43,12 @@ class ObservedKV:
 
     def over(self, rows: Rows) -> RowsKV:
         """What a pass over these rows uses; observed if all of the tokens are among them."""
-        inner = self._buffer.over(rows)
+        inner = BufferRows(self._buffer, rows)
         index = {position: row for row, position in enumerate(rows.positions)}
         observed = [index[position] for position in self._positions if position in index]
         if len(observed) < len(self._positions):
             return inner
-        return _ObservedRows(self._buffer, inner, self._positions, observed, self._observer)
+        return _ObservedRows(inner, self._positions, observed, self._observer)
 
 
 class _ObservedRows:
@@ -55,31 +56,57 @@ class _ObservedRows:
 
     def __init__(
         self,
-        buffer: KVBuffer,
-        inner: RowsKV,
+        inner: BufferRows,
         positions: Sequence[int],
         observed: Sequence[int],
         observer: Observer,
     ) -> None:
         """observed: which of the rows the tokens at `positions` are."""
-        device = inner.rows.on_device.device
-        self.rows = inner.rows
-        self._buffer = buffer
-        self._inner = inner
+        device = inner.rows.device
+        self.inner = inner
         self._slots = torch.tensor(positions, dtype=torch.int64, device=device)
         self._observed = torch.tensor(observed, dtype=torch.int64, device=device)
         self._observer = observer
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the rows' keys and values in place, and call the observer."""
-        before_keys, before_values = self._buffer.layer(layer)
-        placed = before_keys[:, self._slots], before_values[:, self._slots]
-        self._inner.write(layer, keys, values)
+    @property
+    def rows(self) -> Rows:
+        return self.inner.rows
+
+    @property
+    def batch(self) -> Callable[[Sequence[_ObservedRows]], RowsBatch]:
+        return _ObservedBatch
+
+    def keys(self, layer: int) -> torch.Tensor:
+        return self.inner.keys(layer)
+
+    def placed(self, layer: int) -> KV:
+        """A copy of what the buffer holds of the tokens."""
+        keys, values = self.inner.buffer.layer(layer)
+        return keys[:, self._slots], values[:, self._slots]
+
+    def observe(self, layer: int, placed: KV, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Call the observer. keys, values: of all rows, as they were written."""
         computed = keys[:, self._observed], values[:, self._observed]
-        self._observer.observe(self._buffer, layer, placed, computed)
+        self._observer.observe(self.inner.buffer, layer, placed, computed)
+
+
+class _ObservedBatch:
+    """Rows of several such buffers. Each observer is called by itself, between one write and one
+    attention of all.
+    """
+
+    def __init__(self, alike: Sequence[_ObservedRows]) -> None:
+        self._alike = alike
+        self._sizes = [len(one.rows) for one in alike]
+        self._inner = BufferBatch([one.inner for one in alike])
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the rows' keys and values in place, and call the observers."""
+        placed = [one.placed(layer) for one in self._alike]
+        self._inner.write(layer, keys, values)
+        new = (torch.split(kv, self._sizes, dim=1) for kv in (keys, values))
+        for one, before, *computed in zip(self._alike, placed, *new, strict=True):
+            one.observe(layer, before, *computed)
 
     def attend(self, layer: int, queries: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
         return self._inner.attend(layer, queries, spec)
-
-    def keys(self, layer: int) -> torch.Tensor:
-        return self._inner.keys(layer)

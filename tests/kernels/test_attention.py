@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fusionrag_integrations.attention.attend import attend
-from fusionrag_integrations.attention.reference import reference_attention, visible
+from fusionrag_integrations.attention.attend import attend, attend_rows, write_rows
+from fusionrag_integrations.attention.reference import reference_attention, reference_rows, visible
 from fusionrag_integrations.attention.rows import BLOCK, Rows
+from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 
 CPU = torch.device("cpu")
@@ -94,6 +95,33 @@ def test_what_no_row_sees_is_never_read() -> None:
         given[1][:, unseen] = torch.nan
         given[2][:, unseen] = torch.nan
     assert torch.equal(attend(*given, rows, AttentionSpec(0.3, window=BLOCK)), plain)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_rows_of_several_sequences(window: int | None) -> None:
+    """Exactly as of each alone: what stands beside them is never looked at."""
+    spec, rows, rooms = AttentionSpec(0.2, window), [], []
+    for number, (count, keys) in enumerate(((1, 30), (BLOCK + 3, 200), (1, 1), (20, 90))):
+        draw = torch.Generator().manual_seed(number)
+        rows.append(Rows.at(sorted(torch.randperm(keys, generator=draw)[:count].tolist()), CPU))
+        rooms.append(Room(*torch.randn(2, 3, 2, keys + 5, 16, generator=draw)))
+    several = SequenceRows(rows, rooms)
+    queries = torch.randn(6, len(several), 16)
+    found = attend_rows(2, queries, several, spec)
+    expected = reference_rows(2, queries, several, spec)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    new = torch.randn(2, 2, len(several), 16)
+    for number, (one, room) in enumerate(zip(rows, rooms, strict=True)):
+        own = slice(*several.starts[number : number + 2])
+        alone = attend(queries[:, own], room.keys[2], room.values[2], one, spec)
+        assert torch.equal(found[:, own], alone)
+    before = [(room.keys.clone(), room.values.clone()) for room in rooms]
+    write_rows(1, new[0], new[1], several)
+    for number, (one, room) in enumerate(zip(rows, rooms, strict=True)):
+        own = slice(*several.starts[number : number + 2])
+        for kept, old, put in zip((room.keys, room.values), before[number], new, strict=True):
+            old[1][:, list(one.positions)] = put[:, own]
+            assert torch.equal(kept, old)
 
 
 def test_blocks_know_where_their_rows_stand() -> None:

@@ -14,12 +14,13 @@ pytest.importorskip("triton")
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from fusionrag_integrations.attention import gather, launch, online_softmax
+from fusionrag_integrations.attention import gather, launch, online_softmax, scatter
 from fusionrag_integrations.attention import segment_attention, sparse_attention
 
-TYPES = dict.fromkeys(("positions", "slots", "first_slots", "table"), "*i64")
-TYPES |= dict.fromkeys(("parts", "maxima", "totals", "cosines", "sines"), "*fp32")
-TYPES |= {"other": "*i32", "stale": "*u8", "scaling": "fp32"}
+INTEGERS = ("table", "programs", "owners", "slots", "first_seen", "first_parts", "positions")
+TYPES = dict.fromkeys((*INTEGERS, "work", "users", "chunks", "uses"), "*i64")
+TYPES |= dict.fromkeys(("parts", "maxima", "totals"), "*fp32")
+TYPES |= {"other": "*i32", "scaling": "fp32"}
 OF_KV = ("queries", "keys", "values", "out", "out_keys", "out_values")
 TYPES |= dict.fromkeys(OF_KV, "*bf16")
 
@@ -37,16 +38,21 @@ def compiled(kernel, options=None, **constants):
 
 
 sizes = {"SIZE": 64, "PADDED": 64}
-flags = {"WINDOWED": True, "SPLIT": True, "WIDE": False}
-for kernel in (sparse_attention.attend_kernel, segment_attention.attend_in_place_kernel):
-    assert "wgmma" in compiled(kernel, **sizes, BLOCK_M=64, BLOCK_N=32, **flags).asm["ptx"]
-assert compiled(online_softmax.combine, **sizes, SPLITS=4)
+flags = {"WINDOWED": True, "WIDE": False}
+blocks = {"BLOCK_M": 64, "BLOCK_N": 32}
+split = {"SPLIT": True, "COLUMNS": 6}
+made = compiled(sparse_attention.attend_kernel, **sizes, **blocks, **flags, **split)
+assert "wgmma" in made.asm["ptx"]
+made = compiled(segment_attention.attend_in_place_kernel, **sizes, **blocks, **flags)
+assert "wgmma" in made.asm["ptx"]
+assert compiled(online_softmax.combine, **sizes, BLOCK=16)
 assert compiled(gather.gather_kernel, **sizes, BLOCK=32, BY_TOKEN=True)
+assert compiled(scatter.scatter_kernel, **sizes, BLOCK=32, COLUMNS=6)
 layout = launch.launch_for(28, 4, 5_000, 32_000, 2 * 128, 132)
 made = compiled(
     sparse_attention.attend_kernel,
     options={"num_warps": layout.warps, "num_stages": layout.stages},
-    **(flags | {"SIZE": 128, "PADDED": 128}),
+    **(flags | split | {"SIZE": 128, "PADDED": 128}),
     BLOCK_M=layout.block_m,
     BLOCK_N=layout.block_n,
 )

@@ -47,6 +47,13 @@ def buffers(size: int, dtype: torch.dtype, layers: int) -> list[torch.Tensor]:
     return [room[0, 1:-1, :, :END], room[1, 1:-1, :, :END]]
 
 
+def gathered(
+    segments: Segments, layer: int, keys: torch.Tensor, values: torch.Tensor, by_token: bool
+) -> None:
+    table = gather.table_of([segments], [0], by_token=by_token)
+    gather.gather_segments([segments], table, layer, keys, values, by_token=by_token)
+
+
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -66,7 +73,7 @@ def test_a_layer_with_a_turn_a_segment(
     table = Segments(segments(size, source), rotations(rotation_layers, len(LENGTHS), size))
     for layer in range(LAYERS):
         found, expected = buffers(size, target, 1), buffers(size, target, 1)
-        gather.gather_segments(table, layer, found[0], found[1], by_token=False)
+        gathered(table, layer, found[0], found[1], by_token=False)
         copy_segments(table, layer, expected[0][0], expected[1][0])
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-5)  # a rounding in bf16
@@ -78,7 +85,7 @@ def test_all_layers_with_a_turn_a_token(rotation_layers: int) -> None:
     size = 32
     given, by_token = segments(size, torch.float32), rotations(rotation_layers, END, size)
     keys, values = buffers(size, torch.float32, LAYERS)
-    gather.gather_segments(Segments(given, by_token), 0, keys, values, by_token=True)
+    gathered(Segments(given, by_token), 0, keys, values, by_token=True)
     untouched = torch.ones(END, dtype=torch.bool, device=DEVICE)
     for segment in given:
         at = slice(segment.start, segment.start + segment.length)
@@ -99,5 +106,5 @@ def test_every_line_of_the_kernel_runs() -> None:
     with Lines("gather_kernel") as lines:
         for by_token in (False, True):
             table = Segments(given, rotations(1, END, 32))
-            gather.gather_segments(table, 0, *buffers(32, torch.float32, 1), by_token=by_token)
+            gathered(table, 0, *buffers(32, torch.float32, 1), by_token=by_token)
     lines.check(gather.gather_kernel)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from fusionrag_integrations.attention.reference import reference_attention
+from fusionrag_integrations.attention.reference import reference_attention, reference_rows
+from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import InvalidInputError
 
 pytest.importorskip("triton")
 
-from fusionrag_integrations.attention import online_softmax
+from fusionrag_integrations.attention import online_softmax, scatter
 from fusionrag_integrations.attention import sparse_attention as kernel
 from tests.kernels.lines import Lines
 
@@ -32,10 +35,24 @@ def made(
     return (*(t.to(DEVICE, dtype) for t in (queries, keys_, values)), positions.to(DEVICE))
 
 
+def attended(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    spec: AttentionSpec,
+    launch: kernel.Launch | None = None,
+) -> torch.Tensor:
+    """Of one sequence: its rows at these positions."""
+    rows = Rows.at(positions.tolist(), positions.device)
+    several = SequenceRows([rows], [Room(keys[None], values[None])])
+    return kernel.triton_attention(0, queries, several, spec, launch)
+
+
 def check(given: Any, window: int | None, launch: Any) -> None:
     queries, keys, values, positions = given
     spec = AttentionSpec(queries.shape[2] ** -0.5, window)
-    found = kernel.triton_attention(queries, keys, values, positions, spec, launch)
+    found = attended(queries, keys, values, positions, spec, launch)
     expected = reference_attention(queries, keys, values, positions, spec)
     assert found.dtype == queries.dtype
     torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[queries.dtype])
@@ -94,9 +111,7 @@ def test_blocks_that_no_row_sees_are_skipped() -> None:
         buffer[:, 160:] = torch.nan
     for splits in (1, 4):
         launch = kernel.Launch(16, 32, splits, 4, 2)
-        found = kernel.triton_attention(
-            queries, keys, values, positions, AttentionSpec(0.1, 64), launch
-        )
+        found = attended(queries, keys, values, positions, AttentionSpec(0.1, 64), launch)
         assert found.isfinite().all()
 
 
@@ -125,25 +140,104 @@ def test_blocks_fit_in_shared_memory(head_bytes: int, rows: int) -> None:
     assert min(launch.block_m, launch.block_n) >= 16
 
 
+def several(
+    shapes: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float32, order: int = 1
+) -> tuple[torch.Tensor, SequenceRows]:
+    """Queries and rows of sequences of so many rows and keys, in the last of two layers.
+
+    order: -1 for rows from the last to the first.
+    """
+    draw = torch.Generator().manual_seed(len(shapes))
+    rows, rooms = [], []
+    for count, keys in shapes:
+        positions = torch.randperm(keys, generator=draw)[:count].sort().values[::1]
+        rows.append(Rows.at(positions.tolist()[::order], DEVICE))
+        kv = torch.randn(2, 2, 2, keys + 3, 32, generator=draw).to(DEVICE, dtype)
+        kv[..., keys:, :] = torch.nan  # room for what comes later
+        rooms.append(Room(kv[0], kv[1]))
+    found = SequenceRows(rows, rooms)
+    queries = 2 * torch.randn(6, len(found), 32, generator=draw).to(DEVICE, dtype)
+    return queries, found
+
+
+SEVERAL = [
+    [(1, 70)],
+    [(1, 70), (1, 3), (1, 200), (1, 1)],
+    [(9, 75), (1, 40), (20, 20), (1, 130), (33, 64)],
+]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shapes", SEVERAL)
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_rows_of_several_sequences(
+    splits: int, window: int | None, shapes: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
+    for order in (1, -1):
+        queries, rows = several(shapes, dtype, order)
+        spec = AttentionSpec(32**-0.5, window)
+        launch = kernel.Launch(16, 16, splits, 4, 2)
+        found = kernel.triton_attention(1, queries, rows, spec, launch)
+        expected = reference_rows(1, queries, rows, spec)
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCES[dtype])
+
+
+def test_a_sequence_gives_the_same_whatever_stands_beside_it() -> None:
+    """With the same layout exactly; a layout of its own splits sums elsewhere."""
+    queries, rows = several(SEVERAL[-1])
+    spec = AttentionSpec(0.2)
+    for launch in (kernel.Launch(16, 16, 2, 4, 2), None):
+        together = kernel.triton_attention(0, queries, rows, spec, launch)
+        for number, room in enumerate(rows.rooms):
+            own = slice(*rows.starts[number : number + 2])
+            one = SequenceRows([rows.rows[number]], [room])
+            alone = kernel.triton_attention(0, queries[:, own], one, spec, launch)
+            if launch is None:
+                torch.testing.assert_close(together[:, own], alone, rtol=0.0, atol=5e-6)
+            else:
+                assert torch.equal(together[:, own], alone)
+
+
+def test_new_rows_are_written_to_their_own_slots() -> None:
+    _, rows = several(SEVERAL[-1])
+    _, by_torch = several(SEVERAL[-1])
+    new = torch.randn(len(rows), 2, 2 * 32, device=DEVICE).transpose(0, 1)
+    for layer in (1, 0):
+        keys, values = new[..., :32], new[..., 32:]  # of strides that transformers gives them
+        scatter.scatter_rows(layer, keys, values, rows)
+        for number, room in enumerate(by_torch.rooms):
+            own = slice(*rows.starts[number : number + 2])
+            room.keys[layer][:, rows.rows[number].on_device] = keys[:, own]
+            room.values[layer][:, rows.rows[number].on_device] = values[:, own]
+        for mine, other in zip(rows.rooms, by_torch.rooms, strict=True):
+            torch.testing.assert_close(mine.keys, other.keys, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(mine.values, other.values, rtol=0, atol=0, equal_nan=True)
+        new = -new
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU leaves no trace of lines")
 def test_every_line_of_the_kernels_runs() -> None:
     """Else the tests above would say nothing of it."""
     given = made(2, 1, 20, 75, 32)
     with Lines(
-        "attend_kernel", "rows_of_program", "add_keys", "add_block", "finish", "combine"
+        "attend_kernel", "scatter_kernel", "add_keys", "add_block", "finish", "combine"
     ) as lines:
         for window, splits in ((None, 1), (20, 3)):
             check(given, window, kernel.Launch(16, 16, splits, 4, 2))
+        _, rows = several(SEVERAL[-1])
+        new = torch.randn(2, len(rows), 32)
+        scatter.scatter_rows(0, new, new, rows)
     softmax = online_softmax
     lines.check(
         kernel.attend_kernel,
-        softmax.rows_of_program,
+        scatter.scatter_kernel,
         softmax.add_keys,
         softmax.finish,
         softmax.combine,
     )
     # What is stale is the other kernel's.
-    lines.check(softmax.add_block, left_out=("old", "score = tl.where((old"))
+    lines.check(softmax.add_block, left_out=("reached", "old", "score = tl.where(old"))
 
 
 @pytest.mark.parametrize(
@@ -151,11 +245,12 @@ def test_every_line_of_the_kernels_runs() -> None:
     [
         ({"queries": torch.zeros(4, 3)}, r"got \(4, 3\)"),
         ({"queries": torch.zeros(5, 3, 64)}, "multiple of Hkv"),
-        ({"values": torch.zeros(2, 8, 64)}, r"\(2, 8, 64\)"),
-        ({"positions": torch.zeros(4, dtype=torch.int64)}, r"\(4,\)"),
-        ({"positions": torch.zeros(3)}, "torch.float32; give int64"),
-        ({"keys": torch.zeros(2, 9, 64).half()}, "torch.float16"),
+        ({"values": torch.zeros(2, 8, 64)}, "need keys and values"),
+        ({"positions": torch.zeros(4, dtype=torch.int64)}, "for 4 rows"),
+        ({"queries": torch.zeros(4, 3, 64).half()}, "torch.float16"),
+        ({"values": torch.zeros(2, 9, 64).half()}, "need keys and values"),
         ({"queries": torch.zeros(4, 64, 3).transpose(1, 2)}, "isn't contiguous"),
+        ({"keys": torch.zeros(2, 64, 9).transpose(1, 2)}, "the same strides"),
         ({"queries": torch.zeros(4, 3, 64, device="meta")}, "one device"),
     ],
 )
@@ -163,9 +258,9 @@ def test_what_the_kernel_cannot_take(change: dict[str, Any], said: str) -> None:
     given = dict(zip(("queries", "keys", "values", "positions"), made(4, 2, 3, 9, 64), strict=True))
     change = {k: t if t.is_meta else t.to(DEVICE) for k, t in change.items()}
     with pytest.raises(InvalidInputError, match=said):
-        kernel.triton_attention(**(given | change), spec=AttentionSpec(1.0))
+        attended(**(given | change), spec=AttentionSpec(1.0))
 
 
 def test_other_head_sizes_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"size 80 are not supported; .*64, 96"):
-        kernel.triton_attention(*made(2, 1, 3, 9, 80), spec=AttentionSpec(1.0))
+        attended(*made(2, 1, 3, 9, 80), spec=AttentionSpec(1.0))

@@ -24,7 +24,7 @@ from fusionrag_integrations.demo import pretrained
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf import gguf
 from fusionrag_integrations.execution.hf.model import CausalModel
-from fusionrag_integrations.execution.steps import EAGER_STEPS, GraphedSteps
+from fusionrag_integrations.execution.steps import EAGER_STEPS, DecodeRow, DecodeSteps
 from tests.provocations.world import Provoked, Seen, World
 from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, rope
 
@@ -80,19 +80,16 @@ def another_gpu(world: World) -> None:
 @provoked.by("Decode goes on without a CUDA graph, which can't be made: ...")
 def no_graph(world: World) -> list[Seen]:
     """The device refuses to record one, as others than GPUs do."""
-    from threading import Lock
 
     def refuse() -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     world.patch.setattr(torch.cuda, "CUDAGraph", refuse)
     model = world.engine.model
-    executor = Executor(model)
-    buffer = executor.new_buffer(EAGER_STEPS + 2)
-    executor.forward_rows([5], range(1), buffer)
-    steps = GraphedSteps(executor.static_step(buffer, 1), model.device, Lock())
-    for _ in range(EAGER_STEPS + 1):
-        steps(5)
+    buffer = Executor(model).new_buffer(EAGER_STEPS + 1)
+    steps = DecodeSteps(model)
+    for position in range(EAGER_STEPS + 1):
+        steps([DecodeRow(5, position, buffer)])
     return world.logged()
 
 

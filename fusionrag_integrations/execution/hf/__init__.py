@@ -6,6 +6,7 @@ supported.py      which model families can be used, and why others can't
 peft_adapters.py  LoRA and the like, which are refused
 signature.py      what identifies everything that stored KV depends on
 layers.py         some of a model's layers, on the same weights
+rows_batches.py   rows of a pass, grouped by what kind of KV they have
 rows_pass.py      what transformers is given to run over rows at any positions
 generation.py     logits processors and stopping criteria, as the model's config asks for them
 """

@@ -40,8 +40,8 @@ class CausalModel(Forkable):
     source: the directory, GGUF file or hub name that it was loaded from; directory: where files
     that belong to it are. device, dtype: of its weights. context_window: tokens that a prompt and
     its answer may have together. global_layers: those whose attention reaches the whole prompt, not
-    only a window of it. graph_lock: held while a CUDA graph is recorded, for which the device must
-    be quiet.
+    only a window of it. window: how many keys the others' rows see. graph_lock: held while a CUDA
+    graph is recorded, for which the device must be quiet.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
@@ -61,13 +61,16 @@ class CausalModel(Forkable):
         layers = model.base_model.layers
         attention = layers[0].self_attn
         self.num_layers = len(layers)
+        self.num_heads = int(model.config.num_attention_heads)
         self.num_kv_heads = int(model.config.num_key_value_heads)
         self.head_dim = int(attention.head_dim)
         self._rotary = model.base_model.rotary_emb
         self._apply_rotary = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         self._layer_types: list[str] = list(getattr(model.config, "layer_types", None) or ())
-        windowed = getattr(model.config, "sliding_window", None) is not None
-        kinds = self._layer_types or ["sliding_attention" if windowed else "full_attention"]
+        self.window: int | None = getattr(model.config, "sliding_window", None)
+        kinds = self._layer_types or [
+            "full_attention" if self.window is None else "sliding_attention"
+        ]
         self.global_layers = tuple(
             i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
         )

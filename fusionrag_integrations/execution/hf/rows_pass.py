@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -20,9 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fusionrag_integrations.attention.sequences import joined
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import UnsupportedModelError
-from fusionrag_integrations.execution.buffer import RowsKV
+from fusionrag_integrations.execution.hf.rows_batches import RowsBatches
+from fusionrag_integrations.execution.rows_kv import RowsKV
 from fusionrag_integrations.selectors.probe import LayerView
 
 ATTENTION = "fusionrag"
@@ -95,15 +98,41 @@ def pass_inputs(
         if hidden is not None
         else {"input_ids": token_ids[None] if token_ids is not None else None}
     )
-    positions = [part.kv.rows.on_device for part in parts]
-    return given | {
-        "position_ids": (positions[0] if len(positions) == 1 else torch.cat(positions))[None],
-        "past_key_values": _PassCache(parts),
+    kvs = [part.kv for part in parts]
+    return given | batches_inputs(
+        RowsBatches.of(kvs),
+        joined([kv.rows for kv in kvs]),
+        max(kv.rows.last for kv in kvs) + 1,
+        captured=_captured(parts),
+        keys_only=keys_only,
+    )
+
+
+def batches_inputs(
+    batches: RowsBatches, positions: torch.Tensor, length: int, **more: Any
+) -> dict[str, Any]:
+    """The same, beside token ids or states, over rows that are grouped already.
+
+    positions: of all rows, int64 [R]. length: no row stands at this position, or behind it. more:
+    for the attention function.
+    """
+    return more | {
+        "position_ids": positions[None],
+        "past_key_values": _PassCache(batches, length),
         "use_cache": True,
         "attention_mask": _NO_MASK,
-        "parts": parts,
-        "keys_only": keys_only,
+        "batches": batches,
     }
+
+
+def _captured(parts: Sequence[Part]) -> list[tuple[Part, Capture, slice]]:
+    """The parts that show their attention, to what, and which rows are theirs."""
+    starts = accumulate((len(part.kv.rows) for part in parts), initial=0)
+    return [
+        (part, part.capture, slice(start, start + len(part.kv.rows)))
+        for part, start in zip(parts, starts, strict=False)
+        if part.capture
+    ]
 
 
 def _attention(
@@ -113,37 +142,32 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    parts: Sequence[Part] | None = None,
+    batches: RowsBatches | None = None,
+    captured: Sequence[tuple[Part, Capture, slice]] = (),
     keys_only: bool = False,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of the parts' rows; without `parts`, transformers' own SDPA attention.
+    """Attention of all rows; without `batches`, transformers' own SDPA attention.
 
-    keys_only: no attention is wanted, only keys and values, which the parts have by now. Raises
+    keys_only: no attention is wanted, only keys and values, which are written by now. Raises
     `UnsupportedModelError` for an argument that would change what attention is.
     """
     known = _known(module, kwargs)
-    if parts is None:
+    if batches is None:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **known
         )
         return output
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     spec = AttentionSpec(scaling, sliding_window)
-    attended = []
-    sizes = [len(part.kv.rows) for part in parts]
-    for part, asked in zip(parts, torch.split(query[0], sizes, dim=1), strict=True):
-        if part.capture and layer in part.capture.layers:
+    for part, capture, rows in captured:
+        if layer in capture.layers:
             keys, positions = part.kv.keys(layer), part.kv.rows.on_device
-            view = LayerView(asked, keys, positions, spec)
-            part.capture.record(layer, view)
-        if not keys_only:
-            attended.append(part.kv.attend(layer, asked, spec))
+            capture.record(layer, LayerView(query[0, :, rows], keys, positions, spec))
     if keys_only:
         return query.transpose(1, 2), None
-    whole = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
-    return whole.transpose(0, 1)[None], None
+    return batches.attend(layer, query[0], spec).transpose(0, 1)[None], None
 
 
 def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,12 +183,13 @@ def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _PassCache(Cache):  # type: ignore[misc]
-    """Gives each part the new keys and values of its rows; what they attend to, it knows itself."""
+    """Writes the new keys and values of all rows; what they attend to, the batches know."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, batches: RowsBatches, length: int) -> None:
+        """length: no row stands at this position, or behind it."""
         super().__init__(layers=[])
-        self._parts = parts
-        self._sizes = [len(part.kv.rows) for part in parts]
+        self._batches = batches
+        self._length = length
 
     def update(
         self,
@@ -174,10 +199,8 @@ class _PassCache(Cache):  # type: ignore[misc]
         *_: Any,
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        new = (torch.split(kv[0], self._sizes, dim=1) for kv in (key_states, value_states))
-        for part, keys, values in zip(self._parts, *new, strict=True):
-            part.kv.write(layer_idx, keys, values)
+        self._batches.write(layer_idx, key_states[0], value_states[0])
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return max(part.kv.rows.last for part in self._parts) + 1
+        return self._length
