@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import (
@@ -104,11 +105,10 @@ def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
     calls: list[Call] = []
     decode = engine.pipeline.decode
 
-    def decode_and_record(request: Request) -> str:
-        piece = decode(request)
+    def decode_and_record(request: Request, logits: torch.Tensor) -> None:
+        decode(request, logits)
         if request.answer is not None:
             calls.append(Call(request.prompt, request.answer))
-        return piece
 
     engine.pipeline.decode = decode_and_record  # type: ignore[method-assign]
     try:
@@ -121,17 +121,16 @@ def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
 def ticking_at_every_step(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[Any]]:
-    """Every step of the model waits until the event loop has run; yields the steps so far."""
+    """Every token waits until the event loop has run; yields an item for each, and the answer."""
     ticked = threading.Event()
     steps: list[Any] = []
-    step = engine.pipeline.step
+    decode = engine.pipeline.decode
 
-    def step_and_wait(request: Request) -> str:
-        piece = step(request)
+    def decode_and_wait(request: Request, logits: torch.Tensor) -> None:
+        decode(request, logits)
         ticked.clear()
         assert ticked.wait(timeout=10), "the event loop stood still"
-        steps.append(request.answer or piece)
-        return piece
+        steps.append(request.answer)
 
     async def tick() -> None:
         while True:
@@ -139,7 +138,7 @@ def ticking_at_every_step(
             await asyncio.sleep(0.001)
 
     ticking = asyncio.get_running_loop().create_task(tick())
-    monkeypatch.setattr(engine.pipeline, "step", step_and_wait)
+    monkeypatch.setattr(engine.pipeline, "decode", decode_and_wait)
     try:
         yield steps
     finally:
