@@ -157,6 +157,10 @@ class TestChatModelAnswers(WithChatModel, ChatModelIntegrationTests):
 class TestToolCalls(WithChatModel, ChatModelIntegrationTests):
     """What the bundled model can't say is put into its mouth; all around it is as ever."""
 
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": self.engine, "max_tokens": 200}  # room for a call
+
     @pytest.fixture(autouse=True)
     def _call_the_first_tool(self, monkeypatch: pytest.MonkeyPatch) -> None:
         decode = Pipeline.decode
