@@ -172,9 +172,9 @@ class FusionEngine(ModelFacts, Closable):
     def close(self) -> None:
         """Release the store: files, threads and the memory of its tiers. May be called again.
 
-        Waits until ad-hoc chunks are stored, and reads and awaited requests have ended, unless one
-        of those calls it, such as an embedding of yours. Answers and ingests in progress raise
-        `StoreClosedError` at their next step, and so does any later use of the engine, or of
+        Waits until ad-hoc chunks are stored, and searches and the pass under way have ended, unless
+        one of those calls it, such as an embedding of yours. Answers in progress and the next step
+        of an ingest raise `StoreClosedError`, and so does any later use of the engine, or of
         retrievers and models over it.
         """
         self.serving.close()
@@ -297,7 +297,7 @@ class FusionEngine(ModelFacts, Closable):
     def stream(self, prompt: Prompt, settings: AnswerSettings | None = None) -> AnswerStream:
         """Like `answer`, as an iterator over pieces of text. Work begins when it is first read.
 
-        `async for` and `await stream.aread()` do the work in threads; it ends when cancelled.
+        `async for` and `await stream.aread()` leave the event loop free; work ends when cancelled.
         """
         self._check_usable()
         return self.serving.stream(prompt, settings or AnswerSettings())

@@ -175,7 +175,9 @@ class TestToolCalls(WithChatModel, ChatModelIntegrationTests):
                 ids = self.engine.encode(f"<tool_call>{words}</tool_call>")
                 told = [*ids, self.engine.model.tokenizer.eos_token_id]
                 token_id = told[len(request.output.token_ids)]
-                logits = torch.full_like(logits, -torch.inf).index_fill(0, torch.tensor(token_id), 0)
+                logits = torch.full_like(logits, -torch.inf).index_fill(
+                    0, torch.tensor(token_id), 0
+                )
             decode(pipeline, request, logits)
 
         monkeypatch.setattr(Pipeline, "decode", call)
