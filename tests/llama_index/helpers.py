@@ -112,10 +112,12 @@ def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
         def __init__(self, request: Request) -> None:
             super().__init__()
             self._request = request
+            self._noted = False
 
         def end(self, error: BaseException | None = None) -> None:
-            if self._request.answer is not None:
+            if self._request.answer is not None and not self._noted:  # it may be ended again
                 calls.append(Call(self._request.prompt, self._request.answer))
+                self._noted = True
             super().end(error)
 
     def recorded_request(prompt: Any, settings: AnswerSettings) -> Request:
