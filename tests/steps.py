@@ -1,13 +1,15 @@
-"""A model's steps, counted, and held up where a test wants to do something meanwhile."""
+"""Tokens as they are decoded: counted, and held up where a test wants to do something meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from fusionrag_integrations import Answer, AnswerStream, FusionEngine
 from fusionrag_integrations.serving.pipeline import Pipeline
@@ -17,7 +19,10 @@ PATIENCE = 30  # seconds, after which a test fails
 
 
 class Steps:
-    """Every step of decode, in all engines: how many there were. Made to wait, they do."""
+    """Every step of decode, in all engines: how many there were. Made to wait, they do.
+
+    One that waits holds up the thread that computes an engine's requests, so all of them.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -25,19 +30,15 @@ class Steps:
         self.is_held, self._go = threading.Event(), threading.Event()
         decode = Pipeline.decode
 
-        def counted(pipeline: Pipeline, request: Request) -> str:
-            self._wait()
+        def counted(pipeline: Pipeline, request: Request, logits: torch.Tensor) -> None:
             if request.output.token_ids:  # the first token needs no step of the model
                 self.count += 1
-                self._wait()
-            return decode(pipeline, request)
+            if self.count == self._hold_at:
+                self.is_held.set()
+                assert self._go.wait(PATIENCE)
+            decode(pipeline, request, logits)
 
         monkeypatch.setattr(Pipeline, "decode", counted)
-
-    def _wait(self) -> None:
-        if self.count == self._hold_at:
-            self.is_held.set()
-            assert self._go.wait(PATIENCE)
 
     def hold_at(self, count: int) -> None:
         """Let the step of this number wait; 0 is before the first token."""
@@ -66,28 +67,28 @@ class Steps:
 
 
 class Scripted:
-    """An answer whose pieces are given: one a step."""
+    """An answer whose pieces are given."""
 
     def __init__(self, pieces: Iterable[str], answer: Answer | None) -> None:
         self._pieces = iter(pieces)
         self._whole = answer
         self.answer: Answer | None = None
-        self.done = False
 
-    def step(self) -> str:
+    def next_piece(self) -> str | None:
         for piece in self._pieces:
             return piece
         self.answer = self._whole
-        self.close()
-        return ""
+        return None
+
+    async def anext_piece(self) -> str | None:
+        return self.next_piece()
 
     def close(self) -> None:
-        self.done = True
+        self._pieces = iter(())
 
 
 def scripted_stream(pieces: Iterable[str], answer: Answer | None = None) -> AnswerStream:
-    script = Scripted(pieces, answer)
-    return AnswerStream(script, script.step)
+    return AnswerStream(Scripted(pieces, answer))
 
 
 def kv_in_use(engine: FusionEngine) -> int:
@@ -95,13 +96,18 @@ def kv_in_use(engine: FusionEngine) -> int:
     return engine.kv.in_use()
 
 
-async def until_kv_is_free(engine: FusionEngine) -> None:
-    """Wait until no request holds any."""
+def wait_until_kv_is_free(engine: FusionEngine) -> None:
+    """Wait until no request holds any: what is closed ends after the pass that is under way."""
     for _ in range(100 * PATIENCE):
         if not kv_in_use(engine):
             return
-        await asyncio.sleep(0.01)
+        time.sleep(0.01)
     pytest.fail(f"{kv_in_use(engine)} records are still in use.")
+
+
+async def until_kv_is_free(engine: FusionEngine) -> None:
+    """The same in an event loop."""
+    await asyncio.to_thread(wait_until_kv_is_free, engine)
 
 
 def steps_until(engine: FusionEngine, token_ids: Sequence[int], text: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -201,13 +203,23 @@ def test_what_came_with_a_question_is_kept_before_it_is_closed(engine: FusionEng
         assert again.answer(UPLOAD, SHORT).usage.reused_tokens
 
 
-def test_a_stream_that_was_begun_ends_by_name(engine: FusionEngine) -> None:
+def test_a_stream_that_was_begun_ends_by_name(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    steps.hold_at(3)
     stream = engine.stream(town(0).text, LONG)
     next(stream)
-    engine.close()
+    assert steps.is_held.wait(PATIENCE)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    closing.join(0.1)
+    steps.go_on()
+    closing.join(PATIENCE)
     with pytest.raises(StoreClosedError):
-        next(stream)
+        list(stream)  # what was said before is still there
     assert list(stream) == []
+    assert steps.count == 3
 
 
 @pytest.mark.parametrize("way", ["thread", "loop"])
@@ -232,7 +244,7 @@ def test_an_answer_under_way_ends_by_name(
     asking.start()
     assert steps.is_held.wait(PATIENCE)
     closing.start()
-    closing.join(0.2)  # an event loop's request is waited for, a thread's own isn't
+    closing.join(0.2)  # the pass under way is waited for
     steps.go_on()
     for thread in (asking, closing):
         thread.join(PATIENCE)
@@ -331,6 +343,50 @@ def test_a_read_only_index_leaves_no_copy(store: Path, tmp_path: Path) -> None:
     finally:
         index.chmod(mode)
     assert Held.now().directories == before
+
+
+LEFT = """
+import atexit, sys, time
+from fusionrag_integrations import AnswerSettings, FusionEngine
+from fusionrag_integrations.serving.pipeline import Pipeline
+
+decode, done = Pipeline.decode, []
+
+def slow(*arguments):
+    decode(*arguments)
+    time.sleep(0.1)
+    done.append(1)
+
+Pipeline.decode = slow
+engine = FusionEngine.from_pretrained(sys.argv[1], store=sys.argv[2])
+stream = engine.stream("Where is the river?", AnswerSettings(max_tokens=200))
+next(stream)
+atexit.register(lambda: print(len(done)))
+"""
+
+
+def test_an_answer_that_nobody_reads_lets_the_interpreter_end(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [sys.executable, "-c", LEFT, model_dir, tmp_path / "store"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
+    assert (int(done.stdout) < 20, done.returncode) == (True, 0), done.stderr
+
+
+READ = LEFT.replace(
+    "next(stream)",
+    """
+import threading
+threading.Thread(target=lambda: print(len(stream.read().token_ids))).start()
+""",
+)
+
+
+def test_one_that_another_thread_reads_is_whole_first(model_dir: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", READ.replace("200", "20"), model_dir, tmp_path / "store"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
+    read, *_ = done.stdout.split()
+    assert (int(read) > 0, done.returncode) == (True, 0), done.stderr
 
 
 def test_an_exception_in_the_block_closes_it(model: CausalModel, store: Path) -> None:

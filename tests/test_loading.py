@@ -17,7 +17,6 @@ from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.serving.loading import LoadedPrompt
-from fusionrag_integrations.serving.timing import Stopwatch
 from tests.conftest import all_records, town
 from tests.test_gates import TOLERANCE
 
@@ -128,9 +127,8 @@ def test_in_several_runs_it_is_isolated_in_each(
         length=first.length - 11,
     )
     split = replace(whole, spans=(replace(first, length=10), rest, *others))
-    loading, watch = indexed.pipeline.loading, Stopwatch(indexed.model.device)
     with indexed.kv.lease() as lease:
-        loaded = loading.load(split, AS_IT_STANDS, lease, watch, complete=True)
+        loaded = indexed.pipeline.loading.load(split, AS_IT_STANDS, lease, complete=True)
     assert variants(loaded) == ["isolated", "isolated", "fused", "fused"]
     assert [kv.key for kv in loaded.kvs[:2]] == [records[2].isolated_key] * 2
 

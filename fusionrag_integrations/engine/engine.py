@@ -171,9 +171,9 @@ class FusionEngine(EngineFacts, Answering, Closable):
     def close(self) -> None:
         """Release the store: files, threads and the memory of its tiers. May be called again.
 
-        Waits until ad-hoc chunks are stored, and reads and awaited requests have ended, unless one
-        of those calls it, such as an embedding of yours. Answers and ingests in progress raise
-        `StoreClosedError` at their next step, and so does any later use of the engine, or of
+        Waits until ad-hoc chunks are stored, and searches and the pass under way have ended, unless
+        one of those calls it, such as an embedding of yours. Answers in progress and the next step
+        of an ingest raise `StoreClosedError`, and so does any later use of the engine, or of
         retrievers and models over it.
         """
         self.serving.close()

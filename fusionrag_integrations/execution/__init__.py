@@ -7,6 +7,8 @@ buffer.py      a request's KV with a slot for every position
 in_place.py    a request's KV over shared chunks that stay in place
 placement.py   chunks' KV placed in a prompt, either way
 chunk_kv.py    a chunk's isolated and fused KV
+work.py        what is to be computed of one sequence, in as many passes as it takes
+dense.py       full attention: the model's own prefill, in pieces
 recompute.py   `PlacedPrompt`: probed by a selector, then recomputed; `PrefillOutput`
 observed.py    what a pass computes in the place of placed KV
 staleness.py   how far placed KV is off, seen so

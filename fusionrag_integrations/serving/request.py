@@ -179,24 +179,23 @@ class Request:
 
     def fail(self, error: BaseException) -> None:
         """End it by an error, which whoever reads the answer gets."""
-        self.pieces.end(error)
-        self.close()
+        self.close(error)
 
     def release_loaded(self) -> None:
         """The prompt is computed: free the memory of what it was computed from."""
         _delete(self, "read", "loaded", "placed", "selection")
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Release all KV, and free its memory; no step follows. May be called again.
 
-        Whoever made the request may hold it for long.
+        Whoever made the request may hold it for long. error: what has ended it.
         """
         self.stage = Stage.DONE
         self.work, self.known = None, NOTHING_KNOWN
-        self.pieces.end()
         self.lease.release()
         self.release_loaded()
         _delete(self, "assembled", "generation", "output")
+        self.pieces.end(error)  # whoever has read to the end finds all released
 
 
 def _delete(request: Request, *names: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Condition, RLock, main_thread
+from threading import Condition, RLock, Thread, current_thread, main_thread
+from threading import enumerate as all_threads
 
 from fusionrag_integrations.errors import StoreClosedError
 from fusionrag_integrations.prompt.messages import Prompt
@@ -17,6 +18,8 @@ from fusionrag_integrations.serving.scheduler import Scheduler, Step
 from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.support.forks import Forkable
 from fusionrag_integrations.support.threads import Closable, Threads
+
+OURS = "fusionrag-"  # how the names of engines' threads begin
 
 
 class ServingLoop(Forkable, Closable):
@@ -32,7 +35,6 @@ class ServingLoop(Forkable, Closable):
         self._store = store
         self._limits = limits
         self._pool = Threads("fusionrag-prepare", store)
-        self._thread = Threads("fusionrag-passes", store, 1)
         self._closed = False
         self.in_child()
         super().__init__()
@@ -43,7 +45,7 @@ class ServingLoop(Forkable, Closable):
         self._submitted: deque[Request] = deque()
         self._finished: deque[tuple[Request, Exception | None]] = deque()
         self._has_news = False
-        self._running = False
+        self._thread: Thread | None = None  # None where no request is left
         self._scheduler = Scheduler(self._pipeline, self._limits, self)
 
     def stream(self, prompt: Prompt, settings: AnswerSettings) -> AnswerStream:
@@ -55,12 +57,13 @@ class ServingLoop(Forkable, Closable):
         with self._changed:
             if self._closed:
                 raise StoreClosedError.of(self._store)
+            if self._thread is None:
+                thread = Thread(target=self._run, name=f"{OURS}passes")
+                thread.start()
+                self._thread = thread
             request.watch.start()
             self._submitted.append(request)
             self._notify()
-            if not self._running:
-                self._running = True
-                self._thread.submit(self._run)
 
     def cancel(self, request: Request) -> None:
         """End a request, at the latest after the pass that is under way."""
@@ -76,14 +79,19 @@ class ServingLoop(Forkable, Closable):
         with self._changed:
             self._closed = True
             self._notify()
-        self._thread.close()
+            thread = self._thread
+        if thread is not None and thread is not current_thread():
+            thread.join()
         self._pool.close()
 
     # The scheduler's background.
 
     def start(self, request: Request, step: Step) -> None:
         """Run a step in the pool."""
-        self._pool.submit(self._run_step, request, step)
+        try:
+            self._pool.submit(self._run_step, request, step)
+        except RuntimeError as error:  # while the interpreter ends, pools take nothing
+            self._ended(request, error)
 
     def finished(self) -> Sequence[tuple[Request, Exception | None]]:
         """The requests whose steps have ended since this was called last, and what failed."""
@@ -100,6 +108,9 @@ class ServingLoop(Forkable, Closable):
                 step(request)
         except Exception as failure:  # noqa: BLE001 whoever reads the answer gets it
             error = failure
+        self._ended(request, error)
+
+    def _ended(self, request: Request, error: Exception | None) -> None:
         with self._changed:
             self._finished.append((request, error))
             self._notify()
@@ -111,20 +122,32 @@ class ServingLoop(Forkable, Closable):
                 if not self._scheduler.step():
                     self._wait()
         except BaseException as error:
-            self._scheduler.end_all(RuntimeError(f"The serving thread has failed: {error}"))
+            failure = RuntimeError(f"The serving thread has failed: {error}")
+            self._scheduler.end_all(failure)
+            with self._changed:
+                self._thread = None
+                while self._submitted:
+                    self._submitted.popleft().fail(failure)
             raise
 
     def _goes_on(self) -> bool:
-        """Let new requests in. Returns whether there are any."""
+        """Let new requests in. Returns whether there are any.
+
+        They change without the lock: locks of streams are taken then, and a finalizer may close
+        another stream, which takes this one, in a thread that holds one of those.
+        """
         with self._changed:
             self._has_news = False
-            for request in self._submitted:
-                self._scheduler.add(request)
-            self._submitted.clear()
-            if self._closed or not main_thread().is_alive():  # nobody waits for answers any more
-                self._scheduler.end_all(StoreClosedError.of(self._store))
-            self._running = not self._scheduler.idle
-            return self._running
+            submitted, self._submitted = self._submitted, deque()
+        for request in submitted:
+            self._scheduler.add(request)
+        if self._closed or _only_ours_are_left():
+            self._scheduler.end_all(StoreClosedError.of(self._store))
+        with self._changed:
+            if self._submitted or not self._scheduler.idle:
+                return True
+            self._thread = None
+            return False
 
     def _wait(self) -> None:
         with self._changed:
@@ -133,6 +156,14 @@ class ServingLoop(Forkable, Closable):
     def _notify(self) -> None:
         self._has_news = True
         self._changed.notify_all()
+
+
+def _only_ours_are_left() -> bool:
+    """Whether the interpreter is at its end, and waits for threads of engines alone."""
+    return not main_thread().is_alive() and all(
+        thread.daemon or not thread.is_alive() or thread.name.startswith(OURS)
+        for thread in all_threads()
+    )
 
 
 class _LoopAnswer:

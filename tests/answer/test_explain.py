@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -56,6 +56,12 @@ class Page(HTMLParser):
             self.passages += "" if in_answer else data
             if self.open[-1][0] == "mark":
                 self.marked.append(data)
+
+
+def test_every_part_of_the_time_has_a_colour(engine: FusionEngine) -> None:
+    html = engine.answer("How?", AnswerSettings(max_tokens=1)).explain().html
+    for part in fields(TTFTBreakdown):
+        assert f".{part.name} {{ background: #" in html
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.usage import TTFTBreakdown
 from fusionrag_integrations.store.kv.record_files import RecordFile
 
 FULL = Strategy("full_attention", "none", 1.0)
 STRATEGIES = [FULL, *(Strategy("fusionrag", "isolated", ratio) for ratio in (0.0, 0.15, 1.0))]
-PARTS = {"encode", "match", "load", "capture", "place", "probe", "select", "prefill", "first_token"}
+PARTS = {part.name for part in fields(TTFTBreakdown)}
 
 
 @pytest.fixture(scope="module")

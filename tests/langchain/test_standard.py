@@ -11,6 +11,7 @@ from inspect import getmembers, iscoroutinefunction
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.retrievers import BaseRetriever
@@ -21,7 +22,6 @@ from transformers import AutoTokenizer
 from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.demo import MODEL_DIR
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.execution.decoding import DecodedToken
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever
 from fusionrag_integrations.serving.pipeline import Pipeline
@@ -157,28 +157,30 @@ class TestChatModelAnswers(WithChatModel, ChatModelIntegrationTests):
 class TestToolCalls(WithChatModel, ChatModelIntegrationTests):
     """What the bundled model can't say is put into its mouth; all around it is as ever."""
 
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": self.engine, "max_tokens": 200}  # room for a call
+
     @pytest.fixture(autouse=True)
     def _call_the_first_tool(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        recompute = Pipeline.recompute
+        decode = Pipeline.decode
 
-        def call(pipeline: Pipeline, request: Request) -> None:
-            recompute(pipeline, request)
-            tools = request.settings.tools
-            if not tools or request.done:
-                return
-            function = tools[0]["function"]
-            arguments = arguments_for(function["parameters"])
-            words = json.dumps(
-                {"name": function["name"], "arguments": arguments}, ensure_ascii=False
-            )
-            *ids, last = self.engine.encode(f"<tool_call>{words}</tool_call>")
-            tokens = [
-                *(DecodedToken(token_id, None) for token_id in ids),
-                DecodedToken(last, "stop"),
-            ]
-            request.begin_output(iter(tokens), self.engine.model.tokenizer)
+        def call(pipeline: Pipeline, request: Request, logits: torch.Tensor) -> None:
+            if tools := request.settings.tools:
+                function = tools[0]["function"]
+                arguments = arguments_for(function["parameters"])
+                words = json.dumps(
+                    {"name": function["name"], "arguments": arguments}, ensure_ascii=False
+                )
+                ids = self.engine.encode(f"<tool_call>{words}</tool_call>")
+                told = [*ids, self.engine.model.tokenizer.eos_token_id]
+                token_id = told[len(request.output.token_ids)]
+                logits = torch.full_like(logits, -torch.inf).index_fill(
+                    0, torch.tensor(token_id), 0
+                )
+            decode(pipeline, request, logits)
 
-        monkeypatch.setattr(Pipeline, "recompute", call)
+        monkeypatch.setattr(Pipeline, "decode", call)
 
 
 for name in dir(ChatModelIntegrationTests):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,7 +17,14 @@ from langchain_core.runnables import Runnable, RunnablePassthrough
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
 from tests.langchain.chains import WORDS, join
-from tests.steps import Steps, kv_in_use, steps_until, until_kv_is_free
+from tests.steps import (
+    PATIENCE,
+    Steps,
+    kv_in_use,
+    steps_until,
+    until_kv_is_free,
+    wait_until_kv_is_free,
+)
 
 QUESTION = "Where is house 15 of town number 2?"
 MAX_TOKENS = 40
@@ -102,14 +110,16 @@ async def test_a_stop_string_ends_decode_with_its_last_token(
 def test_a_stream_that_is_closed_decodes_nothing_more_and_frees_its_kv(
     engine: FusionEngine, prompt: str, steps: Steps, kind: Any
 ) -> None:
+    steps.hold_at(5)
     stream = kind(engine=engine, max_tokens=MAX_TOKENS).stream(prompt)
     next(stream)
+    assert steps.is_held.wait(PATIENCE)
     assert kv_in_use(engine) == 3
     stream.close()
-    done = steps.count
-    assert kv_in_use(engine) == 0
+    steps.go_on()
+    wait_until_kv_is_free(engine)
     assert list(stream) == []
-    assert steps.count == done < 10
+    assert steps.count == 5
 
 
 @each_model
@@ -117,12 +127,15 @@ def test_a_stream_that_is_closed_decodes_nothing_more_and_frees_its_kv(
 async def test_so_does_an_asynchronous_one(
     engine: FusionEngine, prompt: str, steps: Steps, kind: Any
 ) -> None:
+    steps.hold_at(5)
     stream: Any = kind(engine=engine, max_tokens=MAX_TOKENS).astream(prompt)
     await anext(stream)
+    await steps.held()
     assert kv_in_use(engine) == 3
     await stream.aclose()
+    steps.go_on()
     await until_kv_is_free(engine)
-    assert steps.count < 10
+    assert steps.count == 5
 
 
 def chain_of(engine: FusionEngine, kind: Any) -> Runnable[str, Any]:
@@ -149,12 +162,15 @@ def test_a_chain_that_is_closed_passes_it_on(
     engine: FusionEngine, steps: Steps, kind: Any, after: Any
 ) -> None:
     chain = chain_of(engine, kind)
+    steps.hold_at(5)
     stream: Any = (chain if after is None else chain | after).stream(QUESTION)
     assert next(stream) is not None
+    assert steps.is_held.wait(PATIENCE)
     assert kv_in_use(engine) == 3
+    threading.Timer(0.5, steps.go_on).start()  # what reads to the end waits for it
     stream.close()
-    assert kv_in_use(engine) == 0
-    assert steps.count < 10
+    wait_until_kv_is_free(engine)
+    assert steps.count == 5
 
 
 @each_model

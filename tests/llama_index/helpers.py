@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import (
@@ -22,7 +23,8 @@ from llama_index.core.schema import (
 )
 from pydantic import PrivateAttr
 
-from fusionrag_integrations import Answer, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
+from fusionrag_integrations.serving.answer.pieces import Pieces
 from fusionrag_integrations.serving.request import Request
 
 QUESTION = "Where is house 15 of town number 2?"
@@ -102,36 +104,48 @@ class Call:
 def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
     """The calls of an engine's model that end within the block, in the order of their ends."""
     calls: list[Call] = []
-    decode = engine.pipeline.decode
+    make = engine.pipeline.request
 
-    def decode_and_record(request: Request) -> str:
-        piece = decode(request)
-        if request.answer is not None:
-            calls.append(Call(request.prompt, request.answer))
-        return piece
+    class Recorded(Pieces):
+        """Notes the call before whoever reads its answer goes on."""
 
-    engine.pipeline.decode = decode_and_record  # type: ignore[method-assign]
+        def __init__(self, request: Request) -> None:
+            super().__init__()
+            self._request = request
+            self._noted = False
+
+        def end(self, error: BaseException | None = None) -> None:
+            if self._request.answer is not None and not self._noted:  # it may be ended again
+                calls.append(Call(self._request.prompt, self._request.answer))
+                self._noted = True
+            super().end(error)
+
+    def recorded_request(prompt: Any, settings: AnswerSettings) -> Request:
+        request = make(prompt, settings)
+        request.pieces = Recorded(request)
+        return request
+
+    engine.pipeline.request = recorded_request  # type: ignore[method-assign]
     try:
         yield calls
     finally:
-        del engine.pipeline.decode  # type: ignore[method-assign]
+        del engine.pipeline.request  # type: ignore[method-assign]
 
 
 @contextmanager
 def ticking_at_every_step(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[Any]]:
-    """Every step of the model waits until the event loop has run; yields the steps so far."""
+) -> Iterator[list[Request]]:
+    """Every token waits until the event loop has run; yields the requests that had one."""
     ticked = threading.Event()
-    steps: list[Any] = []
-    step = engine.pipeline.step
+    steps: list[Request] = []
+    decode = engine.pipeline.decode
 
-    def step_and_wait(request: Request) -> str:
-        piece = step(request)
+    def decode_and_wait(request: Request, logits: torch.Tensor) -> None:
         ticked.clear()
         assert ticked.wait(timeout=10), "the event loop stood still"
-        steps.append(request.answer or piece)
-        return piece
+        steps.append(request)
+        decode(request, logits)
 
     async def tick() -> None:
         while True:
@@ -139,7 +153,7 @@ def ticking_at_every_step(
             await asyncio.sleep(0.001)
 
     ticking = asyncio.get_running_loop().create_task(tick())
-    monkeypatch.setattr(engine.pipeline, "step", step_and_wait)
+    monkeypatch.setattr(engine.pipeline, "decode", decode_and_wait)
     try:
         yield steps
     finally:

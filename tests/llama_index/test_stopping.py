@@ -12,7 +12,14 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.llama_index import FusionKVRetriever, FusionRAGLLM
 from tests.llama_index.helpers import QUESTION, Noting
-from tests.steps import Steps, kv_in_use, steps_until, until_kv_is_free
+from tests.steps import (
+    PATIENCE,
+    Steps,
+    kv_in_use,
+    steps_until,
+    until_kv_is_free,
+    wait_until_kv_is_free,
+)
 
 MAX_TOKENS = 40
 METHODS = ("complete", "stream_complete", "chat", "stream_chat")
@@ -76,14 +83,16 @@ async def test_a_stop_string_ends_decode_with_its_last_token(
 def test_a_stream_that_is_closed_decodes_nothing_more_and_frees_its_kv(
     engine: FusionEngine, llm: FusionRAGLLM, prompt: str, steps: Steps, method: str
 ) -> None:
+    steps.hold_at(5)
     stream = asked(llm, method, prompt)
     next(stream)
+    assert steps.is_held.wait(PATIENCE)
     assert kv_in_use(engine) == 3
     stream.close()
-    done = steps.count
-    assert kv_in_use(engine) == 0
+    steps.go_on()
+    wait_until_kv_is_free(engine)
     assert list(stream) == []
-    assert steps.count == done < 10
+    assert steps.count == 5
 
 
 @pytest.mark.parametrize("method", STREAMS)
@@ -91,12 +100,15 @@ def test_a_stream_that_is_closed_decodes_nothing_more_and_frees_its_kv(
 async def test_so_does_an_asynchronous_one(
     engine: FusionEngine, llm: FusionRAGLLM, prompt: str, steps: Steps, method: str
 ) -> None:
+    steps.hold_at(5)
     stream = await asked(llm, f"a{method}", prompt)
     await anext(stream)
+    await steps.held()
     assert kv_in_use(engine) == 3
     await stream.aclose()
+    steps.go_on()
     await until_kv_is_free(engine)
-    assert steps.count < 10
+    assert steps.count == 5
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -146,9 +158,12 @@ def test_a_query_whose_stream_is_left_frees_its_kv(
 ) -> None:
     retriever = FusionKVRetriever(engine=engine, similarity_top_k=3)
     asked = RetrieverQueryEngine.from_args(retriever=retriever, llm=llm, streaming=True)
+    steps.hold_at(5)
     response: Any = asked.query(QUESTION)
     next(response.response_gen)
+    assert steps.is_held.wait(PATIENCE)
     assert kv_in_use(engine) == 3
     response.response_gen.close()
-    assert kv_in_use(engine) == 0
-    assert steps.count < 10
+    steps.go_on()
+    wait_until_kv_is_free(engine)
+    assert steps.count == 5

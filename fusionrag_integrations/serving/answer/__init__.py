@@ -2,6 +2,7 @@
 
 answer.py   `Answer`: the text, its usage and timing
 stream.py   the same while it is generated
+pieces.py   its text on the way from the thread that computes it to whoever reads it
 trace.py    how each of the prompt's tokens was obtained
 reuse.py    which KV was placed for the prompt
 page.py     all of it as a page for a browser or a notebook (page.html)

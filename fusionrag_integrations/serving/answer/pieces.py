@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import deque
+from contextlib import suppress
 from threading import Condition
 
 Reader = tuple[AbstractEventLoop, "Future[None]"]
@@ -69,7 +70,7 @@ class Pieces:
         self._changed.notify_all()
         waiting, self._waiting = self._waiting, []
         for loop, changed in waiting:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed, and its reader gone
                 loop.call_soon_threadsafe(_wake, changed)
 
 

@@ -48,11 +48,15 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
         self._process = os.getpid()
-        finalize(self, answering.close).atexit = False
+        finalize(self, _close, answering, self._process).atexit = False
 
     def __next__(self) -> str:
         self._check_process()
-        piece = self._answering.next_piece()
+        try:
+            piece = self._answering.next_piece()
+        except KeyboardInterrupt:
+            self.close()
+            raise
         if piece is None:
             raise StopIteration
         return piece
@@ -79,8 +83,7 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         A pass of the model that is under way ends first; this doesn't wait for it. Does nothing if
         the answer is whole.
         """
-        if self._process == os.getpid():  # else its KV is held in the parent
-            self._answering.close()
+        _close(self._answering, self._process)
 
     async def aclose(self) -> None:
         """`close`, for `contextlib.aclosing`."""
@@ -111,3 +114,9 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
                 "This answer was begun before its process was forked, and goes on in the parent "
                 "alone. Ask again in the child."
             )
+
+
+def _close(answering: Answering, process: int) -> None:
+    """Close an answer, but in a forked child: it goes on in the parent, and holds KV there."""
+    if process == os.getpid():
+        answering.close()
