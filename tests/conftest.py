@@ -25,6 +25,7 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.gguf import require_gguf_extra
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from fusionrag_integrations.store.kv.types import LayeredKV
 from fusionrag_integrations.store.vector_index.check import faults
@@ -131,8 +132,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[LayeredKV]:
     taken: list[LayeredKV] = []
     acquire = TieredKV.acquire
 
-    def watched(kv: TieredKV, key: str, stored: bool = False) -> LayeredKV:
-        taken.append(acquire(kv, key, stored))
+    def watched(kv: TieredKV, key: str, correction: Correction | None = None) -> LayeredKV:
+        taken.append(acquire(kv, key, correction))
         return taken[-1]
 
     monkeypatch.setattr(TieredKV, "acquire", watched)

@@ -28,6 +28,7 @@ from fusionrag_integrations.execution.chunk_kv import (
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
 from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
@@ -162,9 +163,9 @@ class WatchedEngine:
             patch.setattr(target, method, with_action)
             yield
 
-    def _watched(self, key: str, stored: bool = False) -> LayeredKV:
+    def _watched(self, key: str, correction: Correction | None = None) -> LayeredKV:
         try:
-            self.served.append(self._acquire(key, stored))
+            self.served.append(self._acquire(key, correction))
         except KVMissingError:
             self.missed.append(key)
             raise

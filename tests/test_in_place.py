@@ -139,6 +139,25 @@ def test_selectors_see_the_same(family: str) -> None:
 
 
 @every_family
+def test_watched_tokens_are_off_by_the_same(family: str) -> None:
+    """And nothing is written to what requests share."""
+    model, prompt = model_of(family), adjacent()
+    executor = Executor(model)
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    watched = [chunk[place] for chunk in prompt.positions_by_chunk for place in (0, 3)]
+    layers = range(model.num_layers)
+    found, expected = (
+        PlacedPrompt(executor, prompt, place(executor, prompt, given, len(prompt))).watched_suffix(
+            layers, watched
+        )
+        for given in (residents(model), kvs)
+    )
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-5)
+    for view, other in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(weights(view), weights(other), **TOLERANCE)
+
+
+@every_family
 def test_early_layers_over_the_whole_prompt(family: str) -> None:
     """CacheBlend computes every token in two layers, which is done in a buffer."""
     model, prompt = model_of(family), prompt_of_chunks()

@@ -35,6 +35,13 @@ class SequenceKV(Protocol):
         """A copy of the rotated keys and the values at these positions, [L, Hkv, T, D]."""
         ...
 
+    def hand_over(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values, [L, Hkv, T, D], of at least the first `length` positions.
+
+        Nothing may be written to this any more: it isn't copied where that isn't needed.
+        """
+        ...
+
 
 class KVBuffer:
     """Room for the KV of one prompt and its answer. Owned by one request, never shared.
@@ -178,6 +185,10 @@ class KVBuffer:
         """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
         slots = slice(positions.start, positions.stop)
         return self.keys[:, :, slots].clone(), self.values[:, :, slots].clone()
+
+    def hand_over(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All of it, as it is."""
+        return self.keys, self.values
 
     def clear(self, positions: Sequence[int]) -> None:
         """Put zeros at `positions`. Changes the buffer."""

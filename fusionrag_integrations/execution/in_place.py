@@ -45,6 +45,13 @@ class InPlaceKV:
         """What a pass over these rows, all of them private tokens, uses."""
         return InPlaceRows(self.sequence, rows)
 
+    def private(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the keys and values that were computed at these, [L, Hkv, T, D]."""
+        room = self.sequence.room
+        tokens = self.sequence.tokens
+        slots = torch.searchsorted(tokens, torch.tensor(positions, device=tokens.device))
+        return room.keys[:, :, slots], room.values[:, :, slots]
+
     def copy_out(self, positions: range) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the keys and values at these positions, [L, Hkv, T, D]."""
         private = self.sequence.room.keys
@@ -53,6 +60,10 @@ class InPlaceKV:
         slots = slice(positions.start, positions.stop)
         keys = torch.cat([room.keys[:, :, slots] for room in rooms])
         return keys, torch.cat([room.values[:, :, slots] for room in rooms])
+
+    def hand_over(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy: chunks are shared."""
+        return self.copy_out(range(length))
 
 
 class InPlaceRows:

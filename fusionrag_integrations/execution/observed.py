@@ -41,6 +41,9 @@ class ObservedKV:
     def copy_out(self, positions: range) -> KV:
         return self._buffer.copy_out(positions)
 
+    def hand_over(self, length: int) -> KV:
+        return self._buffer.hand_over(length)
+
     def over(self, rows: Rows) -> RowsKV:
         """What a pass over these rows uses; observed if all of the tokens are among them."""
         inner = BufferRows(self._buffer, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,11 +14,13 @@ from fusionrag_integrations.attention.attend import can_gather
 from fusionrag_integrations.attention.rope import RotaryTable, rotate
 from fusionrag_integrations.attention.segments import Segment, Segments
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
+from fusionrag_integrations.execution.correction import CorrectedKV
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.in_place import InPlaceKV
 from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.types import ChunkKV, LayeredKV
 
 MAX_SEPARATOR_TOKENS = 4  # between chunks; a longer gap counts as content rather than layout
@@ -91,12 +94,14 @@ def place_in_buffer(
 
 
 @torch.inference_mode()
-def to_resident(model: CausalModel, kv: LayeredKV) -> ChunkKV:
+def to_resident(model: CausalModel, kv: LayeredKV, correction: Correction | None = None) -> ChunkKV:
     """A chunk's KV on the model's device in the form that requests attend to in place.
 
-    kv: with unrotated keys, on any device; it stays as it is. Requests may share the result.
-    Raises `KVRecordError` where its layers can't be loaded.
+    kv: with unrotated keys, on any device; it stays as it is. correction: added to it. Requests may
+    share the result. Raises `KVRecordError` where its layers can't be loaded.
     """
+    if correction is not None:
+        kv = CorrectedKV(kv, correction)
     keys, values = kv.tensors(slice(None), model.device)
     rotated = rotate(keys, model.rotation(range(len(kv.token_ids)))).to(model.dtype)
     return ChunkKV(
@@ -145,6 +150,18 @@ class SharedChunks:
         room = (layers, heads, len(positions), size)
         keys, values = (self._kvs[0].keys.new_zeros(room) for _ in range(2))
         return InPlaceKV(self._segments, positions, keys, values)
+
+    def placed(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of what chunks have at these positions, rotated to them, [L, Hkv, T, D] each."""
+        spans, model = self._prompt.spans, self._executor.model
+        at = [bisect_right(spans, p, key=lambda span: span.start) - 1 for p in positions]
+        shifts = [spans[i].start - spans[i].source_start for i in at]
+        tokens = [p - shift for p, shift in zip(positions, shifts, strict=True)]
+        keys, values = (
+            torch.stack([kv[:, :, token] for kv, token in zip(kvs, tokens, strict=True)], dim=2)
+            for kvs in ([self._kvs[i].keys for i in at], [self._kvs[i].values for i in at])
+        )
+        return rotate(keys, model.rotation(shifts)).to(model.dtype), values
 
     def as_buffer(self) -> KVBuffer:
         """A copy with a slot for every position."""

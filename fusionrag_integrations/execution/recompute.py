@@ -19,8 +19,8 @@ from fusionrag_integrations.execution.devices import settle
 from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.rows_pass import ViewCapture
 from fusionrag_integrations.execution.observed import ObservedKV
-from fusionrag_integrations.execution.placement import PromptKV, separators
-from fusionrag_integrations.execution.staleness import Staleness
+from fusionrag_integrations.execution.placement import PromptKV, SharedChunks, separators
+from fusionrag_integrations.execution.staleness import Staleness, deviations
 from fusionrag_integrations.execution.work import RowsWork, Work, WorkNeeded, complete
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.selectors.probe import LayerView
@@ -182,6 +182,8 @@ class PlacedPrompt:
         self, layers: Sequence[int], watched: Sequence[int]
     ) -> Work[tuple[list[LayerView], torch.Tensor]]:
         rows = sorted({*self._prompt.fresh_positions, *watched})
+        if not self._corrected and isinstance(self._kv, SharedChunks):
+            return self._watched_in_place(self._kv, layers, rows, watched)
         self._kv = buffer = self._kv.as_buffer()  # shared chunks are never written to
         observed = set(watched)
         seen: list[Staleness] = []
@@ -199,6 +201,26 @@ class PlacedPrompt:
             return views, torch.cat([staleness.by_layer() for staleness in seen], dim=1)
 
         return self._probe(layers, rows, over, finish)
+
+    def _watched_in_place(
+        self,
+        chunks: SharedChunks,
+        layers: Sequence[int],
+        rows: Sequence[int],
+        watched: Sequence[int],
+    ) -> Work[tuple[list[LayerView], torch.Tensor]]:
+        """The same over shared chunks, beside which the rows' own KV stays as it was computed."""
+        kv = chunks.with_private_tokens(rows)
+
+        def finish(views: list[LayerView]) -> tuple[list[LayerView], torch.Tensor]:
+            placed = chunks.placed(watched)
+            for layer, view in zip(layers, views, strict=True):
+                view.keys[:, list(watched)] = placed[0][
+                    layer
+                ]  # a copy, which shows what was placed
+            return views, deviations(placed, kv.private(watched))[: max(layers) + 1]
+
+        return self._probe(layers, rows, lambda positions: kv, finish)
 
     def _probe(
         self,

@@ -12,6 +12,17 @@ from fusionrag_integrations.execution.observed import KV
 TINY = 1e-30  # of keys or values that are zero
 
 
+def deviations(placed: KV, computed: KV) -> torch.Tensor:
+    """Each token's squared distance relative to its squared size as it was computed, mean over keys
+    and values, float32 [L, tokens]. Both: [L, Hkv, tokens, D].
+    """
+    shares = []
+    for old, new in zip(placed, computed, strict=True):
+        distance = (new.float() - old.float()).square().sum((1, 3))
+        shares.append(distance / new.float().square().sum((1, 3)).clamp(min=TINY))
+    return torch.stack(shares).mean(0)
+
+
 class Staleness:
     """Observes a pass that computes certain tokens; afterwards their placed KV can be put back."""
 
@@ -24,16 +35,11 @@ class Staleness:
     def observe(self, buffer: KVBuffer, layer: int, placed: KV, computed: KV) -> None:
         """Keep what a layer's KV of the tokens was, and how far it is off."""
         self._placed[layer] = placed
-        shares = []
-        for old, new in zip(placed, computed, strict=True):
-            distance = (new.float() - old.float()).square().sum((0, 2))
-            shares.append(distance / new.float().square().sum((0, 2)).clamp(min=TINY))
-        self._off[layer] = torch.stack(shares).mean(0)
+        one_layer = [(keys[None], values[None]) for keys, values in (placed, computed)]
+        self._off[layer] = deviations(*one_layer)[0]
 
     def by_layer(self) -> torch.Tensor:
-        """Each token's squared distance relative to its squared size as it was computed, mean over
-        keys and values, float32 [layers that ran, tokens].
-        """
+        """As `deviations`, float32 [layers that ran, tokens]."""
         return torch.stack(list(self._off.values()))
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
+from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart, KVPiece
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.serving.prefix_tree import PrefixTree, Read
@@ -93,11 +94,14 @@ class KnownStarts(Forkable):
         asked: int,
         settings: AnswerSettings,
         revision: int,
-        read: Read,
+        kv: SequenceKV,
     ) -> None:
-        """Keep a prompt and its answer. asked: how many of the tokens are the prompt's."""
+        """Keep a prompt and its answer. asked: how many of the tokens are the prompt's.
+
+        kv: theirs, which nothing changes any more.
+        """
         ids = tuple(token_ids)
-        piece = KVPiece(*read(range(len(ids))), len(ids)) if self._budget else None
+        piece = KVPiece(*kv.hand_over(len(ids)), len(ids)) if self._budget else None
         if piece is None or (nbytes := piece.keys.nbytes + piece.values.nbytes) > self._budget:
             return
         with self._lock:

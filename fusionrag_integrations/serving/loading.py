@@ -201,13 +201,13 @@ class ChunkLoading:
         reason = _why_isolated(record, _STALE) if unfused else ""
         for key in _keys(record, wanted):
             try:
-                corrected = correction is not None and key == record.fused_key
-                kv = lease.get(key, complete, stored=corrected)
+                added = correction if key == record.fused_key else None
+                kv = lease.get(key, complete, added)
                 if kv.token_ids != record.encoded.token_ids:
                     self._kv.count_stale()
                     raise KVForeignError(f"Record {key} holds another chunk's tokens.")
-                if correction is not None and kv.kind == "fused":
-                    return CorrectedKV(kv, correction), reason
+                if added is not None and kv.kind == "fused" and not kv.rotated:
+                    return CorrectedKV(kv, added), reason
                 return kv, reason
             except KVRecordError as error:
                 if record.captured and isinstance(error, KVMissingError):

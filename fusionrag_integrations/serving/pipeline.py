@@ -252,7 +252,7 @@ class Pipeline(Closable):
         if request.exact == asked:
             self.starts.keep_exact(ids, settings, kv.copy_out)
         elif not isinstance(request.prompt, str):  # a string is no conversation
-            self.starts.keep_conversation(ids, asked, settings, request.revision, kv.copy_out)
+            self.starts.keep_conversation(ids, asked, settings, request.revision, kv)
 
     def _record(self, chunk: Chunk) -> ChunkRecord:
         encoded = encode_chunk(self._tokenizer, chunk)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fusionrag_integrations.errors import KVCorruptError, KVForeignError, KVMissingError
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.kv_record import LayerReadiness
 from fusionrag_integrations.store.kv.loader import STAGES
@@ -26,10 +27,11 @@ CPU = torch.device("cpu")
 SMALL = 2 * 3 * 2 * 9 * 8 * 4 + 9 * 4  # bytes of the tensors of `random_kv`
 
 
-def resident(kv: LayeredKV) -> ChunkKV:
-    """Stands for what rotates keys; marks what it makes."""
+def resident(kv: LayeredKV, correction: Correction | None = None) -> ChunkKV:
+    """Stands for what rotates keys and adds corrections; marks what it makes."""
     keys, values = kv.tensors(slice(None), CPU)
-    return ChunkKV(kv.key, kv.kind, kv.token_ids, keys + 1, values.clone(), rotated=True)
+    added = 1 if correction is None else 2
+    return ChunkKV(kv.key, kv.kind, kv.token_ids, keys + added, values.clone(), rotated=True)
 
 
 def stored(path: Path) -> RecordStore:

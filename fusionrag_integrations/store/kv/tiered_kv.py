@@ -9,15 +9,18 @@ disk --loader--> host memory, in the file's format --to_device--> device, rotate
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from time import perf_counter_ns
+from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import torch
 
 from fusionrag_integrations.errors import KVForeignError, KVMissingError, KVRecordError
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets, DiskBudget
 from fusionrag_integrations.store.kv.kv_record import KVRecord
 from fusionrag_integrations.store.kv.lease import Lease
@@ -35,8 +38,17 @@ from fusionrag_integrations.support.threads import Closable
 # drifting Zipf's law, hit rates with 1,024 to 65,536 differ by up to 4 points; LRU's are 3 to 9
 # points lower.
 HALF_LIFE = 4096
+NONE: Mapping[str, Correction] = MappingProxyType({})
 
-MoveToDevice = Callable[[LayeredKV], ChunkKV]
+MoveToDevice = Callable[[LayeredKV, Correction | None], ChunkKV]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Resident:
+    """A record on the device, with the correction that was added to it."""
+
+    kv: ChunkKV
+    correction: Correction | None
 
 
 class TieredKV(Forkable, Closable):
@@ -55,7 +67,7 @@ class TieredKV(Forkable, Closable):
         to_device: MoveToDevice,
     ) -> None:
         """path: the store's directory, for messages. to_device: moves a record to `device`, in the
-        form that requests attend to in place.
+        form that requests attend to in place, with a correction added.
         """
         self.path = path
         self._store = store
@@ -64,7 +76,7 @@ class TieredKV(Forkable, Closable):
         self._lock = RLock()
         self._scores = LRFUScores(HALF_LIFE)
         self._pin_counts: Counter[str] = Counter()
-        self._device: Tier[ChunkKV] = Tier(budgets.device, self._scores, self._pin_counts)
+        self._device: Tier[_Resident] = Tier(budgets.device, self._scores, self._pin_counts)
         self._host: Tier[KVRecord] = Tier(budgets.host, self._scores, self._pin_counts)
         self.disk = DiskBudget(
             store, budgets, self._scores, self._pin_counts, self._lock, self._forget
@@ -100,18 +112,19 @@ class TieredKV(Forkable, Closable):
             self._pin_counts[key] += 1
             self._prefetch(key)
 
-    def acquire(self, key: str, stored: bool = False) -> LayeredKV:
+    def acquire(self, key: str, correction: Correction | None = None) -> LayeredKV:
         """A record, pinned until `release`, even if this raises. Its layers may not be read yet.
 
-        stored: in its file's format, even if it is on the device. Raises as `RecordStore.get` does.
+        correction: what the request adds to it. From the device (`rotated`) it comes with that;
+        from elsewhere as it is stored. Raises as `RecordStore.get` does.
         """
         with self._lock:
             self._pin_counts[key] += 1
             self._scores.touch(key)
-            resident = None if stored else self._device.get(key)
-            if resident is not None:
+            resident = self._device.get(key)
+            if resident is not None and resident.correction is correction:
                 self._counts["device hits"] += 1
-                return resident
+                return resident.kv
             if (record := self._in_memory(key)) is not None:
                 self._counts["host hits"] += 1
                 return record
@@ -121,8 +134,11 @@ class TieredKV(Forkable, Closable):
             self._counts["disk hits"] += 1
         return record
 
-    def release(self, keys: Iterable[str]) -> None:
-        """Unpin records, once per time they were acquired, and move them up to the device."""
+    def release(self, keys: Iterable[str], corrections: Mapping[str, Correction] = NONE) -> None:
+        """Unpin records, once per time they were acquired, and move them up to the device.
+
+        corrections: by key, what was added to them.
+        """
         acquired = list(keys)
         with self._lock:
             for key in acquired:
@@ -131,7 +147,7 @@ class TieredKV(Forkable, Closable):
                     del self._pin_counts[key]
                     self._cancel_unused(key)
         for key in dict.fromkeys(acquired):
-            self._promote(key)
+            self._promote(key, corrections.get(key))
 
     def in_use(self) -> int:
         """How many records are pinned."""
@@ -234,17 +250,20 @@ class TieredKV(Forkable, Closable):
             load.cancelled = True
             self._alive.pop(key, None)
 
-    def _promote(self, key: str) -> None:
+    def _promote(self, key: str, correction: Correction | None) -> None:
         with self._lock:
-            record = self._host.get(key)
-            if self._device.budget == 0 or record is None or key in self._device:
+            record, resident = self._host.get(key), self._device.get(key)
+            if self._device.budget == 0 or record is None:
+                return
+            if resident is not None and resident.correction is correction:
                 return
         if not record.ready(slice(None)):
             return
         started = perf_counter_ns()
-        resident = self._to_device(record)
-        nbytes = sum(t.numel() * t.element_size() for t in (resident.keys, resident.values))
+        moved = self._to_device(record, correction)
+        nbytes = sum(t.numel() * t.element_size() for t in (moved.keys, moved.values))
         with self._lock:
+            resident = _Resident(moved, correction)
             if self._host.get(key) is record and self._device.admit(key, resident, nbytes):
                 self._counts["device bytes"] += nbytes
                 self._counts["device ns"] += perf_counter_ns() - started
