@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from fusionrag_integrations import Answer, AnswerStream, FusionEngine
+from fusionrag_integrations import Answer, AnswerSettings, AnswerStream, FusionEngine
+from fusionrag_integrations.prompt.messages import Prompt
+from fusionrag_integrations.serving.answer.pieces import Pieces
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.request import Request
 
@@ -64,6 +66,34 @@ class Steps:
             await task  # at once, for the step is still held
         self.go_on()
         await until_kv_is_free(engine)
+
+
+class Noting(Pieces):
+    """A request's pieces, which note its answer before whoever reads them finds their end."""
+
+    def __init__(self, request: Request, note: Callable[[Request, Answer], None]) -> None:
+        super().__init__()
+        self._request = request
+        self._note = note
+        self._noted = False
+
+    def end(self, error: BaseException | None = None) -> None:
+        if self._request.answer is not None and not self._noted:  # it may be ended again
+            self._note(self._request, self._request.answer)
+            self._noted = True
+        super().end(error)
+
+
+def note_answers(engine: FusionEngine, note: Callable[[Request, Answer], None]) -> None:
+    """Have each answer of an engine noted, until its pipeline's `request` is deleted."""
+    make = engine.pipeline.request
+
+    def noted(prompt: Prompt, settings: AnswerSettings) -> Request:
+        request = make(prompt, settings)
+        request.pieces = Noting(request, note)
+        return request
+
+    engine.pipeline.request = noted  # type: ignore[method-assign]
 
 
 class Scripted:

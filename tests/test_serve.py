@@ -350,7 +350,12 @@ def test_time_to_first_token_is_the_sum_of_its_parts(indexed: FusionEngine) -> N
 
 def test_only_what_was_done_takes_time(indexed: FusionEngine) -> None:
     full = asdict(ask(indexed, "town-0", kv="none").ttft)
-    assert {name for name, ms in full.items() if ms} == {"encode", "prefill", "first_token"}
+    assert {name for name, ms in full.items() if ms} == {
+        "queue",
+        "encode",
+        "prefill",
+        "first_token",
+    }
     assert ask(indexed, "town-0", selector="none").ttft.probe == 0.0
 
 
@@ -387,7 +392,7 @@ class TestShortPrompts:
         assert short.report()["short"] is True
         assert short.text == ask(measured(0), "town-0", kv="none").text
         assert {name for name, ms in asdict(short.ttft).items() if ms} == {
-            *("match", "encode", "prefill", "first_token")
+            *("queue", "match", "encode", "prefill", "first_token")
         }
 
     def test_longer_ones_are_not(self, measured: Callable[[int], FusionEngine]) -> None:

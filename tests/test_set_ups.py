@@ -34,7 +34,6 @@ from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.serving.answer import Answer
-from fusionrag_integrations.serving.request import Request
 from tests.embeddings import LangChainLexical, LlamaIndexLexical
 from tests.plain_models import (
     MAX_TOKENS,
@@ -44,6 +43,7 @@ from tests.plain_models import (
     LlamaIndexLLM,
 )
 from tests.small_demo import few_documents, few_questions
+from tests.steps import note_answers
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("langchain", "llama_index")
@@ -174,15 +174,7 @@ class Pipeline:
 def watched(engine: FusionEngine) -> list[Answer]:
     """A list that all answers of the engine are added to."""
     answers: list[Answer] = []
-    decode = engine.pipeline.decode
-
-    def watching(request: Request) -> str:
-        piece = decode(request)
-        if request.answer is not None:
-            answers.append(request.answer)
-        return piece
-
-    engine.pipeline.decode = watching  # type: ignore[method-assign]
+    note_answers(engine, lambda request, answer: answers.append(answer))
     return answers
 
 

@@ -90,8 +90,8 @@ class ServingLoop(Forkable, Closable):
         """Run a step in the pool."""
         try:
             self._pool.submit(self._run_step, request, step)
-        except RuntimeError as error:  # while the interpreter ends, pools take nothing
-            self._ended(request, error)
+        except RuntimeError:  # pools take nothing any more where only other threads go on
+            self._run_step(request, step)
 
     def finished(self) -> Sequence[tuple[Request, Exception | None]]:
         """The requests whose steps have ended since this was called last, and what failed."""
@@ -108,9 +108,6 @@ class ServingLoop(Forkable, Closable):
                 step(request)
         except Exception as failure:  # noqa: BLE001 whoever reads the answer gets it
             error = failure
-        self._ended(request, error)
-
-    def _ended(self, request: Request, error: Exception | None) -> None:
         with self._changed:
             self._finished.append((request, error))
             self._notify()

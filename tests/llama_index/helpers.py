@@ -23,9 +23,9 @@ from llama_index.core.schema import (
 )
 from pydantic import PrivateAttr
 
-from fusionrag_integrations import Answer, AnswerSettings, FusionEngine
-from fusionrag_integrations.serving.answer.pieces import Pieces
+from fusionrag_integrations import Answer, FusionEngine
 from fusionrag_integrations.serving.request import Request
+from tests.steps import note_answers
 
 QUESTION = "Where is house 15 of town number 2?"
 MAX_TOKENS = 8
@@ -104,28 +104,7 @@ class Call:
 def recorded(engine: FusionEngine) -> Iterator[list[Call]]:
     """The calls of an engine's model that end within the block, in the order of their ends."""
     calls: list[Call] = []
-    make = engine.pipeline.request
-
-    class Recorded(Pieces):
-        """Notes the call before whoever reads its answer goes on."""
-
-        def __init__(self, request: Request) -> None:
-            super().__init__()
-            self._request = request
-            self._noted = False
-
-        def end(self, error: BaseException | None = None) -> None:
-            if self._request.answer is not None and not self._noted:  # it may be ended again
-                calls.append(Call(self._request.prompt, self._request.answer))
-                self._noted = True
-            super().end(error)
-
-    def recorded_request(prompt: Any, settings: AnswerSettings) -> Request:
-        request = make(prompt, settings)
-        request.pieces = Recorded(request)
-        return request
-
-    engine.pipeline.request = recorded_request  # type: ignore[method-assign]
+    note_answers(engine, lambda request, answer: calls.append(Call(request.prompt, answer)))
     try:
         yield calls
     finally:
