@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from time import perf_counter_ns
-from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import torch
@@ -38,7 +37,6 @@ from fusionrag_integrations.support.threads import Closable
 # drifting Zipf's law, hit rates with 1,024 to 65,536 differ by up to 4 points; LRU's are 3 to 9
 # points lower.
 HALF_LIFE = 4096
-NONE: Mapping[str, Correction] = MappingProxyType({})
 
 MoveToDevice = Callable[[LayeredKV, Correction | None], ChunkKV]
 
@@ -134,7 +132,7 @@ class TieredKV(Forkable, Closable):
             self._counts["disk hits"] += 1
         return record
 
-    def release(self, keys: Iterable[str], corrections: Mapping[str, Correction] = NONE) -> None:
+    def release(self, keys: Iterable[str], corrections: Mapping[str, Correction]) -> None:
         """Unpin records, once per time they were acquired, and move them up to the device.
 
         corrections: by key, what was added to them.
