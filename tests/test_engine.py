@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine, Store
-from fusionrag_integrations.adapters.retrieval import searched_store
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import (
     InvalidInputError,
@@ -327,14 +326,6 @@ class TestTokenizerState:
                 ([r.encoded.token_ids for r in records], answer.usage, answer.trace.offsets)
             )
         assert tokens[0] == tokens[1]
-
-
-def test_a_retriever_searches_an_engines_corpus_or_its_own(engine: FusionEngine) -> None:
-    assert searched_store(engine, None) is engine.store
-    assert searched_store(None, engine.store) is engine.store
-    for neither_nor in ((None, None), (engine, engine.store)):
-        with pytest.raises(InvalidInputError, match="from_store"):
-            searched_store(*neither_nor)
 
 
 @pytest.mark.parametrize("by", [str, Path])

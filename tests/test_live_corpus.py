@@ -487,10 +487,11 @@ class LiveCorpus(RuleBasedStateMachine):
             assert answer.fused_chunks >= sure, "a fused chunk was served isolated"
 
         usage = answer.usage
-        found = usage.reused_tokens + usage.recomputed_tokens
+        before = usage.prefix_tokens + usage.history_tokens
+        found = usage.reused_tokens - before + usage.recomputed_tokens
         length = sum(len(tokens(TEXTS[choice[0].number])) for choice in known)
         assert found + usage.missed_tokens == length, "not the tokens of the known texts"
-        assert found + usage.fresh_tokens == usage.prompt_tokens
+        assert before + found + usage.fresh_tokens == usage.prompt_tokens
         assert usage.missed_tokens <= usage.fresh_tokens
 
     def known(

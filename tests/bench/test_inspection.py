@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusionrag_integrations import FusionEngine, selectors
+from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.inspection import PLACES, Inspection, Truth, by_tenths
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.prompt.messages import Message
-from fusionrag_integrations.selectors import TopScores
+from fusionrag_integrations.selectors import TopScores, registry
 from fusionrag_integrations.selectors.probe import Probe
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.serving.loading import LoadedPrompt
@@ -139,8 +139,8 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Known:
             return torch.tensor(scores)
 
         factory = {"oracle": lambda ratio, calibration: TopScores(ratio, score)}
-        monkeypatch.setattr(selectors, "_FACTORIES", selectors._FACTORIES | factory)
-        for place in ("serving.settings", "selectors"):
+        monkeypatch.setattr(registry, "_FACTORIES", registry._FACTORIES | factory)
+        for place in ("serving.settings", "selectors.registry"):
             monkeypatch.setattr(f"fusionrag_integrations.{place}.check_selector", lambda name: None)
         return "oracle"
 
