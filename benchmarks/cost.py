@@ -23,6 +23,7 @@ from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.store.calibration import Calibration
+from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.support.progress import Progress
 
 WIDTH = 32
@@ -59,7 +60,9 @@ def count_work(
     )
     with (
         TemporaryDirectory(prefix="fusionrag-cost-") as directory,
-        FusionEngine.open(model, Path(directory), chunk_tokens=suite.chunk_tokens) as opened,
+        FusionEngine.open(
+            model, Path(directory), chunk_tokens=suite.chunk_tokens, budgets=Budgets(starts=0)
+        ) as opened,
     ):
         engine = opened.calibrated(deeper)
         engine.ingest(suite.documents, progress=progress)

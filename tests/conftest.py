@@ -24,6 +24,8 @@ from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.gguf import require_gguf_extra
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.known_start import NOTHING_KNOWN
+from fusionrag_integrations.serving.known_starts import KnownStarts
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
@@ -31,6 +33,8 @@ from fusionrag_integrations.store.kv.types import LayeredKV
 from fusionrag_integrations.store.vector_index.check import faults
 from tests.tiny_models import COMMON, heads
 from tests.tiny_tokenizers import byte_level_tokenizer
+
+FIND = KnownStarts.find
 
 torch.set_num_threads(1)  # tiny tensors are slower on many threads, and rounding varies
 
@@ -54,6 +58,22 @@ def index_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
         "fusionrag_integrations.store.verify.index_faults",
         lambda catalog, index: list(faults(catalog, index)),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_was_asked_before() -> Iterator[None]:
+    """Most tests count a request's tokens as they are where no other has begun the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnownStarts, "find", lambda starts, *given: NOTHING_KNOWN)
+        yield
+
+
+@pytest.fixture(scope="module")
+def beginnings_are_known(nothing_was_asked_before: None) -> Iterator[None]:
+    """Others use what earlier requests began with, as it is for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnownStarts, "find", FIND)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from fusionrag_integrations.bench.tables import row_cells
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.demo.real_text import CANDIDATES
 
+pytestmark = pytest.mark.usefixtures("beginnings_are_known")
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("python", "console")

@@ -77,5 +77,10 @@ class Usage:
         Those of the conversation so far aren't counted again.
         """
         computed = self.recomputed_tokens + self.captured_tokens
-        found = self.reused_tokens - self.prefix_tokens - self.history_tokens + computed
-        return computed / found if found else 1.0
+        return computed / self.found_tokens if self.found_tokens else 1.0
+
+    @property
+    def found_tokens(self) -> int:
+        """Chunks' tokens that are in the prompt, but for what it was known to begin with."""
+        known = self.prefix_tokens + self.history_tokens
+        return self.reused_tokens - known + self.recomputed_tokens + self.captured_tokens

@@ -144,19 +144,13 @@ class TestMeasurements:
         ]
         assert [m.kind for m in found[:: len(STRATEGIES)]] == list(KINDS)
 
-    @staticmethod
-    def answered(engine: FusionEngine, question: Question, settings: AnswerSettings) -> Answer:
-        """As where nothing was asked before."""
-        engine.pipeline.starts.clear()
-        return engine.answer(question.prompt, settings)
-
     def test_answers_and_scores_are_those_of_the_engines_answers(
         self, run: Run, engine: FusionEngine, questions: list[Question]
     ) -> None:
         """With accepted answers that some strategies give, and others don't."""
         few = [questions[0], questions[2]]
         settings = [s.settings(MAX_TOKENS) for s in STRATEGIES]
-        answers = [[self.answered(engine, q, s) for s in settings] for q in few]
+        answers = [[engine.answer(q.prompt, s) for s in settings] for q in few]
         accepted = [a[0].text.split()[0] for a in answers]
         few = [replace(q, answers=(a,)) for q, a in zip(few, accepted, strict=True)]
         found = run(questions=few)

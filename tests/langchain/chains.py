@@ -151,7 +151,9 @@ class Watch(BaseCallbackHandler):
     def found_tokens(self) -> int:
         """Chunk tokens that were found, over all answers: reused or recomputed."""
         usages = [report["usage"] for report in self.reports]
-        return sum(usage["reused_tokens"] + usage["recomputed_tokens"] for usage in usages)
+        before = sum(usage["prefix_tokens"] + usage["history_tokens"] for usage in usages)
+        found = sum(usage["reused_tokens"] + usage["recomputed_tokens"] for usage in usages)
+        return int(found - before)
 
 
 KINDS = {

@@ -97,7 +97,7 @@ class Call:
     @property
     def found_tokens(self) -> int:
         """Tokens of chunks that were found in the prompt."""
-        return self.answer.usage.reused_tokens + self.answer.usage.recomputed_tokens
+        return self.answer.usage.found_tokens
 
 
 @contextmanager

@@ -39,6 +39,7 @@ USAGE = {
     "token_layers": 30,
     "prefix_tokens": 0,
     "captured_tokens": 0,
+    "history_tokens": 0,
     "recompute_ratio": 0.33,
 }
 TEXT = event(choices=[{"text": "At "}]), event(choices=[{"text": "noon."}])

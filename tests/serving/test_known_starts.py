@@ -12,6 +12,8 @@ from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import town
 
+pytestmark = pytest.mark.usefixtures("beginnings_are_known")
+
 SYSTEM = "You answer in one word, and say nothing that the texts don't say. " * 2
 SETTINGS = AnswerSettings(max_tokens=8, ratio=0.3)
 

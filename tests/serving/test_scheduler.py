@@ -22,6 +22,8 @@ from fusionrag_integrations.serving.scheduler import Scheduler
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import town
 
+pytestmark = pytest.mark.usefixtures("beginnings_are_known")
+
 TOWNS = 4
 FEW = Limits(rows=64, rows_alone=64, requests=5)  # so that every prompt is cut
 
