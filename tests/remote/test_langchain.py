@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -139,20 +141,16 @@ def test_a_call_that_the_model_writes_is_a_call(
 
 
 def say(engine: FusionEngine, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusionrag_integrations.execution.decoding import DecodedToken
-    from fusionrag_integrations.serving.pipeline import Pipeline
-    from fusionrag_integrations.serving.request import Request
+    from fusionrag_integrations.execution.decoding import DecodedToken, TokenChooser
 
-    recompute = Pipeline.recompute
+    *ids, last = engine.encode(text)
+    said: WeakKeyDictionary[TokenChooser, Iterator[DecodedToken]] = WeakKeyDictionary()
 
-    def spoken(pipeline: Pipeline, request: Request) -> None:
-        recompute(pipeline, request)
-        if not request.done:
-            *ids, last = engine.encode(text)
-            tokens = [DecodedToken(i, None) for i in ids] + [DecodedToken(last, "stop")]
-            request.begin_output(iter(tokens), engine.model.tokenizer)
+    def spoken(chooser: TokenChooser, logits: torch.Tensor) -> DecodedToken:
+        tokens = [*(DecodedToken(i, None) for i in ids), DecodedToken(last, "stop")]
+        return next(said.setdefault(chooser, iter(tokens)))
 
-    monkeypatch.setattr(Pipeline, "recompute", spoken)
+    monkeypatch.setattr(TokenChooser, "choose", spoken)
 
 
 def test_handles_name_what_is_too_short_to_be_found(

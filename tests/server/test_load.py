@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
@@ -172,11 +173,11 @@ def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
     with running(filled) as server, streamed(server) as lines:
         assert steps.is_held.wait(PATIENCE)
         server.server.should_exit = True
-        until(lambda: ask(server).status_code == 503)
-        refused = ask(server)
-        assert refused.json()["error"]["code"] == "closing"
         with server.client() as client:
-            assert client.get("/health").status_code == 503
+            until(lambda: client.get("/health").status_code == 503)
+        refused = ask(server)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "closing"
         steps.go_on()
         assert [line for line in lines if line][-1] == "data: [DONE]"
     with pytest.raises(httpx.ConnectError):
@@ -203,17 +204,17 @@ def test_an_error_in_a_stream_is_its_last_event(
 
     decode = Pipeline.decode
 
-    def fail(pipeline: Pipeline, request: Any) -> str:
+    def fail(pipeline: Pipeline, request: Any, logits: torch.Tensor) -> None:
         if len(request.output.token_ids) == 2:
             raise RuntimeError("secret")
-        return decode(pipeline, request)
+        decode(pipeline, request, logits)
 
     monkeypatch.setattr(Pipeline, "decode", fail)
     with streamed(served) as lines:
         last = [line for line in lines if line][-1]
     assert '"server_error"' in last
     assert "secret" not in last
-    assert not kv_in_use(filled)
+    until(lambda: not kv_in_use(filled))
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     with pytest.raises(openai.APIError, match="failed to answer"):
         list(client.completions.create(model=filled.model_name, stream=True, **BODY))
