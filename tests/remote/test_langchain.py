@@ -129,7 +129,7 @@ def test_a_call_that_the_model_writes_is_a_call(
     """The text that a model would write is put into its mouth."""
     written = 'So: <tool_call>{"name": "weather", "arguments": {"place": "Ulm"}}</tool_call>'
     say(engine, written, monkeypatch)
-    bound = chat.bind_tools([weather])
+    bound = chat.bind_tools([weather], max_tokens=100)
     message = bound.invoke("Is it fair in Ulm?")
     assert message.content == "So:"
     assert [(c["name"], c["args"]) for c in message.tool_calls] == [("weather", {"place": "Ulm"})]
