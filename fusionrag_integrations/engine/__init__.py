@@ -1,8 +1,9 @@
 """`FusionEngine`: the object that a user creates.
 
-engine.py       its operations
-model_facts.py  what it answers about its model alone
-parts.py        its parts, a model and a store, which are opened and closed together
+engine.py     it opens, ingests, deletes, checks and closes
+answering.py  what it does with prompts
+facts.py      what it tells of its model and its store
+parts.py      its parts, a model and a store, which are opened and closed together
 """
 
 from fusionrag_integrations.engine.engine import FusionEngine

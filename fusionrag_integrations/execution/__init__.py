@@ -6,6 +6,7 @@ rows_kv.py     KV as a pass uses it
 buffer.py      a request's KV with a slot for every position
 in_place.py    a request's KV over shared chunks that stay in place
 placement.py   chunks' KV placed in a prompt, either way
+known_start.py KV of what a prompt begins with, computed for another
 chunk_kv.py    a chunk's isolated and fused KV
 work.py        what is to be computed of one sequence, in as many passes as it takes
 dense.py       full attention: the model's own prefill, in pieces

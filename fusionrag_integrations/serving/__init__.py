@@ -10,6 +10,7 @@ serving_loop.py  `ServingLoop`: the thread in which a scheduler runs
 alone.py         one request at a time, in the caller's thread
 rendering.py     the prompt's text, in which chunks can't spell control tokens
 known_chunks.py  which known chunks a text contains
+known_starts.py  what prompts begin with as earlier ones do; prefix_tree.py keeps it
 adhoc.py         chunks that come with a question: which are worth keeping
 loading.py       the KV of a prompt's chunks
 text_stream.py   tokens to text; detokenizer.py: text that no later token changes
