@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.kv_record import KVRecord
 from fusionrag_integrations.store.kv.loader import Load
@@ -55,7 +56,7 @@ def requests(count: int) -> Iterator[list[int]]:
 T = TypeVar("T")
 
 
-def resident(kv: LayeredKV) -> ChunkKV:
+def resident(kv: LayeredKV, correction: Correction | None) -> ChunkKV:
     keys, values = kv.tensors(slice(None), CPU)
     return ChunkKV(kv.key, kv.kind, kv.token_ids, keys, values, rotated=True)
 

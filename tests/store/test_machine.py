@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from fusionrag_integrations.errors import KVMissingError
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.lease import Lease
 from fusionrag_integrations.store.kv.local import LocalKVFiles
@@ -32,7 +33,7 @@ def made(key: str, seed: int) -> ChunkKV:
     return random_kv(key, shape=SHAPE, seed=seed)
 
 
-def resident(kv: LayeredKV) -> ChunkKV:
+def resident(kv: LayeredKV, correction: Correction | None) -> ChunkKV:
     keys, values = kv.tensors(slice(None), CPU)
     return ChunkKV(kv.key, kv.kind, kv.token_ids, keys, values, rotated=True)
 

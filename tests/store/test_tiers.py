@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusionrag_integrations.errors import KVCorruptError, KVForeignError, KVMissingError
-from fusionrag_integrations.store.corrections import Correction
+from fusionrag_integrations.store.corrections import INDICES, Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.kv_record import LayerReadiness
 from fusionrag_integrations.store.kv.loader import STAGES
@@ -449,3 +449,24 @@ def test_foreign_records_are_counted(tmp_path: Path) -> None:
         used(kv, "aa")
     kv.count_stale()
     assert (kv.metrics().stale, kv.metrics().corrupt, kv.metrics().misses) == (2, 0, 0)
+
+
+def test_on_the_device_a_record_has_the_correction_that_was_asked_for(tmp_path: Path) -> None:
+    """A request with another one, or with none, gets the record as it is stored."""
+    stored(tmp_path).put(random_kv("aa"))
+    zeros = torch.zeros(2, 3, INDICES, 8)
+    first, second = Correction(zeros, zeros), Correction(zeros, zeros)
+    with opened(tmp_path, device=1 << 20) as kv:
+        for correction in (first, second, None):
+            for _ in range(2):
+                with kv.lease() as lease:
+                    found = lease.get("aa", correction=correction)
+                    found.wait()
+            assert found.rotated
+            expected = resident(random_kv("aa"), correction).keys
+            torch.testing.assert_close(found.tensors(slice(None), CPU)[0], expected)
+            for other in {first, second, None} - {correction}:
+                with kv.lease() as lease:
+                    assert not lease.get("aa", correction=other).rotated
+                with kv.lease() as lease:  # and so it is where the device has it again
+                    lease.get("aa", correction=correction)

@@ -17,6 +17,7 @@ from fusionrag_integrations.errors import (
     KVForeignError,
     KVMissingError,
 )
+from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.base import KVFile, KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.local import LocalKVFiles
@@ -157,7 +158,7 @@ def damage(files: KVFiles, at: int = -1, key: str = KEY) -> None:
     files.write(key, [bytes(damaged)])
 
 
-def to_device(kv: LayeredKV) -> ChunkKV:
+def to_device(kv: LayeredKV, correction: Correction | None) -> ChunkKV:
     keys, values = kv.tensors(slice(None), CPU)
     return ChunkKV(kv.key, kv.kind, kv.token_ids, keys, values, rotated=True)
 
