@@ -131,7 +131,9 @@ def tokens_of(engine, chunk_ids):
 
 def share(usages, chunk_tokens):
     """Chunk tokens whose KV came from the store, kept or recomputed, over all chunk tokens."""
-    return sum(u["reused_tokens"] + u["recomputed_tokens"] for u in usages) / chunk_tokens
+    found = sum(u["reused_tokens"] + u["recomputed_tokens"] for u in usages)
+    begun = sum(u["prefix_tokens"] + u["history_tokens"] for u in usages)  # belong to no chunk
+    return (found - begun) / chunk_tokens
 
 
 if __name__ == "__main__":
