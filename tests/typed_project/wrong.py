@@ -17,7 +17,7 @@ def engine_api(engine: FusionEngine) -> None:
 
 
 def with_langchain(engine: FusionEngine) -> None:
-    langchain.FusionRAGLLM()  # call-arg
+    langchain.FusionRAGLLM(base_url=8000)  # arg-type
     langchain.FusionRAGLLM(engine=3)  # arg-type
     langchain.ChatFusionRAG(engine=engine, ratio="much")  # arg-type
     langchain.FusionKVRetriever(engine=engine, search_type="best")  # arg-type
@@ -25,7 +25,7 @@ def with_langchain(engine: FusionEngine) -> None:
 
 
 def with_llama_index(engine: FusionEngine) -> None:
-    llama_index.FusionRAGLLM()  # call-arg
+    llama_index.FusionRAGLLM(base_url=8000)  # arg-type
     llama_index.FusionRAGLLM(engine=engine, stop="end")  # arg-type
     llama_index.FusionKVRetriever(engine=engine, k=3)  # call-arg
     llama_index.FusionRAGLLM(engine=engine).complete("Who?").pretty_print()  # attr-defined
