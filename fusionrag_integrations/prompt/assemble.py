@@ -82,7 +82,7 @@ def _runs(encoded: EncodedPrompt, match: TextMatch) -> list[Span]:
     return runs
 
 
-def equal_at_start(one: tuple[object, ...], other: tuple[object, ...]) -> int:
+def equal_at_start(one: Sequence[object], other: Sequence[object]) -> int:
     """How many of the first elements are equal."""
     if one == other:
         return len(one)

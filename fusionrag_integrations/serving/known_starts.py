@@ -18,6 +18,7 @@ from threading import Lock
 
 from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart, KVPiece
+from fusionrag_integrations.prompt.assemble import equal_at_start
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.serving.prefix_tree import PrefixTree, Read
 from fusionrag_integrations.serving.settings import AnswerSettings
@@ -117,11 +118,9 @@ class KnownStarts(Forkable):
     ) -> KnownStart | None:
         best: tuple[int, tuple[object, ...]] | None = None
         for name, one in self._conversations.items():
-            if name[:-1] != origin or tuple(token_ids[: one.asked]) != one.token_ids[: one.asked]:
+            if name[:-1] != origin:
                 continue
-            pairs = zip(one.token_ids, token_ids, strict=False)
-            same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-            length = min(len(one.token_ids), len(token_ids)) if same is None else same
+            length = equal_at_start(one.token_ids, token_ids)
             if length >= one.asked and (best is None or length > best[0]):
                 best = length, name
         if best is None:

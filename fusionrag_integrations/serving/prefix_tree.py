@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fusionrag_integrations.execution.known_start import KVPiece
+from fusionrag_integrations.prompt.assemble import equal_at_start
 
 Read = Callable[[range], tuple[torch.Tensor, torch.Tensor]]
 """A copy of the keys and values [L, Hkv, T, D] at these positions."""
@@ -93,7 +94,7 @@ class PrefixTree:
         path: list[tuple[_Node, int]] = []
         children, start = self._roots.get(root, {}), 0
         while start < len(token_ids) and (node := children.get(token_ids[start])):
-            matched = _same(node.token_ids, token_ids[start : start + len(node.token_ids)])
+            matched = equal_at_start(node.token_ids, token_ids[start : start + len(node.token_ids)])
             path.append((node, matched))
             if matched < len(node.token_ids):
                 break
@@ -127,9 +128,3 @@ def _ends(children: dict[int, _Node]) -> Iterator[tuple[dict[int, _Node], _Node]
                 waiting.append(node.children)
             else:
                 yield siblings, node
-
-
-def _same(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens are the same from the start on."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

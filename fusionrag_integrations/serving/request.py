@@ -177,10 +177,6 @@ class Request:
         )
         self.close()
 
-    def fail(self, error: BaseException) -> None:
-        """End it by an error, which whoever reads the answer gets."""
-        self.close(error)
-
     def release_loaded(self) -> None:
         """The prompt is computed: free the memory of what it was computed from."""
         _delete(self, "read", "loaded", "placed", "selection")
@@ -188,7 +184,8 @@ class Request:
     def close(self, error: BaseException | None = None) -> None:
         """Release all KV, and free its memory; no step follows. May be called again.
 
-        Whoever made the request may hold it for long. error: what has ended it.
+        Whoever made the request may hold it for long. error: what has
+        ended it, which whoever reads the answer gets.
         """
         self.stage = Stage.DONE
         self.work, self.known = None, NOTHING_KNOWN

@@ -85,7 +85,7 @@ class Scheduler:
             request.pieces.end(error)
             request.cancelled = True
         for request in (*self._prepared, *self._at_work):
-            request.fail(error)
+            request.close(error)
         self._drop_ended()
 
     def _begin(self, request: Request, step: Step) -> None:
@@ -97,10 +97,8 @@ class Scheduler:
         finished = self._background.finished()
         for request, error in finished:
             prepared = self._elsewhere.pop(request) == self._pipeline.prepare
-            if error is not None:
-                request.fail(error)
-            elif request.cancelled:
-                request.close()
+            if error is not None or request.cancelled:
+                request.close(error)
             else:
                 insort(self._prepared if prepared else self._at_work, request, key=_arrival)
         return bool(finished)
@@ -180,7 +178,7 @@ class Scheduler:
             request.wait_for_all = True
             self._begin_again(request)
         else:
-            request.fail(error)
+            request.close(error)
 
     def _begin_again(self, request: Request) -> None:
         """Compute the prompt again; decode just repeats its step."""

@@ -124,7 +124,7 @@ class ServingLoop(Forkable, Closable):
             with self._changed:
                 self._thread = None
                 while self._submitted:
-                    self._submitted.popleft().fail(failure)
+                    self._submitted.popleft().close(failure)
             raise
 
     def _goes_on(self) -> bool:
