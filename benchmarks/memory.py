@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,10 +57,10 @@ def measure_memory(model: CausalModel, context: int, ratio: float) -> dict[str, 
         capacity = len(loaded.prompt) + ANSWER_TOKENS
         held = []
         for kind in (place, place_in_buffer):
-            before = tensor_bytes(model.device)
+            before = tensor_storages(model.device)
             kv = kind(executor, loaded.prompt, loaded.kvs, capacity)
             warm = PlacedPrompt(executor, loaded.prompt, kv).recompute(selection)
-            held.append(tensor_bytes(model.device) - before)
+            held.append(tensor_bytes_since(before, model.device))
             del kv, warm
     own_tokens = len(loaded.prompt.fresh_positions) + wanted + ANSWER_TOKENS
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
@@ -69,12 +70,20 @@ def measure_memory(model: CausalModel, context: int, ratio: float) -> dict[str, 
     return facts | {"ratio": ratio, "beyond_own": use.beyond_own}
 
 
-def tensor_bytes(device: torch.device) -> int:
-    """Bytes of all tensors that are alive on a device, each storage once."""
+def tensor_storages(device: torch.device) -> dict[int, int]:
+    """Bytes of what tensors that are alive on a device lie in, by address."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device == device:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return storages
+
+
+def tensor_bytes_since(before: Mapping[int, int], device: torch.device) -> int:
+    """Bytes of the tensors that came to a device since its `tensor_storages` were `before`.
+
+    Not a difference of sums: what others let go meanwhile would count against what came.
+    """
+    return sum(size for at, size in tensor_storages(device).items() if before.get(at) != size)

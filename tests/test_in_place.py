@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.memory import tensor_bytes
+from benchmarks.memory import tensor_bytes_since, tensor_storages
 from fusionrag_integrations.attention.rope import RotaryTable, Rotation, rotate
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.errors import InvalidInputError
@@ -250,10 +250,10 @@ def test_a_request_holds_its_own_tokens_and_little_more() -> None:
             return Rotation(angles.cos(), angles.sin(), rotated)
 
     own = sorted({*prompt.fresh_positions, *prompt.chunk_positions[::7]})
-    before = tensor_bytes(CPU)
+    before = tensor_storages(CPU)
     shared = place(SimpleNamespace(model=Shape()), prompt, [kv] * len(spans), stop + 306)  # type: ignore[arg-type]
     held = shared.with_private_tokens([*own, *range(len(prompt), shared.capacity)])
-    beyond = tensor_bytes(CPU) - before - (len(own) + 256) * 2 * layers * heads * size * 2
+    beyond = tensor_bytes_since(before, CPU) - (len(own) + 256) * 2 * layers * heads * size * 2
     assert isinstance(held, InPlaceKV)
     assert 0 < beyond < 0.05 * 28 * (len(own) + 256) * 2 * layers * heads * size * 2
 

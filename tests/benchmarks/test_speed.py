@@ -13,7 +13,7 @@ import torch
 from benchmarks import gpu_suite, kernel
 from benchmarks.gpu_suite import Result, run_suite, steps
 from benchmarks.kernel import SUFFIX, HeadShape, measure_kernel
-from benchmarks.memory import measure_memory, tensor_bytes
+from benchmarks.memory import measure_memory, tensor_bytes_since, tensor_storages
 from benchmarks.offline import measure_decode, measure_ingest, measure_offline
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.bench.clock import times_ms
@@ -100,12 +100,19 @@ class TestMemory:
         assert result["beyond_own"] == result["in_place_bytes"] / result["own_bytes"] - 1.0
 
     def test_only_what_is_alive_counts_and_once(self) -> None:
-        before = tensor_bytes(CPU)
+        before = tensor_storages(CPU)
         held = torch.zeros(1000)
         views = [held[:10], held.view(10, 100)]
-        assert tensor_bytes(CPU) - before == 4000
+        assert tensor_bytes_since(before, CPU) == 4000
         del held, views
-        assert tensor_bytes(CPU) == before
+        assert tensor_bytes_since(before, CPU) == 0
+
+    def test_what_is_let_go_meanwhile_does_not_count_against_it(self) -> None:
+        going = torch.zeros(5000)
+        before = tensor_storages(CPU)
+        held = torch.zeros(1000)
+        del going
+        assert tensor_bytes_since(before, CPU) == held.nbytes
 
 
 def test_a_token_of_an_answer(model: CausalModel) -> None:

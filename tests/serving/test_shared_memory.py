@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from benchmarks.memory import tensor_bytes_since, tensor_storages
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.serving.alone import AtOnce
 from fusionrag_integrations.serving.passes import Limits
@@ -55,26 +54,15 @@ def decoding(engine: FusionEngine, count: int, settings: AnswerSettings) -> list
     return requests
 
 
-def tensor_bytes() -> int:
-    """Of all tensors' storages, each once."""
-    gc.collect()
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in gc.get_objects()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return sum(storages.values())
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_further_request_takes_its_own_tokens(engine: FusionEngine, way: str) -> None:
     settings = AnswerSettings(max_tokens=40).changed(WAYS[way])
     for _ in range(3):  # chunks move up to the device with use
         engine.answer(f"{PROMPT}\n\nWhere is it?", settings)
-    before = tensor_bytes()
+    before = tensor_storages(engine.model.device)
     for count in (1, 8, 32):
         requests = decoding(engine, count, settings)
-        taken = tensor_bytes() - before
+        taken = tensor_bytes_since(before, engine.model.device)
         own = sum(
             request.usage.fresh_tokens + request.usage.recomputed_tokens + settings.max_tokens
             for request in requests
