@@ -18,9 +18,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from fusionrag_integrations.attention.attend import attend, attention_in_place
-from fusionrag_integrations.attention.reference import visible
 from fusionrag_integrations.attention.rope import RotaryTable
-from fusionrag_integrations.attention.rows import Rows
+from fusionrag_integrations.attention.rows import Rows, visible
 from fusionrag_integrations.attention.segments import (
     PrivateRows,
     Segment,

@@ -105,10 +105,11 @@ def test_all_layers_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_a_cpu_it_is_written_at_once() -> None:
+    """A few layers of all chunks together, which a cache holds."""
     written: list[slice] = []
-    whole = KVBuffer(torch.zeros(3, 1, 4, 2), torch.zeros(3, 1, 4, 2))
+    whole = KVBuffer(torch.zeros(7, 1, 4, 2), torch.zeros(7, 1, 4, 2))
     whole.fill(written.append, always)
-    assert written == [slice(0, 3)]
+    assert written == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
 
 
 def test_what_is_not_ready_is_written_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from fusionrag_integrations.attention.rows import visible
 from fusionrag_integrations.attention.sequences import SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
-
-
-def visible(positions: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """Which of the keys at positions 0, 1, ... each row attends to, bool [R, keys].
-
-    All up to its own position; with a window, the last `window` of those.
-    """
-    at = torch.arange(keys, device=positions.device)
-    own = positions[:, None]
-    seen = at <= own
-    return seen if window is None else seen & (at > own - window)
 
 
 def reference_attention(

@@ -20,6 +20,10 @@ class Block:
     first: int
     last: int
 
+    def seen_from(self, window: int | None) -> int:
+        """The first slot that any of them sees."""
+        return 0 if window is None else max(0, self.first - window + 1)
+
 
 class Rows:
     """Positions of one sequence's rows in a pass: on the host, and on the device once it is asked.
@@ -73,6 +77,17 @@ class Rows:
             Block(start, start + len(part), min(part), max(part))
             for start, part in zip(starts, parts, strict=True)
         )
+
+
+def visible(positions: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """Which of the keys at positions 0, 1, ... each row attends to, bool [R, keys].
+
+    All up to its own position; with a window, the last `window` of those.
+    """
+    at = torch.arange(keys, device=positions.device)
+    own = positions[:, None]
+    seen = at <= own
+    return seen if window is None else seen & (at > own - window)
 
 
 def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -6,17 +6,18 @@ share of a layer doesn't grow with the number of sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 
 import torch
 
-from fusionrag_integrations.attention.rows import Block, Rows, sent
+from fusionrag_integrations.attention.rows import Block, Rows, sent, visible
 from fusionrag_integrations.errors import InvalidInputError
 
 ALIGNED = 16  # bytes that a GPU reads at once
+MASKS_KEPT = 64 << 20  # bytes of one pass's; where there would be more, each layer makes its own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +61,7 @@ class SequenceRows:
         self._programs: dict[tuple[int, int], torch.Tensor] = {}
         self._first_seen: dict[int, torch.Tensor] = {}
         self._first_parts: dict[int, torch.Tensor] = {}
+        self._masks: dict[tuple[int | None, int], tuple[torch.Tensor | None, ...]] = {}
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -119,6 +121,34 @@ class SequenceRows:
             for start, one, room in zip(self.starts, self.rows, self.rooms, strict=False)
             for block in one.blocks
         )
+
+    def masks(
+        self, window: int | None, group: int, dtype: torch.dtype
+    ) -> Iterable[torch.Tensor | None]:
+        """For each block what to add to its scores: nothing, or -inf where a row doesn't see a key.
+
+        [group x block, keys], over the keys from `Block.seen_from` to its last row's own; None
+        where all of its rows see all of them. group: query heads that share keys.
+        """
+        kept = self._masks.get((window, group))
+        if kept is not None:
+            return kept
+        made = (self._mask(block, window, group, dtype) for _, block in self.blocks)
+        cells = sum((b.stop - b.start) * (b.last + 1 - b.seen_from(window)) for _, b in self.blocks)
+        if cells * group * dtype.itemsize > MASKS_KEPT:
+            return made
+        return self._masks.setdefault((window, group), tuple(made))
+
+    def _mask(
+        self, block: Block, window: int | None, group: int, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        if block.first == block.last:
+            return None
+        begin = block.seen_from(window)
+        positions = self.positions[block.start : block.stop] - begin
+        seen = visible(positions, block.last + 1 - begin, window)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~seen, -torch.inf).repeat(group, 1)
 
     def programs(self, flat: int, group: int) -> torch.Tensor:
         """Which rows a kernel's programs take, int64 [P, 2]: the sequence, the number of the block.

@@ -15,7 +15,7 @@ from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
 
-STAGES = 4  # groups of layers that are placed as they come: a copy a layer and chunk is too many
+STAGES = 4  # groups of layers that are placed together: a copy a layer and chunk is too many
 STAGED_BYTES = 2 << 30  # of KV on its way through a device's memory; more is split
 
 
@@ -118,22 +118,22 @@ class KVBuffer:
     def fill(self, write: Callable[[slice], None], ready: Callable[[slice], bool]) -> None:
         """Call `write` with groups of layers, which it is to `place` KV in.
 
-        What is all `ready` is one group, as far as memory allows: to queue copies costs more time
-        than layers that begin early would save. Groups that aren't ready, and those behind them,
-        are written when one of their layers is read: that waits, and raises what `write` raises.
+        On CUDA what is all `ready` is one group, as far as memory allows: to queue copies costs
+        more time than layers that begin early would save. On a CPU some layers of a chunk stay in
+        its cache until they are placed, all of them don't. Groups that aren't ready, and those
+        behind them, are written when one of their layers is read: that waits, and raises what
+        `write` raises.
 
         On CUDA the work is queued on another stream, so that KV moves while layers compute:
         what reads a layer waits for its group, and the host for none that is ready. `write` must
         leave nothing that it needs to the main stream.
         """
         layers = range(self._keys.shape[0])
-        all_ready = ready(_slice(layers))
-        if all_ready and self._keys.device.type != "cuda":
-            write(_slice(layers))
-            return
-        self._write = write
-        groups = -(-2 * self._keys.nbytes // STAGED_BYTES) if all_ready else STAGES
+        groups = STAGES
+        if self._keys.device.type == "cuda" and ready(_slice(layers)):
+            groups = -(-2 * self._keys.nbytes // STAGED_BYTES)
         size = -(-len(layers) // groups)
+        self._write = write
         self._unfilled = [layers[start : start + size] for start in layers[::size]]
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._keys.device))

@@ -83,15 +83,16 @@ class Carryover:
     It observes the pass that recomputes the selected tokens.
 
     positions: of those that are carried from. rest: of those that are not selected, int64 on the
-    model's device. In both, chunks of about the same length come together.
+    model's device. In both, chunks of about as many selected tokens come together: few have most of
+    them.
     """
 
     def __init__(self, model: CausalModel, chunks: Sequence[CarriedChunk]) -> None:
         """chunks: at least one."""
-        by_length: defaultdict[int, list[CarriedChunk]] = defaultdict(list)
+        by_given: defaultdict[int, list[CarriedChunk]] = defaultdict(list)
         for chunk in chunks:
-            by_length[(len(chunk.given) + len(chunk.others)).bit_length()].append(chunk)
-        alike = list(by_length.values())
+            by_given[len(chunk.given).bit_length()].append(chunk)
+        alike = list(by_given.values())
         self._alike = [_Alike(group, model.device) for group in alike]
         self.positions = tuple(p for group in alike for chunk in group for p in chunk.given)
         rest = [p for group in alike for chunk in group for p in chunk.others]
@@ -141,7 +142,7 @@ class Carryover:
 
 
 class _Alike:
-    """Chunks of about the same length, none twice another's, padded to stand side by side.
+    """Chunks padded to stand side by side; none has twice as many selected tokens as another.
 
     selected: how many tokens are carried from.
     """

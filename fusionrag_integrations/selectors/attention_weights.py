@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusionrag_integrations.attention.reference import visible
+from fusionrag_integrations.attention.rows import visible
 from fusionrag_integrations.selectors.probe import LayerView
 
 

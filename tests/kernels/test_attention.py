@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from fusionrag_integrations.attention import sequences
 from fusionrag_integrations.attention.attend import attend, attend_rows, write_rows
-from fusionrag_integrations.attention.reference import reference_attention, reference_rows, visible
-from fusionrag_integrations.attention.rows import BLOCK, Rows
+from fusionrag_integrations.attention.reference import reference_attention, reference_rows
+from fusionrag_integrations.attention.rows import BLOCK, Rows, visible
 from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
 
@@ -97,9 +98,13 @@ def test_what_no_row_sees_is_never_read() -> None:
     assert torch.equal(attend(*given, rows, AttentionSpec(0.3, window=BLOCK)), plain)
 
 
+@pytest.mark.parametrize("kept", [sequences.MASKS_KEPT, 0], ids=["masks kept", "masks made"])
 @pytest.mark.parametrize("window", [None, 40])
-def test_rows_of_several_sequences(window: int | None) -> None:
+def test_rows_of_several_sequences(
+    window: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exactly as of each alone: what stands beside them is never looked at."""
+    monkeypatch.setattr(sequences, "MASKS_KEPT", kept)
     spec, rows, rooms = AttentionSpec(0.2, window), [], []
     for number, (count, keys) in enumerate(((1, 30), (BLOCK + 3, 200), (1, 1), (20, 90))):
         draw = torch.Generator().manual_seed(number)
