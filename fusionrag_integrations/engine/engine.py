@@ -74,7 +74,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         self.serving = ServingLoop(
             self.pipeline, self.store.path, Limits.on(self.model.device, parts.request_bytes)
         )
-        self.threads = Threads("fusionrag-answer", self.store.path)  # for async callers
+        self.threads = Threads("fusionrag-calls", self.store.path)  # for async callers
 
     @classmethod
     @checked(leave=("index", "kv_files"))
