@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.memory import tensor_bytes_since, tensor_storages
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.bench.throughput.bound import Bound, measure_bounds
 from fusionrag_integrations.bench.throughput.one_request import prefill_alone
@@ -18,7 +17,8 @@ from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.errors import PromptTooLongError
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.steps import DecodeRow
-from fusionrag_integrations.serving.request import Stage
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.request import Request, Stage
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.bench.throughput.conftest import TOKENS
 from tests.conftest import town
@@ -90,15 +90,20 @@ class TestBounds:
         assert bound.clients == 2
         assert {len(rows) for rows in steps} == {2}
 
-    def test_nothing_is_held_afterwards(self, towns: FusionEngine, requests: list[Asked]) -> None:
-        device = towns.model.device
-        for _ in range(2):  # what the first one reads stays in memory
-            towns.pipeline.starts.clear()
-            before = tensor_storages(device)
-            bounds(towns, {0.15: 1.0}, requests)
-        towns.pipeline.starts.clear()
-        one = len(requests[0].token_ids) * towns.model.kv_bytes
-        assert tensor_bytes_since(before, device) < one
+    def test_all_requests_are_over_afterwards(
+        self, towns: FusionEngine, requests: list[Asked], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Request] = []
+        begin = Pipeline.request
+
+        def watched(pipeline: Pipeline, *given: Any) -> Request:
+            made.append(begin(pipeline, *given))
+            return made[-1]
+
+        monkeypatch.setattr(Pipeline, "request", watched)
+        bounds(towns, {0.15: 1.0}, requests)
+        assert len(made) > len(requests)
+        assert all(request.over for request in made)
 
     def test_answers_of_one_token_have_no_steps(
         self, towns: FusionEngine, requests: list[Asked]

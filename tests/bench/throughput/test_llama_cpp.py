@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,7 @@ class Llama:
             known = [*tokens, *reversed(tokens[len(tokens) - count :])]
             self.input_ids[: len(known)] = known
             self.n_tokens = len(known)
+            sleep(0.001)  # others may come in between
             yield tokens[-1 - count]
 
     def save_state(self) -> SimpleNamespace:
