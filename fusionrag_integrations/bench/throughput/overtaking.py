@@ -54,19 +54,19 @@ def measure_overtaking(engine: FusionEngine, plan: Plan, progress: Progress) -> 
     ratio, tokenizer = max(plan.ratios), engine.model.tokenizer
     long = _long(engine, plan)
     first, *shorts = [_short(tokenizer, number) for number in range(1 + _ALONE + len(MOMENTS))]
+    _, passes = prefill_alone(engine, long, ratio, tokens=1)
     together, _ = engine_systems(engine, [ratio], tokens=1)
     with answers_of(engine.model, 1), together.serve() as ask:
-        _, long_alone = _ttft(closed_loop(ask, [first, long], 1, clients=1))  # warms up
+        _ttft(closed_loop(ask, [first], 1, clients=1))  # warms up
         alone = _ttft(closed_loop(ask, shorts[:_ALONE], 1, clients=1))
         behind = []
         for number, moment in enumerate(MOMENTS):
             progress("overtaking", number, len(MOMENTS))
             asked = [long, shorts[_ALONE + number]]
-            outcome = open_loop(ask, asked, 1, [0.0, moment * long_alone])
+            outcome = open_loop(ask, asked, 1, [0.0, moment * sum(passes)])
             long_ttft, short_ttft = _ttft(outcome)
             if outcome.answered[1].arrived < outcome.answered[0].arrived + long_ttft:
                 behind.append(short_ttft)
-    _, passes = prefill_alone(engine, long, ratio, tokens=1)
     progress("overtaking", len(MOMENTS), len(MOMENTS))
     limit = 2 * median(alone) + max(passes)
     return ShortBehindLong(
