@@ -33,7 +33,7 @@ class ServingLoop(Forkable, Closable):
         """store: whose threads they are, for messages."""
         self._pipeline = pipeline
         self._store = store
-        self._limits = limits
+        self.limits = limits
         self._pool = Threads("fusionrag-prepare", store)
         self._closed = False
         self.in_child()
@@ -46,7 +46,7 @@ class ServingLoop(Forkable, Closable):
         self._finished: deque[tuple[Request, Exception | None]] = deque()
         self._has_news = False
         self._thread: Thread | None = None  # None where no request is left
-        self._scheduler = Scheduler(self._pipeline, self._limits, self)
+        self._scheduler = Scheduler(self._pipeline, self.limits, self)
 
     def stream(self, prompt: Prompt, settings: AnswerSettings) -> AnswerStream:
         """An answer. Work begins when it is first read."""

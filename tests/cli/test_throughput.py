@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from click.testing import Result
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench import invented
 from fusionrag_integrations.bench.throughput import measure
+from fusionrag_integrations.bench.throughput.bound import Bound
 from fusionrag_integrations.bench.throughput.load import Outcome
+from fusionrag_integrations.bench.throughput.overtaking import ShortBehindLong
 from fusionrag_integrations.bench.throughput.rows import Load, Measured, throughput_row
 from fusionrag_integrations.bench.throughput.systems import System
 from fusionrag_integrations.cli import throughput
@@ -25,6 +27,9 @@ FEW = (
     *("--requests", 2, "--clients", "1", "--ratios", "0.15", "--arrivals", "0.5"),
     *("--prompt-tokens", 700, "--output-tokens", 3, "--chunks", 4),
 )
+
+
+NO_LIMITS = {"fastest_full_attention": "generate", "bounds": [], "short_behind_long": None}
 
 
 def run(*options: object) -> Result:
@@ -39,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FusionEngine, list[str]
     def watched(engine: FusionEngine, *given: Any) -> dict[str, Any]:
         chunks = engine.store.catalog.chunks
         seen.append((engine, [r.chunk.text for r in chunks.records(chunks.ids()).values()]))
-        return {"rows": [], "fastest_full_attention": "generate"}
+        return {"rows": [], **NO_LIMITS}
 
     monkeypatch.setattr(measure, "measure_throughput", watched)
     return seen
@@ -60,6 +65,8 @@ def test_over_a_store_as_json(model_dir: Path, tmp_path: Path) -> None:
         ("full_attention", None, 0.5),
     ]
     assert {row["errors"] for row in result["rows"]} == {0}
+    assert [(bound["ratio"], bound["clients"]) for bound in result["bounds"]] == [(0.15, 1)]
+    assert result["short_behind_long"]["long_tokens"] > 300
 
 
 def test_as_a_table_with_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,13 +77,36 @@ def test_as_a_table_with_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         3,
         [Measured(Outcome((), ("RuntimeError: no [engine] today",)), None, None)],
     )
-    told = {"rows": [asdict(failed)], "fastest_full_attention": "generate"}
+    told = {"rows": [asdict(failed)], **NO_LIMITS}
     monkeypatch.setattr(measure, "measure_throughput", lambda *given: told)
     result = run("--model", "demo")
     assert result.exit_code == 0, result.stderr
     assert len([line for line in result.stdout.splitlines() if line.startswith("|")]) == 2 + 1
     assert "The fastest way to full attention: generate." in result.stdout
     assert "fusionrag, together: RuntimeError: no [engine] today" in result.stdout
+
+
+def test_limits_stand_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = [Bound(0.0, 8, 110.4, 32.06, 4.25, 0.9), Bound(0.15, 8, 500.0, 32.0, 1.5, 1.02)]
+    behind = ShortBehindLong(0.15, 104, 7950, 40.2, 250.0, (120.0, 310.4, 200.0), 0.94)
+    told = {"rows": [], "fastest_full_attention": "generate", "bounds": list(map(asdict, bounds))}
+    lines = {
+        behind: "A prompt of 104 tokens has its first token after 40 ms alone, and 120 to 310 ms "
+        "behind one of 7,950 at 15%, whose longest pass takes 250 ms: at most 94% of a pass and "
+        "two times the time alone.",
+        replace(behind, behind_ms=(), of_limit=None): "The long prompt was computed before a short "
+        "one could arrive.",
+        None: "",
+    }
+    for short, line in lines.items():
+        result = told | {"short_behind_long": short and asdict(short)}
+        monkeypatch.setattr(measure, "measure_throughput", lambda *given, told=result: told)
+        said_below = " ".join(run("--model", "demo").stdout.split("generate.")[1].split())
+        assert said_below == (
+            "At 0%, 110 ms of prefill and decode steps of 32.1 ms for 8 allow 4.25 requests/s; 90% "
+            "of that was reached. At 15%, 500 ms of prefill and decode steps of 32.0 ms for 8 "
+            f"allow 1.5 requests/s; 102% of that was reached. {line}".strip()
+        )
 
 
 def test_the_texts_are_of_the_model(

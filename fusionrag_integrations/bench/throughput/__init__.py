@@ -7,6 +7,10 @@ systems.py      what is put under load: the engine at each ratio, together and o
 dense.py        full attention one request at a time, and the model that it runs
 batches.py      full attention in static batches
 continuous.py   full attention by transformers' continuous batching
+llama_cpp.py    full attention by llama.cpp
+one_request.py  one request with nothing else at work
+bound.py        the most requests a second that the engine's own work allows
+overtaking.py   a short prompt behind a long one
 memory.py       the most memory that a load took
 rows.py         loads -> rows
 measure.py      systems take turns under every load

@@ -1,7 +1,8 @@
 """Systems take turns under every load, so that the machine's drift touches all alike.
 
 1. The fullest closed loop, for every system and every way to compute full attention. The way that
-   answers most requests a second there goes on, the others don't.
+   answers most requests a second there goes on, the others don't, nor does llama.cpp. What the
+   engine could reach there is measured, and how long short prompts wait behind long ones.
 2. The other closed loops. A system's peak is the best of all of its closed loops.
 3. Open loops, at shares of each system's own peak.
 """
@@ -13,9 +14,12 @@ from dataclasses import asdict
 from typing import Any
 
 from fusionrag_integrations.bench.machine import described, where_and_when
+from fusionrag_integrations.bench.throughput.bound import measure_bounds
 from fusionrag_integrations.bench.throughput.dense import dense_systems
+from fusionrag_integrations.bench.throughput.llama_cpp import llama_cpp_systems
 from fusionrag_integrations.bench.throughput.load import closed_loop, open_loop
 from fusionrag_integrations.bench.throughput.memory import PeakMemory
+from fusionrag_integrations.bench.throughput.overtaking import measure_overtaking
 from fusionrag_integrations.bench.throughput.plan import Plan
 from fusionrag_integrations.bench.throughput.rows import (
     Load,
@@ -23,7 +27,12 @@ from fusionrag_integrations.bench.throughput.rows import (
     ThroughputRow,
     throughput_row,
 )
-from fusionrag_integrations.bench.throughput.systems import System, answers_of, engine_systems
+from fusionrag_integrations.bench.throughput.systems import (
+    TOGETHER,
+    System,
+    answers_of,
+    engine_systems,
+)
 from fusionrag_integrations.bench.throughput.workload import Asked, Workload, poisson
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.support.progress import Progress
@@ -53,6 +62,7 @@ class _Run:
         self._workload = Workload(engine, plan)
         self._ours = engine_systems(engine, plan.ratios, plan.output_tokens)
         self._dense = dense_systems(engine.model, plan)
+        self._llama_cpp = llama_cpp_systems(engine.model, plan)
         self._rows: dict[tuple[System, Load], ThroughputRow] = {}
         self._prompt_tokens: list[int] = []
 
@@ -64,7 +74,7 @@ class _Run:
                 if key:
                     with self._engine.kv.lease() as lease:
                         lease.get(key, complete=True)
-        systems = (*self._ours, *self._dense)
+        systems = (*self._ours, *self._dense, *self._llama_cpp)
         for number, system in enumerate(systems):
             self._progress("warm-up", number, len(systems))
             with system.serve() as ask:
@@ -75,7 +85,8 @@ class _Run:
     def measure(self) -> dict[str, Any]:
         """What was measured, and how."""
         plan, fullest = self._plan, Load(self._plan.most_clients)
-        self._take_turns("fullest", [*self._ours, *self._dense], [fullest])
+        self._take_turns("fullest", [*self._ours, *self._dense, *self._llama_cpp], [fullest])
+        limits = self._limits(fullest)
         fastest = max(self._dense, key=lambda way: self._rows[way, fullest].requests_per_s)
         systems = [*self._ours, fastest]
         others = [Load(count) for count in dict.fromkeys(plan.clients) if count != fullest.clients]
@@ -92,6 +103,27 @@ class _Run:
             },
             "fastest_full_attention": fastest.way,
             "rows": [asdict(row) for row in self._rows.values()],
+            **limits,
+        }
+
+    def _limits(self, fullest: Load) -> dict[str, Any]:
+        """What the engine could reach at each ratio, and how long short prompts wait behind long
+        ones at the largest; as far as it answers.
+        """
+        plan, engine, told = self._plan, self._engine, self._progress
+        reached = {
+            system.ratio: rate
+            for system in self._ours
+            if system.name == TOGETHER and system.ratio is not None
+            if (rate := self._rows[system, fullest].requests_per_s)
+        }
+        requests = self._workload.requests(plan.most_clients, 3)
+        bounds = measure_bounds(engine, reached, requests, plan.output_tokens, told)
+        answers = max(plan.ratios) in reached
+        overtaking = measure_overtaking(engine, plan, told) if answers else None
+        return {
+            "bounds": [asdict(bound) for bound in bounds],
+            "short_behind_long": overtaking and asdict(overtaking),
         }
 
     def _take_turns(

@@ -17,6 +17,8 @@ from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.execution.hf.model import CausalModel
 
+TOGETHER = "fusionrag"  # the name of the engine that all clients ask at once
+
 Serve = Callable[[], AbstractContextManager[Ask]]
 
 
@@ -38,7 +40,7 @@ def engine_systems(engine: FusionEngine, ratios: Sequence[float], tokens: int) -
         System(name, way, ratio, partial(serve, engine, ratio, tokens))
         for ratio in ratios
         for name, way, serve in (
-            ("fusionrag", "together", _together),
+            (TOGETHER, "together", _together),
             ("fusionrag_serial", "one at a time", _one_at_a_time),
         )
     ]

@@ -18,6 +18,32 @@ def throughput_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(_HEADINGS, [_cells(row) for row in rows])
 
 
+def limits_text(result: Mapping[str, Any]) -> str:
+    """A line for each ratio's bound, and one for short prompts behind long ones."""
+    lines = [
+        f"At {bound['ratio']:.0%}, {bound['prefill_ms']:,.0f} ms of prefill and decode steps of "
+        f"{bound['step_ms']:,.1f} ms for {bound['clients']} allow {bound['requests_per_s']:.3g} "
+        f"requests/s; {bound['reached']:.0%} of that was reached."
+        for bound in result["bounds"]
+    ]
+    if (short := result["short_behind_long"]) is not None:
+        lines.append(_overtaking_line(short))
+    return "\n".join(lines)
+
+
+def _overtaking_line(short: Mapping[str, Any]) -> str:
+    if not short["behind_ms"]:
+        return "The long prompt was computed before a short one could arrive."
+    low, high = min(short["behind_ms"]), max(short["behind_ms"])
+    return (
+        f"A prompt of {short['short_tokens']:,} tokens has its first token after "
+        f"{short['alone_ms']:,.0f} ms alone, and {low:,.0f} to {high:,.0f} ms behind one of "
+        f"{short['long_tokens']:,} at {short['ratio']:.0%}, whose longest pass takes "
+        f"{short['pass_ms']:,.0f} ms: at most {short['of_limit']:.0%} of a pass and two times the "
+        "time alone."
+    )
+
+
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     clients, low_high = row["clients"], row["spread_requests_per_s"]
     load = (

@@ -13,12 +13,13 @@ import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.bench.throughput import measure
-from fusionrag_integrations.bench.throughput.load import Ask, Outcome, Timed
+from fusionrag_integrations.bench.throughput.load import Ask, Outcome, Timed, TokenTimes
 from fusionrag_integrations.bench.throughput.measure import measure_throughput
 from fusionrag_integrations.bench.throughput.memory import PeakMemory
 from fusionrag_integrations.bench.throughput.rows import Load, Measured, throughput_row
 from fusionrag_integrations.bench.throughput.systems import System
 from fusionrag_integrations.bench.throughput.table import throughput_markdown
+from fusionrag_integrations.bench.throughput.workload import Asked
 from tests.bench.throughput.conftest import TOKENS, plan
 
 WAYS = ["generate", "batches", "batched decode", "continuous"]
@@ -86,6 +87,13 @@ class TestRun:
         best = max(full, key=lambda row: row["requests_per_s"])
         assert result["fastest_full_attention"] == best["way"]
 
+    def test_what_the_engine_could_reach(self, result: dict[str, Any]) -> None:
+        (bound,) = result["bounds"]
+        assert (bound["ratio"], bound["clients"]) == (0.15, 2)
+        reached = result["rows"][0]["requests_per_s"]
+        assert bound["reached"] == pytest.approx(reached / bound["requests_per_s"])
+        assert result["short_behind_long"]["ratio"] == 0.15
+
     def test_it_says_on_what_and_how(self, result: dict[str, Any]) -> None:
         assert {"date", "hardware", "versions", "model", "dtype", "device"} <= result.keys()
         settings = result["settings"]
@@ -126,6 +134,30 @@ def test_systems_take_turns_in_each_round(
     assert first != second
     assert told[-1][1:] == (0, 0)  # there was no open loop
     assert ("fullest", 12, 12) in told
+
+
+def test_llama_cpp_is_asked_in_the_fullest_closed_loop(
+    towns: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def answer(request: Asked, times: TokenTimes) -> list[int]:
+        asked.append(request.token_ids)
+        for _ in range(TOKENS):
+            times.add()
+        return [1] * TOKENS
+
+    def serve() -> Iterator[Ask]:
+        yield answer
+
+    beside = System("llama_cpp", "Q4_1 weights, one at a time", None, contextmanager(serve))
+    monkeypatch.setattr(measure, "llama_cpp_systems", lambda *given: [beside])
+    result = measured(towns, clients=(2,), shares=())
+    (row,) = (row for row in result["rows"] if row["system"] == "llama_cpp")
+    assert (row["way"], row["ratio"], row["clients"]) == (beside.way, None, 2)
+    assert len(asked) == 2 + 4  # to warm up, and the others' requests
+    assert result["fastest_full_attention"] in WAYS
+    assert "| llama_cpp, Q4_1 weights, one at a time |" in throughput_markdown(result["rows"])
 
 
 def test_the_peak_of_memory_is_of_its_own_time() -> None:
@@ -171,7 +203,9 @@ def test_a_system_that_answers_nothing_is_counted_and_ends_nothing(
         raise RuntimeError("no engine today")
 
     monkeypatch.setattr(FusionEngine, "stream", refused)
-    rows = measured(towns, clients=(1,))["rows"]
+    result = measured(towns, clients=(1,))
+    rows = result["rows"]
+    assert (result["bounds"], result["short_behind_long"]) == ([], None)
     failed = [row for row in rows if row["system"] != "full_attention"]
     assert [(row["errors"], row["requests_per_s"]) for row in failed] == [(4, 0.0)] * 2
     assert {row["first_error"] for row in failed} == {"RuntimeError: no engine today"}
