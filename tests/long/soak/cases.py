@@ -93,6 +93,13 @@ def damaged(record: Path) -> Iterator[None]:
             file.write(bytes([byte]))
 
 
+def used(engine: FusionEngine, case: Case) -> set[str]:
+    """The keys of the stored KV that it may use."""
+    of_chunks = [span.record for span in engine.load(case.prompt, case.settings).prompt.spans]
+    stored = [record for record in of_chunks if not record.captured]
+    return {key for record in stored for key in (record.isolated_key, record.fused_key) if key}
+
+
 class Expected:
     """What each case gives alone, also where one record is damaged."""
 
@@ -103,14 +110,13 @@ class Expected:
         self.of_others: dict[str, str] = {}
         with self._engine() as engine:
             self._whole = {case: engine.answer(case.prompt, case.settings).text for case in CASES}
+            self._of = {case: used(engine, case) for case in CASES}
             for record in records(self._store):
                 with damaged(record):
                     for case in CASES:
-                        self._without[case, record.name] = (
-                            self._whole[case]  # of none of these records
-                            if case.settings.kv == "isolated"
-                            else engine.answer(case.prompt, case.settings).text
-                        )
+                        if record.stem in self._of[case]:
+                            text = engine.answer(case.prompt, case.settings).text
+                            self._without[case, record.stem] = text
             for document in OTHERS:
                 engine.ingest([document])
                 answer = engine.answer(of_other(document), OF_OTHERS)
@@ -123,16 +129,19 @@ class Expected:
         return engine
 
     def possible(self, case: Case, damages: set[str], *, fell_back: bool | None) -> set[str]:
-        """Texts that are right. damages: names of the records that were damaged meanwhile.
+        """Texts that are right. damages: keys of the records that were damaged meanwhile.
 
         fell_back: whether the answer was made without one; None if nobody knows.
         """
-        without = {self._without[case, name] for name in damages if fell_back is not False}
+        if fell_back is False:
+            return {self._whole[case]}
+        without = {self._without[case, key] for key in damages & self._of[case]}
         return without if fell_back else without | {self._whole[case]}
 
     def with_two(self, case: Case, damages: set[str]) -> set[str]:
         """What it gives without two of these records: the second was damaged after the first."""
-        files = [record for record in records(self._store) if record.name in damages]
+        both = damages & self._of[case]
+        files = [record for record in records(self._store) if record.stem in both]
         found: set[str] = set()
         with self._engine() as engine:
             for first, second in combinations(files, 2):

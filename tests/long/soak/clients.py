@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.long.soak.cases import Case
-from tests.steps import PATIENCE
 
 CLIENT = Path(__file__).with_name("client.py")
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is closed is reset
+PATIENCE = 300  # seconds until a client counts as hanging
 LATEST = 0.3  # seconds after which a client goes that reads nothing
 
 

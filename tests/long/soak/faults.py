@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,21 +29,21 @@ class Damage:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
-        self._names: list[str] = []
+        self._keys: list[str] = []
 
     @property
     def count(self) -> int:
-        return len(self._names)
+        return len(self._keys)
 
     def since(self, count: int) -> set[str]:
-        """The names of those that were damaged since there were so many, the last one too."""
-        return set(self._names[max(0, count - 1) :])
+        """The keys of those that were damaged since there were so many, the last one too."""
+        return set(self._keys[max(0, count - 1) :])
 
     def run(self, end: threading.Event) -> None:
         chance = random.Random(1)
         while not end.wait(chance.uniform(0, 0.1)):
             record = chance.choice(self.files)
-            self._names.append(record.name)
+            self._keys.append(record.stem)
             with damaged(record):
                 end.wait(chance.uniform(0, 0.5))
 
@@ -68,24 +69,31 @@ class Disk:
         chance = random.Random(2)
         while not end.wait(chance.uniform(0, 3)):
             self.changes += 1
-            with self._filled(chance.choice(LEFT)):
-                end.wait(chance.uniform(0, 2))
+            self._fill(chance.choice(LEFT) << 10, chance.uniform(0, 2), end)
             self.changes += 1
 
-    @contextmanager
-    def _filled(self, left: int) -> Iterator[None]:
-        ballast = self._path / "ballast"
-        with ballast.open("wb") as file:
-            while (free := shutil.disk_usage(self._path).free - (left << 10)) > 0:
-                try:
-                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
-                except OSError as error:  # others have written meanwhile
-                    if error.errno != errno.ENOSPC:
-                        raise
+    def _fill(self, left: int, seconds: float, end: threading.Event) -> None:
+        """Leave so many bytes, also of what others delete, for so long."""
+        ballast, until = self._path / "ballast", time.monotonic() + seconds
         try:
-            yield
+            with ballast.open("wb") as file:
+                while time.monotonic() < until and not end.wait(0.01):
+                    more = shutil.disk_usage(self._path).free - left
+                    with suppress_no_room():  # others have written meanwhile
+                        if more > 0:
+                            os.posix_fallocate(file.fileno(), file.tell(), more)
+                            file.seek(0, os.SEEK_END)
         finally:
             ballast.unlink()
+
+
+@contextmanager
+def suppress_no_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 class Logs(logging.Handler):
@@ -149,6 +157,7 @@ class Writing:
             else:
                 self.counts["done"] += 1
                 return
+            time.sleep(0.05)
 
 
 def is_no_room(error: str) -> bool:

@@ -95,13 +95,13 @@ class Soak:
 
     def _check(self, case: Case, text: str, damages: int, *, fell_back: bool) -> None:
         """damages: how many there were before the answer."""
-        names = self.damage.since(damages)
+        keys = self.damage.since(damages)
         if fell_back:
             self._count("fell back")
-        if text in self.expected.possible(case, names, fell_back=fell_back):
+        if text in self.expected.possible(case, keys, fell_back=fell_back):
             return
-        if fell_back and len(names) > 1:
-            self._unclear.append((case, text, names))
+        if fell_back and len(keys) > 1:
+            self._unclear.append((case, text, keys))
         else:
             self.wrong.append(f"{case.settings}: {text!r}, fell back: {fell_back}")
 
