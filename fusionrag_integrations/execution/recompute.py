@@ -111,6 +111,10 @@ class PlacedPrompt:
         """Wait until all KV is placed. Raises `KVRecordError` where it can't be read."""
         self._kv.wait()
 
+    def close(self) -> None:
+        """Forget what was asked, which refers back to this: memory is free without a collection."""
+        self._probes.clear()
+
     @torch.inference_mode()
     def copy_prefix(self, other: PlacedPrompt) -> None:
         """What `other`, the same prompt, computed before the first chunk isn't computed again."""
@@ -173,9 +177,8 @@ class PlacedPrompt:
         return RowsWork(len(rows), piece, lambda outputs: PrefillOutput(outputs[-1], kv), together)
 
     def _suffix(self, layers: Sequence[int]) -> Work[list[LayerView]]:
-        fresh = self._prompt.fresh_positions
-        rows = sorted(set(fresh).difference(separators(self._prompt)))
-        kv = self._kv.with_private_tokens(fresh)
+        rows = sorted(set(self._prompt.fresh_positions).difference(separators(self._prompt)))
+        kv = self._kv.with_private_tokens(self._prompt.fresh_positions)
         return self._probe(layers, rows, lambda positions: kv, lambda views: views)
 
     def _watched_suffix(
@@ -215,9 +218,7 @@ class PlacedPrompt:
         def finish(views: list[LayerView]) -> tuple[list[LayerView], torch.Tensor]:
             placed = chunks.placed(watched)
             for layer, view in zip(layers, views, strict=True):
-                view.keys[:, list(watched)] = placed[0][
-                    layer
-                ]  # a copy, which shows what was placed
+                view.keys[:, list(watched)] = placed[0][layer]  # a copy: it shows what was placed
             return views, deviations(placed, kv.private(watched))[: max(layers) + 1]
 
         return self._probe(layers, rows, lambda positions: kv, finish)
@@ -265,8 +266,7 @@ class PlacedPrompt:
         placed = [t[:, positions].float() for t in kv]
 
         def piece(part: slice) -> SequenceInput:
-            ids = self._prompt.token_ids[part]
-            return SequenceInput(ids, every[part], buffer, depth=depth)
+            return SequenceInput(self._prompt.token_ids[part], every[part], buffer, depth=depth)
 
         def finish(outputs: list[torch.Tensor]) -> torch.Tensor:
             self._early = torch.cat(outputs)

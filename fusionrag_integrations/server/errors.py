@@ -20,7 +20,7 @@ from fusionrag_integrations.errors import (
 )
 
 _RETRY = {"Retry-After": "1"}  # seconds, after which a client that was turned away asks again
-_TYPES = {
+_TYPES: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
@@ -44,7 +44,7 @@ class ApiError(Exception):
         return {
             "error": {
                 "message": self.message,
-                "type": kind or _TYPES.get(HTTPStatus(self.status), "invalid_request_error"),
+                "type": kind or _TYPES.get(self.status, "invalid_request_error"),
                 "param": self.param,
                 "code": self.code,
             }

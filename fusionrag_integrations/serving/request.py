@@ -179,6 +179,8 @@ class Request:
 
     def release_loaded(self) -> None:
         """The prompt is computed: free the memory of what it was computed from."""
+        if hasattr(self, "placed"):
+            self.placed.close()
         _delete(self, "read", "loaded", "placed", "selection")
 
     def close(self, error: BaseException | None = None) -> None:

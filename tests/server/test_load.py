@@ -127,14 +127,20 @@ def test_a_client_that_leaves_a_stream_ends_its_request(
 
 
 def test_a_client_that_leaves_before_its_answer_ends_its_request(
-    served: Running, filled: FusionEngine, steps: Steps
+    filled: FusionEngine, steps: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps.hold_at(2)
-    leave(served, steps.is_held.is_set)
-    until(lambda: counts(served)["answering"] == 0)  # at once, for the step is still held
-    steps.go_on()
-    until(lambda: not kv_in_use(filled))
+    with running(filled) as server:
+        leave(server, steps.is_held.is_set)
+        until(lambda: counts(server)["answering"] == 0)  # at once, for the step is still held
+        steps.go_on()
+        until(lambda: not kv_in_use(filled))
+        with server.client() as client:
+            told = client.get("/metrics").text
     assert steps.count <= 3
+    gone = 'fusionrag_requests_total{endpoint="/v1/completions",status="499"} 1.0'
+    assert gone in told.splitlines()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_client_that_leaves_while_it_waits_gets_no_turn(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import ref
 
 import pytest
 
@@ -73,3 +75,27 @@ def test_a_further_request_takes_its_own_tokens(engine: FusionEngine, way: str) 
         for request in requests:
             request.close()
         del requests, request
+
+
+@pytest.mark.parametrize("selector", ["fusionrag", "cacheblend"])
+@pytest.mark.parametrize("way", ["closed at work", "read to its end"])
+def test_no_kv_waits_for_the_garbage_collector(
+    engine: FusionEngine, selector: str, way: str
+) -> None:
+    scheduler = Scheduler(engine.pipeline, Limits(rows=1, rows_alone=1, requests=1), AtOnce())
+    asked = AnswerSettings(max_tokens=3, selector=selector)
+    request = engine.pipeline.request(f"{PROMPT}\n\nWhere is it?", asked)
+    gc.disable()
+    try:
+        scheduler.add(request)
+        while not hasattr(request, "placed"):
+            scheduler.step()
+        placed = ref(request.placed)
+        if way == "closed at work":
+            assert request.work
+            request.close()
+        while not scheduler.idle:
+            scheduler.step()
+        assert placed() is None
+    finally:
+        gc.enable()
