@@ -272,7 +272,7 @@ def test_cancels(
     after = Held.now()
     wrong = sum(expected[case] != text for case, text in alone(engine).items())
     engine.close()
-    left = [t.name for t in threading.enumerate() if t.name.startswith("fusionrag-answer")]
+    left = [t.name for t in threading.enumerate() if t.name.startswith("fusionrag-")]
     counts = cancelling.counts
     report(
         "Cancels",
