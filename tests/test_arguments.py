@@ -152,7 +152,7 @@ class TestKindsOfSettings:
             ({"max_tokens": 1.5}, "max_tokens is 1.5; give a whole number"),
             ({"temperature": nan}, "temperature is nan"),
             ({"temperature": inf}, "temperature is inf"),
-            ({"temperature": 1e-320}, "temperature is 1e-320; it must be finite and at least"),
+            ({"temperature": 1e-320}, r"temperature is 1e-320; it must lie in \[1e-06, 1e\+06\]"),
             ({"temperature": "hot"}, "temperature is 'hot'; give a number"),
             ({"top_p": nan}, "top_p is nan"),
             ({"repetition_penalty": nan}, "repetition_penalty is nan"),

@@ -7,6 +7,9 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from html import escape
+from itertools import pairwise
+from threading import Event, Thread
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -33,6 +36,7 @@ from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span, TextM
 from fusionrag_integrations.prompt.match import ChunkMatcher
 from fusionrag_integrations.prompt.messages import Message
 from fusionrag_integrations.prompt.resolve import resolve
+from fusionrag_integrations.prompt.tokenize import encode_text
 from tests.tiny_tokenizers import (
     CHAT_TEMPLATE,
     DATED_TEMPLATES,
@@ -573,3 +577,29 @@ class TestTheQuestion:
 
     def test_a_quote_of_a_chunk_that_stands_nowhere_else_is_reused(self) -> None:
         assert asked(f"Who wrote '{A}'?") == ([A], "'?")
+
+
+@pytest.mark.parametrize("kind", ["prompt", "chunk", "text"])
+def test_other_threads_go_on_while_a_long_text_is_encoded(kind: str) -> None:
+    """Shown by the longest pause of one that looks at the clock, beside how long encoding takes."""
+    text = "x" * 1_500_000
+    ways = {
+        "prompt": lambda: encode(PLAIN, text),
+        "chunk": lambda: encode_chunk(PLAIN, Chunk("a", "b", 0, text)),
+        "text": lambda: encode_text(PLAIN, text),
+    }
+    ended, times = Event(), [perf_counter()]
+
+    def look() -> None:
+        while not ended.wait(0.001):
+            times.append(perf_counter())
+
+    looking = Thread(target=look)
+    looking.start()
+    started = perf_counter()
+    ways[kind]()
+    took = perf_counter() - started
+    ended.set()
+    looking.join()
+    pauses = [after - before for before, after in pairwise(times)]
+    assert max(pauses) < took / 2

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fusionrag_integrations.execution.sampling import SEEDS
+from fusionrag_integrations.support.inputs import INTEGERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,7 +34,7 @@ def count(least: int = 1) -> click.IntRange:
 
 
 SHARE = Number(0.0, 1.0)
-SEED = click.IntRange(0, SEEDS - 1)
+SEED = click.IntRange(0, INTEGERS - 1)
 MILLISECONDS = Number(0.0, float(MOST))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEAST_TEMPERATURE = 1e-6  # logits divided by less are beyond float32
-SEEDS = 1 << 63  # of a generator of random numbers, on either side of 0
+LEAST, MOST = 1e-6, 1e6  # logits divided by less, or multiplied by more, are beyond float32
 
 
 @dataclass(frozen=True, slots=True)

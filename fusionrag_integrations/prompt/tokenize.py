@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from fusionrag_integrations.documents.chunk_record import EncodedChunk
 from fusionrag_integrations.documents.types import Chunk
@@ -63,7 +63,7 @@ def encode_rendered(
     added = rendered.plain and not begun
     if matches and (encoded := _encode_between(text_only, rendered, renamed, added, matches)):
         return encoded
-    encoding = text_only.backend.encode(renamed, add_special_tokens=added)
+    (encoding,) = _encodings(text_only.backend, [renamed], special=added)
     return EncodedPrompt(
         rendered.text, tuple(encoding.ids), _pairs(encoding.offsets), rendered.content_stop
     )
@@ -71,16 +71,21 @@ def encode_rendered(
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text's tokens, none of which is a control token, as in a chunk or a message."""
-    backend = text_tokenizer(tokenizer, text).backend
-    ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-    return ids
+    (encoding,) = _encodings(text_tokenizer(tokenizer, text).backend, [text])
+    return list(encoding.ids)
 
 
 def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
     """A chunk's text alone in the model's tokens. None is a control token, whatever it spells."""
-    backend = text_tokenizer(tokenizer, chunk.text).backend
-    encoding = backend.encode(chunk.text, add_special_tokens=False)
+    (encoding,) = _encodings(text_tokenizer(tokenizer, chunk.text).backend, [chunk.text])
     return EncodedChunk(chunk, tuple(encoding.ids), _pairs(encoding.offsets))
+
+
+def _encodings(
+    backend: Tokenizer, texts: Sequence[str], *, special: bool = False
+) -> list[Encoding]:
+    """Other threads go on meanwhile, which they don't while `Tokenizer.encode` has a text."""
+    return backend.encode_batch(list(texts), add_special_tokens=special)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ def _encode_between(
         return None
     bounds = [0, *chain.from_iterable((i.begin(text), i.end(text)) for i in insides), len(text)]
     pieces = [renamed[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)]
-    encodings = text_only.backend.encode_batch(pieces, add_special_tokens=False)
+    encodings = _encodings(text_only.backend, pieces)
     ids: list[int] = list(special)
     offsets: list[tuple[int, int]] = [(0, 0)] * len(special)
     for number, (encoding, start) in enumerate(zip(encodings, bounds[::2], strict=True)):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from math import inf
 from typing import Any, Literal
 
 from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.execution.sampling import LEAST_TEMPERATURE, SEEDS, SamplingParams
+from fusionrag_integrations.execution.sampling import LEAST, MOST, SamplingParams
 from fusionrag_integrations.selectors.selection import check_selector
 from fusionrag_integrations.support.inputs import check_fields, shown
 from fusionrag_integrations.support.names import refuse_unknown, resolve_aliases
@@ -77,20 +76,19 @@ class AnswerSettings:
             raise InvalidInputError(f"ratio is {self.ratio}; it must lie in [0, 1].")
         if self.max_tokens < 1:
             raise InvalidInputError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < inf:
+        if self.temperature and not LEAST <= self.temperature <= MOST:
             raise InvalidInputError(
-                f"temperature is {self.temperature}; it must be finite and at least "
-                f"{LEAST_TEMPERATURE:g}, or 0 for greedy decoding."
+                f"temperature is {self.temperature}; it must lie in [{LEAST:g}, {MOST:g}], or be 0 "
+                "for greedy decoding."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInputError(f"top_p is {self.top_p}; it must lie in (0, 1].")
         if self.top_k < 0:
             raise InvalidInputError(f"top_k is {self.top_k}; use 0 for no limit.")
-        if self.seed is not None and not -SEEDS <= self.seed < SEEDS:
-            raise InvalidInputError(f"seed is {self.seed}; it must fit 64 bits, with its sign.")
-        if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty < inf:
+        if self.repetition_penalty is not None and not LEAST <= self.repetition_penalty <= MOST:
             raise InvalidInputError(
-                f"repetition_penalty is {self.repetition_penalty}; it must be above 0. 1 is none."
+                f"repetition_penalty is {self.repetition_penalty}; it must lie in [{LEAST:g}, "
+                f"{MOST:g}]. 1 is none."
             )
         if not all(self.stop):
             raise InvalidInputError(

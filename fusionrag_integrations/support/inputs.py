@@ -32,6 +32,7 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 SHOWN = 80  # characters of a value that a message shows
+INTEGERS = 1 << 63  # on either side of 0: those that databases, tensors and JSON's readers hold
 _NUMBERS = frozenset({bool, int, float})
 
 
@@ -82,6 +83,8 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
     plain = _plain(value, hint)
     if not _fits(plain, hint):
         raise InvalidInputError(_refusal(name, value, hint))
+    if type(plain) is int and not -INTEGERS <= plain < INTEGERS:
+        raise InvalidInputError(f"{name} is {shown(value)}; it must fit 64 bits, with its sign.")
     _check_path(name, plain, hint)
     _check_texts(name, plain, hint)
     kinds = members(hint)

@@ -54,12 +54,12 @@ provoked.each(
         ),
         "ratio is ...; it must lie in [0, 1].": setting(ratio=2.0),
         "max_tokens is ...; it must be at least 1.": setting(max_tokens=0),
-        "temperature is ...; it must be finite and at least ..., or 0 for greedy decoding.": (
+        "temperature is ...; it must lie in [..., ...], or be 0 for greedy decoding.": (
             setting(temperature=-1.0)
         ),
         "top_p is ...; it must lie in (0, 1].": setting(top_p=0.0),
         "top_k is ...; use 0 for no limit.": setting(top_k=-1),
-        "repetition_penalty is ...; it must be above 0. 1 is none.": setting(
+        "repetition_penalty is ...; it must lie in [..., ...]. 1 is none.": setting(
             repetition_penalty=0.0
         ),
         "Unknown kv ...; choose one of ...": setting(kv="cached"),

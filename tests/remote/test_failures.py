@@ -296,3 +296,28 @@ def test_a_stream_isnt_read_in_both_ways() -> None:
         assert stream.read().text == "At noon."
         assert stream.answer.usage.reused_tokens == 4
         assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda llm: llm.invoke("Where \ud800?"), r"half a surrogate pair, '\\ud800'"),
+        (lambda llm: asyncio.run(llm.ainvoke("Where \ud800?")), "half a surrogate pair"),
+        (lambda llm: "".join(llm.stream("Where \ud800?")), "half a surrogate pair"),
+        (lambda llm: llm.get_num_tokens("\udfff"), "half a surrogate pair"),
+        (lambda llm: llm.invoke("Where?", seed=10**5000), "must fit 64 bits"),
+    ],
+)
+def test_what_json_has_no_form_for(ask: Callable[[lc.FusionRAGLLM], Any], message: str) -> None:
+    with (
+        served(Script([COMPLETE])) as url,
+        pytest.raises(InvalidInputError, match=message),
+    ):
+        ask(lc.FusionRAGLLM(base_url=url))
+
+
+def test_numbers_that_json_does_not_have() -> None:
+    with served(Script([COMPLETE])) as url:
+        retriever = lc.FusionKVRetriever(base_url=url, filter={"year": float("nan")})
+        with pytest.raises(InvalidInputError, match="can't be sent to a server as JSON"):
+            retriever.invoke("Where?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -88,8 +89,9 @@ class Connection(Forkable, Closable):
         `failures` has for other responses, `ServerUnreachableError`, and `StoreClosedError` once
         this is closed.
         """
+        sent = _sent(body)
         for attempt in range(ATTEMPTS):
-            with self._reported(), self._pooled().stream(method, path, json=body) as response:
+            with self._reported(), self._pooled().stream(method, path, **sent) as response:
                 if response.is_success:
                     yield response
                     return
@@ -101,12 +103,13 @@ class Connection(Forkable, Closable):
         self, method: str, path: str, body: dict[str, Any] | None = None
     ) -> AsyncIterator[httpx.Response]:
         """`open`, for an event loop."""
+        sent = _sent(body)
         for attempt in range(ATTEMPTS):
             self._check_open()
             with self._reported():
                 async with (
                     httpx.AsyncClient(**self._options) as client,
-                    client.stream(method, path, json=body) as response,
+                    client.stream(method, path, **sent) as response,
                 ):
                     if response.is_success:
                         yield response
@@ -157,6 +160,25 @@ class Connection(Forkable, Closable):
                 f"The server at {self.base_url} can't be reached, or broke off: {reason}. Start it "
                 "by `fusionrag serve`, or give the base_url at which it is."
             ) from error
+
+
+def _sent(body: dict[str, Any] | None) -> dict[str, Any]:
+    """A body as JSON. Raises `InvalidInputError` for what JSON has no form for."""
+    if body is None:
+        return {}
+    try:
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"A text holds half a surrogate pair, {error.object[error.start]!a}; decode its source "
+            "again, or replace that character."
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"What is asked can't be sent to a server as JSON: {error}. Give text, finite numbers, "
+            "lists and mappings."
+        ) from error
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
 
 
 def _server(base_url: str) -> str:
