@@ -18,7 +18,7 @@ import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.server import Keys, Limits
+from fusionrag_integrations.server import Keys, Limits, create_app
 from fusionrag_integrations.store.store import Store
 from tests.conftest import town
 from tests.server.conftest import Running, running, until
@@ -325,6 +325,33 @@ def test_whatever_is_broken_off_gets_503(
         server.server.should_exit = True
         check_closing([asked.result()])
     assert ended(caplog) == [503]
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(filled: FusionEngine) -> None:
+    async def end() -> None:
+        app = create_app(filled)
+        content = json.dumps({**BODY, "stream": True}).encode()
+        messages = [{"type": "http.request", "body": content}]
+        begun, never = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await never.wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                begun.set()
+                await never.wait()
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        asked = asyncio.create_task(app({**scope, "query_string": b""}, receive, send))
+        await begun.wait()
+        await app.state.service.traffic.end(0, hurry=lambda: False)
+        await asked
+        assert app.state.service.traffic.under_way == 0
+
+    asyncio.run(asyncio.wait_for(end(), PATIENCE))
+    until(lambda: not kv_in_use(filled))
 
 
 def check_closing(responses: Sequence[httpx.Response]) -> None:
