@@ -47,14 +47,18 @@ LOOPBACK = "127.0.0.1"
     help="A TOML file of API keys.  [default: everybody may do everything]",
 )
 @click.option(
-    "--at-once", type=count(), default=16, show_default=True, help="Answers at the same time."
+    "--at-once",
+    type=count(),
+    default=16,
+    show_default=True,
+    help="Answers at the same time, and as many look-ups beside them.",
 )
 @click.option(
     "--queue",
     type=count(0),
     default=64,
     show_default=True,
-    help="Requests that may wait; those beyond get status 429.",
+    help="Requests of each kind that may wait; those beyond get status 429.",
 )
 @click.option(
     "--max-body",

@@ -14,11 +14,14 @@ from fusionrag_integrations.server.keys import Caller
 class Admission:
     """Requests of one kind, admitted in the order in which they came. For one event loop."""
 
-    def __init__(self, at_once: int, queue: int) -> None:
-        """at_once: how many are under way. queue: how many may wait."""
+    def __init__(self, at_once: int, queue: int, of_callers: Counter[str]) -> None:
+        """at_once: how many are under way. queue: how many may wait.
+
+        of_callers: how many requests each caller has, of this kind and the others that share it.
+        """
         self._queue = queue
         self._room = Semaphore(at_once)
-        self._of_callers: Counter[str] = Counter()
+        self._of_callers = of_callers
         self.waiting = 0
         self.at_work = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, closing
 from time import perf_counter
@@ -16,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.server.bodies import AnswerBody
 from fusionrag_integrations.server.errors import ApiError, api_error, is_told, no_model
-from fusionrag_integrations.server.forms import Form
+from fusionrag_integrations.server.forms import EVENTS, Form, event
 from fusionrag_integrations.server.keys import Caller
 from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.service import Service
@@ -66,16 +65,16 @@ class Turn:
         """The answer as server-sent events. An error ends them, as an event of its own."""
         try:
             for choice in form.begin():
-                yield _event(form.chunk(choice))
+                yield event(form.chunk(choice))
             async for piece in self.pieces():
                 for choice in form.add(piece):
-                    yield _event(form.chunk(choice))
+                    yield event(form.chunk(choice))
             for chunk in form.last(self._stream.answer):
-                yield _event(chunk)
+                yield event(chunk)
         except Exception as error:  # noqa: BLE001 the status was sent before
             if not is_told(error):
                 self.record.log_failure(error)
-            yield _event(api_error(error).body())
+            yield event(api_error(error).body())
             return
         yield "data: [DONE]\n\n"
 
@@ -85,7 +84,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, events: AsyncIterator[str], held: AsyncExitStack) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store"})
-        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        self.headers["content-type"] = f"{EVENTS}; charset=utf-8"
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,7 +145,3 @@ async def _settings(engine: FusionEngine, caller: Caller, body: AnswerBody) -> A
     scopes = caller.allowed(body.scopes)
     handles = await engine.store.threads.run(engine.store.handles, body.chunk_ids or (), scopes)
     return body.settings(scopes, handles)
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"

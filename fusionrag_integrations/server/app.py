@@ -23,6 +23,8 @@ from fusionrag_integrations.server.gate import HEALTH, Gate
 from fusionrag_integrations.server.keys import Caller, Keys
 from fusionrag_integrations.server.service import Limits, Service
 
+GET = ["GET", "HEAD"]  # FastAPI adds no HEAD by itself
+
 
 def create_app(
     engine: FusionEngine, *, keys: Keys | None = None, limits: Limits | None = None
@@ -59,6 +61,14 @@ def _caller(request: Request) -> Caller:
 Who = Annotated[Caller, Depends(_caller)]
 
 
+def _writer(who: Who) -> Caller:
+    who.check_may_write()
+    return who
+
+
+Writer = Annotated[Caller, Depends(_writer)]
+
+
 def _add_answers(app: FastAPI, service: Service) -> None:
     model = service.engine.model_name
 
@@ -78,38 +88,42 @@ def _add_documents(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/retrieve")
     async def retrieve(who: Who, body: retrieving.RetrieveBody) -> Response:
-        found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
+        async with service.lookups.place(who):
+            found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
         # Metadata may hold numbers that JSON doesn't have.
         return Response(to_json(found, inf_nan_mode="null"), media_type="application/json")
 
     @app.post("/v1/documents")
-    async def add(who: Who, body: retrieving.DocumentsBody) -> Response:
+    async def add(who: Writer, body: retrieving.DocumentsBody) -> Response:
         return JSONResponse(await retrieving.add(service, who, body))
 
-    @app.get("/v1/documents")
+    @app.api_route("/v1/documents", methods=GET)
     async def listed(
         who: Who,
         scope: str | None = None,
         limit: Annotated[int, Query(ge=1, le=retrieving.MOST)] = 100,
         after: str | None = None,
     ) -> Response:
-        found = await engine.store.threads.run(retrieving.listed, engine, who, scope, limit, after)
+        async with service.lookups.place(who):
+            found = await engine.store.threads.run(
+                retrieving.listed, engine, who, scope, limit, after
+            )
         return JSONResponse(found)
 
     @app.delete("/v1/documents/{document:path}")
-    async def delete(who: Who, document: str, scope: str | None = None) -> Response:
+    async def delete(who: Writer, document: str, scope: str | None = None) -> Response:
         return JSONResponse(await retrieving.delete(service, who, document, scope))
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=GET)
     async def models() -> Response:
         found = await engine.store.threads.run(model_facts, engine)
         return JSONResponse({"object": "list", "data": [found]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=GET)
     async def model(name: str) -> Response:
         if name != engine.model_name:
             raise no_model(name, engine.model_name)
@@ -117,13 +131,14 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/tokenize")
     async def tokenize(who: Who, body: TokenizeBody) -> Response:
-        return JSONResponse(await engine.threads.run(tokenized, engine, who, body))
+        async with service.lookups.place(who):
+            return JSONResponse(await engine.threads.run(tokenized, engine, who, body))
 
-    @app.get(HEALTH)
+    @app.api_route(HEALTH, methods=GET)
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=GET)
     async def metrics(who: Who) -> Response:
         if not who.may_measure:
             raise not_allowed("This key may not read metrics, which are of everybody.")

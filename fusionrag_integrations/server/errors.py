@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -88,6 +89,8 @@ def api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError():
             return _of_validation(error)
+        case HTTPException(status_code=HTTPStatus.BAD_REQUEST, __cause__=Exception() as cause):
+            return ApiError(HTTPStatus.BAD_REQUEST, _unreadable(cause))
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
             message = error.detail if error.detail != phrase else f"{phrase}."
@@ -109,6 +112,18 @@ def api_error(error: Exception) -> ApiError:
 def is_told(error: Exception) -> bool:
     """Whether the answer says what was wrong, so that no log needs to."""
     return api_error(error).status != HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _unreadable(cause: Exception) -> str:
+    """Why a body can't be read as JSON at all, of which FastAPI tells nothing."""
+    match cause:
+        case UnicodeDecodeError():
+            encoding, at = cause.encoding.upper(), cause.start
+            return f"The body is no {encoding}: {cause.reason} at byte {at}. Encode it as UTF-8."
+        case RecursionError():
+            return "The body is nested too deeply; give fewer levels of objects and arrays."
+    most = sys.get_int_max_str_digits()
+    return f"The body holds an integer of more than {most:,} digits; give it as a string."
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:

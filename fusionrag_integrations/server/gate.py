@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fusionrag_integrations.server.errors import api_error, closing, is_told
+from fusionrag_integrations.server.errors import ApiError, api_error, closing, is_told
+from fusionrag_integrations.server.forms import EVENTS, event
 from fusionrag_integrations.server.keys import ANYONE, Caller
 from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.service import Service
+from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
 HEALTH = "/health"  # asked without a key
+
+
+class Reply:
+    """What a request's client is sent; its record notes the status."""
+
+    def __init__(self, record: Record, send: Send) -> None:
+        self._record = record
+        self._send = send
+        self._has_events = False
+        self._has_ended = False
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it."""
+        if message["type"] == "http.response.start":
+            self._record.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._record.request_id
+            self._has_events = headers.get("content-type", "").startswith(EVENTS)
+        else:
+            self._has_ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
+        """Send an error in the answer's place, or as the last event of one that has begun."""
+        if not self._record.status:
+            await error.response()(scope, receive, self.send)
+        elif self._has_events and not self._has_ended:
+            await self.send({"type": "http.response.body", "body": event(error.body()).encode()})
 
 
 class Gate:
@@ -33,23 +65,22 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record(method=scope["method"])
         scope.setdefault("state", {})["record"] = record
-
-        async def send_noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
-            await send(message)
-
+        reply = Reply(record, send)
         try:
             headers = Headers(scope=scope)
             record.who = self._caller(scope["path"], headers)
             record.caller = record.who.name
-            await self._app(scope, self._limited(headers, receive), send_noting)
+            await self._app(scope, self._limited(headers, receive), reply.send)
+        except asyncio.CancelledError:
+            if not self._service.traffic.closing:
+                raise
+            with suppress(TimeoutError):  # of a client that reads nothing
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await reply.fail(closing(), scope, receive)
         except Exception as error:  # noqa: BLE001 whatever it is, the client gets an answer
             if not is_told(error):
                 record.log_failure(error)
-            if not record.status:
-                await api_error(error).response()(scope, receive, send_noting)
+            await reply.fail(api_error(error), scope, receive)
         finally:
             # Names of routes, so that there are few of them.
             record.endpoint = getattr(scope.get("route"), "path", "")

@@ -28,7 +28,8 @@ class Caller:
 
     name: for logs, never the key. scopes: theirs, None for every one. may_write: add and delete
     documents of these scopes. may_measure: read the server's metrics, which are of all callers.
-    at_once: how many of their requests may be under way, None for no limit of their own.
+    at_once: how many of their requests may be under way, of all kinds that wait for a turn; None
+    for no limit of their own.
     """
 
     name: str
@@ -54,22 +55,24 @@ class Caller:
         if asked is None:
             return self.scopes
         for scope in asked:
-            self.check_scope(scope)
+            self.check_scope(scope, "scopes")
         return tuple(asked)
 
-    def check_scope(self, scope: str) -> None:
-        """Raises `ApiError` (403) for a scope that isn't the caller's."""
+    def check_scope(self, scope: str, param: str) -> None:
+        """Raises `ApiError` (403) for a scope that isn't the caller's. param: what names it."""
         if self.scopes is not None and scope not in self.scopes:
-            raise not_allowed(f"This key may not use the scope {shown(scope)}.", "scopes")
+            raise not_allowed(f"This key may not use the scope {shown(scope)}.", param)
+
+    def check_may_write(self) -> None:
+        """Raises `ApiError` (403) for a caller who may not."""
+        if not self.may_write:
+            raise not_allowed("This key may not change documents.")
 
     def written(self, scope: str | None) -> str:
         """The scope to write to: the one named, or "" if it may be used, or the caller's only one.
 
-        Raises `ApiError`: 403 for another's scope and a caller who may not write, 400 where a
-        scope must be named.
+        Raises `ApiError`: 403 for another's scope, 400 where a scope must be named.
         """
-        if not self.may_write:
-            raise not_allowed("This key may not change documents.")
         if scope is None:
             if self.scopes is None or "" in self.scopes:
                 return ""
@@ -77,7 +80,7 @@ class Caller:
                 message = f"Name a scope: this key has {', '.join(map(repr, self.scopes))}."
                 raise ApiError(HTTPStatus.BAD_REQUEST, message, "scope")
             return self.scopes[0]
-        self.check_scope(scope)
+        self.check_scope(scope, "scope")
         return scope
 
 

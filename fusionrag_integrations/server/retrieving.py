@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from fusionrag_integrations.server.keys import Caller
 from fusionrag_integrations.server.service import Service
 
 MOST = 1_000  # of what one request may list or find
+_OF_DOCUMENTS = ("documents_new", "documents_changed", "documents_unchanged", "documents_deleted")
 
 
 class TextBody(Body):
@@ -35,7 +37,7 @@ class RetrieveBody(Body):
     """
 
     query: str | None = None
-    texts: list[TextBody] | None = None
+    texts: list[TextBody] | None = Field(default=None, max_length=MOST)
     k: int = Field(default=5, ge=1, le=MOST)
     scopes: list[str] | None = Field(default=None, min_length=1)
     where: dict[str, Any] | None = None
@@ -83,14 +85,23 @@ def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> dict[s
 
 
 async def add(service: Service, caller: Caller, body: DocumentsBody) -> dict[str, Any]:
-    """Ingest documents, one such request after the other. Returns what the ingest did."""
+    """Ingest documents, one such request after the other. Returns what the ingest did.
+
+    An ingest computes what is pending, whoever's it is: those who may not use every scope are told
+    of documents alone. Raises `ApiError` (400) for a document that is given twice.
+    """
     documents = [
         Document(one.id, one.text, one.title, caller.written(one.scope), one.metadata)
         for one in body.documents
     ]
+    for key, times in Counter(document.key for document in documents).items():
+        if times > 1:
+            message = f"The document {key.id!r} of scope {key.scope!r} is given {times} times."
+            raise ApiError(HTTPStatus.BAD_REQUEST, f"{message} Give it once.", "documents")
     async with service.changes.place(caller):
-        report = await service.engine.threads.run(service.engine.ingest, documents)
-    return asdict(report)
+        report = asdict(await service.engine.threads.run(service.engine.ingest, documents))
+    of_caller = report if caller.scopes is None else _OF_DOCUMENTS
+    return {name: report[name] for name in of_caller}
 
 
 async def delete(
@@ -110,7 +121,9 @@ def listed(
     engine: FusionEngine, caller: Caller, scope: str | None, limit: int, after: str | None
 ) -> dict[str, Any]:
     """A page of the documents that the caller may use, by id."""
-    scopes = caller.allowed(None if scope is None else [scope])
+    if scope is not None:
+        caller.check_scope(scope, "scope")
+    scopes = caller.scopes if scope is None else (scope,)
     found, has_more = engine.store.catalog.documents.page(scopes, after, limit)
     return {"object": "list", "data": [asdict(one) for one in found], "has_more": has_more}
 

@@ -14,15 +14,15 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.server.app import create_app
 from fusionrag_integrations.server.keys import Keys
 from fusionrag_integrations.server.service import Limits, Service
-
-CANCEL_SECONDS = 1  # for requests to end that were told to, once their time is up
+from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
 
 class Server(uvicorn.Server):
     """Serves an engine, which stays open at its end.
 
     SIGTERM and SIGINT, in the main thread, or `should_exit` end it: requests get 503 from then on,
-    those under way have `Limits.grace_seconds`; a second signal ends them at once.
+    those under way have `Limits.grace_seconds`, and are told so if they are broken off; a second
+    signal ends them at once.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 
 from fusionrag_integrations.engine import FusionEngine
@@ -17,9 +18,9 @@ from fusionrag_integrations.support.inputs import check_fields
 class Limits:
     """What a server takes on.
 
-    at_once: answers under way. queue: further requests that wait; those beyond are turned away
-    (429). body_bytes: the largest body. grace_seconds: how long answers under way may take to
-    finish when the server is told to end.
+    at_once: answers under way, and as many look-ups beside them. queue: further requests of each
+    kind that wait; those beyond are turned away (429). body_bytes: the largest body. grace_seconds:
+    how long answers under way may take to finish when the server is told to end.
     """
 
     at_once: int = 16
@@ -41,8 +42,8 @@ class Limits:
 class Service:
     """An engine, and who may ask it how much.
 
-    keys: None where everybody may do everything. answers, changes: requests for answers, and
-    those that change documents, one at a time.
+    keys: None where everybody may do everything. answers, lookups, changes: requests for answers;
+    searches, lists and counts of tokens; and changes of documents, one at a time.
     """
 
     engine: FusionEngine
@@ -50,6 +51,7 @@ class Service:
     limits: Limits
     traffic: Traffic
     answers: Admission
+    lookups: Admission
     changes: Admission
     metrics: Metrics
 
@@ -57,14 +59,16 @@ class Service:
     def of(cls, engine: FusionEngine, keys: Keys | None, limits: Limits) -> Service:
         """A service that has answered nothing yet."""
         traffic = Traffic()
-        answers = Admission(limits.at_once, limits.queue)
-        changes = Admission(1, limits.queue)
+        of_callers: Counter[str] = Counter()
+        answers = Admission(limits.at_once, limits.queue, of_callers)
+        lookups = Admission(limits.at_once, limits.queue, of_callers)
+        changes = Admission(1, limits.queue, of_callers)
         metrics = Metrics(
             engine.metrics,
             lambda: {
                 "under_way": traffic.under_way,
                 "answering": answers.at_work,
-                "queued": answers.waiting + changes.waiting,
+                "queued": answers.waiting + lookups.waiting + changes.waiting,
             },
         )
-        return cls(engine, keys, limits, traffic, answers, changes, metrics)
+        return cls(engine, keys, limits, traffic, answers, lookups, changes, metrics)

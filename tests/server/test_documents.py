@@ -96,6 +96,10 @@ def test_texts_are_looked_up_and_unknown_ones_registered(changing: Running) -> N
         ({"query": "a", "scopes": []}, "scopes: "),
         ({"query": "a", "where": {"page": {"$near": 3}}}, "filter"),
         ({"query": "a", "limit": 3}, "limit: "),
+        ({"query": "a", "where": {"a": {"$in": [*range(200_000)]}}}, "1 conditions with 200,000"),
+        ({"query": "a", "where": {"a": {"$nin": [*range(10_001)]}}}, "at most 900 conditions"),
+        ({"query": "a", "where": {"$or": [{"a": n} for n in range(901)]}}, "901 conditions with"),
+        ({"texts": [{"text": "a"}] * 1001}, "at most 1000 items"),
     ],
 )
 def test_what_cannot_be_searched_by(served: Running, body: Any, told: str) -> None:
@@ -103,6 +107,40 @@ def test_what_cannot_be_searched_by(served: Running, body: Any, told: str) -> No
         response = client.post("/v1/retrieve", json=body)
     assert response.status_code == 400
     assert told in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "where", [{"a": {"$in": [*range(10_000)]}}, {"$or": [{"a": n} for n in range(900)]}]
+)
+def test_the_largest_filters(served: Running, where: Any) -> None:
+    assert retrieve(served, query="a", where=where)["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"text": ' + b"9" * 5000 + b"}", "an integer of more than 4,300 digits"),
+        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"text": "\xff"}', "no UTF-8: invalid start byte at byte 10"),
+        (b'{"text": "a"', "no JSON: Expecting ',' delimiter"),
+    ],
+    ids=["integer", "nested", "bytes", "cut"],
+)
+def test_bodies_that_cannot_be_read(served: Running, body: bytes, told: str) -> None:
+    with served.client() as client:
+        headers = {"Content-Type": "application/json"}
+        response = client.post("/v1/tokenize", content=body, headers=headers)
+    assert response.status_code == 400
+    assert told in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/documents"])
+def test_head_is_as_get(served: Running, path: str) -> None:
+    with served.client() as client:
+        got, head = client.get(path), client.head(path)
+    assert head.status_code == got.status_code == 200
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.content == b""
 
 
 def test_documents_come_and_go(changing: Running, engine: FusionEngine) -> None:
@@ -150,6 +188,18 @@ def test_what_cannot_be_ingested(changing: Running) -> None:
             response = client.post("/v1/documents", json={"documents": [document]})
             assert response.status_code == 400
             assert told in response.json()["error"]["message"]
+
+
+def test_a_document_is_given_once(changing: Running, engine: FusionEngine) -> None:
+    one = {"id": "one", "text": "A text."}
+    with changing.client() as client:
+        twice = {"documents": [one, one | {"scope": "", "text": "Another text."}]}
+        response = client.post("/v1/documents", json=twice)
+        assert response.status_code == 400
+        assert "'one' of scope '' is given 2 times" in response.json()["error"]["message"]
+        assert engine.store.catalog.documents.all() == []
+        apart = {"documents": [one, one | {"scope": "board"}]}
+        assert client.post("/v1/documents", json=apart).json()["documents_new"] == 2
 
 
 def test_a_store_that_another_process_changes(changing: Running, engine: FusionEngine) -> None:

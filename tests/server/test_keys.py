@@ -158,6 +158,7 @@ def test_documents_are_changed_by_those_who_may(changing: Running, engine: Fusio
     one = {"id": "new", "text": "A text of some words."}
     with changing.client("guest") as guest:
         for response in (
+            guest.post("/v1/documents", json={"documents": []}),
             guest.post("/v1/documents", json={"documents": [one]}),
             guest.delete("/v1/documents/town-0"),
         ):
@@ -165,12 +166,30 @@ def test_documents_are_changed_by_those_who_may(changing: Running, engine: Fusio
     with changing.client("board") as board:
         for scope in ("", "other"):
             named = {"documents": [one, one | {"scope": scope}]}
-            assert board.post("/v1/documents", json=named).status_code == 403
-            assert board.delete("/v1/documents/town-0", params={"scope": scope}).status_code == 403
+            for response in (
+                board.post("/v1/documents", json=named),
+                board.delete("/v1/documents/town-0", params={"scope": scope}),
+                board.get("/v1/documents", params={"scope": scope}),
+            ):
+                assert response.status_code == 403
+                assert response.json()["error"]["param"] == "scope"
         assert board.delete("/v1/documents/town-0").status_code == 404
         assert board.post("/v1/documents", json={"documents": [one]}).status_code == 200
         assert board.delete("/v1/documents/town-2").status_code == 200
     assert sorted(engine.store.catalog.documents.all()) == [("new", "board"), ("town-0", "")]
+
+
+def test_an_ingest_does_not_tell_of_other_scopes(changing: Running, engine: FusionEngine) -> None:
+    """It computes what is pending of all scopes; only who may use them all gets the counts."""
+    one = {"id": "new", "text": "A text of some words."}
+    documents = {"new": 1, "changed": 0, "unchanged": 0, "deleted": 0}
+    with changing.client("board") as board, changing.client("admin") as admin:
+        for given, new in (([one], 1), ([], 0)):
+            report = board.post("/v1/documents", json={"documents": given}).json()
+            assert report == {f"documents_{k}": n for k, n in (documents | {"new": new}).items()}
+        report = admin.post("/v1/documents", json={"documents": []}).json()
+    assert report["chunks"] == engine.store.catalog.counts().chunks
+    assert report["fused_computed"] == 0
 
 
 def test_metrics_are_of_everybody(guarded: Running) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +18,8 @@ import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.server import Keys, Limits
+from fusionrag_integrations.server import Keys, Limits, create_app
+from fusionrag_integrations.store.store import Store
 from tests.conftest import town
 from tests.server.conftest import Running, running, until
 from tests.steps import PATIENCE, Steps, kv_in_use
@@ -99,6 +102,66 @@ def test_a_key_with_a_limit_of_its_own(filled: FusionEngine, keys: Keys, steps: 
         steps.go_on()
         assert [each.result().status_code for each in waiting] == [200] * 2
         assert ask(server, "guest").status_code == 200
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Iterator[threading.Event]:
+    """Calls of a method set the event, and go on at the end of the block."""
+    begun, go_on = threading.Event(), threading.Event()
+    call = getattr(owner, name)
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wait)
+    try:
+        yield begun
+    finally:
+        go_on.set()
+
+
+def look_up(server: Running, key: str = "") -> list[httpx.Response]:
+    """A search, a count of tokens and a list."""
+    with server.client(key) as client:
+        return [
+            client.post("/v1/retrieve", json={"query": "a house"}),
+            client.post("/v1/tokenize", json={"text": "a house"}),
+            client.get("/v1/documents"),
+        ]
+
+
+def test_a_keys_limit_counts_look_ups(filled: FusionEngine, keys: Keys, steps: Steps) -> None:
+    steps.hold_at(0)
+    with running(filled, keys) as server, ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(ask, server, "guest")
+        assert steps.is_held.wait(PATIENCE)
+        for refused in look_up(server, "guest"):
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+        assert {each.status_code for each in look_up(server, "board")} == {200}
+        steps.go_on()
+        assert answered.result().status_code == 200
+        assert {each.status_code for each in look_up(server, "guest")} == {200}
+
+
+def test_look_ups_wait_for_a_turn_of_their_own(
+    filled: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(at_once=1, queue=0)
+    with running(filled, limits=limits) as server, ThreadPoolExecutor(1) as pool:
+        with held(monkeypatch, Store, "embed_question") as is_held:
+            first = pool.submit(look_up, server)
+            assert is_held.wait(PATIENCE)
+            for refused in look_up(server):
+                assert refused.status_code == 429
+                assert refused.headers["retry-after"] == "1"
+            with server.client() as client:
+                for path in ("/health", "/metrics", "/v1/models"):
+                    assert client.get(path).status_code == 200
+            assert ask(server).status_code == 200
+        assert {each.status_code for each in first.result()} == {200}
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "counted"])
@@ -190,17 +253,112 @@ def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
         ask(server)
 
 
-def test_an_answer_that_takes_too_long_at_the_end_is_broken_off(
-    filled: FusionEngine, steps: Steps
+def ended(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """The statuses of requests in the log, but for metrics. Nothing in it failed."""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    fields = [getattr(record, "fields", {}) for record in caplog.records]
+    return [each["status"] for each in fields if each.get("endpoint", "/metrics") != "/metrics"]
+
+
+def test_a_stream_that_takes_too_long_at_the_end_is_told_so(
+    filled: FusionEngine, steps: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     steps.hold_at(1)
     with running(filled, limits=Limits(grace_seconds=0.1)) as server, streamed(server) as lines:
         assert steps.is_held.wait(PATIENCE)
         server.server.should_exit = True
-        with pytest.raises(httpx.RemoteProtocolError):
-            list(lines)
-        threading.Timer(0.2, steps.go_on).start()
+        last = [line for line in lines if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "closing"
+        steps.go_on()
     until(lambda: not kv_in_use(filled))
+    assert ended(caplog) == [200]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_answers_that_are_broken_off_get_503(
+    filled: FusionEngine, steps: Steps, caplog: pytest.LogCaptureFixture, signals: int
+) -> None:
+    """Once their time is up or at a second signal, under way or waiting."""
+    caplog.set_level("INFO")
+    steps.hold_at(1)
+    limits = Limits(at_once=1, grace_seconds=0 if signals == 1 else PATIENCE)
+    with running(filled, limits=limits) as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, server)]
+        assert steps.is_held.wait(PATIENCE)
+        asked.append(pool.submit(ask, server))
+        until(lambda: counts(server)["queued"] == 1)
+        for _ in range(signals):
+            server.server.handle_exit(signal.SIGTERM, None)
+        check_closing([each.result() for each in asked])
+        steps.go_on()
+    until(lambda: not kv_in_use(filled))
+    assert ended(caplog) == [503, 503]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "path", "body"),
+    [
+        (FusionEngine, "ingest", "/v1/documents", {"documents": [{"id": "a", "text": "b"}]}),
+        (Store, "embed_question", "/v1/retrieve", {"query": "a house"}),
+        (FusionEngine, "encode", "/v1/tokenize", {"text": "a house"}),
+    ],
+)
+def test_whatever_is_broken_off_gets_503(
+    engine: FusionEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+    path: str,
+    body: Any,
+) -> None:
+    caplog.set_level("INFO")
+    with (
+        held(monkeypatch, owner, name) as is_held,
+        running(engine, limits=Limits(grace_seconds=0)) as server,
+        ThreadPoolExecutor(1) as pool,
+        server.client() as client,
+    ):
+        asked = pool.submit(client.post, path, json=body)
+        assert is_held.wait(PATIENCE)
+        server.server.should_exit = True
+        check_closing([asked.result()])
+    assert ended(caplog) == [503]
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(filled: FusionEngine) -> None:
+    async def end() -> None:
+        app = create_app(filled)
+        content = json.dumps({**BODY, "stream": True}).encode()
+        messages = [{"type": "http.request", "body": content}]
+        begun, never = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await never.wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                begun.set()
+                await never.wait()
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        asked = asyncio.create_task(app({**scope, "query_string": b""}, receive, send))
+        await begun.wait()
+        await app.state.service.traffic.end(0, hurry=lambda: False)
+        await asked
+        assert app.state.service.traffic.under_way == 0
+
+    asyncio.run(asyncio.wait_for(end(), PATIENCE))
+    until(lambda: not kv_in_use(filled))
+
+
+def check_closing(responses: Sequence[httpx.Response]) -> None:
+    for response in responses:
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["error"]["code"] == "closing"
 
 
 def test_an_error_in_a_stream_is_its_last_event(

@@ -5,7 +5,7 @@ Names of the user's metadata get a prefix, so that they can't replace a chunk's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -14,6 +14,8 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.support.inputs import shown
 
 _INTEGER_BITS = 64  # of SQLite's
+_MOST_VALUES = 10_000  # Chroma binds two of SQLite's 32,766 variables to a number
+_MOST_CONDITIONS = 900  # each is a level of an expression; SQLite's have 1,000 at most
 
 
 def filterable_metadata(chunk: Chunk) -> dict[str, MetadataValue]:
@@ -32,14 +34,19 @@ def chroma_filter(
 ) -> dict[str, Any] | None:
     """A filter in Chroma's terms. scopes: not empty, None for all. where: on metadata.
 
-    None where both are. Raises `InvalidInputError` for a `where` that can't be used.
+    None where both are. Raises `InvalidInputError` for a `where` that can't be used, and for more
+    than 900 conditions or 10,000 values, which Chroma can't compare at once.
     """
     conditions: list[dict[str, Any]] = []
     if scopes is not None:
         conditions.append({"scope": {"$in": list(scopes)}})
     if where is not None:
         conditions.append(_checked(where))
-    return _all_of(conditions) if conditions else None
+    if not conditions:
+        return None
+    condition = _all_of(conditions)
+    _check_size(condition)
+    return condition
 
 
 def _can_be_stored(value: MetadataValue) -> bool:
@@ -64,6 +71,26 @@ def _checked(where: Mapping[str, Any]) -> dict[str, Any]:
             '{"page": 7} or {"page": {"$gt": 3}}, joined by "$and" or "$or".'
         ) from error
     return condition
+
+
+def _check_size(condition: Mapping[str, Any]) -> None:
+    compared = list(_compared(condition))
+    values = sum(len(value) if isinstance(value, list) else 1 for value in compared)
+    if len(compared) > _MOST_CONDITIONS or values > _MOST_VALUES:
+        raise InvalidInputError(
+            f"The filter has {len(compared):,} conditions with {values:,} values, its scopes "
+            f"among them; give at most {_MOST_CONDITIONS} conditions and {_MOST_VALUES:,} values."
+        )
+
+
+def _compared(condition: Mapping[str, Any]) -> Iterator[Any]:
+    """What each condition compares metadata with, in Chroma's terms."""
+    for key, value in condition.items():
+        if key in ("$and", "$or"):
+            for part in value:
+                yield from _compared(part)
+        else:
+            yield from value.values() if isinstance(value, dict) else (value,)
 
 
 def _renamed(where: Mapping[str, Any]) -> dict[str, Any]:
