@@ -9,6 +9,7 @@ Prints JSON: what was done how often, what was wrong, and what is held after it 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import sys
@@ -32,6 +33,7 @@ from tests.server.test_load import counts
 from tests.steps import kv_in_use, until_kv_is_free
 
 ROOM = 256 << 10  # KB: several times what the store takes
+LONGEST = 3600  # seconds, after which it counts as hanging
 WARM = 400  # requests, after which there are all threads, and caches are full
 WAYS = ("read", "read by HTTP", "closed", "cancelled", "reset", "killed")
 BUDGETS = Budgets(  # some of the records: others are read from the disk, or computed, each time
@@ -72,6 +74,7 @@ def now(engine: FusionEngine, server: Running) -> dict[str, int]:
 
 
 def main(disk: Path, elsewhere: Path, requests: int) -> None:
+    faulthandler.dump_traceback_later(LONGEST, exit=True)  # even if what hangs holds the GIL
     torch.set_num_threads(1)
     mount(disk, ROOM)
     store = disk / "store"
