@@ -9,6 +9,7 @@ Prints JSON: what was done how often, what was wrong, and what is held after it 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import sys
@@ -22,7 +23,7 @@ from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.verify import find_damage
-from tests.long.full_disk import LARGE, mount
+from tests.long.full_disk import mount
 from tests.long.soak.cases import AD_HOC, DOCUMENTS, Expected, records
 from tests.long.soak.faults import Damage, Disk, Logs
 from tests.long.soak.requests import Soak
@@ -31,6 +32,8 @@ from tests.server.conftest import Running, running, until
 from tests.server.test_load import counts
 from tests.steps import kv_in_use, until_kv_is_free
 
+ROOM = 256 << 10  # KB: several times what the store takes
+LONGEST = 3600  # seconds, after which it counts as hanging
 WARM = 400  # requests, after which there are all threads, and caches are full
 WAYS = ("read", "read by HTTP", "closed", "cancelled", "reset", "killed")
 BUDGETS = Budgets(  # some of the records: others are read from the disk, or computed, each time
@@ -71,8 +74,9 @@ def now(engine: FusionEngine, server: Running) -> dict[str, int]:
 
 
 def main(disk: Path, elsewhere: Path, requests: int) -> None:
+    faulthandler.dump_traceback_later(LONGEST, exit=True)  # even if what hangs holds the GIL
     torch.set_num_threads(1)
-    mount(disk, LARGE)
+    mount(disk, ROOM)
     store = disk / "store"
     model = CausalModel.load(MODEL_DIR)
     damage = Damage(make(model, store))

@@ -151,9 +151,10 @@ class Writing:
             except StoreBusyError:  # a text of a question is being fused
                 self.counts["met another write"] += 1
             except StoreError as error:
-                self.counts["found no room"] += 1
                 if not (is_no_room(str(error)) and self._disk.was_full_since(changes)):
                     self.errors.append(str(error))
+                    return
+                self.counts["found no room"] += 1
             else:
                 self.counts["done"] += 1
                 return
