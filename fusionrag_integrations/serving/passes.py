@@ -1,15 +1,16 @@
 """Which rows of which requests the next pass of the model computes.
 
 Decode goes on in every pass. What is left of its room goes to prompts: those that need little come
-first, up to half of it, and the others in the order in which they came. So a long prompt delays a
-short one by about a pass, and none waits forever.
+first, up to half of it, and the others in the order in which they came. Passes are brief while
+somebody's prompt is being prepared or its KV read. So a long prompt delays a short one by about a
+pass, and none waits forever.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -44,6 +45,12 @@ class Limits:
         alone = rows if device.type == "cpu" else sys.maxsize
         return cls(rows, alone, 64, kv_bytes)
 
+    @property
+    def brief(self) -> Limits:
+        """Those of a pass that somebody waits for."""
+        rows = self.rows // 4
+        return replace(self, rows=rows, rows_alone=rows)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
@@ -75,7 +82,7 @@ def plan(requests: Sequence[Request], limits: Limits) -> list[Share]:
     shares += [Share(request, left[request]) for request in short]
     others = [request for request in left if request not in short]
     if others and any(request.number > others[0].number for request in short):
-        room = min(room, taken + max(LEAST, taken))  # those that overtake wait for little else
+        room = min(room, taken + max(LEAST, taken // 2))  # those that overtake wait for little else
     for request in others:
         if taken >= room:
             break

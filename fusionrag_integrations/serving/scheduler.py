@@ -109,11 +109,13 @@ class Scheduler:
         while self._prepared and self._has_room(self._prepared[0]):
             request = self._prepared.pop(0)
             admitted = True
-            if request.dense:
-                request.watch.lap("queue", wait=False)
-                insort(self._at_work, request, key=_arrival)
-            else:
+            if not request.dense and request.assembled.spans:
                 self._begin(request, self._pipeline.read)
+                continue
+            request.watch.lap("queue", wait=False)
+            if not request.dense:  # nothing is to be read, so nothing to be waited for
+                self._attempt(request, self._pipeline.read)
+            insort(self._at_work, request, key=_arrival)
         return admitted
 
     def _has_room(self, request: Request) -> bool:
@@ -129,7 +131,8 @@ class Scheduler:
         """Who takes part, and by how much. After a pass that failed each has one to itself."""
         ready = [request for request in self._at_work if not request.over]
         suspects = [request for request in ready if request.suspect]
-        shares = plan(suspects[:1] or ready, self.limits)
+        limits = self.limits.brief if self._elsewhere else self.limits
+        shares = plan(suspects[:1] or ready, limits)
         if len(shares) > 1:  # nobody shall wait for another's disk, nor for its damage
             for share in shares:
                 self._attempt(share.request, self._pipeline.settle)

@@ -189,16 +189,59 @@ def test_a_long_prompt_is_cut_so_that_others_go_on(
         monkeypatch.undo()
 
 
-def test_a_short_question_overtakes_a_long_one(engine: FusionEngine) -> None:
+@pytest.mark.parametrize("kv", ["none", "fused"])
+def test_a_short_question_overtakes_a_long_one(engine: FusionEngine, kv: str) -> None:
+    """With or without a known beginning, which nothing has to be read for."""
+    answer_alone(engine.pipeline, "Who is it?", SHORT)
     long = Asked(prompt_of([0, 1, 2, 3], "Why? " * 60), SHORT.changed({"kv": "none"}))
-    short = Asked("Who?", SHORT.changed({"kv": "none"}), comes=2)
+    short = Asked("Who?", SHORT.changed({"kv": kv}), comes=2)
     mixture = Mixture(engine, [long, short])
     while mixture.step():
         if short in mixture.requests and mixture.requests[short].stage is Stage.DECODE:
             break
-    assert mixture.steps <= short.comes + 2
+    assert mixture.steps == short.comes + 1
     assert mixture.requests[long].work is not None  # and it goes on
     mixture.run()
+
+
+class Held(AtOnce):
+    """A background that ends nothing for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = False
+
+    def finished(self) -> Sequence[tuple[Request, Exception | None]]:
+        return () if self.holds else super().finished()
+
+
+def test_passes_are_brief_while_somebody_is_on_the_way(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    background, limits = Held(), Limits(rows=512, rows_alone=256, requests=8)
+    scheduler = Scheduler(engine.pipeline, limits, background)
+    seen = passes(engine, monkeypatch)
+
+    def add(prompt: str) -> Request:
+        request = engine.pipeline.request(prompt, SHORT.changed({"kv": "none"}))
+        scheduler.add(request)
+        return request
+
+    def rows_of_next() -> int:
+        scheduler.step()
+        return sum(len(one.token_ids) for one in seen[-1])
+
+    long = add(prompt_of([0, 1, 2, 3], "Why? " * 60))
+    scheduler.step()
+    assert rows_of_next() == 256
+    background.holds = True
+    other = add("Who?")
+    assert rows_of_next() == 128
+    background.holds = False
+    while not scheduler.idle:
+        scheduler.step()
+    assert long.answer is not None
+    assert other.answer is not None
 
 
 def test_who_came_first_is_let_in_first_and_none_starves(engine: FusionEngine) -> None:
