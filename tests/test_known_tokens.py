@@ -104,7 +104,7 @@ def check(tokenizer: Any, text: str, matches: list[TextMatch], plain: bool = Tru
 
 
 def encoded_characters(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How long the texts are that are encoded from now on."""
+    """How long the texts are that are encoded as a whole from now on, and not in pieces."""
     lengths: list[int] = []
     own = text_tokenizer(tokenizer)
     backend = own.backend
@@ -113,9 +113,10 @@ def encoded_characters(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[
         def __getattr__(self, name: str) -> Any:
             return getattr(backend, name)
 
-        def encode(self, text: str, **options: Any) -> Any:
-            lengths.append(len(text))
-            return backend.encode(text, **options)
+        def encode_batch(self, texts: list[str], **options: Any) -> Any:
+            if len(texts) == 1:
+                lengths.append(len(texts[0]))
+            return backend.encode_batch(texts, **options)
 
     monkeypatch.setattr(own, "backend", Watched())
     return lengths
