@@ -10,7 +10,7 @@ from benchmarks.results.tables import (
     store_markdown,
 )
 from fusionrag_integrations.bench.tables import ttft_markdown
-from fusionrag_integrations.bench.throughput.table import limits_text, throughput_markdown
+from fusionrag_integrations.bench.throughput.table import limits_lines, throughput_markdown
 
 
 def ttft(mark: Mark) -> str:
@@ -31,8 +31,8 @@ def throughput(mark: Mark) -> str:
         f"{asked['longest_prompt']} tokens, answers of {asked['output_tokens']}, "
         f"{asked['requests']} requests a load or two a client, rounds: {asked['rounds']}"
     )
-    limits = limits_text(result).replace("\n", "\n\n")
-    return f"{throughput_markdown(result['rows'])}\n\n{limits}\n\n({setting}; {_measured(result)}.)"
+    table = throughput_markdown(result["rows"])
+    return "\n\n".join([table, *limits_lines(result), f"({setting}; {_measured(result)}.)"])
 
 
 def kernel(mark: Mark) -> str:

@@ -131,7 +131,7 @@ def throughput(
     """
     from fusionrag_integrations.bench.throughput.measure import measure_throughput
     from fusionrag_integrations.bench.throughput.plan import Plan
-    from fusionrag_integrations.bench.throughput.table import limits_text, throughput_markdown
+    from fusionrag_integrations.bench.throughput.table import limits_lines, throughput_markdown
 
     plan = Plan(
         ratios=tuple(ratios),
@@ -156,7 +156,7 @@ def throughput(
         return
     out.print(throughput_markdown(result["rows"]), markup=False)
     out.print(f"\nThe fastest way to full attention: {result['fastest_full_attention']}.")
-    out.print(limits_text(result), markup=False)
+    out.print("\n".join(limits_lines(result)), markup=False)
     for row in result["rows"]:
         if row["errors"]:
             out.print(f"{row['system']}, {row['way']}: {row['first_error']}", markup=False)

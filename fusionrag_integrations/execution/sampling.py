@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEAST, MOST = 1e-6, 1e6  # logits divided by less, or multiplied by more, are beyond float32
+LEAST, MOST = 1e-6, 1e6  # a temperature and a penalty; both together keep logits within float32
 
 
 @dataclass(frozen=True, slots=True)

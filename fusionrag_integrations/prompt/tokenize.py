@@ -72,7 +72,8 @@ def encode_rendered(
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text's tokens, none of which is a control token, as in a chunk or a message."""
     (encoding,) = _encodings(text_tokenizer(tokenizer, text).backend, [text])
-    return list(encoding.ids)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
@@ -84,7 +85,7 @@ def encode_chunk(tokenizer: Any, chunk: Chunk) -> EncodedChunk:
 def _encodings(
     backend: Tokenizer, texts: Sequence[str], *, special: bool = False
 ) -> list[Encoding]:
-    """Other threads go on meanwhile, which they don't while `Tokenizer.encode` has a text."""
+    """Each text's tokens. Other threads go on meanwhile; `Tokenizer.encode` would stop them."""
     return backend.encode_batch(list(texts), add_special_tokens=special)
 
 

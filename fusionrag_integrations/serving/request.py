@@ -186,8 +186,8 @@ class Request:
     def close(self, error: BaseException | None = None) -> None:
         """Release all KV, and free its memory; no step follows. May be called again.
 
-        Whoever made the request may hold it for long. error: what has
-        ended it, which whoever reads the answer gets.
+        Whoever made the request may hold it for long. error: what has ended it, which whoever reads
+        the answer gets.
         """
         self.stage = Stage.DONE
         self.work, self.known = None, NOTHING_KNOWN

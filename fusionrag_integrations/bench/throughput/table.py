@@ -18,7 +18,7 @@ def throughput_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(_HEADINGS, [_cells(row) for row in rows])
 
 
-def limits_text(result: Mapping[str, Any]) -> str:
+def limits_lines(result: Mapping[str, Any]) -> list[str]:
     """A line for each ratio's bound, and one for short prompts behind long ones."""
     lines = [
         f"At {bound['ratio']:.0%}, {bound['prefill_ms']:,.0f} ms of prefill and decode steps of "
@@ -28,7 +28,7 @@ def limits_text(result: Mapping[str, Any]) -> str:
     ]
     if (short := result["short_behind_long"]) is not None:
         lines.append(_overtaking_line(short))
-    return "\n".join(lines)
+    return lines
 
 
 def _overtaking_line(short: Mapping[str, Any]) -> str:
