@@ -13,7 +13,7 @@ from fusionrag_integrations.serving.alone import AtOnce
 from fusionrag_integrations.serving.request import Request, Stage
 from fusionrag_integrations.serving.scheduler import Scheduler
 
-_WITHOUT_PASSES = (Stage.PREPARE, Stage.READ)
+_BEFORE_PASSES = (Stage.PREPARE, Stage.READ, Stage.CAPTURE)
 
 
 def prefill_alone(
@@ -31,11 +31,10 @@ def prefill_alone(
         scheduler.add(request)  # prepares it
     passes = []
     while not (request.over or request.stage is Stage.DECODE):
-        computes = request.stage not in _WITHOUT_PASSES
         started = perf_counter()
         scheduler.step()
         settle(engine.model.device)
-        if computes:
+        if request.work or request.stage not in _BEFORE_PASSES:
             passes.append(perf_counter() - started)
     while request.over and request.pieces.get() is not None:  # raises what has ended it
         pass
