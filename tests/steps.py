@@ -116,6 +116,8 @@ class Scripted:
     def close(self) -> None:
         self._pieces = iter(())
 
+    abandon = close
+
 
 def scripted_stream(pieces: Iterable[str], answer: Answer | None = None) -> AnswerStream:
     return AnswerStream(Scripted(pieces, answer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Condition, RLock, Thread, current_thread, main_thread
+from threading import Condition, Lock, Thread, current_thread, main_thread
 from threading import enumerate as all_threads
 
 from fusionrag_integrations.errors import StoreClosedError
@@ -65,12 +65,6 @@ class ServingLoop(Forkable, Closable):
             self._submitted.append(request)
             self._notify()
 
-    def cancel(self, request: Request) -> None:
-        """End a request, at the latest after the pass that is under way."""
-        with self._changed:
-            request.cancelled = True
-            self._notify()
-
     def close(self) -> None:
         """End all requests, which fail with `StoreClosedError`. May be called again.
 
@@ -128,11 +122,7 @@ class ServingLoop(Forkable, Closable):
             raise
 
     def _goes_on(self) -> bool:
-        """Let new requests in. Returns whether there are any.
-
-        They change without the lock: locks of streams are taken then, and a finalizer may close
-        another stream, which takes this one, in a thread that holds one of those.
-        """
+        """Let new requests in. Returns whether there are any."""
         with self._changed:
             self._has_news = False
             submitted, self._submitted = self._submitted, deque()
@@ -169,7 +159,7 @@ class _LoopAnswer:
     def __init__(self, loop: ServingLoop, request: Request) -> None:
         self._loop = loop
         self._request = request
-        self._changing = RLock()  # a finalizer may close it at any moment
+        self._changing = Lock()
         self._begun = False
 
     @property
@@ -185,12 +175,12 @@ class _LoopAnswer:
         return await self._request.pieces.aget()
 
     def close(self) -> None:
-        with self._changing:
-            self._request.pieces.discard()
-            if self._begun:
-                self._loop.cancel(self._request)
-            else:
-                self._request.close()
+        self.abandon()
+        self._request.pieces.discard()
+
+    def abandon(self) -> None:
+        # The loop needn't be woken: while it sleeps, all requests have steps that wake it.
+        self._request.cancelled = True
 
     def begin(self) -> None:
         with self._changing:

@@ -281,6 +281,24 @@ def test_dropped_it_computes_nothing_more(engine: FusionEngine, prompt: str, ste
     assert steps.count == 3
 
 
+def test_its_finalizer_waits_for_nobody(engine: FusionEngine, prompt: str, steps: Steps) -> None:
+    """It runs wherever garbage is collected: in a thread, say, whose start another one awaits."""
+    steps.hold_at(3)
+    stream = engine.stream(prompt, LONG)
+    next(stream)
+    assert steps.is_held.wait(PATIENCE)
+    held = [stream]
+    collecting = threading.Thread(target=held.clear)
+    del stream
+    with engine.serving._changed:
+        collecting.start()
+        collecting.join(PATIENCE)
+        assert not collecting.is_alive()
+    steps.go_on()
+    wait_until_kv_is_free(engine)
+    assert steps.count == 3
+
+
 def test_an_interrupted_reader_ends_it(engine: FusionEngine, prompt: str, steps: Steps) -> None:
     steps.hold_at(3)
     stream = engine.stream(prompt, LONG)

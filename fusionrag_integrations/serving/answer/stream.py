@@ -36,6 +36,14 @@ class Answering(Protocol):
         """Compute no further, from any thread, and release all KV."""
         ...
 
+    def abandon(self) -> None:
+        """The same where nobody reads it any more; takes no lock, since a finalizer calls it.
+
+        A finalizer runs at any allocation of any thread, whatever that thread, or one that waits
+        for it, holds.
+        """
+        ...
+
 
 class AnswerStream(Iterator[str], AsyncIterator[str]):
     """Pieces of an answer's text, for `for` and for `async for`.
@@ -48,7 +56,7 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
         self._process = os.getpid()
-        finalize(self, _close, answering, self._process).atexit = False
+        finalize(self, _abandon, answering, self._process).atexit = False
 
     def __next__(self) -> str:
         self._check_process()
@@ -83,7 +91,8 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
         A pass of the model that is under way ends first; this doesn't wait for it. Does nothing if
         the answer is whole.
         """
-        _close(self._answering, self._process)
+        if self._is_mine:
+            self._answering.close()
 
     async def aclose(self) -> None:
         """`close`, for `contextlib.aclosing`."""
@@ -108,15 +117,19 @@ class AnswerStream(Iterator[str], AsyncIterator[str]):
             raise FusionRAGError("The answer is there once its stream has been read to the end.")
         return self._answering.answer
 
+    @property
+    def _is_mine(self) -> bool:
+        return self._process == os.getpid()
+
     def _check_process(self) -> None:
-        if self._process != os.getpid():
+        if not self._is_mine:
             raise StoreError(
                 "This answer was begun before its process was forked, and goes on in the parent "
                 "alone. Ask again in the child."
             )
 
 
-def _close(answering: Answering, process: int) -> None:
-    """Close an answer, but in a forked child: it goes on in the parent, and holds KV there."""
+def _abandon(answering: Answering, process: int) -> None:
+    """End an answer, but in a forked child: it goes on in the parent, and holds KV there."""
     if process == os.getpid():
-        answering.close()
+        answering.abandon()
