@@ -143,7 +143,7 @@ def test_results_of_a_run_replace_no_pipe(tmp_path: Path) -> None:
     for name in ("run.json", "log.jsonl"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(InvalidInputError, match="is a pipe"):
-        write_run(tmp_path, {"rows": []}, [])
+        write_run(tmp_path, {"rows": []}, "")
     with pytest.raises(InvalidInputError, match="is a pipe"):
         open_log(tmp_path / "log.jsonl", {})
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from fusionrag_integrations.bench.machine import where_and_when
 from fusionrag_integrations.bench.summary import QualityRow
-from fusionrag_integrations.bench.tables import quality_markdown
 from fusionrag_integrations.support.atomic_files import write_output
 
 
@@ -19,7 +18,7 @@ def run_result(identity: Mapping[str, Any], rows: Sequence[QualityRow]) -> dict[
     return dict(identity) | where_and_when() | {"rows": [asdict(row) for row in rows]}
 
 
-def write_run(directory: Path, result: Mapping[str, Any], rows: Sequence[QualityRow]) -> None:
+def write_run(directory: Path, result: Mapping[str, Any], table: str) -> None:
     """Write run.json and table.md into a directory."""
     write_output(directory / "run.json", f"{json.dumps(result, indent=2)}\n".encode())
-    write_output(directory / "table.md", f"{quality_markdown(rows)}\n".encode())
+    write_output(directory / "table.md", f"{table}\n".encode())

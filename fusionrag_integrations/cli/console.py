@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fusionrag_integrations.support.threads import Closable
 
 Opened = TypeVar("Opened", bound="Closable")
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -180,7 +183,11 @@ def find(option: str, name: str) -> object:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage that reports."""
+    """A progress bar for each stage that reports; where no terminal is, a line now and then."""
+    if not err.is_terminal:
+        with _lines() as tell:
+            yield tell
+        return
     columns = (
         TextColumn("{task.description:>9}"),
         BarColumn(),
@@ -196,6 +203,27 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             shown.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[str, int, int], None]]:
+    """Where each stage is now and then, and where it ended, for a file or a pipe."""
+    stage, line, told = "", "", monotonic()
+
+    def report(now: str, done: int, total: int) -> None:
+        nonlocal stage, line, told
+        if line and now != stage:
+            err.print(line, markup=False)
+        stage, line = now, f"{now} {done}/{total}"
+        if monotonic() - told >= SECONDS_BETWEEN_LINES:
+            err.print(line, markup=False)
+            line, told = "", monotonic()
+
+    try:
+        yield report
+    finally:
+        if line:
+            err.print(line, markup=False)
 
 
 def print_json(value: object) -> None:

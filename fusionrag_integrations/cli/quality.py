@@ -90,6 +90,7 @@ def quality(
     from fusionrag_integrations.bench.neighbours import make_policy
     from fusionrag_integrations.bench.quality import run_quality
     from fusionrag_integrations.bench.summary import summarise
+    from fusionrag_integrations.bench.tables import quality_markdown
 
     require_bench_extra()
     chosen = _strategies(strategies, ratios, kv)
@@ -116,7 +117,7 @@ def quality(
         rows = summarise(measured)
         result = run_result(identity, rows)
         if kept is not None:
-            write_run(path, result, rows)
+            write_run(path, result, quality_markdown(rows))
     if as_json:
         print_json(result)
     else:

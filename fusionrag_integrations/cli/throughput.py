@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -25,13 +23,14 @@ from fusionrag_integrations.cli.console import (
 from fusionrag_integrations.cli.models import MODEL_HELP
 from fusionrag_integrations.cli.numbers import SEED, Number, count, counts, ratios_option, shares
 from fusionrag_integrations.cli.shapes import device_option, dtype_option, load_model, shape_option
+from fusionrag_integrations.cli.suites import directory
 from fusionrag_integrations.demo import CORPUS_PATH, MODEL_DIR, smollm2
 from fusionrag_integrations.errors import InvalidInputError
 
 CHUNK_TOKENS = 1000  # each of the texts below is one chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from fusionrag_integrations.documents.types import Document
     from fusionrag_integrations.engine import FusionEngine
@@ -97,6 +96,13 @@ if TYPE_CHECKING:
     "--rounds", type=count(), default=1, show_default=True, help="In which all is measured again."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of prompts and arrivals.")
+@click.option(
+    "--out",
+    "kept",
+    type=FilePath(file_okay=False),
+    help="Keep what is measured here, and a store that is made; what is there already isn't "
+    "measured again.",
+)
 @device_option
 @dtype_option
 @json_option
@@ -116,6 +122,7 @@ def throughput(
     zipf: float,
     rounds: int,
     seed: int,
+    kept: Path | None,
     device: str,
     dtype: str,
     as_json: bool,
@@ -128,10 +135,12 @@ def throughput(
     \b
     fusionrag bench throughput --clients 1,8 --requests 16      a first look
     fusionrag bench throughput --store my-store --rounds 3      your model, and your chunks
+    fusionrag bench throughput --out runs/load                  all of it; goes on when interrupted
     """
+    from fusionrag_integrations.bench.files import write_run
     from fusionrag_integrations.bench.throughput.measure import measure_throughput
     from fusionrag_integrations.bench.throughput.plan import Plan
-    from fusionrag_integrations.bench.throughput.table import limits_lines, throughput_markdown
+    from fusionrag_integrations.bench.throughput.table import throughput_report
 
     plan = Plan(
         ratios=tuple(ratios),
@@ -145,34 +154,34 @@ def throughput(
         rounds=rounds,
         seed=seed,
     )
-    with ExitStack() as opened, bars() as progress:
-        engine = opened.enter_context(_engine(shape, model, device, dtype, store, embedding, salt))
-        if store is None:
-            texts = _documents(shape, engine.model.directory, chunks)
-            engine.ingest(islice(texts, chunks), progress=progress)
-        result = measure_throughput(engine, plan, progress)
+    with directory(kept) as path, bars() as progress:
+        made = path / "store"
+        with _engine(shape, model, device, dtype, store, made, embedding, salt) as engine:
+            if store is None:
+                texts = _documents(shape, engine.model.directory, chunks)
+                engine.ingest(islice(texts, chunks), progress=progress)
+            log = None if kept is None else path / "log.jsonl"
+            result = measure_throughput(engine, plan, progress, log)
+    report = throughput_report(result)
+    if kept is not None:
+        write_run(kept, result, report)
     if as_json:
         print_json(result)
-        return
-    out.print(throughput_markdown(result["rows"]), markup=False)
-    out.print(f"\nThe fastest way to full attention: {result['fastest_full_attention']}.")
-    out.print("\n".join(limits_lines(result)), markup=False)
-    for row in result["rows"]:
-        if row["errors"]:
-            out.print(f"{row['system']}, {row['way']}: {row['first_error']}", markup=False)
+    else:
+        out.print(report, markup=False)
 
 
-@contextmanager
 def _engine(
     shape: str | None,
     model: str | None,
     device: str,
     dtype: str,
     store: Path | None,
+    made: Path,
     embedding: str | None,
     salt: str,
-) -> Iterator[FusionEngine]:
-    """Over the store, or over an empty one that goes away afterwards."""
+) -> FusionEngine:
+    """Over the store; where none is given, over one at `made`."""
     from fusionrag_integrations.engine import FusionEngine
 
     if store is not None and shape is not None:
@@ -182,22 +191,13 @@ def _engine(
         found = str(model_for(model, existing(store)))
     elif shape is None and model is None:
         found = _installed()
-    with ExitStack() as opened:
-        path = store
-        if path is None:
-            path = Path(
-                opened.enter_context(TemporaryDirectory(prefix="fusionrag-bench-")), "store"
-            )
-        loaded = load_model(shape, found, device, dtype)
-        yield opened.enter_context(
-            FusionEngine.open(
-                loaded,
-                path,
-                embedding=None if embedding is None else imported(embedding),
-                chunk_tokens=None if store is not None else CHUNK_TOKENS,
-                salt=salt,
-            )
-        )
+    return FusionEngine.open(
+        load_model(shape, found, device, dtype),
+        made if store is None else store,
+        embedding=None if embedding is None else imported(embedding),
+        chunk_tokens=CHUNK_TOKENS if store is None else None,
+        salt=salt,
+    )
 
 
 def _installed() -> str:

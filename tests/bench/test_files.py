@@ -84,7 +84,7 @@ class TestResult:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    write_run(path, run_result(IDENTITY, ROWS), ROWS)
+    write_run(path, run_result(IDENTITY, ROWS), quality_markdown(ROWS))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -84,6 +85,34 @@ def test_as_a_table_with_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len([line for line in result.stdout.splitlines() if line.startswith("|")]) == 2 + 1
     assert "The fastest way to full attention: generate." in result.stdout
     assert "fusionrag, together: RuntimeError: no [engine] today" in result.stdout
+
+
+def test_what_is_measured_is_kept(model_dir: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "runs" / "load"
+    options = ("--model", model_dir, "--out", kept, "--prompt-tokens", 1000)
+    first = said(run(*options, "--json"))
+    assert {path.name for path in kept.iterdir()} == {"store", "log.jsonl", "run.json", "table.md"}
+    log = (kept / "log.jsonl").read_text()
+    assert json.loads((kept / "run.json").read_text()) == first
+    table = (kept / "table.md").read_text()
+    assert table.count("\n|") == 2 + len(first["rows"]) - 1
+    assert "allow" in table
+    shown = run(*options)
+    assert shown.stdout == table
+    assert (kept / "log.jsonl").read_text() == log
+    assert "is of another run" in error_of(run(*options, "--seed", 3))
+
+
+def test_without_a_terminal_progress_is_told_in_lines(
+    asked: list[tuple[FusionEngine, list[str]]], model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stages() -> list[str]:
+        lines = run("--model", model_dir).stderr.splitlines()
+        return [line for line in lines if line.split("/")[0].count(" ") == 1]
+
+    assert stages() == ["catalog 4/4", "embed 0/0", "isolated 4/4", "fused 4/4"]
+    monkeypatch.setattr("fusionrag_integrations.cli.console.SECONDS_BETWEEN_LINES", 0.0)
+    assert {"catalog 1/1", "catalog 2/2", "fused 4/4"} <= set(stages())
 
 
 def test_limits_stand_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from fusionrag_integrations.bench.clock import times_ms
 from fusionrag_integrations.bench.throughput.one_request import prefill_alone
@@ -21,7 +22,6 @@ from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.execution.steps import DecodeRow
 from fusionrag_integrations.serving.request import Request
-from fusionrag_integrations.support.progress import Progress
 
 _PROMPTS = 5  # whose prefill is timed
 _STEPS = 12  # on CUDA the first few aren't graphs yet
@@ -43,27 +43,23 @@ class Bound:
     requests_per_s: float
     reached: float
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Bound:
+        """Of plain values, as `asdict` and JSON make them."""
+        return cls(**plain)
 
-def measure_bounds(
-    engine: FusionEngine,
-    reached: Mapping[float, float],
-    requests: Sequence[Asked],
-    tokens: int,
-    progress: Progress,
-) -> list[Bound]:
-    """reached: requests a second in the fullest closed loop, by ratio. requests: as many as its
-    clients; steps are of as many of them as the engine computes at once. tokens: of each answer.
+
+def measure_bound(
+    engine: FusionEngine, ratio: float, reached: float, requests: Sequence[Asked], tokens: int
+) -> Bound:
+    """reached: requests a second in the fullest closed loop. requests: as many as its clients;
+    steps are of as many of them as the engine computes at once. tokens: of each answer.
     """
     together = requests[: _at_once(engine, requests, tokens)]
-    bounds = []
-    for number, (ratio, requests_per_s) in enumerate(reached.items()):
-        progress("bounds", number, len(reached))
-        step_ms = _step_ms(engine, ratio, together, tokens)
-        prefill_ms = _prefill_ms(engine, ratio, together)  # by now their chunks are in memory
-        most = 1e3 / (prefill_ms + (tokens - 1) * step_ms / len(together))
-        bounds.append(Bound(ratio, len(together), prefill_ms, step_ms, most, requests_per_s / most))
-    progress("bounds", len(reached), len(reached))
-    return bounds
+    step_ms = _step_ms(engine, ratio, together, tokens)
+    prefill_ms = _prefill_ms(engine, ratio, together)  # by now their chunks are in memory
+    most = 1e3 / (prefill_ms + (tokens - 1) * step_ms / len(together))
+    return Bound(ratio, len(together), prefill_ms, step_ms, most, reached / most)
 
 
 def _at_once(engine: FusionEngine, requests: Sequence[Asked], tokens: int) -> int:

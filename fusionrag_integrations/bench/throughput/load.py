@@ -6,12 +6,13 @@ open loop     requests arrive at given times, whether earlier ones are answered 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from time import perf_counter, sleep
+from typing import Any
 
 from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.errors import FusionRAGError
@@ -68,6 +69,15 @@ class Outcome:
 
     answered: tuple[Timed, ...]
     errors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Outcome:
+        """Of plain values, as `asdict` and JSON make them."""
+        answered = (
+            Timed(timed["arrived"], tuple(timed["tokens"]), timed["ended"])
+            for timed in plain["answered"]
+        )
+        return cls(tuple(answered), tuple(plain["errors"]))
 
     @property
     def seconds(self) -> float:

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.bench.machine import described, where_and_when
-from fusionrag_integrations.bench.throughput.bound import measure_bounds
+from fusionrag_integrations.bench.throughput.bound import Bound, measure_bound
 from fusionrag_integrations.bench.throughput.dense import dense_systems
+from fusionrag_integrations.bench.throughput.kept import Kept
 from fusionrag_integrations.bench.throughput.llama_cpp import llama_cpp_systems
 from fusionrag_integrations.bench.throughput.load import closed_loop, open_loop
 from fusionrag_integrations.bench.throughput.memory import PeakMemory
-from fusionrag_integrations.bench.throughput.overtaking import measure_overtaking
+from fusionrag_integrations.bench.throughput.overtaking import (
+    ShortBehindLong,
+    measure_overtaking,
+)
 from fusionrag_integrations.bench.throughput.plan import Plan
 from fusionrag_integrations.bench.throughput.rows import (
     Load,
@@ -40,25 +46,34 @@ from fusionrag_integrations.support.progress import Progress
 _WARM_UP = 2  # requests of each system, at once
 
 
-def measure_throughput(engine: FusionEngine, plan: Plan, progress: Progress) -> dict[str, Any]:
+def measure_throughput(
+    engine: FusionEngine, plan: Plan, progress: Progress, log: Path | None = None
+) -> dict[str, Any]:
     """Every system under every load, over chunks of the engine's store, as plain values.
 
-    Raises `InvalidInputError` for a store without chunks, and prompts that the model can't hold. A
-    request that fails is counted, and ends nothing.
+    log: a file which keeps what is measured, so that an interrupted run goes on from it.
+
+    Raises `InvalidInputError` for a store without chunks, prompts that the model can't hold, and
+    the log of another run. A request that fails is counted, and ends nothing.
     """
+    where = where_and_when() | described(engine.model)
+    signature = engine.store.catalog.info.signature
+    identity = {name: where[name] for name in where if name != "date"} | {"signature": signature}
+    kept = Kept(log, identity | {"plan": asdict(plan)})
     with answers_of(engine.model, plan.output_tokens):
-        run = _Run(engine, plan, progress)
+        run = _Run(engine, plan, progress, kept)
         run.warm_up()
-        return where_and_when() | described(engine.model) | run.measure()
+        return where | run.measure()
 
 
 class _Run:
     """Rows as they are measured, in order."""
 
-    def __init__(self, engine: FusionEngine, plan: Plan, progress: Progress) -> None:
+    def __init__(self, engine: FusionEngine, plan: Plan, progress: Progress, kept: Kept) -> None:
         self._engine = engine
         self._plan = plan
         self._progress = progress
+        self._kept = kept
         self._workload = Workload(engine, plan)
         self._ours = engine_systems(engine, plan.ratios, plan.output_tokens)
         self._dense = dense_systems(engine.model, plan)
@@ -110,7 +125,7 @@ class _Run:
         """What the engine could reach at each ratio, and how long short prompts wait behind long
         ones at the largest; as far as it answers.
         """
-        plan, engine, told = self._plan, self._engine, self._progress
+        plan, engine = self._plan, self._engine
         reached = {
             system.ratio: rate
             for system in self._ours
@@ -118,9 +133,16 @@ class _Run:
             if (rate := self._rows[system, fullest].requests_per_s)
         }
         requests = self._workload.requests(plan.most_clients, 3)
-        bounds = measure_bounds(engine, reached, requests, plan.output_tokens, told)
-        answers = max(plan.ratios) in reached
-        overtaking = measure_overtaking(engine, plan, told) if answers else None
+        bounds = []
+        for number, (ratio, rate) in enumerate(reached.items()):
+            self._progress("bounds", number, len(reached))
+            bound = partial(measure_bound, engine, ratio, rate, requests, plan.output_tokens)
+            bounds.append(self._kept.once(f"bound at {ratio}", bound, Bound.of))
+        self._progress("bounds", len(reached), len(reached))
+        overtaking = None
+        if max(plan.ratios) in reached:
+            behind = partial(measure_overtaking, engine, plan, self._progress)
+            overtaking = self._kept.once("short behind long", behind, ShortBehindLong.of)
         return {
             "bounds": [asdict(bound) for bound in bounds],
             "short_behind_long": overtaking and asdict(overtaking),
@@ -146,7 +168,12 @@ class _Run:
                 requests = self._requests_of(load, turn)
                 for system in (*systems[at:], *systems[:at]):
                     self._progress(stage, done, total)
-                    measured = self._measured(system, load, requests, rates.get(system, 0.0), turn)
+                    peak = rates.get(system, 0.0)
+                    measured = self._kept.once(
+                        f"{system.label} under {load}, round {turn}",
+                        partial(self._measured, system, load, requests, peak, turn),
+                        Measured.of,
+                    )
                     found.setdefault((system, load), []).append(measured)
                     done += 1
         self._progress(stage, total, total)
@@ -170,7 +197,7 @@ class _Run:
                 stream = (self._plan.seed, turn, round(1e6 * share))
                 arrivals = poisson(len(requests), share * peak, *stream)
                 outcome = open_loop(ask, requests, tokens, arrivals)
-            return Measured.of(outcome, memory)
+            return Measured.with_memory(outcome, memory)
 
     def _peak(self, system: System) -> float:
         return max(row.requests_per_s for (one, _), row in self._rows.items() if one == system)

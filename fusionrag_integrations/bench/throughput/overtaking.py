@@ -6,6 +6,7 @@ passes with the long one: two times what it takes alone, and one pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -43,6 +44,11 @@ class ShortBehindLong:
     pass_ms: float
     behind_ms: tuple[float, ...]
     of_limit: float | None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> ShortBehindLong:
+        """Of plain values, as `asdict` and JSON make them."""
+        return cls(**{**plain, "behind_ms": tuple(plain["behind_ms"])})
 
 
 def measure_overtaking(engine: FusionEngine, plan: Plan, progress: Progress) -> ShortBehindLong:

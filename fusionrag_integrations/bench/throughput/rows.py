@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,14 @@ class Measured:
     device: int | None
 
     @classmethod
-    def of(cls, outcome: Outcome, memory: PeakMemory) -> Measured:
+    def with_memory(cls, outcome: Outcome, memory: PeakMemory) -> Measured:
         """An outcome, and the memory that it took up to now."""
         return cls(outcome, memory.host, memory.device)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Measured:
+        """Of plain values, as `asdict` and JSON make them."""
+        return cls(Outcome.of(plain["outcome"]), plain["host"], plain["device"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ class System:
     ratio: float | None
     serve: Serve
 
+    @property
+    def label(self) -> str:
+        """What no other system is called."""
+        return f"{self.name}, {self.way}" + ("" if self.ratio is None else f", {self.ratio}")
+
 
 def engine_systems(engine: FusionEngine, ratios: Sequence[float], tokens: int) -> list[System]:
     """The engine at each ratio, asked by all clients at once; and with a lock around it."""

@@ -1,4 +1,4 @@
-"""Throughput as a table in Markdown."""
+"""Throughput as a table in Markdown, and what else was measured in lines of text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ _HEADINGS = (
     *("load", "system", "ratio", "requests/s", "spread", "tokens/s"),
     *("TTFT p50 (ms)", "p99", "between tokens p50 (ms)", "p99", "memory (GB)", "errors"),
 )
+
+
+def throughput_report(result: Mapping[str, Any]) -> str:
+    """All that was measured: the table, the limits, and what the first of failed requests said."""
+    failed = [
+        f"{row['system']}, {row['way']}: {row['first_error']}"
+        for row in result["rows"]
+        if row["errors"]
+    ]
+    fastest = f"The fastest way to full attention: {result['fastest_full_attention']}."
+    lines = [throughput_markdown(result["rows"]), "", fastest, *limits_lines(result), *failed]
+    return "\n".join(lines)
 
 
 def throughput_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

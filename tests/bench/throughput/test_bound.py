@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.bench.throughput.bound import Bound, measure_bounds
+from fusionrag_integrations.bench.throughput.bound import Bound, measure_bound
 from fusionrag_integrations.bench.throughput.one_request import prefill_alone
 from fusionrag_integrations.bench.throughput.workload import Asked
 from fusionrag_integrations.errors import PromptTooLongError
@@ -24,8 +24,8 @@ from tests.bench.throughput.conftest import TOKENS
 from tests.conftest import town
 
 
-def bounds(engine: FusionEngine, reached: dict[float, float], asked: list[Asked]) -> list[Bound]:
-    return measure_bounds(engine, reached, asked, TOKENS, lambda *told: None)
+def bound_of(engine: FusionEngine, asked: list[Asked], tokens: int = TOKENS) -> Bound:
+    return measure_bound(engine, 0.15, 3.0, asked, tokens)
 
 
 @pytest.fixture
@@ -54,29 +54,21 @@ def narrow(towns: FusionEngine, requests: list[Asked], tmp_path: Path) -> Iterat
         yield engine
 
 
-class TestBounds:
-    def test_they_follow_from_prefill_and_steps(
+class TestBound:
+    def test_it_follows_from_prefill_and_steps(
         self, towns: FusionEngine, requests: list[Asked]
     ) -> None:
-        reached = {0.0: 12.0, 0.15: 3.0}
-        told: list[Any] = []
-        found = measure_bounds(
-            towns, reached, requests, TOKENS, lambda *progress: told.append(progress)
-        )
-        assert [bound.ratio for bound in found] == [0.0, 0.15]
-        for bound in found:
-            assert bound.clients == len(requests) == 6
-            assert min(bound.step_ms, bound.prefill_ms) > 0.0
-            seconds = (bound.prefill_ms + (TOKENS - 1) / 6 * bound.step_ms) / 1000
-            assert bound.requests_per_s == pytest.approx(1 / seconds)
-            assert bound.reached == pytest.approx(reached[bound.ratio] / bound.requests_per_s)
-        assert told == [("bounds", 0, 2), ("bounds", 1, 2), ("bounds", 2, 2)]
-        assert bounds(towns, {}, requests) == []
+        bound = bound_of(towns, requests)
+        assert (bound.ratio, bound.clients, len(requests)) == (0.15, 6, 6)
+        assert min(bound.step_ms, bound.prefill_ms) > 0.0
+        seconds = (bound.prefill_ms + (TOKENS - 1) / 6 * bound.step_ms) / 1000
+        assert bound.requests_per_s == pytest.approx(1 / seconds)
+        assert bound.reached == pytest.approx(3.0 / bound.requests_per_s)
 
     def test_a_step_is_of_all_clients_each_behind_its_prompt(
         self, towns: FusionEngine, requests: list[Asked], steps: list[list[DecodeRow]]
     ) -> None:
-        bounds(towns, {0.15: 1.0}, requests)
+        bound_of(towns, requests)
         assert len(steps) > 3
         positions = [len(asked.token_ids) for asked in requests]
         for rows in steps:  # and no prefill has decoded
@@ -86,8 +78,7 @@ class TestBounds:
     def test_a_step_is_of_as_many_as_the_engine_lets_in(
         self, narrow: FusionEngine, requests: list[Asked], steps: list[list[DecodeRow]]
     ) -> None:
-        (bound,) = bounds(narrow, {0.15: 1.0}, requests)
-        assert bound.clients == 2
+        assert bound_of(narrow, requests).clients == 2
         assert {len(rows) for rows in steps} == {2}
 
     def test_all_requests_are_over_afterwards(
@@ -101,14 +92,14 @@ class TestBounds:
             return made[-1]
 
         monkeypatch.setattr(Pipeline, "request", watched)
-        bounds(towns, {0.15: 1.0}, requests)
+        bound_of(towns, requests)
         assert len(made) > len(requests)
         assert all(request.over for request in made)
 
     def test_answers_of_one_token_have_no_steps(
         self, towns: FusionEngine, requests: list[Asked]
     ) -> None:
-        (bound,) = measure_bounds(towns, {0.0: 1.0}, requests[:2], 1, lambda *told: None)
+        bound = bound_of(towns, requests[:2], tokens=1)
         assert bound.requests_per_s == pytest.approx(1e3 / bound.prefill_ms)
         assert set(asdict(bound)) == {
             *("ratio", "clients", "prefill_ms", "step_ms", "requests_per_s", "reached")

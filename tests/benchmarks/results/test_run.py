@@ -14,6 +14,7 @@ from fusionrag_integrations.bench.files import run_result, write_run
 from fusionrag_integrations.bench.log import append, open_log
 from fusionrag_integrations.bench.strategies import make_strategies
 from fusionrag_integrations.bench.summary import summarise
+from fusionrag_integrations.bench.tables import quality_markdown
 from tests.bench.test_files import IDENTITY, LOG, NAMES, ROWS
 from tests.commands import run_command, write_rows
 
@@ -25,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     path.mkdir()
     open_log(path / "log.jsonl", IDENTITY)
     append(path / "log.jsonl", LOG)
-    write_run(path, run_result(IDENTITY, ROWS), ROWS)
+    write_run(path, run_result(IDENTITY, ROWS), quality_markdown(ROWS))
     return path
 
 
@@ -57,7 +58,7 @@ class TestLeads:
         """The log may hold what a run before asked."""
         fewer = make_strategies(NAMES, (0.15,), ("fused",))
         rows = summarise([m for m in LOG if m.strategy in fewer])
-        write_run(run, run_result(IDENTITY, rows), rows)
+        write_run(run, run_result(IDENTITY, rows), quality_markdown(rows))
         found = added(run)
         assert {(lead["kv"], lead["ratio"]) for lead in found["leads"]} == {("fused", 0.15)}
         assert len(found["leads_published"]) == 3
