@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
@@ -123,14 +123,9 @@ class ChunkLoading:
         complete: bool = False,
     ) -> ReadPrompt:
         """The prompt with its stored KV. complete: wait for all layers, not only the first ones."""
-        corrects = settings.kv == "fused" and settings.corrected
-        at_start = self._at_start(prompt) if corrects else set()
-        variants: list[KVKind] = [
-            "isolated" if settings.kv == "isolated" or span.start in at_start else span.variant
-            for span in prompt.spans
-        ]
-        wanted = list(zip(prompt.spans, variants, strict=True))
-        lease.prefetch(dict.fromkeys(_keys(span.record, variant)[0] for span, variant in wanted))
+        at_start = self._at_start(prompt, settings)
+        wanted = list(zip(prompt.spans, _kinds(prompt, settings, at_start), strict=True))
+        lease.prefetch(_best(wanted))
         loaded: dict[tuple[str, KVKind], LayeredKV | None] = {}
         reasons: dict[str, str] = {}
         for span, variant in wanted:
@@ -154,12 +149,17 @@ class ChunkLoading:
         }
         return ReadPrompt(prompt, wanted, loaded, new, reasons)
 
-    def _at_start(self, prompt: AssembledPrompt) -> set[int]:
+    def at_hand(self, prompt: AssembledPrompt, settings: AnswerSettings) -> bool:
+        """Whether `read` waits for no disk."""
+        kinds = _kinds(prompt, settings, self._at_start(prompt, settings))
+        return self._kv.at_hand(_best(zip(prompt.spans, kinds, strict=True)))
+
+    def _at_start(self, prompt: AssembledPrompt, settings: AnswerSettings) -> set[int]:
         """The starts of the first chunk's spans, if its context is closer to isolated KV's.
 
         So it is if what precedes it has less than half the tokens that its fused KV was behind.
         """
-        if not prompt.spans:
+        if not (prompt.spans and settings.kv == "fused" and settings.corrected):
             return set()
         first = prompt.spans[0]
         trace = first.record.trace
@@ -220,6 +220,21 @@ class ChunkLoading:
 def _why_isolated(record: ChunkRecord, ingested: str) -> str:
     """ingested: the reason for a chunk that was ingested."""
     return _NEW if record.captured else ingested
+
+
+def _kinds(
+    prompt: AssembledPrompt, settings: AnswerSettings, at_start: Collection[int]
+) -> list[KVKind]:
+    """Which KV each span is to have."""
+    return [
+        "isolated" if settings.kv == "isolated" or span.start in at_start else span.variant
+        for span in prompt.spans
+    ]
+
+
+def _best(wanted: Iterable[tuple[Span, KVKind]]) -> Iterable[str]:
+    """The key of the record that is tried first for each chunk, once."""
+    return dict.fromkeys(_keys(span.record, kind)[0] for span, kind in wanted)
 
 
 def _keys(record: ChunkRecord, wanted: KVKind) -> list[str]:

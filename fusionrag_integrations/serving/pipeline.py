@@ -127,6 +127,12 @@ class Pipeline(Closable):
         self._preparation.prepare(request)
         request.stage = Stage.RECOMPUTE if request.dense else Stage.READ
 
+    def reads_at_once(self, request: Request) -> bool:
+        """Whether `read` waits for no disk, nor for anything else."""
+        return not request.wait_for_all and self.loading.at_hand(
+            request.assembled, request.settings
+        )
+
     def read(self, request: Request) -> None:
         """Read the KV of the chunks, of which the first layers are enough."""
         request.read = self.loading.read(

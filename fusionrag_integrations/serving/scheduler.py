@@ -2,8 +2,8 @@
 
 added --prepare--> prepared --room?--> admitted --read--> at work --passes--> done
 
-Preparing and reading stored KV go on in the background. Only `step` changes a request that is at
-work, so none needs a lock.
+Preparing, and reading KV that is in no memory, go on in the background. Only `step` changes a
+request that is at work, so none needs a lock.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ class Scheduler:
         while self._prepared and self._has_room(self._prepared[0]):
             request = self._prepared.pop(0)
             admitted = True
-            if not request.dense and request.assembled.spans:
+            if not (request.dense or self._pipeline.reads_at_once(request)):
                 self._begin(request, self._pipeline.read)
                 continue
             request.watch.lap("queue", wait=False)
-            if not request.dense:  # nothing is to be read, so nothing to be waited for
+            if not request.dense:
                 self._attempt(request, self._pipeline.read)
             insort(self._at_work, request, key=_arrival)
         return admitted

@@ -18,7 +18,7 @@ from fusionrag_integrations.selectors import selector_names
 from fusionrag_integrations.serving.alone import AtOnce, answer_alone
 from fusionrag_integrations.serving.passes import Limits
 from fusionrag_integrations.serving.request import Request, Stage
-from fusionrag_integrations.serving.scheduler import Scheduler
+from fusionrag_integrations.serving.scheduler import Scheduler, Step
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from tests.conftest import town
 
@@ -242,6 +242,34 @@ def test_passes_are_brief_while_somebody_is_on_the_way(
         scheduler.step()
     assert long.answer is not None
     assert other.answer is not None
+
+
+def test_only_what_a_disk_is_waited_for_is_read_in_the_background(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    class Noting(AtOnce):
+        def start(self, request: Request, step: Step) -> None:
+            started.append(step.__name__)
+            super().start(request, step)
+
+    def read_in_background(prompt: str, **changes: Any) -> bool:
+        started.clear()
+        scheduler = Scheduler(engine.pipeline, FEW, Noting())
+        scheduler.add(engine.pipeline.request(prompt, SHORT.changed(changes)))
+        while not scheduler.idle:
+            scheduler.step()
+        return "read" in started
+
+    started: list[str] = []
+    store = tmp_path / "store"
+    with FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48) as engine:
+        engine.ingest([town(number) for number in range(TOWNS)])
+    with FusionEngine.from_pretrained(model_dir, store=store) as engine:
+        assert read_in_background(prompt_of([0, 1]))
+        assert not read_in_background(prompt_of([0, 1], "Who is it?"))
+        assert read_in_background(prompt_of([0, 1]), kv="isolated")  # other records
+        assert read_in_background(prompt_of([1, 2]))
+        assert not read_in_background("Who?")
 
 
 def test_who_came_first_is_let_in_first_and_none_starves(engine: FusionEngine) -> None:

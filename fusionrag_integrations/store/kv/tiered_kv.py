@@ -132,6 +132,11 @@ class TieredKV(Forkable, Closable):
             self._counts["disk hits"] += 1
         return record
 
+    def at_hand(self, keys: Iterable[str]) -> bool:
+        """Whether all of these are in memory, so that `acquire` waits for no disk."""
+        with self._lock:
+            return all(key in self._device or self._in_memory(key) is not None for key in keys)
+
     def release(self, keys: Iterable[str], corrections: Mapping[str, Correction]) -> None:
         """Unpin records, once per time they were acquired, and move them up to the device.
 
@@ -238,7 +243,7 @@ class TieredKV(Forkable, Closable):
         return load
 
     def _prefetch(self, key: str) -> None:
-        if key not in self._device and self._in_memory(key) is None:
+        if not self.at_hand([key]):
             self._load(key)
 
     def _cancel_unused(self, key: str) -> None:
