@@ -305,7 +305,7 @@ def test_an_interrupted_reader_ends_it(engine: FusionEngine, prompt: str, steps:
 
     def interrupt() -> None:
         assert steps.is_held.wait(PATIENCE)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     interrupting = threading.Thread(target=interrupt)
     interrupting.start()
