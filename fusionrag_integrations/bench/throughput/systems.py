@@ -80,10 +80,10 @@ def _one_at_a_time(engine: FusionEngine, ratio: float, tokens: int) -> Iterator[
 
 @contextmanager
 def answers_of(model: CausalModel, tokens: int) -> Iterator[None]:
-    """Answers have so many tokens meanwhile: the likeliest ones but end tokens.
+    """Answers have so many tokens meanwhile, the likeliest ones: no token ends them.
 
-    The model's generation config is replaced by one with this least number of tokens, which
-    transformers' own logits processor sees to, and without anything else, such as penalties.
+    The model's generation config is replaced by one without end tokens or anything else, such as
+    penalties, so that no system has more to do per token than another.
     """
     own = model.hf.generation_config
     model.hf.generation_config = config_of(own, tokens)
@@ -94,15 +94,13 @@ def answers_of(model: CausalModel, tokens: int) -> Iterator[None]:
 
 
 def config_of(own: GenerationConfig, tokens: int) -> Any:
-    """A generation config with the special tokens of another, for answers of so many tokens."""
+    """A generation config for answers of so many tokens, with what pads another's."""
     ends = own.eos_token_id
     first_end = ends[0] if isinstance(ends, list) else ends
     padding = own.pad_token_id if own.pad_token_id is not None else first_end or 0
     return GenerationConfig(
         bos_token_id=own.bos_token_id,
-        eos_token_id=ends,
         pad_token_id=padding,
-        min_new_tokens=tokens,
         max_new_tokens=tokens,
         do_sample=False,
     )
