@@ -10,14 +10,14 @@ from fusionrag_integrations.selectors.probe import LayerView
 
 def logits(view: LayerView) -> torch.Tensor:
     """The inputs of the layer's softmax, unmasked; float32 [Hq, R, N]."""
-    queries, keys = view.queries.float(), view.keys.float()
+    queries, keys = view.queries.float() * view.scaling, view.keys.float()
     heads, rows, size = queries.shape
     # Head h reads key/value head h // groups: fold the group into the query axis.
     folded = queries.reshape(keys.shape[0], -1, size)
-    return (folded @ keys.transpose(1, 2) * view.scaling).reshape(heads, rows, -1)
+    return (folded @ keys.transpose(1, 2)).view(heads, rows, -1)
 
 
 def weights(view: LayerView) -> torch.Tensor:
     """The layer's attention weights, over the keys that each row sees; float32 [Hq, R, N]."""
     seen = visible(view.positions, view.keys.shape[1], view.window)
-    return logits(view).masked_fill(~seen, -torch.inf).softmax(-1)
+    return logits(view).masked_fill_(~seen, -torch.inf).softmax(-1)
