@@ -153,7 +153,7 @@ def test_on_a_full_disk_it_searches_and_refuses_to_write(
             lambda: index.add([chunk("c")], [[1.0, 1.0]]),
             lambda: index.remove(["a"]),
         ):
-            with pytest.raises(StoreError, match=r"No space left on device: 50,000 bytes of 1,0"):
+            with pytest.raises(StoreError, match=r"on device: 50,000 bytes of [0-9,]+ are free"):
                 write()
     assert {path: path.read_bytes() for path in files} == files
     index.remove(["a"])  # there is room again
@@ -165,7 +165,7 @@ def test_on_a_full_disk_it_searches_and_refuses_to_write(
 def test_room_is_needed_for_what_is_added(
     index: ChromaIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_100_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=8_450_000))
     index.add([chunk("a")], [[1.0, 0.0]])
     with pytest.raises(StoreError, match="No space left on device"):
         index.add([replace(chunk("b"), text="long " * 2_000 + "text")], [[1.0, 0.0]])

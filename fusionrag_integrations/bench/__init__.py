@@ -7,7 +7,7 @@ quality.py       every strategy on the same questions
 comparison.py    answers side by side; shared_pass.py: all settings at a pass each
 closeness.py     how close an answer comes to full attention's; inspection.py: and the KV
 metrics.py       how right an answer is; statistics.py: how sure that is
-measurement.py   one question under one strategy; log.py: kept while a run goes on
+measurement.py   one question under one strategy; log.py: kept while a run goes on, in json_lines.py
 summary.py       measurements -> rows; tables.py: rows -> tables; files.py: a run as files
 ttft.py          time to first token; ceilings.py: the limit of this machine; clock.py: timing
 throughput/      requests a second under load, and how long they wait

@@ -72,7 +72,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
             start_bytes=parts.start_bytes,
         )
         self.serving = ServingLoop(
-            self.pipeline, self.store.path, Limits.on(self.model.device, parts.request_bytes)
+            self.pipeline, self.store.path, Limits.on(self.model, parts.request_bytes)
         )
         self.threads = Threads("fusionrag-calls", self.store.path)  # for async callers
 

@@ -36,7 +36,7 @@ class AtOnce:
 
 def answer_alone(pipeline: Pipeline, prompt: Prompt, settings: AnswerSettings) -> Answer:
     """Answer a prompt. Raises as `FusionEngine.answer` does."""
-    limits = Limits.on(pipeline.executor.model.device)
+    limits = Limits.on(pipeline.executor.model)
     scheduler = Scheduler(pipeline, limits, AtOnce())
     request = pipeline.request(prompt, settings)
     scheduler.add(request)

@@ -1,55 +1,59 @@
 """Which rows of which requests the next pass of the model computes.
 
-Decode goes on in every pass. What is left of its room goes to prompts: those that need little come
+Decode goes on in every pass. What is left of its room goes to prompts: those that cost little come
 first, up to half of it, and the others in the order in which they came. Passes are brief while
 somebody's prompt is being prepared or its KV read. So a long prompt delays a short one by about a
 pass, and none waits forever.
+
+A row costs 1, and what attention to its prompt's keys adds to that.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-import torch
-
 from fusionrag_integrations.execution.executor import DenseInput, SequenceInput
+from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.serving.request import Request, Stage
 
-LEAST = 64  # rows that a long prompt gets, whatever overtakes it; fewer cost a CPU about as much
+LEAST = 64  # what a long prompt's rows may cost, whatever overtakes it: fewer cost a CPU as much
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What requests at work may take together.
 
-    rows: of a pass, about: what can't be cut may exceed it. rows_alone: the same where there is
+    cost: of a pass, about: what can't be cut may exceed it. cost_alone: the same where there is
     only one request. requests: at work at once; others wait. kv_bytes: that their KV may have. One
-    request is always let in.
+    request is always let in. keys_of_a_row: to attend to so many keys costs 1.
     """
 
-    rows: int
-    rows_alone: int
+    cost: float
+    cost_alone: float
     requests: int
     kv_bytes: float = inf
+    keys_of_a_row: float = inf
 
     @classmethod
-    def on(cls, device: torch.device, kv_bytes: float = inf) -> Limits:
-        """For a device: more rows than these hardly make a pass more efficient there.
+    def on(cls, model: CausalModel, kv_bytes: float = inf) -> Limits:
+        """For a model where it is: more rows than these hardly make a pass more efficient there.
 
         A GPU computes a prompt under full attention quickest at once.
         """
-        rows = 512 if device.type == "cpu" else 4096
-        alone = rows if device.type == "cpu" else sys.maxsize
-        return cls(rows, alone, 64, kv_bytes)
+        on_cpu = model.device.type == "cpu"
+        cost = 800.0 if on_cpu else 8192.0
+        return cls(cost, cost if on_cpu else inf, 64, kv_bytes, model.keys_of_a_row)
 
     @property
     def brief(self) -> Limits:
         """Those of a pass that somebody waits for."""
-        rows = self.rows // 4
-        return replace(self, rows=rows, rows_alone=rows)
+        return replace(self, cost=self.cost / 4, cost_alone=self.cost / 4)
+
+    def of_a_row(self, request: Request) -> float:
+        """What a row of a prompt costs."""
+        return 1.0 + len(request.encoded.token_ids) / self.keys_of_a_row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,23 +74,25 @@ def plan(requests: Sequence[Request], limits: Limits) -> list[Share]:
     """The next pass. requests: those at work, in order of arrival."""
     shares = [Share(request, 0) for request in requests if request.stage is Stage.DECODE]
     left = {request: request.work.left for request in requests if request.work}
-    rows = limits.rows_alone if len(requests) == 1 else limits.rows
-    room = max(LEAST, rows - len(shares))
+    row = {request: limits.of_a_row(request) for request in left}
+    most = limits.cost_alone if len(requests) == 1 else limits.cost
+    room = max(LEAST, most - len(shares))
     short: list[Request] = []
-    taken = 0
-    for request in sorted(left, key=lambda request: left[request]):
-        if taken + left[request] > room // 2:
+    taken = 0.0
+    for request in sorted(left, key=lambda request: left[request] * row[request]):
+        cost = left[request] * row[request]
+        if taken + cost > room / 2:
             break
         short.append(request)
-        taken += left[request]
+        taken += cost
     shares += [Share(request, left[request]) for request in short]
     others = [request for request in left if request not in short]
     if others and any(request.number > others[0].number for request in short):
-        room = min(room, taken + max(LEAST, taken // 2))  # those that overtake wait for little else
+        room = min(room, taken + max(LEAST, taken / 2))  # those that overtake wait for little else
     for request in others:
         if taken >= room:
             break
-        most = min(left[request], room - taken)
-        shares.append(Share(request, most))
-        taken += most
+        rows = int(min(left[request], max(1.0, (room - taken) / row[request])))
+        shares.append(Share(request, rows))
+        taken += rows * row[request]
     return shares

@@ -12,7 +12,7 @@ import pytest
 from tests.processes import run_module
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-SIZES = (4, 60, 120, 1000, 2300, 2700, 3100, 3500)  # KB that are free
+SIZES = (4, 60, 1000, 3500, 8300, 8700, 9500, 12000)  # KB that are free
 
 
 def may_mount(place: Path) -> bool:

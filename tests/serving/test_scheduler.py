@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.conftest import town
 pytestmark = pytest.mark.usefixtures("beginnings_are_known")
 
 TOWNS = 4
-FEW = Limits(rows=64, rows_alone=64, requests=5)  # so that every prompt is cut
+FEW = Limits(cost=64, cost_alone=64, requests=5)  # so that every prompt is cut
 
 
 @pytest.fixture(scope="module", params=["no starts", "starts"])
@@ -163,7 +164,7 @@ def test_probes_prefills_and_decodes_share_passes(
         alone.append(len(seen))
         monkeypatch.undo()
     seen = passes(engine, monkeypatch)
-    wide = Limits(rows=4096, rows_alone=4096, requests=8)
+    wide = Limits(cost=4096, cost_alone=4096, requests=8)
     Mixture(engine, [Asked(prompt, SHORT) for prompt in THREE], wide).run()
     assert len(seen) == max(alone)
     assert all(len(inputs) == 3 for inputs in seen)
@@ -185,7 +186,22 @@ def test_a_long_prompt_is_cut_so_that_others_go_on(
             if mixture.requests[decoding].stage is Stage.DECODE:
                 counts.append(len(mixture.requests[decoding].output.token_ids))
         assert counts[-8:] == list(range(counts[-8], counts[-8] + 8))
-        assert max(sum(len(one.token_ids) for one in inputs) for inputs in seen) <= FEW.rows + 48
+        assert max(sum(len(one.token_ids) for one in inputs) for inputs in seen) <= FEW.cost + 48
+        monkeypatch.undo()
+
+
+def test_rows_of_long_prompts_cost_more(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their passes take no longer than those of others, and others wait no longer."""
+    prompt = prompt_of([1, 2, 3], "Why? " * 60)
+    tokens = engine.count_tokens(prompt)
+    for keys, most in ((inf, 256), (tokens, 128), (tokens / 3, 64)):
+        limits = Limits(cost=512, cost_alone=256, requests=1, keys_of_a_row=keys)
+        seen = passes(engine, monkeypatch)
+        Mixture(engine, [Asked(prompt, SHORT.changed({"kv": "none"}))], limits).run()
+        longest = max(len(one.token_ids) for inputs in seen for one in inputs)
+        assert most - 2 <= longest <= most
         monkeypatch.undo()
 
 
@@ -218,7 +234,7 @@ class Held(AtOnce):
 def test_passes_are_brief_while_somebody_is_on_the_way(
     engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    background, limits = Held(), Limits(rows=512, rows_alone=256, requests=8)
+    background, limits = Held(), Limits(cost=512, cost_alone=256, requests=8)
     scheduler = Scheduler(engine.pipeline, limits, background)
     seen = passes(engine, monkeypatch)
 
@@ -275,7 +291,7 @@ def test_only_what_a_disk_is_waited_for_is_read_in_the_background(
 def test_who_came_first_is_let_in_first_and_none_starves(engine: FusionEngine) -> None:
     """Room for one long request: short ones behind it wait, and so does it for those before."""
     one = 700 * engine.model.kv_bytes
-    limits = Limits(rows=64, rows_alone=64, requests=8, kv_bytes=one)
+    limits = Limits(cost=64, cost_alone=64, requests=8, kv_bytes=one)
     asked = [Asked(THREE[0], SHORT), Asked(prompt_of([0, 1, 2, 3]), SHORT)]
     asked += [Asked(prompt, SHORT.changed({"max_tokens": 5})) for prompt in THREE]
     mixture = Mixture(engine, asked, limits)
@@ -292,7 +308,7 @@ def test_who_came_first_is_let_in_first_and_none_starves(engine: FusionEngine) -
 
 
 def test_more_than_the_room_is_let_in_alone(engine: FusionEngine) -> None:
-    tight = Limits(rows=64, rows_alone=64, requests=8, kv_bytes=1)
+    tight = Limits(cost=64, cost_alone=64, requests=8, kv_bytes=1)
     answers = Mixture(engine, [Asked(prompt, SHORT) for prompt in THREE], tight).run()
     assert all(request.answer is not None for request in answers.values())
 

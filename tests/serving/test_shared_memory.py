@@ -21,7 +21,7 @@ from tests.conftest import town
 TABLES = (
     40_000  # bytes of token ids and tables: much beside this model's KV, little beside a real one's
 )
-MANY = Limits(rows=512, rows_alone=512, requests=64)
+MANY = Limits(cost=512, cost_alone=512, requests=64)
 WAYS = {
     "corrected, nothing recomputed": {"ratio": 0.0},
     "as it is stored, some recomputed": {"ratio": 0.15, "corrected": False},
@@ -82,7 +82,7 @@ def test_a_further_request_takes_its_own_tokens(engine: FusionEngine, way: str) 
 def test_no_kv_waits_for_the_garbage_collector(
     engine: FusionEngine, selector: str, way: str
 ) -> None:
-    scheduler = Scheduler(engine.pipeline, Limits(rows=1, rows_alone=1, requests=1), AtOnce())
+    scheduler = Scheduler(engine.pipeline, Limits(cost=1, cost_alone=1, requests=1), AtOnce())
     asked = AnswerSettings(max_tokens=3, selector=selector)
     request = engine.pipeline.request(f"{PROMPT}\n\nWhere is it?", asked)
     gc.disable()

@@ -13,6 +13,7 @@ bound.py        the most requests a second that the engine's own work allows
 overtaking.py   a short prompt behind a long one
 memory.py       the most memory that a load took
 rows.py         loads -> rows
+kept.py         what is measured, in a log that an interrupted run goes on from
 measure.py      systems take turns under every load
-table.py        rows -> a table
+table.py        rows -> a table, and limits -> lines
 """

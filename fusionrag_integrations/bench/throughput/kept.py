@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusionrag_integrations.bench.json_lines import append_lines, open_lines
 
-Value = TypeVar("Value")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Value = TypeVar("Value", bound="DataclassInstance")
 
 FORMAT = 1
 """Of the lines; a log in another format is of another run."""
@@ -28,13 +31,13 @@ class Kept:
     def once(self, name: str, measure: Callable[[], Value], of: Callable[[Any], Value]) -> Value:
         """What is kept by this name, else what is measured now, which is kept.
 
-        measure: gives a dataclass; of: makes it again of its plain values.
+        of: makes it again of its plain values.
         """
         if name in self._rows:
             return of(self._rows[name])
         value = measure()
         if self._log is not None:
-            append_lines(self._log, [{"name": name, "value": asdict(value)}])  # type: ignore[call-overload]
+            append_lines(self._log, [{"name": name, "value": asdict(value)}])
         return value
 
 

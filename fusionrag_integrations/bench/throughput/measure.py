@@ -57,8 +57,9 @@ def measure_throughput(
     the log of another run. A request that fails is counted, and ends nothing.
     """
     where = where_and_when() | described(engine.model)
-    signature = engine.store.catalog.info.signature
-    identity = {name: where[name] for name in where if name != "date"} | {"signature": signature}
+    catalog = engine.store.catalog
+    asked = {"signature": catalog.info.signature, "texts": catalog.texts_revision}
+    identity = {name: where[name] for name in where if name != "date"} | asked
     kept = Kept(log, identity | {"plan": asdict(plan)})
     with answers_of(engine.model, plan.output_tokens):
         run = _Run(engine, plan, progress, kept)

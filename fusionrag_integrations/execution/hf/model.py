@@ -90,6 +90,12 @@ class CausalModel(Forkable):
         """Of a token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
+    @property
+    def keys_of_a_row(self) -> float:
+        """How many keys a row attends to at the cost of all else that is computed of it."""
+        weights = sum(int(weight.numel()) for weight in self.hf.base_model.layers.parameters())
+        return weights / (2 * self.num_layers * self.num_heads * self.head_dim)
+
     @cached_property
     def kv_stream(self) -> torch.cuda.Stream | None:
         """The stream that KV moves on, one for all requests: a stream has memory of its own."""

@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 
 from fusionrag_integrations.errors import StoreError
 
-_ROOM = 1 << 20  # free bytes without which nothing is written: on a full disk Chroma may hang
+_ROOM = 8 << 20  # free bytes without which nothing is written: on a full disk Chroma may hang
 _GROWTH = 8  # bytes on disk per byte of text or vector, with search tables and journals
 
 

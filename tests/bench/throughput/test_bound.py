@@ -123,10 +123,10 @@ class TestOneRequest:
 
     def test_long_prompts_take_several_passes(self, towns: FusionEngine) -> None:
         text = " ".join(f"House {number} is {number + 1} years old." for number in range(75))
-        assert 1024 < towns.count_tokens(text) < 1536
-        for count, prompt in ((3, text), (1, text[:100])):
-            _, passes = prefill_alone(towns, Asked(prompt, ()), 1.0, tokens=1)
-            assert len(passes) == count
+        _, of_long = prefill_alone(towns, Asked(text, ()), 1.0, tokens=1)
+        _, of_short = prefill_alone(towns, Asked(text[:100], ()), 1.0, tokens=1)
+        assert len(of_long) > 2
+        assert len(of_short) == 1
 
     def test_what_fails_says_why(self, towns: FusionEngine) -> None:
         with pytest.raises(PromptTooLongError):

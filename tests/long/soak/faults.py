@@ -51,12 +51,15 @@ class Damage:
 class Disk:
     """A small disk that is full now and then.
 
-    changes: how often it was filled or emptied; an odd number while it is full.
+    changes: how often it was filled or emptied; an odd number while it is full. steady: held while
+    the disk is filled, and by who writes to the vector index meanwhile: Chroma, which is given no
+    room on a full disk, may hang on one that fills up under it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.changes = 0
+        self.steady = threading.Lock()
 
     @property
     def is_full(self) -> bool:
@@ -78,8 +81,8 @@ class Disk:
         try:
             with ballast.open("wb") as file:
                 while time.monotonic() < until and not end.wait(0.01):
-                    more = shutil.disk_usage(self._path).free - left
-                    with suppress_no_room():  # others have written meanwhile
+                    with self.steady, suppress_no_room():  # others have written meanwhile
+                        more = shutil.disk_usage(self._path).free - left
                         if more > 0:
                             os.posix_fallocate(file.fileno(), file.tell(), more)
                             file.seek(0, os.SEEK_END)
@@ -147,7 +150,8 @@ class Writing:
         while True:
             changes = self._disk.changes
             try:
-                write()
+                with self._disk.steady:
+                    write()
             except StoreBusyError:  # a text of a question is being fused
                 self.counts["met another write"] += 1
             except StoreError as error:
