@@ -33,6 +33,9 @@ class AtOnce:
         finished, self._finished = self._finished, []
         return finished
 
+    def wait(self, count: int, seconds: float) -> None:
+        """All have ended."""
+
 
 def answer_alone(pipeline: Pipeline, prompt: Prompt, settings: AnswerSettings) -> Answer:
     """Answer a prompt. Raises as `FusionEngine.answer` does."""

@@ -21,6 +21,8 @@ from fusionrag_integrations.serving.request import Request, Stage
 
 logger = logging.getLogger(__name__)
 
+MOMENT = 0.02  # seconds, in which most prompts are prepared; a pass takes several times as long
+
 Step = Callable[[Request], None]
 
 
@@ -33,6 +35,10 @@ class Background(Protocol):
 
     def finished(self) -> Sequence[tuple[Request, Exception | None]]:
         """The requests whose steps have ended since this was called last, and what failed."""
+        ...
+
+    def wait(self, count: int, seconds: float) -> None:
+        """Until so many have ended, but no longer than this."""
         ...
 
 
@@ -49,6 +55,7 @@ class Scheduler:
         self._executor = pipeline.executor
         self._background = background
         self._added = 0
+        self._awaited = -1  # the newest that a pass was put off for
         self._elsewhere: dict[Request, Step] = {}  # the steps that go on in the background
         self._prepared: list[Request] = []
         self._at_work: list[Request] = []
@@ -69,6 +76,7 @@ class Scheduler:
 
         Returns whether that was anything; if not, all requests wait for the background.
         """
+        self._await_new()
         came = self._receive()
         admitted = self._admit()
         for request in tuple(self._at_work):
@@ -91,6 +99,14 @@ class Scheduler:
     def _begin(self, request: Request, step: Step) -> None:
         self._elsewhere[request] = step
         self._background.start(request, step)
+
+    def _await_new(self) -> None:
+        """Put a pass off for a moment, once for each request: prepared by then, it takes part."""
+        preparing = [r for r, step in self._elsewhere.items() if step == self._pipeline.prepare]
+        newest = max((request.number for request in preparing), default=-1)
+        if self._at_work and newest > self._awaited:
+            self._awaited = newest
+            self._background.wait(len(preparing), MOMENT)
 
     def _receive(self) -> bool:
         """Take over what comes from the background. Returns whether anything does."""

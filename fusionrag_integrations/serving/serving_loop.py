@@ -93,6 +93,11 @@ class ServingLoop(Forkable, Closable):
             finished, self._finished = self._finished, deque()
         return finished
 
+    def wait(self, count: int, seconds: float) -> None:
+        """Until so many have ended, but no longer than this."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._finished) >= count, seconds)
+
     def _run_step(self, request: Request, step: Step) -> None:
         error: Exception | None = None
         try:

@@ -260,6 +260,46 @@ def test_passes_are_brief_while_somebody_is_on_the_way(
     assert other.answer is not None
 
 
+class Late(AtOnce):
+    """A background whose steps end only while somebody waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[int] = []
+
+    def wait(self, count: int, seconds: float) -> None:
+        self.waits.append(count)
+
+    def finished(self) -> Sequence[tuple[Request, Exception | None]]:
+        return super().finished() if self.waits else ()
+
+
+def test_a_pass_is_put_off_once_for_who_is_being_prepared(
+    engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    background = Late()
+    scheduler = Scheduler(engine.pipeline, FEW, background)
+    settings = SHORT.changed({"kv": "none"})
+
+    def add(prompt: str) -> None:
+        scheduler.add(engine.pipeline.request(prompt, settings))
+
+    background.waits = [0]  # nobody is at work who would have to be put off
+    add(THREE[0])
+    scheduler.step()
+    assert background.waits == [0]
+    background.waits = []
+    seen = passes(engine, monkeypatch)
+    add("Who?")
+    add("Where?")
+    scheduler.step()
+    assert background.waits == [2]
+    assert len(seen[-1]) == 3
+    while not scheduler.idle:
+        scheduler.step()
+    assert background.waits == [2]
+
+
 def test_only_what_a_disk_is_waited_for_is_read_in_the_background(
     model_dir: Path, tmp_path: Path
 ) -> None:
