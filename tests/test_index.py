@@ -153,7 +153,7 @@ def test_on_a_full_disk_it_searches_and_refuses_to_write(
             lambda: index.add([chunk("c")], [[1.0, 1.0]]),
             lambda: index.remove(["a"]),
         ):
-            with pytest.raises(StoreError, match=r"on device: 50,000 bytes of [0-9,]+ are free"):
+            with pytest.raises(StoreError, match=r"No space left on device: 50,000 bytes of 8,3"):
                 write()
     assert {path: path.read_bytes() for path in files} == files
     index.remove(["a"])  # there is room again

@@ -79,12 +79,12 @@ def plan(requests: Sequence[Request], limits: Limits) -> list[Share]:
     room = max(LEAST, most - len(shares))
     short: list[Request] = []
     taken = 0.0
-    for request in sorted(left, key=lambda request: left[request] * row[request]):
-        cost = left[request] * row[request]
-        if taken + cost > room / 2:
+    cost = {request: left[request] * row[request] for request in left}
+    for request in sorted(cost, key=lambda request: cost[request]):
+        if taken + cost[request] > room / 2:
             break
         short.append(request)
-        taken += cost
+        taken += cost[request]
     shares += [Share(request, left[request]) for request in short]
     others = [request for request in left if request not in short]
     if others and any(request.number > others[0].number for request in short):

@@ -134,6 +134,7 @@ def test_systems_take_turns_in_each_round(
     assert first != second
     assert told[-1][1:] == (0, 0)  # there was no open loop
     assert ("fullest", 12, 12) in told
+    assert [now for now in told if now[0] == "bounds"] == [("bounds", 0, 1), ("bounds", 1, 1)]
 
 
 def test_llama_cpp_is_asked_in_the_fullest_closed_loop(
