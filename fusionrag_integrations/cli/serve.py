@@ -21,6 +21,7 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.numbers import MOST, Number, count
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.support.arenas import share_arenas
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # of the extra
 LOGGED = ("fusionrag_integrations", "uvicorn.error")
@@ -103,6 +104,7 @@ def serve(
         )
     from fusionrag_integrations.server import Keys, Limits, Server, bound
 
+    share_arenas()  # before there are threads
     limits = Limits(at_once, queue, max_body << 20, grace)
     keys = None if keys_file is None else Keys.read(keys_file)
     with bound(host, port) as listening:

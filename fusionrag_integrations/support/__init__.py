@@ -6,6 +6,7 @@ names.py          names of arguments: aliases, and suggestions for unknown ones
 atomic_files.py   files written whole or not at all, and a user's output
 threads.py        a pool of threads that its owner closes; `Closable`
 batches.py        a sequence, so many values at a time
+arenas.py         heaps of glibc's allocator, in a program with many threads
 forks.py          objects that stay usable across a fork
 progress.py       the type of a progress callback
 lazy.py           names of a package imported on first use

@@ -23,6 +23,7 @@ from fusionrag_integrations.demo import CHUNK_TOKENS, MODEL_DIR
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.verify import find_damage
+from fusionrag_integrations.support.arenas import share_arenas
 from tests.long.full_disk import mount
 from tests.long.soak.cases import AD_HOC, DOCUMENTS, Expected, records
 from tests.long.soak.faults import Damage, Disk, Logs
@@ -75,6 +76,7 @@ def now(engine: FusionEngine, server: Running) -> dict[str, int]:
 
 def main(disk: Path, elsewhere: Path, requests: int) -> None:
     faulthandler.dump_traceback_later(LONGEST, exit=True)  # even if what hangs holds the GIL
+    share_arenas()  # as `fusionrag serve` does
     torch.set_num_threads(1)
     mount(disk, ROOM)
     store = disk / "store"
