@@ -460,6 +460,7 @@ class TestVerify:
         problem = self.problem(store)
         assert problem["error"] == "KVMissingError"
         assert path.name.split(".")[0] in problem["message"]
+        assert "fusionrag index" in run_command("verify", "--store", store).stdout
 
 
 @pytest.mark.parametrize("name", ["inspect", "verify"])

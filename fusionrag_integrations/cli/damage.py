@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fusionrag_integrations.cli.console import bars, json_option, out, print_json, store_option
+from fusionrag_integrations.errors import KVMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +65,14 @@ def _say(store: Path, work: Callable[..., Iterator[Problem]], name: str, as_json
             out.print(f"{fixed}{problem.error}: {problem.message}", markup=False)
         found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         out.print(f"{checked} records checked, {found}.")
-        if name == "repair" and any(problem.area in ("kv", "index") for problem in problems):
+        if any(_is_left_to_index(problem, name) for problem in problems):
             out.print("Run `fusionrag index` again to compute what is missing.")
     if left:
         raise click.exceptions.Exit(1)
+
+
+def _is_left_to_index(problem: Problem, name: str) -> bool:
+    """Whether an ingest puts it right: KV that is missing, as after one that was broken off."""
+    if name == "verify":
+        return problem.area == "kv" and problem.error == KVMissingError.__name__
+    return problem.area in ("kv", "index")

@@ -98,21 +98,16 @@ def _add_documents(app: FastAPI, service: Service) -> None:
         return JSONResponse(await retrieving.add(service, who, body))
 
     @app.api_route("/v1/documents", methods=GET)
-    async def listed(
-        who: Who,
-        scope: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=retrieving.MOST)] = 100,
-        after: str | None = None,
-    ) -> Response:
+    async def listed(who: Who, page: Annotated[retrieving.PageOfDocuments, Query()]) -> Response:
         async with service.lookups.place(who):
-            found = await engine.store.threads.run(
-                retrieving.listed, engine, who, scope, limit, after
-            )
+            found = await engine.store.threads.run(retrieving.listed, engine, who, page)
         return JSONResponse(found)
 
     @app.delete("/v1/documents/{document:path}")
-    async def delete(who: Writer, document: str, scope: str | None = None) -> Response:
-        return JSONResponse(await retrieving.delete(service, who, document, scope))
+    async def delete(
+        who: Writer, document: str, given: Annotated[retrieving.OfScope, Query()]
+    ) -> Response:
+        return JSONResponse(await retrieving.delete(service, who, document, given.scope))
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:

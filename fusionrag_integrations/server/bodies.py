@@ -82,6 +82,7 @@ class AnswerBody(Body):
     break_even: bool | None = None
     raw: bool | None = None
     tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +96,18 @@ class AnswerBody(Body):
             raise ApiError(HTTPStatus.BAD_REQUEST, message, "stream_options")
         return self
 
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if self.tool_choice in (None, "none") or (self.tool_choice == "auto" and self.tools):
+            return self
+        message = (
+            "tool_choice is given without tools."
+            if not self.tools
+            else f"tool_choice is {shown(self.tool_choice)}; a call can't be forced here. Give "
+            "'auto' or 'none', and only the tool that is wanted."
+        )
+        raise ApiError(HTTPStatus.BAD_REQUEST, message, "tool_choice", "unsupported_parameter")
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that counts tokens."""
@@ -106,6 +119,8 @@ class AnswerBody(Body):
 
     def tools_given(self) -> tuple[dict[str, Any], ...]:
         """Schemas of the tools that the model may call."""
+        if self.tool_choice == "none":
+            return ()
         return tuple(tool.schema_() for tool in self.tools or ())
 
     def settings(self, scopes: Sequence[str] | None, handles: Sequence[KVHandle]) -> AnswerSettings:
@@ -133,26 +148,10 @@ class ChatBody(AnswerBody):
     asked_for = "A chat completion"
 
     messages: list[ChatMessage]
-    tool_choice: str | dict[str, Any] | None = None
     parse_calls: bool = True
-
-    @model_validator(mode="after")
-    def _check_choice(self) -> Self:
-        if self.tool_choice in (None, "none") or (self.tool_choice == "auto" and self.tools):
-            return self
-        message = (
-            "tool_choice is given without tools."
-            if not self.tools
-            else f"tool_choice is {shown(self.tool_choice)}; a call can't be forced here. Give "
-            "'auto' or 'none', and only the tool that is wanted."
-        )
-        raise ApiError(HTTPStatus.BAD_REQUEST, message, "tool_choice", "unsupported_parameter")
 
     def prompt_given(self) -> Prompt:
         return to_messages(self.messages)
-
-    def tools_given(self) -> tuple[dict[str, Any], ...]:
-        return () if self.tool_choice == "none" else super().tools_given()
 
 
 class CompletionBody(AnswerBody):

@@ -89,6 +89,8 @@ def api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError():
             return _of_validation(error)
+        case HTTPException(__cause__=ApiError() as cause):  # while FastAPI read the body
+            return cause
         case HTTPException(status_code=HTTPStatus.BAD_REQUEST, __cause__=Exception() as cause):
             return ApiError(HTTPStatus.BAD_REQUEST, _unreadable(cause))
         case HTTPException():

@@ -7,7 +7,6 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusionrag_integrations.server.errors import ApiError, api_error, closing, is_told
@@ -18,6 +17,7 @@ from fusionrag_integrations.server.service import Service
 from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
 HEALTH = "/health"  # asked without a key
+SILENCE = 30  # seconds, after which a client is given up that sends no more of its request's body
 
 
 class Reply:
@@ -97,21 +97,33 @@ class Gate:
         return self._service.keys.caller(headers.get("authorization", ""))
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """A request's body. Beyond the limit it raises `HTTPException`, which FastAPI passes on."""
+        """A request's body. Raises `ApiError` beyond the limit, and where no more of it comes."""
         most = self._service.limits.body_bytes
         length = headers.get("content-length", "")
         received = 0
+        is_whole = False
         told = f"The body is larger than {most:,} bytes."
-        too_large = HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
+        too_large = ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
         if length.isascii() and length.isdigit() and int(length) > most:
             raise too_large
 
         async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            message = await (receive() if is_whole else self._next_part(receive))
+            is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > most:
                 raise too_large
             return message
 
         return receive_limited
+
+    async def _next_part(self, receive: Receive) -> Message:
+        """Of a request's body."""
+        try:
+            with self._service.traffic.reading():
+                async with asyncio.timeout(SILENCE):
+                    return await receive()
+        except TimeoutError:
+            told = f"No more of the body came for {SILENCE} seconds."
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, told) from None

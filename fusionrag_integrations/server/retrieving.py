@@ -8,7 +8,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusionrag_integrations.documents.handles import SearchHit, document_order
 from fusionrag_integrations.documents.types import Document
@@ -20,6 +20,7 @@ from fusionrag_integrations.server.keys import Caller
 from fusionrag_integrations.server.service import Service
 
 MOST = 1_000  # of what one request may list or find
+LONGEST_ID = 1_024  # characters of a document's: deleting it has it in the path
 _OF_DOCUMENTS = ("documents_new", "documents_changed", "documents_unchanged", "documents_deleted")
 
 
@@ -56,7 +57,7 @@ class RetrieveBody(Body):
 class DocumentBody(Body):
     """A document to add. scope: by default the key's own."""
 
-    id: str
+    id: str = Field(max_length=LONGEST_ID)
     text: str
     title: str = ""
     scope: str | None = None
@@ -65,6 +66,22 @@ class DocumentBody(Body):
 
 class DocumentsBody(Body):
     documents: list[DocumentBody]
+
+
+class OfScope(Body):
+    """Parameters of a request about a document. scope: by default the key's own."""
+
+    scope: str | None = None
+
+
+class PageOfDocuments(BaseModel):
+    """Parameters of a list. scope: by default all of the key's. after: the last id before it."""
+
+    model_config = ConfigDict(extra="forbid")  # a number in an address is a string
+
+    scope: str | None = None
+    limit: int = Field(default=100, ge=1, le=MOST)
+    after: str | None = None
 
 
 def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> dict[str, Any]:
@@ -117,14 +134,12 @@ async def delete(
     return {"id": document, "object": "document", "deleted": True}
 
 
-def listed(
-    engine: FusionEngine, caller: Caller, scope: str | None, limit: int, after: str | None
-) -> dict[str, Any]:
+def listed(engine: FusionEngine, caller: Caller, page: PageOfDocuments) -> dict[str, Any]:
     """A page of the documents that the caller may use, by id."""
-    if scope is not None:
-        caller.check_scope(scope, "scope")
-    scopes = caller.scopes if scope is None else (scope,)
-    found, has_more = engine.store.catalog.documents.page(scopes, after, limit)
+    if page.scope is not None:
+        caller.check_scope(page.scope, "scope")
+    scopes = caller.scopes if page.scope is None else (page.scope,)
+    found, has_more = engine.store.catalog.documents.page(scopes, page.after, page.limit)
     return {"object": "list", "data": [asdict(one) for one in found], "has_more": has_more}
 
 

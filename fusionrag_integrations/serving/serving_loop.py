@@ -116,7 +116,7 @@ class ServingLoop(Forkable, Closable):
         try:
             while self._goes_on():
                 if not self._scheduler.step():
-                    self._wait()
+                    self._wait_for_news()
         except BaseException as error:
             failure = RuntimeError(f"The serving thread has failed: {error}")
             self._scheduler.end_all(failure)
@@ -141,7 +141,7 @@ class ServingLoop(Forkable, Closable):
             self._thread = None
             return False
 
-    def _wait(self) -> None:
+    def _wait_for_news(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._has_news)
 

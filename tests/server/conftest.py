@@ -45,6 +45,7 @@ class Running:
 
     def __init__(self, server: Server, port: int) -> None:
         self.server = server
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
     def client(self, key: str = "") -> httpx.Client:

@@ -168,6 +168,18 @@ def test_fields_of_openais_that_change_nothing(served: Running) -> None:
     assert ask(served, **neutral)["choices"] == ask(served)["choices"]
 
 
+def test_a_completion_may_say_that_no_tool_is_called(served: Running) -> None:
+    body: Json = {"prompt": "Which house?", "max_tokens": 2}
+    with served.client() as client:
+        one, other = (
+            client.post("/v1/completions", json=body | more).json()
+            for more in ({}, {"tool_choice": "none"})
+        )
+        refused = client.post("/v1/completions", json=body | {"tool_choice": "auto"}).json()
+    assert one["choices"] == other["choices"]
+    assert refused["error"]["message"] == "tool_choice is given without tools."
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -238,6 +238,23 @@ def test_pages_of_documents(changing: Running, engine: FusionEngine) -> None:
         assert client.get("/v1/documents", params={"limit": 0}).status_code == 400
 
 
+def test_what_would_be_ignored_of_an_address_is_refused(changing: Running) -> None:
+    with changing.client() as client:
+        for response in (
+            client.get("/v1/documents", params={"scpoe": "north"}),
+            client.delete("/v1/documents/1", params={"scpoe": "north"}),
+        ):
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == "scpoe"
+
+
+def test_an_id_that_is_too_long_for_an_address(changing: Running) -> None:
+    body = {"documents": [{"id": "x" * 1_025, "text": "b"}]}
+    with changing.client() as client:
+        error = client.post("/v1/documents", json=body).json()["error"]
+    assert "1024 characters" in error["message"]
+
+
 def test_tokens(served: Running, filled: FusionEngine) -> None:
     messages: Any = [{"role": "user", "content": "Which house?"}]
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}

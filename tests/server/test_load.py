@@ -8,7 +8,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.server import Keys, Limits, create_app
+from fusionrag_integrations.server import Keys, Limits, create_app, gate
 from fusionrag_integrations.store.store import Store
 from tests.conftest import town
 from tests.server.conftest import Running, running, until
@@ -251,6 +252,45 @@ def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
         assert [line for line in lines if line][-1] == "data: [DONE]"
     with pytest.raises(httpx.ConnectError):
         ask(server)
+
+
+@contextmanager
+def half_sent(server: Running) -> Iterator[HTTPConnection]:
+    """A request whose body doesn't come."""
+    before = counts_all(server)
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    with closing(connection):
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "99")
+        connection.endheaders(b"{")
+        until(lambda: counts_all(server) > before)
+        yield connection
+
+
+def counts_all(server: Running) -> int:
+    """Requests that are under way, beside this one."""
+    return counts(server)["under_way"] - 1
+
+
+def test_a_server_that_ends_waits_for_no_body(filled: FusionEngine) -> None:
+    limits = Limits(grace_seconds=2 * PATIENCE)
+    with running(filled, limits=limits) as server, half_sent(server) as connection:
+        server.server.should_exit = True
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["code"] == "closing"
+
+
+def test_a_client_that_sends_no_more_of_its_body_is_given_up(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "SILENCE", 0.2)
+    with half_sent(served) as connection:
+        response = connection.getresponse()
+        assert response.status == 408
+        assert "No more of the body came" in json.loads(response.read())["error"]["message"]
+    until(lambda: counts_all(served) == 0)
 
 
 def ended(caplog: pytest.LogCaptureFixture) -> list[int]:
