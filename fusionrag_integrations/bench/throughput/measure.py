@@ -1,8 +1,9 @@
 """Systems take turns under every load, so that the machine's drift touches all alike.
 
-1. The fullest closed loop, for every system and every way to compute full attention. The way that
-   answers most requests a second there goes on, the others don't, nor does llama.cpp. What the
-   engine could reach there is measured, and how long short prompts wait behind long ones.
+1. The fullest closed loop, once for every system and every way to compute full attention. The way
+   that answers most requests a second there goes on, into the other rounds, too; the others don't,
+   nor does llama.cpp. What the engine could reach there is measured, and how long short prompts
+   wait behind long ones.
 2. The other closed loops. A system's peak is the best of all of its closed loops.
 3. Open loops, at shares of each system's own peak.
 """
@@ -79,6 +80,7 @@ class _Run:
         self._ours = engine_systems(engine, plan.ratios, plan.output_tokens)
         self._dense = dense_systems(engine.model, plan)
         self._llama_cpp = llama_cpp_systems(engine.model, plan)
+        self._found: dict[tuple[System, Load], list[Measured]] = {}
         self._rows: dict[tuple[System, Load], ThroughputRow] = {}
         self._prompt_tokens: list[int] = []
 
@@ -101,15 +103,19 @@ class _Run:
     def measure(self) -> dict[str, Any]:
         """What was measured, and how."""
         plan, fullest = self._plan, Load(self._plan.most_clients)
-        self._take_turns("fullest", [*self._ours, *self._dense, *self._llama_cpp], [fullest])
-        limits = self._limits(fullest)
+        every = [*self._ours, *self._dense, *self._llama_cpp]
+        self._take_turns("fullest", every, [fullest], range(1))
         fastest = max(self._dense, key=lambda way: self._rows[way, fullest].requests_per_s)
         systems = [*self._ours, fastest]
+        self._take_turns("fullest", systems, [fullest], range(1, plan.rounds))
+        limits = self._limits(fullest)
+        rounds = range(plan.rounds)
         others = [Load(count) for count in dict.fromkeys(plan.clients) if count != fullest.clients]
-        self._take_turns("closed", systems, others)
+        self._take_turns("closed", systems, others, rounds)
         peaks = {system: self._peak(system) for system in systems}
         answering = [system for system in systems if peaks[system] > 0.0]
-        self._take_turns("open", answering, [Load(None, share) for share in plan.shares], peaks)
+        shares = [Load(None, share) for share in plan.shares]
+        self._take_turns("open", answering, shares, rounds, peaks)
         return {
             "settings": asdict(plan)
             | {
@@ -154,16 +160,16 @@ class _Run:
         stage: str,
         systems: Sequence[System],
         loads: Sequence[Load],
+        rounds: range,
         peaks: dict[System, float] | None = None,
     ) -> None:
-        """Every system under every load, in each round. peaks: requests a second, for open loops.
+        """Every system under every load, in these rounds. peaks: requests a second, for open loops.
 
         The system that goes first changes from load to load.
         """
-        found: dict[tuple[System, Load], list[Measured]] = {}
         rates = peaks or {}
-        total, done = self._plan.rounds * len(loads) * len(systems), 0
-        for turn in range(self._plan.rounds):
+        total, done = len(rounds) * len(loads) * len(systems), 0
+        for turn in rounds:
             for number, load in enumerate(loads, start=turn):
                 at = number % len(systems) if systems else 0
                 requests = self._requests_of(load, turn)
@@ -175,14 +181,14 @@ class _Run:
                         partial(self._measured, system, load, requests, peak, turn),
                         Measured.of,
                     )
-                    found.setdefault((system, load), []).append(measured)
+                    self._found.setdefault((system, load), []).append(measured)
                     done += 1
         self._progress(stage, total, total)
         for load in loads:
             for system in systems:
                 arrivals = None if load.share is None else load.share * rates[system]
                 self._rows[system, load] = throughput_row(
-                    system, load, arrivals, self._plan.output_tokens, found[system, load]
+                    system, load, arrivals, self._plan.output_tokens, self._found[system, load]
                 )
 
     def _measured(
