@@ -8,7 +8,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fusionrag_integrations.documents.handles import SearchHit, document_order
 from fusionrag_integrations.documents.types import Document
@@ -74,10 +74,8 @@ class OfScope(Body):
     scope: str | None = None
 
 
-class PageOfDocuments(BaseModel):
+class PageOfDocuments(Body, strict=False):  # a number in an address is a string
     """Parameters of a list. scope: by default all of the key's. after: the last id before it."""
-
-    model_config = ConfigDict(extra="forbid")  # a number in an address is a string
 
     scope: str | None = None
     limit: int = Field(default=100, ge=1, le=MOST)

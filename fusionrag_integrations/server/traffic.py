@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 
 from fusionrag_integrations.server.errors import closing
@@ -12,13 +12,15 @@ from fusionrag_integrations.server.errors import closing
 POLL_SECONDS = 0.05
 CANCEL_SECONDS = 1  # for requests to end that were broken off
 
+Tasks = set[asyncio.Task[object] | None]
+
 
 class Traffic:
     """Counts the requests under way. For one event loop; `closing` may be read anywhere."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[object] | None] = set()
-        self._reading: set[asyncio.Task[object] | None] = set()
+        self._tasks: Tasks = set()
+        self._reading: Tasks = set()
         self.closing = False
 
     @property
@@ -26,27 +28,15 @@ class Traffic:
         """How many there are."""
         return len(self._tasks)
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
+    def passing(self) -> AbstractContextManager[None]:
         """A request, from its beginning to its end, which the task at work answers."""
-        task = asyncio.current_task()
-        self._tasks.add(task)
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
+        return _among(self._tasks)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """While the task at work waits for its request's body. Raises `ApiError` at the end."""
         if self.closing:
             raise closing()
-        task = asyncio.current_task()
-        self._reading.add(task)
-        try:
-            yield
-        finally:
-            self._reading.discard(task)
+        return _among(self._reading)
 
     async def end(self, seconds: float, hurry: Callable[[], bool]) -> None:
         """Let nobody in, wait for those under way, so long at most, and cancel the others.
@@ -63,7 +53,18 @@ class Traffic:
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
 
 
-def _cancel(tasks: set[asyncio.Task[object] | None]) -> list[asyncio.Task[object]]:
+@contextmanager
+def _among(tasks: Tasks) -> Iterator[None]:
+    """The task at work is one of these."""
+    task = asyncio.current_task()
+    tasks.add(task)
+    try:
+        yield
+    finally:
+        tasks.discard(task)
+
+
+def _cancel(tasks: Tasks) -> list[asyncio.Task[object]]:
     cancelled = [task for task in tasks if task is not None]
     for task in cancelled:
         task.cancel()

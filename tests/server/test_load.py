@@ -257,18 +257,18 @@ def test_a_server_that_ends_lets_answers_finish_and_lets_nobody_in(
 @contextmanager
 def half_sent(server: Running) -> Iterator[HTTPConnection]:
     """A request whose body doesn't come."""
-    before = counts_all(server)
+    before = others_under_way(server)
     connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     with closing(connection):
         connection.putrequest("POST", "/v1/completions")
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", "99")
         connection.endheaders(b"{")
-        until(lambda: counts_all(server) > before)
+        until(lambda: others_under_way(server) > before)
         yield connection
 
 
-def counts_all(server: Running) -> int:
+def others_under_way(server: Running) -> int:
     """Requests that are under way, beside this one."""
     return counts(server)["under_way"] - 1
 
@@ -290,7 +290,7 @@ def test_a_client_that_sends_no_more_of_its_body_is_given_up(
         response = connection.getresponse()
         assert response.status == 408
         assert "No more of the body came" in json.loads(response.read())["error"]["message"]
-    until(lambda: counts_all(served) == 0)
+    until(lambda: others_under_way(served) == 0)
 
 
 def ended(caplog: pytest.LogCaptureFixture) -> list[int]:
