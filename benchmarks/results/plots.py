@@ -32,6 +32,7 @@ _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
     *("#E69F00", "#56B4E9", "#000000", "#8C8C8C"),
 )
+_WIDE = 100.0  # of an axis: labels between powers of ten would overlap
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LEVEL = "#404040"
 _LEVEL_DASHES = ("--", ":", "-.")
@@ -74,9 +75,13 @@ def lines_plot(
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if log:
             axes.set(xscale="log", yscale="log")
+            bounds = [
+                bound for points in series.values() for _, _, *pair in points for bound in pair
+            ]
+            narrow = max(bounds) < _WIDE * min(bounds)
             for axis in (axes.xaxis, axes.yaxis):  # powers would be written as mathematics
                 axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter("{x:g}" if axis is axes.yaxis else "")
+                axis.set_minor_formatter("{x:g}" if narrow and axis is axes.yaxis else "")
         dashes = chain(("-" for _ in _COLOURS), repeat("--"))
         looks = zip(cycle(_COLOURS), cycle(_MARKERS), dashes, strict=False)
         for (name, points), (colour, marker, dash) in zip(series.items(), looks, strict=False):

@@ -56,23 +56,27 @@ def test_speed_ups_by_ratio_beside_what_could_be(drawn: dict[str, Any]) -> None:
     }
 
 
-def test_times_by_arrivals(drawn: dict[str, Any]) -> None:
-    def load(system: str, ratio: float | None, arrivals: float | None, p50: float | None) -> Any:
-        row = {"system": system, "way": "batches", "ratio": ratio, "arrivals_per_s": arrivals}
-        row |= {"clients": 2 if arrivals is None else None, "ttft_p50_ms": p50}
+def test_times_by_requests_a_second(drawn: dict[str, Any]) -> None:
+    def load(system: str, ratio: float | None, clients: int | None, p50: float | None) -> Any:
+        row = {"system": system, "way": "batches", "ratio": ratio, "clients": clients}
+        row |= {"requests_per_s": clients and clients / 2, "ttft_p50_ms": p50}
         return row | {"ttft_p99_ms": None if p50 is None else 2 * p50}
 
     rows = [
-        load("fusionrag", 0.15, None, 5.0),
-        load("fusionrag", 0.15, 3.0, 20.0),
-        load("fusionrag", 0.15, 6.0, 50.0),
-        load("full_attention", None, 1.0, 70.0),
-        load("full_attention", None, 2.0, None),
+        load("fusionrag", 0.15, None, 5000.0),
+        load("fusionrag", 0.15, 8, 50000.0),
+        load("fusionrag", 0.15, 2, 20000.0),
+        load("fusionrag_serial", 0.15, 2, 20000.0),
+        load("fusionrag_serial", 0.15, 8, 20000.0),
+        load("full_attention", None, 2, 70000.0),
+        load("full_attention", None, 8, 80000.0),
+        load("full_attention", None, 16, None),
+        load("llama_cpp", None, 8, 70000.0),
     ]
     SPEED_FIGURES["ttft-by-throughput"](Path("x"), {"rows": rows})
     assert drawn == {
-        "fusionrag, 15%": [(3.0, 20.0, 20.0, 40.0), (6.0, 50.0, 50.0, 100.0)],
-        "full_attention, batches": [(1.0, 70.0, 70.0, 140.0)],
+        "fusionrag, 15%": [(4.0, 50.0, 50.0, 100.0), (1.0, 20.0, 20.0, 40.0)],
+        "full_attention, batches": [(1.0, 70.0, 70.0, 140.0), (4.0, 80.0, 80.0, 160.0)],
     }
 
 
