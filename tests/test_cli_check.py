@@ -59,7 +59,17 @@ def test_json_says_all(store: Path, files: Path) -> None:
     assert result.exit_code == 0
     report = said(result)
     assert set(report) == {
-        *("model", "exact", "deviation", "rows", "verdict", "disk", "estimate", "questions"),
+        *(
+            "model",
+            "facts",
+            "exact",
+            "deviation",
+            "rows",
+            "verdict",
+            "disk",
+            "estimate",
+            "questions",
+        ),
         *("prompt_tokens", "without_kv"),
     }
     assert (report["model"], report["exact"], report["questions"]) == ("tiny-llama0", True, 2)
@@ -85,7 +95,11 @@ def test_text_says_it_in_a_table_and_a_verdict(
 ) -> None:
     result = run_command("check", "--store", store, "--questions", count, "--estimate", files)
     assert result.exit_code == 0
-    first, exact, heads, *rows, disk, estimate, verdict = result.stdout.splitlines()
+    model, first, exact, heads, *rows, disk, estimate, verdict = result.stdout.splitlines()
+    assert model == (
+        "Model type llama, tested with every release; weights: float32; 768 bytes of KV a token in "
+        "3 layers."
+    )
     assert first.startswith(f"tiny-llama0: {asked}, over prompts of about ")
     assert exact.startswith("Exact: recomputing everything gives the model's own logits (off by ")
     assert heads.split() == ["ratio", "equal", "answers", "recovered", "same", "token", "speed-up"]

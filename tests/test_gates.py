@@ -6,6 +6,7 @@ Each compares with transformers' own dense model (tests/reference.py), in float3
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from functools import lru_cache
 
 import pytest
@@ -28,7 +29,7 @@ from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.reference import Reference
-from tests.tiny_models import FACTORIES, VOCABULARY, build
+from tests.tiny_models import FACTORIES, VOCABULARY, build, heads, of, rope
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
 
@@ -52,7 +53,7 @@ def tokens(seed: int, count: int) -> tuple[int, ...]:
 
 PREFIX = tokens(1, 7)
 CHUNKS = (tokens(2, 23), tokens(3, 31), tokens(4, 17))
-HEAD, GLUE, SUFFIX = tokens(5, 5), tokens(6, 2), tokens(7, 9)
+HEAD, GLUE, SUFFIX = tokens(5, 8), tokens(6, 2), tokens(7, 9)  # HEAD is longer than PREFIX
 
 
 def isolated(model: CausalModel, ids: tuple[int, ...], key: str = "") -> ChunkKV:
@@ -92,6 +93,24 @@ def test_gate_1_recompute_everything_is_dense_prefill(family: str) -> None:
     kvs = [isolated(model, ids) for ids in CHUNKS]
     logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
     dense_logits, (dense_keys, dense_values) = reference_of(family).dense(prompt.token_ids)
+    torch.testing.assert_close(logits, dense_logits[-1], **TOLERANCE)
+    torch.testing.assert_close(keys, dense_keys, **TOLERANCE)
+    torch.testing.assert_close(values, dense_values, **TOLERANCE)
+
+
+def test_queries_that_are_scaled_by_position_are_so_when_recomputed() -> None:
+    """Beyond `original_max_position_embeddings`, which tiny models have further out."""
+    scaled = of(
+        "ministral3",
+        **heads(4, 2),
+        **rope("yarn", factor=4.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.5),
+    )
+    torch.manual_seed(0)
+    hf = scaled().eval()
+    model, prompt = CausalModel(deepcopy(hf), None, "scaled"), prompt_of_chunks()
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
+    dense_logits, (dense_keys, dense_values) = Reference(hf).dense(prompt.token_ids)
     torch.testing.assert_close(logits, dense_logits[-1], **TOLERANCE)
     torch.testing.assert_close(keys, dense_keys, **TOLERANCE)
     torch.testing.assert_close(values, dense_values, **TOLERANCE)
@@ -278,7 +297,8 @@ def test_bf16_loses_no_more_than_the_model_itself(family: str) -> None:
     logits, keys, values = warm(half, prompt, kvs, prompt.chunk_positions)
     exact_logits, exact = reference_of(family).dense(prompt.token_ids)
     own_logits, own = Reference(build(family, torch.bfloat16)).dense(prompt.token_ids)
-    assert distance(logits, exact_logits[-1]) < 1.5 * distance(own_logits[-1], exact_logits[-1])
+    own_losses = map(distance, own_logits[-len(SUFFIX) :], exact_logits[-len(SUFFIX) :])
+    assert distance(logits, exact_logits[-1]) < 1.5 * max(own_losses)  # a row's is chance
     assert distance(keys, exact[0]) < 1.5 * distance(own[0], exact[0])
     assert distance(values, exact[1]) < 1.5 * distance(own[1], exact[1])
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,21 +10,32 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers import normalizers, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     Phi3Config,
+    PreTrainedModel,
     Qwen2Config,
 )
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.errors import (
+    InvalidInputError,
+    StoreError,
+    StoreMismatchError,
+    UnsupportedModelError,
+)
+from fusionrag_integrations.execution.hf import peft_adapters
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.supported import context_window, refuse_unsupported
+from tests.conftest import town
 from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
 from tests.tiny_tokenizers import byte_level_tokenizer
 
@@ -40,10 +49,10 @@ def test_supported_families_pass(family: str) -> None:
     ("config", "reason"),
     [
         (MambaConfig(), "no per-token state"),
-        (SimpleNamespace(model_type="deepseek_v3"), "latent attention"),
+        (SimpleNamespace(model_type="deepseek_v3", kv_lora_rank=512), "latent attention"),
         (SimpleNamespace(model_type="llama4_text"), "chunked attention"),
-        (SimpleNamespace(model_type="qwen3_next"), "linear attention"),
-        (SimpleNamespace(model_type="brand_new"), "Supported types: gemma3_text, glm4, llama"),
+        (SimpleNamespace(model_type="qwen3_next"), "no per-token state"),
+        (SimpleNamespace(model_type="brand_new"), "no rotary position embedding"),
         (
             Qwen2Config(
                 **COMMON,
@@ -86,6 +95,42 @@ def test_loading_nothing_says_what_is_needed(tmp_path: Path) -> None:
         CausalModel.load(tmp_path / "absent")
 
 
+def of_text(kind: str, **text: Any) -> PreTrainedModel:
+    """A tiny multimodal model with this text part."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind)
+    for part, sizes in (
+        (config.get_text_config(), {**COMMON, **heads(4, 2, head_dim=16), **text}),
+        (config.vision_config, VISION),
+    ):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    config.image_token_id = config.image_token_index = 5
+    config.mm_tokens_per_image = 4
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+VISION = {
+    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
+MULTIMODAL = {
+    "gemma3": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "llava": {},
+    "mistral3": {},
+}
+
+
+@pytest.mark.parametrize("kind", MULTIMODAL)
+def test_the_text_part_of_a_multimodal_model(kind: str, tmp_path: Path) -> None:
+    whole = of_text(kind, **MULTIMODAL[kind])
+    whole.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    loaded = CausalModel.load(tmp_path)
+    ids = torch.arange(10, 50)[None]
+    torch.testing.assert_close(loaded.hf(ids).logits, whole(input_ids=ids).logits)
+
+
 def test_unknown_dtype_lists_the_known(tmp_path: Path) -> None:
     build("llama_gqa2").save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match="bfloat16"):
@@ -93,76 +138,100 @@ def test_unknown_dtype_lists_the_known(tmp_path: Path) -> None:
 
 
 class TestAdapters:
-    """LoRA and the like are refused by name: none is served as its base model."""
+    """LoRA and the like are part of a model: none is served as its base model, or as another."""
 
-    MERGE = r"merge_and_unload\(\)"
+    def lora(self, model_dir: Path, seed: int = 0) -> Any:
+        """A base model with an adapter that changes what it says."""
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        return get_peft_model(model, LoraConfig(init_lora_weights=False))
 
-    def adapter(self, directory: Path, kind: str = "LORA") -> Path:
+    def config_of(self, directory: Path, **fields: object) -> Path:
         """What peft saves of an adapter, but for its weights."""
         directory.mkdir(exist_ok=True)
-        config = {"peft_type": kind, "base_model_name_or_path": "some/base-model"}
-        (directory / "adapter_config.json").write_text(json.dumps(config))
+        (directory / "adapter_config.json").write_text(json.dumps(fields))
         return directory
 
-    @pytest.mark.parametrize("kind", ["LORA", "PREFIX_TUNING"])
-    @pytest.mark.parametrize("as_text", [True, False])
-    def test_a_directory_of_one(self, tmp_path: Path, kind: str, as_text: bool) -> None:
-        path = self.adapter(tmp_path / "own-adapter", kind)
-        with pytest.raises(
-            UnsupportedModelError, match=f"own-adapter.*{kind}.*some/base-model"
-        ) as e:
-            CausalModel.load(str(path) if as_text else path)
-        assert re.search(self.MERGE, str(e.value))
-        with pytest.raises(UnsupportedModelError, match=self.MERGE):
-            FusionEngine.from_pretrained(path, store=tmp_path / "store")
-        assert not (tmp_path / "store").exists()
+    def test_a_directory_is_its_base_model_with_the_adapter(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        adapted = self.lora(model_dir)
+        adapted.save_pretrained(tmp_path / "adapter")
+        loaded = CausalModel.load(tmp_path / "adapter")
+        ids = torch.arange(3, 40)[None]
+        torch.testing.assert_close(loaded.hf(ids).logits, adapted(ids).logits, rtol=0, atol=1e-4)
+        assert loaded.source == str((tmp_path / "adapter").resolve())
+        assert loaded.signature("") == CausalModel.load(tmp_path / "adapter").signature("")
+        others = [CausalModel.load(model_dir)]
+        self.lora(model_dir, seed=1).save_pretrained(tmp_path / "other")
+        others.append(CausalModel.load(tmp_path / "other"))
+        assert loaded.signature("") not in {one.signature("") for one in others}
 
-    def test_one_beside_a_whole_model(self, model_dir: Path, tmp_path: Path) -> None:
-        """Whether transformers loads it depends on what else is installed."""
-        path = shutil.copytree(model_dir, tmp_path / "both")
-        with pytest.raises(UnsupportedModelError, match="adapter"):
-            CausalModel.load(self.adapter(path))
+    def test_an_adapter_may_have_a_tokenizer_of_its_own(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        self.lora(model_dir).save_pretrained(tmp_path / "adapter")
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        tokenizer.chat_template = "{{ messages[0]['content'] }} of its own"
+        tokenizer.save_pretrained(tmp_path / "adapter")
+        loaded = CausalModel.load(tmp_path / "adapter")
+        assert loaded.tokenizer.chat_template == tokenizer.chat_template
+
+    def test_a_model_in_hand_keeps_its_adapters(self, model_dir: Path, tmp_path: Path) -> None:
+        adapted, tokenizer = self.lora(model_dir), AutoTokenizer.from_pretrained(model_dir)
+        ids = torch.arange(3, 40)[None]
+        expected = adapted(ids).logits
+        with FusionEngine.from_model(adapted, tokenizer, store=tmp_path / "store") as engine:
+            engine.ingest([town(0)])
+            assert engine.check(1).exact
+            torch.testing.assert_close(engine.model.hf(ids).logits, expected)
+
+    def test_other_adapters_are_another_model(self, model_dir: Path, tmp_path: Path) -> None:
+        adapted, tokenizer = self.lora(model_dir), AutoTokenizer.from_pretrained(model_dir)
+        store = tmp_path / "store"
+        with FusionEngine.from_model(adapted, tokenizer, store=store) as engine:
+            engine.ingest([town(0)])
+            adapted.add_adapter("other", LoraConfig(init_lora_weights=False))
+            adapted.set_adapter("other")
+            with pytest.raises(StoreError, match=r"adapters of .* were changed"):
+                engine.answer("Who was it?")
+            with pytest.raises(StoreError, match=r"adapters of .* were changed"):
+                engine.ingest([town(1)])
+            adapted.set_adapter("default")
+            engine.answer("Who was it?")
+        adapted.set_adapter("other")
+        with pytest.raises(StoreMismatchError):
+            FusionEngine.from_model(adapted, tokenizer, store=store)
+
+    def test_adapters_that_are_prompts_are_refused(self, model_dir: Path, tmp_path: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        adapted = get_peft_model(model, config)
+        with pytest.raises(UnsupportedModelError, match="tokens of its own before the prompt"):
+            CausalModel.of(adapted, tokenizer)
+        adapted.save_pretrained(tmp_path / "adapter")
+        with pytest.raises(UnsupportedModelError, match="tokens of its own before the prompt"):
+            CausalModel.load(tmp_path / "adapter")
+
+    def test_what_is_broken_is_named(
+        self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(InvalidInputError, match="doesn't name its base model"):
+            CausalModel.load(self.config_of(tmp_path / "nothing"))
+        named = {"peft_type": "LORA", "base_model_name_or_path": str(model_dir)}
+        empty = self.config_of(tmp_path / "empty", **named)
+        with pytest.raises(InvalidInputError, match=r"The adapter at .*empty.* can't be put into"):
+            CausalModel.load(empty)
+        monkeypatch.setattr(peft_adapters, "find_spec", lambda name: None)
+        with pytest.raises(InvalidInputError, match=r"pip install .*\[peft\]"):
+            CausalModel.load(empty)
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}"])
     def test_one_whose_config_says_nothing(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "adapter_config.json").write_text(content)
-        with pytest.raises(UnsupportedModelError, match=self.MERGE):
+        with pytest.raises(InvalidInputError, match="doesn't name its base model"):
             CausalModel.load(tmp_path)
-
-    def test_a_model_that_has_one(self, model_dir: Path) -> None:
-        """Around it, or put into its layers, as `load_adapter` does."""
-
-        class Wrapped(torch.nn.Module):
-            def __init__(self, base: torch.nn.Module) -> None:
-                super().__init__()
-                self.base_model = base
-
-        Wrapped.__module__ = "peft.tuners.lora.layer"  # as if it were peft's
-        model = AutoModelForCausalLM.from_pretrained(model_dir)
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        with pytest.raises(UnsupportedModelError, match=f"adapter.*{self.MERGE}"):
-            CausalModel(Wrapped(model), tokenizer, str(model_dir))  # type: ignore[arg-type]
-        attention = model.model.layers[0].self_attn
-        plain = attention.q_proj
-        attention.q_proj = Wrapped(plain)
-        with pytest.raises(UnsupportedModelError, match=f"adapter.*{self.MERGE}"):
-            CausalModel(model, tokenizer, str(model_dir))
-        attention.q_proj = plain  # merged
-        assert CausalModel(model, tokenizer, str(model_dir)).num_layers == 3
-
-    def test_models_of_peft_itself(self, model_dir: Path, tmp_path: Path) -> None:
-        peft = pytest.importorskip("peft")
-        model = AutoModelForCausalLM.from_pretrained(model_dir)
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        adapted = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False))
-        for given in (adapted, adapted.get_base_model()):
-            with pytest.raises(UnsupportedModelError, match=self.MERGE):
-                CausalModel(given, tokenizer, str(model_dir))
-        adapted.save_pretrained(tmp_path / "adapter")
-        with pytest.raises(UnsupportedModelError, match="LORA"):
-            CausalModel.load(tmp_path / "adapter")
-        merged = CausalModel(adapted.merge_and_unload(), tokenizer, str(model_dir))
-        assert merged.signature("") != CausalModel.load(model_dir).signature("")
 
 
 class TestSignature:

@@ -6,23 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    Glm4Config,
-    Glm4ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 120
 COMMON: dict[str, Any] = {
@@ -63,60 +47,110 @@ GEMMA_ROPE = {
 
 Factory = Callable[[], PreTrainedModel]
 
+
+def of(kind: str, **more: Any) -> Factory:
+    """A model of this type; `more` of its configuration than is common to all."""
+    return lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | more))
+
+
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOW = {"sliding_window": 24}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# YaRN makes keys larger, and float32's rounding of angles with them.
+SMALLER = {"initializer_range": 0.15}
+HALF_ROTATED = rope("default", partial_rotary_factor=0.5)
+
 FACTORIES: dict[str, Factory] = {
-    "llama_gqa2": lambda: LlamaForCausalLM(LlamaConfig(**COMMON, **heads(4, 2))),
-    "llama_mha_tied": lambda: LlamaForCausalLM(
-        LlamaConfig(**COMMON, **heads(4, 4), tie_word_embeddings=True)
+    "llama_gqa2": of("llama", **heads(4, 2)),
+    "llama_mha_tied": of("llama", **heads(4, 4), tie_word_embeddings=True),
+    "llama3_scaling": of("llama", **heads(4, 1), **LLAMA3),
+    "llama_linear_scaling": of("llama", **heads(4, 2), **rope("linear", factor=2.0)),
+    "qwen2": of("qwen2", **heads(4, 2), tie_word_embeddings=True),
+    "qwen2_yarn": of("qwen2", **heads(4, 1), **YARN),
+    "qwen2_window": of(
+        "qwen2", **heads(4, 2), **WINDOW, use_sliding_window=True, max_window_layers=1
     ),
-    "llama3_scaling": lambda: LlamaForCausalLM(LlamaConfig(**COMMON, **heads(4, 1), **LLAMA3)),
-    "llama_linear_scaling": lambda: LlamaForCausalLM(
-        LlamaConfig(**COMMON, **heads(4, 2), **rope("linear", factor=2.0))
+    "qwen2_moe": of("qwen2_moe", **heads(4, 2), **EXPERTS, num_experts=4),
+    "qwen3": of("qwen3", **heads(4, 2, head_dim=32)),
+    "qwen3_moe": of("qwen3_moe", **heads(4, 2, head_dim=32), **EXPERTS, num_experts=4),
+    "mistral": of("mistral", **heads(4, 1), sliding_window=None),
+    "mistral_window": of("mistral", **heads(4, 2), **WINDOW),
+    "ministral": of(
+        "ministral", **heads(4, 2, head_dim=16), **rope("default"), **WINDOW, layer_types=MIXED
     ),
-    "qwen2": lambda: Qwen2ForCausalLM(
-        Qwen2Config(**COMMON, **heads(4, 2), tie_word_embeddings=True)
+    "ministral3": of(
+        "ministral3",
+        **heads(4, 2, head_dim=32),
+        **SMALLER,
+        **rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=400,  # queries are scaled beyond it
+            llama_4_scaling_beta=0.1,
+        ),
     ),
-    "qwen2_yarn": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, **heads(4, 1), **YARN)),
-    "qwen2_window": lambda: Qwen2ForCausalLM(
-        Qwen2Config(
-            **COMMON,
-            **heads(4, 2),
-            use_sliding_window=True,
-            sliding_window=24,
-            max_window_layers=1,
-        )
+    "mixtral": of("mixtral", **heads(4, 2), num_local_experts=4, num_experts_per_tok=2),
+    "gemma2": of(
+        "gemma2",
+        **heads(4, 2, head_dim=32),
+        **WINDOW,
+        layer_types=MIXED,
+        attn_logit_softcapping=2.0,
     ),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**COMMON, **heads(4, 2, head_dim=32))),
-    "mistral": lambda: MistralForCausalLM(
-        MistralConfig(**COMMON, **heads(4, 1), sliding_window=None)
+    "gemma3": of(
+        "gemma3_text",
+        **heads(4, 2, head_dim=32),
+        **GEMMA_ROPE,
+        **WINDOW,
+        layer_types=MIXED,
     ),
-    "mistral_window": lambda: MistralForCausalLM(
-        MistralConfig(**COMMON, **heads(4, 2), sliding_window=24)
+    "phi3_partial": of("phi3", **heads(4, 2), **HALF_ROTATED, sliding_window=None),
+    "phi3_window": of("phi3", **heads(4, 4), **WINDOW),
+    "glm4": of("glm4", **heads(4, 1, head_dim=32), **HALF_ROTATED),
+    "glm4_moe": of(
+        "glm4_moe",
+        **heads(4, 2, head_dim=32),
+        **HALF_ROTATED,
+        **EXPERTS,
+        n_routed_experts=4,
+        first_k_dense_replace=1,
     ),
-    "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            **COMMON,
-            **heads(4, 2, head_dim=32),
-            **GEMMA_ROPE,
-            sliding_window=24,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        )
+    "gpt_oss": of(
+        "gpt_oss",
+        **heads(4, 2, head_dim=32),
+        **SMALLER,
+        **YARN,
+        **WINDOW,
+        layer_types=MIXED,
+        num_local_experts=4,
+        num_experts_per_tok=2,
     ),
-    "phi3_partial": lambda: Phi3ForCausalLM(
-        Phi3Config(
-            **COMMON,
-            **heads(4, 2),
-            **rope("default", partial_rotary_factor=0.5),
-            sliding_window=None,
-        )
+    "olmo2": of("olmo2", **heads(4, 2)),
+    "olmo3": of("olmo3", **heads(4, 2), **WINDOW, layer_types=MIXED),
+    "granite": of(
+        "granite",
+        **heads(4, 2),
+        embedding_multiplier=3.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.3,
+        logits_scaling=2.0,
     ),
-    "phi3_window": lambda: Phi3ForCausalLM(Phi3Config(**COMMON, **heads(4, 4), sliding_window=24)),
-    "glm4": lambda: Glm4ForCausalLM(
-        Glm4Config(
-            **COMMON,
-            **heads(4, 1, head_dim=32),
-            **rope("default", partial_rotary_factor=0.5),
-        )
+    "granitemoe": of(
+        "granitemoe",
+        **heads(4, 2),
+        embedding_multiplier=3.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.3,
+        num_local_experts=4,
+        num_experts_per_tok=2,
     ),
+    "smollm3": of("smollm3", **heads(4, 2), no_rope_layers=[1, 0, 1]),
+    "cohere2": of("cohere2", **heads(4, 2, head_dim=32), **WINDOW, layer_types=MIXED),
+    "exaone4": of("exaone4", **heads(4, 2, head_dim=32), **WINDOW, layer_types=MIXED),
+    "seed_oss": of("seed_oss", **heads(4, 2, head_dim=32)),
+    "ernie4_5": of("ernie4_5", **heads(4, 2, head_dim=16)),
+    "apertus": of("apertus", **heads(4, 2), **LLAMA3),
+    "starcoder2": of("starcoder2", **heads(4, 2)),
 }
 
 

@@ -6,14 +6,17 @@ Both frameworks' components are pydantic models, so one set of declared fields s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fusionrag_integrations.adapters.base import Engine, FusionEngine
 from fusionrag_integrations.adapters.chosen import chosen_engine
 from fusionrag_integrations.adapters.component import Component
+from fusionrag_integrations.adapters.huggingface import HeldModel
 from fusionrag_integrations.serving.settings import AnswerSettings, KVSource
 from fusionrag_integrations.support.threads import Closable
 
@@ -74,6 +77,36 @@ class AnswerOptions(Component, Closable):
         self.settings()
         self._engine = chosen_engine(type(self).__name__, self.engine, self.base_url, self.api_key)
         return self
+
+    @classmethod
+    def from_huggingface(
+        cls, llm: Any, *, store: str | Path, embedding: object | None = None, **settings: Any
+    ) -> Self:
+        """The same model, generating as before, over a store, which is made where there is none.
+
+        llm: LangChain's `HuggingFacePipeline`, for a chat `ChatHuggingFace` over one, too; or
+        LlamaIndex's `HuggingFaceLLM`. Its model is shared, not loaded again. embedding: as for
+        `FusionEngine.from_model`, which opens the store; close it by `engine.close()` of what is
+        returned. settings: fields of this class, instead of what `llm` has.
+
+        Raises `InvalidInputError` for another object and for settings that have no counterpart
+        here, and whatever `FusionEngine.from_model` raises.
+        """
+        from fusionrag_integrations.engine import FusionEngine
+
+        held = cls._held_by(llm)
+        with ExitStack() as unless_made:
+            engine = FusionEngine.from_model(
+                held.model, held.tokenizer, store=store, embedding=embedding
+            )
+            unless_made.callback(engine.close)
+            made = cls(engine=engine, **{**held.settings, **settings})
+            unless_made.pop_all()
+        return made
+
+    @classmethod
+    def _held_by(cls, llm: Any) -> HeldModel:
+        raise NotImplementedError
 
     @property
     def model_name(self) -> str:

@@ -1,6 +1,7 @@
 """What both Triton kernels are made of: blocks of keys into an online softmax, and its end.
 
-Softmax is in float32 and base 2. Rows of all the query heads that share a key head are one axis.
+Softmax is in float32 and base 2, so that scaling, soft cap and sinks come with log2(e) in them.
+Rows of all the query heads that share a key head are one axis.
 
 upto, low    the last and first key that each row sees, int32 [M]
 highest      the greatest score so far, [M]; total: the sum of powers, [M]; sums: of values, [M, D]
@@ -33,8 +34,10 @@ def add_block(
     key_row,
     value_row,
     scaling,
+    softcap,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
+    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     STALE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -53,6 +56,8 @@ def add_block(
         key = key.to(tl.float32)
         value = value.to(tl.float32)
     score = tl.dot(query, key, input_precision="ieee") * scaling
+    if CAPPED:
+        score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)  # of the tanh
     if MASKED:
         seen = (place[None, :] <= upto[:, None]) & there[None, :]
         if WINDOWED:
@@ -90,7 +95,9 @@ def add_keys(
     key_row,
     value_row,
     scaling,
+    softcap,
     BLOCK_N: tl.constexpr,
+    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     STALE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -113,8 +120,10 @@ def add_keys(
             key_row,
             value_row,
             scaling,
+            softcap,
             BLOCK_N=BLOCK_N,
             MASKED=False,
+            CAPPED=CAPPED,
             WINDOWED=WINDOWED,
             STALE=STALE,
             WIDE=WIDE,
@@ -136,8 +145,10 @@ def add_keys(
             key_row,
             value_row,
             scaling,
+            softcap,
             BLOCK_N=BLOCK_N,
             MASKED=True,
+            CAPPED=CAPPED,
             WINDOWED=WINDOWED,
             STALE=STALE,
             WIDE=WIDE,

@@ -16,12 +16,12 @@ def reference_attention(
     positions: torch.Tensor,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """softmax(scaling Q K^T) V over what is visible, in float32; see `attend`."""
+    """softmax(capped(scaling Q K^T)) V over what is visible, in float32; see `attend`."""
     group = queries.shape[0] // keys.shape[0]
     wide = [kv.float().repeat_interleave(group, dim=0) for kv in (keys, values)]
-    scores = queries.float() @ wide[0].transpose(1, 2) * spec.scaling
+    scores = spec.capped(queries.float() @ wide[0].transpose(1, 2) * spec.scaling)
     hidden = ~visible(positions, keys.shape[1], spec.window)
-    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ wide[1]).to(queries.dtype)
+    return (spec.softmax(scores.masked_fill(hidden, -torch.inf)) @ wide[1]).to(queries.dtype)
 
 
 def reference_rows(

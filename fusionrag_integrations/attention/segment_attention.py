@@ -4,8 +4,8 @@ A program takes one key head, a few rows of one or several sequences with all th
 share it, and some runs of chunks that all of these rows read: a chunk is read once for all
 requests, as a shared prefix is in Hydragen (arXiv 2402.05099) and FlashInfer (arXiv 2501.01005),
 but at another place in each of them. It rotates its queries once a run, each by its own sequence's
-rotation, which costs less than rotating the run's keys, and copies none of them. Private tokens are
-`sparse_attention`'s; all parts are combined at the end.
+rotation, which costs less than rotating the run's keys, and copies none of them. Private tokens and
+sinks are `sparse_attention`'s; all parts are combined at the end.
 
 shapes    queries, out [Hq, R, D]; work, users, chunks, uses: see `shared_runs`; other int32 [D]
           positions int64 [R]
@@ -54,6 +54,7 @@ def attend_in_place_kernel(
     layer,
     group,
     scaling,
+    softcap,
     window,
     query_head,
     query_row,
@@ -61,10 +62,11 @@ def attend_in_place_kernel(
     PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """scaling: with log2(e) in it. WIDE: multiply in float32 (the interpreter can't in bf16)."""
+    """WIDE: multiply in float32 (the interpreter can't in bf16)."""
     entry = work + tl.program_id(0) * 5
     kv_head = tl.program_id(1)
     count = tl.load(entry + 1)
@@ -137,7 +139,9 @@ def attend_in_place_kernel(
                 SIZE,  # a chunk's rows are contiguous
                 SIZE,
                 scaling,
+                softcap,
                 BLOCK_N=BLOCK_N,
+                CAPPED=CAPPED,
                 WINDOWED=WINDOWED,
                 STALE=True,
                 WIDE=WIDE,
@@ -210,11 +214,13 @@ class SegmentAttention:
             *(queries, work.work, work.users, work.chunks, work.uses),
             *(self._rows.sequences[0].segments.rotations.other, self._rows.positions),
             *(out, scratch.parts, scratch.maxima, scratch.totals),
-            *(layer, group, spec.scaling * LOG2_E, spec.window or 0, *queries.stride()[:2]),
+            *(layer, group, spec.scaling * LOG2_E, (spec.softcap or 0.0) * LOG2_E),
+            *(spec.window or 0, *queries.stride()[:2]),
             SIZE=size,
             PADDED=triton.next_power_of_2(size),
             BLOCK_M=launch.block_m,
             BLOCK_N=launch.block_n,
+            CAPPED=spec.softcap is not None,
             WINDOWED=spec.window is not None,
             WIDE=queries.device.type == "cpu",
             num_warps=launch.warps,

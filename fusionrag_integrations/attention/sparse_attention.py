@@ -46,9 +46,11 @@ def attend_kernel(
     parts,
     maxima,
     totals,
+    sinks,
     layer,
     group,
     scaling,
+    softcap,
     query_head,
     query_row,
     out_head,
@@ -58,11 +60,13 @@ def attend_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
     WINDOWED: tl.constexpr,
     SPLIT: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """scaling: with log2(e) in it. WIDE: multiply in float32 (the interpreter can't in bf16)."""
+    """WIDE: multiply in float32 (the interpreter can't in bf16)."""
     program = programs + tl.program_id(0) * 2
     kv_head = tl.program_id(1)
     entry = table + tl.load(program) * COLUMNS
@@ -100,6 +104,10 @@ def attend_kernel(
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, PADDED], tl.float32)
+    if SINKS:  # a key without a value, of the first part
+        sink = tl.load(sinks + head, mask=real, other=float("-inf"))
+        highest = tl.where(tl.program_id(2) == 0, sink, float("-inf"))
+        total = tl.where(highest > float("-inf"), 1.0, 0.0)
     there = layer * tl.load(entry + 4) + kv_head * tl.load(entry + 5)
     keys = tl.load(entry + 2).to(tl.pointer_type(queries.dtype.element_ty)) + there
     values = tl.load(entry + 3).to(tl.pointer_type(queries.dtype.element_ty)) + there
@@ -122,7 +130,9 @@ def attend_kernel(
         SIZE,  # slots are contiguous
         SIZE,
         scaling,
+        softcap,
         BLOCK_N=BLOCK_N,
+        CAPPED=CAPPED,
         WINDOWED=WINDOWED,
         STALE=False,
         WIDE=WIDE,
@@ -190,12 +200,16 @@ def attend_in_parts(
         *(queries, rows.table, programs, rows.slots),
         rows.slots if spec.window is None else rows.first_seen(spec.window),
         *(first_parts, out, scratch.parts, scratch.maxima, scratch.totals),
-        *(layer, group, spec.scaling * LOG2_E, *queries.stride()[:2], *out.stride()[:2]),
+        scratch.maxima if spec.sinks is None else spec.sinks.float() * LOG2_E,
+        *(layer, group, spec.scaling * LOG2_E, (spec.softcap or 0.0) * LOG2_E),
+        *(*queries.stride()[:2], *out.stride()[:2]),
         SIZE=size,
         PADDED=triton.next_power_of_2(size),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         COLUMNS=rows.table.shape[1],
+        CAPPED=spec.softcap is not None,
+        SINKS=spec.sinks is not None,
         WINDOWED=spec.window is not None,
         SPLIT=len(scratch.parts) > 0,
         WIDE=queries.device.type == "cpu",

@@ -11,7 +11,21 @@ estimate.py   what ingesting documents would take; pace.py times it
 """
 
 from fusionrag_integrations.check.estimate import estimate_ingest
-from fusionrag_integrations.check.report import CheckReport, CheckRow, DiskUse, Estimate
+from fusionrag_integrations.check.report import (
+    CheckReport,
+    CheckRow,
+    DiskUse,
+    Estimate,
+    ModelFacts,
+)
 from fusionrag_integrations.check.run import check_store
 
-__all__ = ["CheckReport", "CheckRow", "DiskUse", "Estimate", "check_store", "estimate_ingest"]
+__all__ = [
+    "CheckReport",
+    "CheckRow",
+    "DiskUse",
+    "Estimate",
+    "ModelFacts",
+    "check_store",
+    "estimate_ingest",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
 from fusionrag_integrations.serving.settings import KVSource
 from fusionrag_integrations.store.kv.types import KVFormat
 
@@ -38,6 +40,30 @@ class CheckRow:
     def recovered_in_words(self) -> str:
         """The same; "-" where there is nothing to recover."""
         return "-" if self.recovered is None else _in_words(self.recovered, self.recovered_interval)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model's row in the table of models.
+
+    type: transformers' name of its family; tested: whether a tiny model of it passes the gates with
+    every release. weights: their dtype, or how they are quantised. kv_bytes: of a token's keys and
+    values in all layers, as the model computes them.
+    """
+
+    type: str
+    tested: bool
+    weights: str
+    layers: int
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, model: CausalModel) -> ModelFacts:
+        """What a model is."""
+        kind = str(model.hf.config.model_type)
+        return cls(
+            kind, kind in TESTED_MODEL_TYPES, model.weights, model.num_layers, model.kv_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +105,7 @@ class CheckReport:
     """
 
     model: str
+    facts: ModelFacts
     exact: bool | None
     deviation: float | None
     rows: tuple[CheckRow, ...]
@@ -90,10 +117,11 @@ class CheckReport:
     without_kv: int
 
     @classmethod
-    def of_estimate(cls, model: str, estimate: Estimate) -> CheckReport:
+    def of_estimate(cls, model: CausalModel, estimate: Estimate) -> CheckReport:
         """A report without a store, where nothing can be asked."""
         return cls(
-            model=model,
+            model=model.name,
+            facts=ModelFacts.of(model),
             exact=None,
             deviation=None,
             rows=(),

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from statistics import fmean, median
 
-import torch
-
 from fusionrag_integrations.check.bootstrap import interval, ratio_interval
 from fusionrag_integrations.check.estimate import estimate_ingest
 from fusionrag_integrations.check.measure import (
@@ -20,7 +18,7 @@ from fusionrag_integrations.check.measure import (
     speedups,
 )
 from fusionrag_integrations.check.questions import store_questions
-from fusionrag_integrations.check.report import CheckReport, CheckRow, DiskUse
+from fusionrag_integrations.check.report import CheckReport, CheckRow, DiskUse, ModelFacts
 from fusionrag_integrations.check.verdict import verdict
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import InvalidInputError
@@ -30,12 +28,6 @@ from fusionrag_integrations.support.progress import Progress
 
 GATED = 3  # questions with which everything is recomputed: a wrong model shows in each
 TIMED = 10  # questions that are timed at most, spread over all: full attention takes long
-
-# By how much recomputing everything may differ from the model's own prefill (see `deviation`):
-# several times the rounding error in models of 8 to 30 layers (2e-6, 2e-3 and 2e-2), and less than
-# with stale KV (0.1 to 0.5 without recomputing; 1e-3 to 1e-2 with 95% recomputed, which only
-# float32 can distinguish).
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 # Nats of an answer. If plain reuse loses less than this, nearly all its answers are full
 # attention's, and a share of so small a loss means nothing.
@@ -77,11 +69,14 @@ def check_store(
         for way, mine, times in zip(WAYS, outcomes, zip(*timed, strict=True), strict=True)
     )
     deviation = max(one.deviation for one in measured if one.deviation is not None)
-    exact = deviation <= TOLERANCE[engine.model.dtype]
+    # With stale KV it is 0.1 to 0.5 without recomputing, and 1e-3 to 1e-2 with 95% recomputed,
+    # where only float32 can tell it from rounding.
+    exact = deviation <= engine.model.rounding
     prompt_tokens = round(median(one.prompt_tokens for one in measured))
     without_kv = len(frozenset[str]().union(*(one.without_kv for one in measured)))
     return CheckReport(
         model=engine.model.name,
+        facts=ModelFacts.of(engine.model),
         exact=exact,
         deviation=deviation,
         rows=rows,

@@ -124,10 +124,17 @@ def _without_store(
             kv_format or format_of(loaded.dtype),
             progress,
         )
-    return CheckReport.of_estimate(loaded.name, estimate)
+    return CheckReport.of_estimate(loaded, estimate)
 
 
 def _show(report: CheckReport) -> None:
+    facts = report.facts
+    out.print(
+        f"Model type {facts.type}, {'' if facts.tested else 'not '}tested with every release; "
+        f"weights: {facts.weights}; {facts.kv_bytes:,} bytes of KV a token in {facts.layers} "
+        "layers.",
+        markup=False,
+    )
     if report.exact is not None:
         questions = "1 question" if report.questions == 1 else f"{report.questions} questions"
         out.print(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from fusionrag_integrations.check import CheckReport, check_store
 from fusionrag_integrations.documents.types import Document
@@ -125,6 +125,40 @@ class FusionEngine(EngineFacts, Answering, Closable):
 
     @classmethod
     @checked(leave=("index", "kv_files"))
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        store: str | Path,
+        embedding: object | None = None,
+        chunk_tokens: int | None = None,
+        kv_format: KVFormat | None = None,
+        salt: str = "",
+        budgets: Budgets = DEFAULT_BUDGETS,
+        index: VectorIndex | None = None,
+        kv_files: KVFiles | None = None,
+    ) -> FusionEngine:
+        """Like `from_pretrained`, with a model of transformers that is loaded already.
+
+        model: a `PreTrainedModel`, or peft's `PeftModel` around one; KV belongs to the adapters
+        that act in it. It stays on its device and as it is quantised. This package computes its
+        attention from now on, as before for whoever else calls it.
+        """
+        return cls.open(
+            CausalModel.of(model, tokenizer),
+            store,
+            embedding=embedding,
+            chunk_tokens=chunk_tokens,
+            kv_format=kv_format,
+            salt=salt,
+            budgets=budgets,
+            index=index,
+            kv_files=kv_files,
+        )
+
+    @classmethod
+    @checked(leave=("index", "kv_files"))
     def open(
         cls,
         model: CausalModel,
@@ -183,9 +217,9 @@ class FusionEngine(EngineFacts, Answering, Closable):
             self._parts.close()
 
     def _check_usable(self) -> None:
-        """Raises `StoreClosedError` once this is closed, `StoreError` on a GPU after a fork."""
+        """Raises `StoreClosedError` once this is closed, else as `CausalModel.check_usable`."""
         self.pipeline.check_open()
-        self.model.check_process()
+        self.model.check_usable()
 
     @checked(leave=("documents",))
     def ingest(

@@ -11,6 +11,7 @@ from typing import Any, Self
 from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.embedding import as_embedder
 from fusionrag_integrations.documents.keys import salt_id
+from fusionrag_integrations.execution.admission import check_movable
 from fusionrag_integrations.execution.devices import device_name, free_bytes
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
@@ -84,9 +85,11 @@ class EngineParts(Closable):
             kv_format=kv_format or format_of(model.dtype),
             salt_id=salt_id(salt),
         )
+        executor = Executor(model)
         with ExitStack() as opened:
             store = open_or_create(
-                path, wanted, embedding, chunk_tokens, kv_format, index, kv_files
+                *(path, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
+                before=partial(check_movable, executor),
             )
             opened.enter_context(store)
             beside_weights = (model.directory / CALIBRATION_FILE).resolve()  # the hub's has links
@@ -95,7 +98,7 @@ class EngineParts(Closable):
                 store.path, store.records, budgets, model.device, partial(to_resident, model)
             )
             parts = cls(
-                executor=Executor(model),
+                executor=executor,
                 store=store,
                 kv=kv,
                 prefix_ids=_encoded(tokenizer, ingest_prefix(tokenizer)),

@@ -16,6 +16,8 @@ def settle(device: torch.device) -> None:
     """Wait for the device's queued work, so that a clock read now counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def free_bytes(device: torch.device) -> float:
@@ -34,21 +36,27 @@ def free_bytes(device: torch.device) -> float:
 def torch_device(device: str) -> torch.device:
     """The device of this name; "auto" is CUDA where there is one.
 
-    Raises `InvalidInputError` for one that isn't there, or is neither a CPU nor CUDA.
+    Raises `InvalidInputError` for one that isn't there, or is none of CPU, CUDA and Apple's mps.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = InvalidInputError(f"Unknown device {device!r}; choose auto, cpu, cuda or mps.")
     try:
         target = torch.device(device)
     except RuntimeError as error:
-        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.") from error
-    if target.type not in ("cpu", "cuda"):
-        raise InvalidInputError(f"Unknown device {device!r}; choose auto, cpu or cuda.")
-    if target.type == "cuda" and not torch.cuda.is_available():
+        raise unknown from error
+    if target.type not in ("cpu", "cuda", "mps"):
+        raise unknown
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[target.type]:
         raise InvalidInputError(f"There is no device {device!r} here; choose auto or cpu.")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
-        raise InvalidInputError(f"There is no device {device!r} here; choose auto, cpu or {there}.")
+        gpus = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise InvalidInputError(f"There is no device {device!r} here; choose auto, cpu or {gpus}.")
     return target
 
 

@@ -6,6 +6,7 @@ Axes: R rows of a pass, V vocabulary, L layers, Hkv key/value heads, D head size
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any
@@ -18,7 +19,12 @@ from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.execution.hf.layers import PartialModels
 from fusionrag_integrations.execution.hf.model import CausalModel
-from fusionrag_integrations.execution.hf.rows_pass import Capture, Part, pass_inputs
+from fusionrag_integrations.execution.hf.rows_pass import (
+    Capture,
+    KeysWritten,
+    Part,
+    pass_inputs,
+)
 from fusionrag_integrations.execution.steps import DecodeRow, DecodeSteps, StepFunction
 
 
@@ -167,12 +173,13 @@ class Executor:
             if (stop := len(rows) - one.last) and depth < self.model.num_layers
         ]
         if written:
-            _hidden(
-                self._partial.last_kv,
-                [part for part, _ in written],
-                keys_only=True,
-                hidden=torch.cat([state for _, state in written]),
-            )
+            with suppress(KeysWritten):
+                _hidden(
+                    self._partial.above(depth).base_model,
+                    [part for part, _ in written],
+                    keys_only=True,
+                    hidden=torch.cat([state for _, state in written]),
+                )
         wanted = [
             (Part(one.kv.over(rows.part(slice(-one.last, None)))), state[-one.last :])
             for one, rows, state in ending

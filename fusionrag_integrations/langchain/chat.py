@@ -17,6 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
+from fusionrag_integrations.adapters.huggingface import HeldModel
 from fusionrag_integrations.adapters.tool_calls import PlainText
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.langchain.messages import last_chunks, to_chunk, to_message, to_messages
@@ -34,6 +35,10 @@ class ChatFusionRAG(AnswerOptions, BaseChatModel):
 
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | chat
     """
+
+    @classmethod
+    def _held_by(cls, llm: Any) -> HeldModel:
+        return HeldModel.of_langchain(llm)
 
     @property
     def _llm_type(self) -> str:

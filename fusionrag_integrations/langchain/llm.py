@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -14,6 +15,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
 from fusionrag_integrations.adapters.base import Answered
+from fusionrag_integrations.adapters.huggingface import HeldModel
 from fusionrag_integrations.support.inputs import checked_value
 
 
@@ -32,6 +34,11 @@ class FusionRAGLLM(AnswerOptions, BaseLLM):
         llm = FusionRAGLLM(engine=engine)  # or base_url="http://localhost:8000", a server's
         chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | llm
     """
+
+    @classmethod
+    def _held_by(cls, llm: Any) -> HeldModel:
+        held = HeldModel.of_langchain(llm)
+        return replace(held, settings=held.settings | {"raw": True})  # prompts are whole texts
 
     @property
     def _llm_type(self) -> str:

@@ -33,6 +33,7 @@ from llama_index.core.prompts import BasePromptTemplate, SelectorPromptTemplate
 
 from fusionrag_integrations.adapters.answer_options import AnswerOptions
 from fusionrag_integrations.adapters.base import Stream
+from fusionrag_integrations.adapters.huggingface import HeldModel
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.llama_index.component import EngineComponent
 from fusionrag_integrations.llama_index.packing import ModelPromptHelper
@@ -85,6 +86,10 @@ class FusionRAGLLM(AnswerOptions, EngineComponent, CustomLLM):
     @classmethod
     def class_name(cls) -> str:
         return "FusionRAGLLM"
+
+    @classmethod
+    def _held_by(cls, llm: Any) -> HeldModel:
+        return HeldModel.of_llama_index(llm)
 
     @property
     def metadata(self) -> LLMMetadata:

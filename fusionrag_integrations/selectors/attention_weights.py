@@ -14,10 +14,10 @@ def logits(view: LayerView) -> torch.Tensor:
     heads, rows, size = queries.shape
     # Head h reads key/value head h // groups: fold the group into the query axis.
     folded = queries.reshape(keys.shape[0], -1, size)
-    return (folded @ keys.transpose(1, 2)).view(heads, rows, -1)
+    return view.spec.capped(folded @ keys.transpose(1, 2)).view(heads, rows, -1)
 
 
 def weights(view: LayerView) -> torch.Tensor:
     """The layer's attention weights, over the keys that each row sees; float32 [Hq, R, N]."""
     seen = visible(view.positions, view.keys.shape[1], view.window)
-    return logits(view).masked_fill_(~seen, -torch.inf).softmax(-1)
+    return view.spec.softmax(logits(view).masked_fill_(~seen, -torch.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -21,8 +22,9 @@ def open_or_create(
     kv_format: KVFormat | None,
     index: VectorIndex | None,
     kv_files: KVFiles | None,
+    before: Callable[[], None],
 ) -> Store:
-    """Open the store at `path`, or create it as `wanted`.
+    """Open the store at `path`, or create it as `wanted`. before: called before it is created.
 
     chunk_tokens, kv_format: what the user asked for; None accepts those of an existing store.
     Raises `StoreMismatchError` for a store of another model, salt or format, `InvalidInputError`
@@ -34,6 +36,7 @@ def open_or_create(
         _check_same(store, wanted, chunk_tokens, kv_format)
         opened.pop_all()
         return store
+    before()
     return Store.create(path, wanted, embedding, index=index, kv_files=kv_files)
 
 

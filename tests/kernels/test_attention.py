@@ -15,6 +15,8 @@ from fusionrag_integrations.attention.reference import reference_attention, refe
 from fusionrag_integrations.attention.rows import BLOCK, Rows, visible
 from fusionrag_integrations.attention.sequences import Room, SequenceRows
 from fusionrag_integrations.attention.spec import AttentionSpec
+from fusionrag_integrations.selectors.attention_weights import weights
+from fusionrag_integrations.selectors.probe import LayerView
 
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -32,7 +34,12 @@ def tensors(
 
 
 def by_loops(
-    given: Tensors, positions: Sequence[int], scaling: float, window: int | None
+    given: Tensors,
+    positions: Sequence[int],
+    scaling: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Sequence[float] | None = None,
 ) -> torch.Tensor:
     queries, keys, values = (t.double() for t in given)
     group = len(queries) // len(keys)
@@ -41,12 +48,13 @@ def by_loops(
         for row, position in enumerate(positions):
             first = 0 if window is None else max(0, position - window + 1)
             seen = range(first, position + 1)
-            powers = [
-                math.exp(scaling * float(queries[head, row] @ keys[head // group, key]))
-                for key in seen
-            ]
+            scores = [scaling * float(queries[head, row] @ keys[head // group, k]) for k in seen]
+            if softcap is not None:
+                scores = [softcap * math.tanh(score / softcap) for score in scores]
+            powers = [math.exp(score) for score in scores]
+            total = sum(powers) + (0.0 if sinks is None else math.exp(sinks[head]))
             for key, power in zip(seen, powers, strict=True):
-                output[head, row] += power / sum(powers) * values[head // group, key]
+                output[head, row] += power / total * values[head // group, key]
     return output.float()
 
 
@@ -62,6 +70,26 @@ def test_both_against_loops(
     for found in (
         reference_attention(*given, rows.on_device, AttentionSpec(0.4, window)),
         attend(*given, rows, AttentionSpec(0.4, window)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("sinks", [None, (0.5, -3.0, 4.0, 1.0)])
+def test_soft_caps_and_sinks_against_loops(
+    sinks: tuple[float, ...] | None, softcap: float | None
+) -> None:
+    given = tensors(4, 2, 5, 90, 8, torch.float32)
+    positions = (0, 3, 40, 41, 88)
+    spec = AttentionSpec(0.4, 50, softcap, None if sinks is None else torch.tensor(sinks))
+    expected = by_loops(given, positions, 0.4, 50, softcap, sinks)
+    rows = Rows.at(positions, CPU)
+    view = LayerView(given[0], given[1], rows.on_device, spec)
+    of_weights = weights(view) @ given[2].repeat_interleave(2, dim=0)
+    for found in (
+        reference_attention(*given, rows.on_device, spec),
+        attend(*given, rows, spec),
+        of_weights,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 

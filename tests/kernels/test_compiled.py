@@ -19,8 +19,8 @@ from fusionrag_integrations.attention import segment_attention, sparse_attention
 
 INTEGERS = ("table", "programs", "owners", "slots", "first_seen", "first_parts", "positions")
 TYPES = dict.fromkeys((*INTEGERS, "work", "users", "chunks", "uses"), "*i64")
-TYPES |= dict.fromkeys(("parts", "maxima", "totals"), "*fp32")
-TYPES |= {"other": "*i32", "scaling": "fp32"}
+TYPES |= dict.fromkeys(("parts", "maxima", "totals", "sinks"), "*fp32")
+TYPES |= {"other": "*i32", "scaling": "fp32", "softcap": "fp32"}
 OF_KV = ("queries", "keys", "values", "out", "out_keys", "out_values")
 TYPES |= dict.fromkeys(OF_KV, "*bf16")
 
@@ -38,9 +38,9 @@ def compiled(kernel, options=None, **constants):
 
 
 sizes = {"SIZE": 64, "PADDED": 64}
-flags = {"WINDOWED": True, "WIDE": False}
+flags = {"CAPPED": True, "WINDOWED": True, "WIDE": False}
 blocks = {"BLOCK_M": 64, "BLOCK_N": 32}
-split = {"SPLIT": True, "COLUMNS": 6}
+split = {"SINKS": True, "SPLIT": True, "COLUMNS": 6}
 made = compiled(sparse_attention.attend_kernel, **sizes, **blocks, **flags, **split)
 assert "wgmma" in made.asm["ptx"]
 made = compiled(segment_attention.attend_in_place_kernel, **sizes, **blocks, **flags)

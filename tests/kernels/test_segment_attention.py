@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -132,8 +133,10 @@ def expected_of(case: Case, spec: AttentionSpec, layer: int) -> torch.Tensor:
     return found
 
 
-def check(case: Case, window: int | None, launch: Launch | None, layer: int = 1) -> None:
-    spec = AttentionSpec(case.queries.shape[2] ** -0.5, window)
+def check(
+    case: Case, window: int | None, launch: Launch | None, layer: int = 1, **more: Any
+) -> None:
+    spec = AttentionSpec(case.queries.shape[2] ** -0.5, window, **more)
     found = kernel.SegmentAttention(case.rows, launch).attend(layer, case.queries, spec)
     assert found.dtype == case.queries.dtype
     expected = expected_of(case, spec, layer)
@@ -160,6 +163,14 @@ def test_windows_and_splits(last_only: bool, window: int | None, splits: int) ->
 @pytest.mark.parametrize(("heads", "kv_heads", "layer"), [(7, 1, 0), (6, 2, 1), (2, 2, 0)])
 def test_heads_and_layers_are_found(heads: int, kv_heads: int, layer: int) -> None:
     check(made(heads, kv_heads, 32), None, Launch(16, 16, 2, 4, 2), layer)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_soft_caps_and_sinks(with_sinks: bool, softcap: float | None, window: int | None) -> None:
+    sinks = torch.tensor([-1.0, 4.0, 0.5, 2.0], device=DEVICE) if with_sinks else None
+    check(several(4), window, Launch(16, 16, 3, 4, 2), softcap=softcap, sinks=sinks)
 
 
 @pytest.mark.parametrize("every", [1, 2, 100])
@@ -275,7 +286,7 @@ def test_every_line_of_the_kernel_runs() -> None:
     case = made(2, 1, 32, lengths=(20, 16))
     with Lines("attend_in_place_kernel", "add_keys", "add_block", "finish") as lines:
         for window, splits in ((None, 1), (20, 2)):
-            check(case, window, Launch(16, 16, splits, 4, 2))
+            check(case, window, Launch(16, 16, splits, 4, 2), softcap=3.0)
     lines.check(kernel.attend_in_place_kernel, online_softmax.add_keys, online_softmax.add_block)
     whole = ("result =", "at = out +", "tl.store(at, result")  # private tokens are another part
     lines.check(online_softmax.finish, left_out=whole)

@@ -49,9 +49,9 @@ def attended(
     return kernel.triton_attention(0, queries, several, spec, launch)
 
 
-def check(given: Any, window: int | None, launch: Any) -> None:
+def check(given: Any, window: int | None, launch: Any, **more: Any) -> None:
     queries, keys, values, positions = given
-    spec = AttentionSpec(queries.shape[2] ** -0.5, window)
+    spec = AttentionSpec(queries.shape[2] ** -0.5, window, **more)
     found = attended(queries, keys, values, positions, spec, launch)
     expected = reference_attention(queries, keys, values, positions, spec)
     assert found.dtype == queries.dtype
@@ -74,6 +74,18 @@ def test_groups_of_heads_that_share_keys(heads: int, kv_heads: int) -> None:
 @pytest.mark.parametrize(("rows", "keys"), [(1, 70), (19, 75)])
 def test_windows_and_splits(rows: int, keys: int, window: int | None, splits: int) -> None:
     check(made(2, 1, rows, keys, 32), window, kernel.Launch(16, 16, splits, 4, 2))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_soft_caps_and_sinks(
+    with_sinks: bool, softcap: float | None, window: int | None, splits: int
+) -> None:
+    sinks = torch.tensor([-1.0, 4.0, 0.5, 2.0], device=DEVICE) if with_sinks else None
+    given, launch = made(4, 2, 19, 75, 32), kernel.Launch(16, 16, splits, 4, 2)
+    check(given, window, launch, softcap=softcap, sinks=sinks)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
@@ -224,7 +236,8 @@ def test_every_line_of_the_kernels_runs() -> None:
         "attend_kernel", "scatter_kernel", "add_keys", "add_block", "finish", "combine"
     ) as lines:
         for window, splits in ((None, 1), (20, 3)):
-            check(given, window, kernel.Launch(16, 16, splits, 4, 2))
+            special = {"softcap": 3.0, "sinks": torch.zeros(2, device=DEVICE)}
+            check(given, window, kernel.Launch(16, 16, splits, 4, 2), **special)
         _, rows = several(SEVERAL[-1])
         new = torch.randn(2, len(rows), 32)
         scatter.scatter_rows(0, new, new, rows)

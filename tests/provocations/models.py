@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     Gemma3TextConfig,
     GenerationConfig,
@@ -22,7 +25,7 @@ from transformers import (
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.demo import pretrained
 from fusionrag_integrations.execution.executor import Executor
-from fusionrag_integrations.execution.hf import gguf
+from fusionrag_integrations.execution.hf import gguf, peft_adapters
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.steps import EAGER_STEPS, DecodeRow, DecodeSteps
 from tests.provocations.world import Provoked, Seen, World
@@ -107,11 +110,11 @@ def large_numbers(world: World) -> None:
     engine.ingest([town(0)])
 
 
-def with_softcap(world: World) -> None:
+def with_bias(world: World) -> None:
     hf = deepcopy(world.engine.model.hf)
     attention = hf.model.layers[0].self_attn
-    attention.forward = partial(attention.forward, softcap=30.0)
-    model = CausalModel(hf, world.engine.model.tokenizer, "capped")
+    attention.forward = partial(attention.forward, position_bias=30.0)
+    model = CausalModel(hf, world.engine.model.tokenizer, "biased")
     FusionEngine.open(model, world.tmp / "store").answer("Who was it?")
 
 
@@ -166,23 +169,81 @@ def generate_by(world: World, **asked: Any) -> list[Seen]:
     return world.asked(world.engine)
 
 
-@provoked.by(
-    "This ... has an adapter of peft's, which is not supported. Merge it into its base model, ..."
-)
-def adapted_model(world: World) -> None:
-    class Adapted(torch.nn.Module):
-        """As if it were peft's, which needn't be installed."""
+def adapter(world: World, **fields: str) -> None:
+    file = world.file("adapter_config.json", json.dumps(fields))
+    FusionEngine.from_pretrained(file.parent, store=world.tmp / "store")
 
-    Adapted.__module__ = "peft.peft_model"
-    CausalModel(Adapted(), world.engine.model.tokenizer, "adapted")  # type: ignore[arg-type]
+
+@provoked.by("... holds an adapter (...), and loading it needs peft: ...")
+def no_peft(world: World) -> None:
+    world.patch.setattr(peft_adapters, "find_spec", lambda name: None)
+    adapter(world, base_model_name_or_path="base")
+
+
+@provoked.by("The adapters of ... were changed, and KV belongs to those that it had. ...")
+def other_adapters(world: World) -> None:
+    world.patch.setattr(world.engine.model, "_adapters", ("another",))
+    world.engine.answer("Who was it?")
+
+
+@provoked.by("KV of ..., a model of type ..., can't be reused: ...")
+def layers_that_mix_rows(world: World) -> None:
+    hf = deepcopy(world.engine.model.hf)
+    hf.model.layers[0].mlp.register_forward_hook(lambda mlp, args, out: out + out.roll(1, 1))
+    model = CausalModel(hf, world.engine.model.tokenizer, "mixing")
+    FusionEngine.open(model, world.tmp / "store")
+
+
+@provoked.by(
+    "... is of a type that isn't tested with every release, .... It was tried on ... tokens: ..."
+)
+def another_type(world: World) -> list[Seen]:
+    hf = deepcopy(world.engine.model.hf)
+    hf.config.model_type = "brand_new"
+    FusionEngine.open(
+        CausalModel(hf, world.engine.model.tokenizer, "new"), world.tmp / "store"
+    ).close()
+    return world.logged()
+
+
+def of_layers(world: World, change: Callable[[Any], None]) -> None:
+    """A model whose layers differ from each other."""
+    hf = deepcopy(world.engine.model.hf)
+    change(hf)
+    CausalModel(hf, world.engine.model.tokenizer, "odd")
+
+
+@provoked.by(
+    "The model at ... can't be loaded here: ... Install what is missing, or take the model with ..."
+)
+def no_quantiser(world: World) -> None:
+    def lacking(path: object, **_: object) -> None:
+        raise ImportError("Using `awq` needs gptqmodel.")
+
+    world.patch.setattr(AutoModelForCausalLM, "from_pretrained", lacking)
+    load(world)
 
 
 provoked.each(
     {
-        "... holds an adapter (...), which is not supported. Merge it into its base model, ...": (
-            lambda w: FusionEngine.from_pretrained(
-                w.file("adapter_config.json", '{"peft_type": "LORA"}').parent, store=w.tmp / "store"
-            )
+        "model is ...; give a causal language model of transformers, as ...": lambda w: (
+            FusionEngine.from_model("gpt2", None, store=w.tmp / "store")
+        ),
+        "tokenizer is ...; give the model's own, as ...": lambda w: FusionEngine.from_model(
+            w.engine.model.hf, None, store=w.tmp / "store"
+        ),
+        "... holds an adapter whose adapter_config.json doesn't name its base model. ...": adapter,
+        "... holds an adapter that puts tokens of its own before the prompt, ...": (
+            lambda w: adapter(w, peft_type="PREFIX_TUNING")
+        ),
+        "The adapter at ... can't be put into ...: ...": (
+            lambda w: adapter(w, base_model_name_or_path=str(w.model_dir), peft_type="LORA")
+        ),
+        "This ... model is not supported: its layers' keys are of sizes ..., or layers share ...": (
+            lambda w: of_layers(w, lambda hf: setattr(hf.model.layers[1].self_attn, "head_dim", 8))
+        ),
+        "This ... model is spread over ..., which is not supported; load it on one device.": (
+            lambda w: of_layers(w, lambda hf: hf.model.layers[1].to("meta"))
         ),
         "The generation config of ... can't be used: ...": lambda w: generate_by(
             w, bad_words_ids=[7]
@@ -227,12 +288,12 @@ provoked.each(
             )
         ),
         "This ... model gives its attention ..., which is not supported: answers without it ...": (
-            with_softcap
+            with_bias
         ),
         "RoPE scaling ... is not supported; supported are ...": lambda w: load(
             w, LlamaConfig(**COMMON, **heads(4, 2)).to_dict() | rope("ntk", factor=2.0)
         ),
         "Unknown dtype ...; choose auto, ...": lambda w: load(w, dtype="int3"),
-        "Unknown device ...; choose auto, cpu or cuda.": lambda w: load(w, device="gpu"),
+        "Unknown device ...; choose auto, cpu, cuda or mps.": lambda w: load(w, device="gpu"),
     }
 )

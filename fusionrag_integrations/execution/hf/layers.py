@@ -1,9 +1,12 @@
-"""Some layers of a model, run as models that share its weights. The model itself isn't changed."""
+"""Some layers of a model, run as models that share its weights. The model itself isn't changed.
+
+A model that begins in the middle is given states as embeddings, which some families scale or add
+to before their first layer. So its first layer takes them from the argument `resumed` instead.
+"""
 
 from __future__ import annotations
 
 from copy import copy, deepcopy
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,25 +39,36 @@ class PartialModels:
             self._uppers[depth] = whole
         return self._uppers[depth]
 
-    @cached_property
-    def last_kv(self) -> Any:
-        """The last layer as far as its keys and values: without its MLP."""
-        base = self._layers(self._depth - 1, self._depth)
-        base.norm = torch.nn.Identity()
-        layer = _shallow(base.layers[0])
-        layer.mlp = torch.nn.Identity()
-        base.layers = torch.nn.ModuleList([layer])
-        return base
-
     def _layers(self, first: int, last: int) -> Any:
         """The base model with only the layers [first, last)."""
         base = _shallow(self._model.base_model)
-        base.layers = torch.nn.ModuleList(base.layers[first:last])
+        layers = list(base.layers[first:last])
+        if first:
+            layers[:1] = [_resumed(layers[0]) if layers else _Resumed()]
+        base.layers = torch.nn.ModuleList(layers)
         base.config = deepcopy(base.config)
-        base.config.num_hidden_layers = last - first
+        base.config.num_hidden_layers = len(layers)
         if self._kinds:  # transformers looks up a layer's kind by its index in the list
-            base.config.layer_types = self._kinds[first:last]
+            base.config.layer_types = self._kinds[first:last] or self._kinds[-1:]
         return base
+
+
+class _Resumed(torch.nn.Module):
+    """In the place of a layer, where there is none."""
+
+    def forward(self, hidden_states: Any, *_: Any, resumed: torch.Tensor, **__: Any) -> Any:
+        return resumed
+
+
+def _resumed(layer: Any) -> Any:
+    """A layer that begins from given states."""
+
+    def forward(hidden_states: Any, *args: Any, resumed: torch.Tensor, **kwargs: Any) -> Any:
+        return layer.forward(resumed, *args, **kwargs)
+
+    beginning = _shallow(layer)
+    beginning.forward = forward
+    return beginning
 
 
 def _shallow(module: Any) -> Any:

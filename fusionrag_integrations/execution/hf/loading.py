@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import is_accelerate_available
 
-from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
+from fusionrag_integrations.errors import (
+    FusionRAGError,
+    InvalidInputError,
+    UnsupportedModelError,
+)
 from fusionrag_integrations.execution.hf.gguf import find_gguf, load_gguf
-from fusionrag_integrations.execution.hf.peft_adapters import refuse_adapter
+from fusionrag_integrations.execution.hf.peft_adapters import base_of_adapter, with_adapter
 from fusionrag_integrations.execution.hf.supported import refuse_unsupported
+
+# From what the text part's weights are called in a multimodal model's file, as of any year.
+_TEXT_WEIGHTS = {
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
+    r"^language_model\.lm_head": "lm_head",
+}
 
 
 def load_model(
-    name_or_path: str | Path, dtype: torch.dtype | str, gguf_file: str | None
+    name_or_path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    gguf_file: str | None,
 ) -> tuple[PreTrainedModel, Any, str]:
-    """A model on the CPU, its tokenizer, and the directory, GGUF file or hub name of both.
+    """A model on a device, its tokenizer, and the directory, GGUF file or hub name of both.
 
     Raises as `CausalModel.load` does.
     """
     file = find_gguf(name_or_path, gguf_file)
     if file is not None:
-        return *load_gguf(file, dtype), str(file)
+        model, tokenizer = load_gguf(file, dtype)
+        return model.to(device), tokenizer, str(file)
     try:
-        refuse_adapter(name_or_path)
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except UnsupportedModelError:
+        base = base_of_adapter(name_or_path)
+        config = AutoConfig.from_pretrained(base or name_or_path, trust_remote_code=False)
+    except FusionRAGError:
         raise
     except Exception as error:  # of many kinds: what a file says wrongly shows anywhere
         raise InvalidInputError(
@@ -35,22 +51,64 @@ def load_model(
             "Give a directory with config.json, weights and tokenizer, a .gguf file, or a hub "
             "name."
         ) from error
-    refuse_unsupported(config)
-    model, tokenizer = _load_pretrained(name_or_path, dtype)
+    if base is not None:
+        model, tokenizer, _ = load_model(base, device, dtype, None)
+        with suppress(OSError, ValueError):  # an adapter may have a tokenizer of its own
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        check_fast(tokenizer, name_or_path)
+        return with_adapter(model, name_or_path), tokenizer, _source(name_or_path)
+    text = _text_part(config)
+    refuse_unsupported(text)
+    how = {} if text is config else {"config": text, "key_mapping": _TEXT_WEIGHTS}
+    model, tokenizer = _load_pretrained(name_or_path, device, dtype, how)
+    return model, tokenizer, _source(name_or_path)
+
+
+def _text_part(config: Any) -> Any:
+    """The configuration of a multimodal model's text part, with what the whole says of it, too."""
+    try:
+        text = config.get_text_config()
+    except ValueError:  # there are several
+        return config
+    if text is not config:
+        text.tie_word_embeddings = config.tie_word_embeddings
+        if getattr(config, "quantization_config", None) is not None:
+            text.quantization_config = config.quantization_config
+    return text
+
+
+def _source(name_or_path: str | Path) -> str:
+    """A directory as it is found from anywhere, or a hub name."""
     path = Path(name_or_path)
-    return model, tokenizer, str(path.resolve() if path.is_dir() else name_or_path)
+    return str(path.resolve() if path.is_dir() else name_or_path)
 
 
 def _load_pretrained(
-    name_or_path: str | Path, dtype: torch.dtype | str
+    name_or_path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    how: dict[str, Any],
 ) -> tuple[PreTrainedModel, Any]:
+    """how: more arguments of `from_pretrained`."""
+    # Straight to a GPU, without a copy in host memory, and where quantised weights can't be moved.
+    straight = device.type != "cpu" and is_accelerate_available()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            name_or_path,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            device_map={"": device} if straight else None,
+            **how,
         )
     except torch.OutOfMemoryError:
         raise
+    except ImportError as error:  # of what a checkpoint's quantisation needs
+        raise InvalidInputError(
+            f"The model at {str(name_or_path)!r} can't be loaded here: {error} Install what is "
+            "missing, or take the model with weights that aren't quantised."
+        ) from error
     except Exception as error:  # `safetensors` and `tokenizers` have errors of their own
         raise InvalidInputError(
             f"The model at {str(name_or_path)!r} can't be loaded: {error} "
@@ -62,9 +120,14 @@ def _load_pretrained(
             f"{len(missing)} tensors, {missing[0]} among them. Its directory needs whole "
             "weights and a tokenizer beside config.json."
         )
+    check_fast(tokenizer, name_or_path)
+    return (model if model.device == device else model.to(device)), tokenizer
+
+
+def check_fast(tokenizer: Any, name_or_path: str | Path) -> None:
+    """Raise `UnsupportedModelError` for a tokenizer that can't say where its tokens come from."""
     if not tokenizer.is_fast:
         raise UnsupportedModelError(
             f"{str(name_or_path)!r} has no fast tokenizer, which finding chunks by their "
             "character offsets needs. Convert it to a tokenizer.json."
         )
-    return model, tokenizer

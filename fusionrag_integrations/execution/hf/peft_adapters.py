@@ -1,48 +1,108 @@
-"""LoRA and other adapters of peft, which are refused by name.
-
-Whether transformers loads one depends on what else is installed, and an object that has one may
-be switched to another while KV of the first is stored. Merged, it is a model like any.
-"""
+"""LoRA and other adapters of peft's: they are part of a model, and KV belongs to it with them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from fusionrag_integrations.errors import UnsupportedModelError
+from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 
-_MERGE = (
-    "Merge it into its base model, with peft, and load what you save: "
-    "model = PeftModel.from_pretrained(base_model, adapter).merge_and_unload(), then "
-    "model.save_pretrained(directory) and tokenizer.save_pretrained(directory)."
+_OF_PROMPTS = frozenset(  # which put tokens of their own before the prompt's
+    (
+        *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
+        *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
+    )
 )
 
 
-def refuse_adapter(name_or_path: str | Path) -> None:
-    """Raise `UnsupportedModelError` for a directory or hub repository that holds an adapter."""
+def base_of_adapter(name_or_path: str | Path) -> str | None:
+    """The model that the adapter in a directory or hub repository is for; None if it holds none.
+
+    Raises `InvalidInputError` for one that doesn't say or can't be loaded here, and
+    `UnsupportedModelError` for one that isn't part of the model's layers.
+    """
     found = find_adapter_config_file(str(name_or_path))
     if found is None:
-        return
+        return None
     config: object = None
     with suppress(ValueError):
         config = json.loads(Path(found).read_bytes())
     fields = config if isinstance(config, dict) else {}
-    kind = fields.get("peft_type", "of unknown kind")
-    base = fields.get("base_model_name_or_path", "a base model that it does not name")
-    raise UnsupportedModelError(
-        f"{str(name_or_path)!r} holds an adapter ({kind}, for {base}), which is not supported. "
-        f"{_MERGE}"
+    kind, base = fields.get("peft_type"), fields.get("base_model_name_or_path")
+    if kind in _OF_PROMPTS:
+        raise _of_prompts(repr(str(name_or_path)))
+    if not isinstance(base, str) or not base:
+        raise InvalidInputError(
+            f"{str(name_or_path)!r} holds an adapter whose adapter_config.json doesn't name its "
+            "base model. Put it there as base_model_name_or_path; or, if the directory holds a "
+            "whole model, move that file away."
+        )
+    if find_spec("peft") is None:
+        raise InvalidInputError(
+            f"{str(name_or_path)!r} holds an adapter ({kind}, for {base}), and loading it needs "
+            "peft: pip install 'fusionrag-integrations[peft]'"
+        )
+    return base
+
+
+def with_adapter(model: PreTrainedModel, name_or_path: str | Path) -> PreTrainedModel:
+    """The model with the adapter that is there, merged into its weights unless these are quantised.
+
+    Raises `InvalidInputError` for one that doesn't fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(name_or_path))
+    except Exception as error:  # of many kinds, as files and shapes are
+        raise InvalidInputError(
+            f"The adapter at {str(name_or_path)!r} can't be put into {model.name_or_path}: {error} "
+            "It needs its weights beside adapter_config.json, and the model that it was made for."
+        ) from error
+    if getattr(model, "hf_quantizer", None) is None:
+        adapted = adapted.merge_and_unload(safe_merge=True)
+    return without_wrapper(adapted)
+
+
+def without_wrapper(model: Any) -> Any:
+    """Transformers' model within peft's, whose layers have the adapters; another model as it is.
+
+    Raises `UnsupportedModelError` for adapters that put tokens before the prompt.
+    """
+    if not _is_of_peft(model):
+        return model
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise _of_prompts(f"This {type(model).__name__}")
+    return model.get_base_model()
+
+
+def adapter_state(model: torch.nn.Module) -> tuple[Hashable, ...]:
+    """Which adapters act in a model's layers, and how strongly; empty where there are none."""
+    return tuple(
+        (
+            name,
+            *(tuple(layer.merged_adapters), layer.disable_adapters),
+            tuple((one, getattr(layer, "scaling", {}).get(one)) for one in layer.active_adapters),
+        )
+        for name, layer in model.named_modules()
+        if _is_of_peft(layer) and hasattr(layer, "active_adapters")
     )
 
 
-def refuse_adapted(model: torch.nn.Module) -> None:
-    """Raise `UnsupportedModelError` for a model that peft has put adapters into, or around it."""
-    if any(type(part).__module__.partition(".")[0] == "peft" for part in model.modules()):
-        raise UnsupportedModelError(
-            f"This {type(model).__name__} has an adapter of peft's, which is not supported. "
-            f"{_MERGE}"
-        )
+def _is_of_peft(module: object) -> bool:
+    return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
+
+
+def _of_prompts(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{what} holds an adapter that puts tokens of its own before the prompt, which is not "
+        "supported; take one that changes the model's layers, such as LoRA."
+    )

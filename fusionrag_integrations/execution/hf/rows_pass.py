@@ -11,6 +11,7 @@ Rows of several sequences can share a pass: everything but attention treats each
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -35,8 +36,10 @@ _WITHOUT_EFFECT = frozenset(
     (
         *("position_ids", "cache_position", "use_cache", "is_causal"),
         *("output_attentions", "output_hidden_states", "return_dict"),
+        "resumed",  # for the first layer, see `hf/layers.py`
     )
 )
+ROWS = 512  # whose weights the formula holds
 # Transformers makes no mask where it is given one of four dimensions; rows need none.
 _NO_MASK = torch.empty(1, 1, 1, 1)
 
@@ -45,6 +48,10 @@ def register() -> None:
     """Make transformers know the attention by its name; models then choose it in their config."""
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class KeysWritten(Exception):  # noqa: N818 nothing went wrong
+    """Ends a pass of which nobody wants more."""
 
 
 class Capture(Protocol):
@@ -90,11 +97,11 @@ def pass_inputs(
 ) -> dict[str, Any]:
     """What makes a model run over the parts' rows, one part behind the other.
 
-    token_ids: int64 [R]; or hidden: states [R, hidden]. keys_only: write keys and values, and
-    compute no attention.
+    token_ids: int64 [R]; or hidden: states [R, hidden]. keys_only: of the first layer that
+    attends; the pass ends there, by `KeysWritten`.
     """
     given = (
-        {"inputs_embeds": hidden[None]}
+        {"inputs_embeds": hidden[None], "resumed": hidden[None]}
         if hidden is not None
         else {"input_ids": token_ids[None] if token_ids is not None else None}
     )
@@ -146,28 +153,65 @@ def _attention(
     captured: Sequence[tuple[Part, Capture, slice]] = (),
     keys_only: bool = False,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of all rows; without `batches`, transformers' own SDPA attention.
+    """Attention of all rows; without `batches`, transformers' own.
 
-    keys_only: no attention is wanted, only keys and values, which are written by now. Raises
+    keys_only: only keys and values are wanted, which are written by now. Raises
     `UnsupportedModelError` for an argument that would change what attention is.
     """
     known = _known(module, kwargs)
+    spec = AttentionSpec(scaling, sliding_window, softcap, s_aux)
     if batches is None:
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **known
-        )
-        return output
+        return _whole(module, query, key, value, attention_mask, spec, known)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    spec = AttentionSpec(scaling, sliding_window)
     for part, capture, rows in captured:
         if layer in capture.layers:
             keys, positions = part.kv.keys(layer), part.kv.rows.on_device
             capture.record(layer, LayerView(query[0, :, rows], keys, positions, spec))
     if keys_only:
-        return query.transpose(1, 2), None
+        raise KeysWritten
     return batches.attend(layer, query[0], spec).transpose(0, 1)[None], None
+
+
+def _whole(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    spec: AttentionSpec,
+    known: dict[str, Any],
+) -> tuple[torch.Tensor, None]:
+    """Transformers' SDPA attention; where that can't compute it, the family's own formula, which
+    holds all weights of some rows at once.
+    """
+    if spec.is_plain:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, mask, scaling=spec.scaling, **known
+        )
+        return output
+    if mask is None:  # as SDPA's mask says that all earlier keys are seen
+        length = key.shape[2]
+        at = torch.arange(length, device=query.device)
+        mask = (at <= at[length - query.shape[2] :, None])[None, None]
+    formula = sys.modules[type(module).__module__].eager_attention_forward
+    attended = [
+        formula(
+            *(module, rows, key, value, _added(seen, query.dtype)),
+            scaling=spec.scaling,
+            softcap=spec.softcap,
+        )[0]
+        for rows, seen in zip(torch.split(query, ROWS, 2), torch.split(mask, ROWS, 2), strict=True)
+    ]
+    return torch.cat(attended, 1), None
+
+
+def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores: -inf where a key isn't seen."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
 
 def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:

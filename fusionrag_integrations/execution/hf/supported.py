@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from fusionrag_integrations.errors import UnsupportedModelError
 
-SUPPORTED_MODEL_TYPES = ("gemma3_text", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
+# Tiny models of these pass the gates (tests/test_gates.py). Others are tried (`admission.py`).
+TESTED_MODEL_TYPES = frozenset(
+    (
+        *("apertus", "cohere2", "ernie4_5", "exaone4", "gemma2", "gemma3_text", "glm4", "glm4_moe"),
+        *("gpt_oss", "granite", "granitemoe", "llama", "ministral", "ministral3", "mistral"),
+        *("mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+        *("seed_oss", "smollm3", "starcoder2"),
+    )
+)
 FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # These change their frequencies with the length of the prompt, so stored keys stay true only
 # below the length at which they switch.
 SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
 SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
+_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of a base model
+_NO_STATE = "state-space layers keep no per-token state"
+_MIXED = "it mixes attention with layers that keep no per-token state"
+_LATENT = "multi-head latent attention keeps no per-head keys to move"
+_BY_CHUNK = "chunked attention depends on where a chunk of the prompt begins"
 
 _REFUSALS = {
-    "deepseek_v2": "multi-head latent attention keeps no per-head keys to move",
-    "deepseek_v3": "multi-head latent attention keeps no per-head keys to move",
-    "falcon_h1": "it mixes attention with state-space layers, which keep no per-token state",
-    "gemma3": "it is the multimodal model; load its text part (model type gemma3_text)",
-    "jamba": "it mixes attention with state-space layers, which keep no per-token state",
-    "llama4": "chunked attention depends on where a chunk of the prompt begins",
-    "llama4_text": "chunked attention depends on where a chunk of the prompt begins",
-    "mamba": "state-space layers keep no per-token state",
-    "mamba2": "state-space layers keep no per-token state",
-    "qwen3_next": "it mixes attention with linear attention, which keeps no per-token state",
+    "bamba": _MIXED,
+    "falcon_h1": _MIXED,
+    "falcon_mamba": _NO_STATE,
+    "granitemoehybrid": _MIXED,
+    "jamba": _MIXED,
+    "llama4": _BY_CHUNK,
+    "llama4_text": _BY_CHUNK,
+    "mamba": _NO_STATE,
+    "mamba2": _NO_STATE,
+    "qwen3_next": _MIXED,
+    "zamba": _MIXED,
+    "zamba2": _MIXED,
 }
 
 
 def refuse_unsupported(config: Any) -> None:
     """Raise `UnsupportedModelError`, naming the reason, unless this configuration is supported."""
     kind = config.model_type
-    if kind not in SUPPORTED_MODEL_TYPES:
-        reason = _REFUSALS.get(kind, "its attention has not been checked")
+    reason = _REFUSALS.get(kind)
+    if reason is None and getattr(config, "kv_lora_rank", None):
+        reason = _LATENT
+    if reason is not None:
+        raise UnsupportedModelError(f"Models of type {kind!r} are not supported: {reason}.")
+    if not getattr(config, "rope_parameters", None):
         raise UnsupportedModelError(
-            f"Models of type {kind!r} are not supported: {reason}. "
-            f"Supported types: {', '.join(SUPPORTED_MODEL_TYPES)}."
+            f"Models of type {kind!r} are not supported: there is no rotary position embedding, by "
+            "which keys could be moved."
         )
     for layer_type in sorted(set(getattr(config, "layer_types", None) or ())):
         if layer_type not in SUPPORTED_LAYER_TYPES:
@@ -52,6 +74,44 @@ def refuse_unsupported(config: Any) -> None:
                 f"RoPE scaling {rope_type!r} is not supported; supported are "
                 f"{', '.join(FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES)}."
             )
+
+
+def refuse_other_structure(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` unless the model has Llama's parts, by Llama's names.
+
+    What runs some layers of a model takes it apart by them.
+    """
+    kind, base = model.config.model_type, model.base_model
+    layers = getattr(base, "layers", ())
+    attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
+    lacking = [name for name in _PARTS if getattr(base, name, None) is None]
+    lacking += [
+        f"{name} in each layer's attention"
+        for name in ("layer_idx", "head_dim")
+        if not all(hasattr(attention, name) for attention in attentions)
+    ]
+    if not all(
+        hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
+        for attention in attentions
+    ):
+        lacking.append("apply_rotary_pos_emb")
+    if lacking:
+        raise UnsupportedModelError(
+            f"Models of type {kind!r} are not supported: they aren't made of layers as Llama is. "
+            f"They have no {', no '.join(lacking)}."
+        )
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"This {kind} model is spread over {', '.join(devices)}, which is not supported; load "
+            "it on one device."
+        )
+    sizes = sorted({int(attention.head_dim) for attention in attentions})
+    if len(sizes) > 1 or getattr(model.config, "num_kv_shared_layers", None):
+        raise UnsupportedModelError(
+            f"This {kind} model is not supported: its layers' keys are of sizes "
+            f"{' and '.join(map(str, sizes))}, or layers share the keys of others."
+        )
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

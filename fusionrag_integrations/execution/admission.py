@@ -1,0 +1,113 @@
+"""Whether KV of a model can be moved and recomputed in part: tried, when the model is loaded.
+
+A family that nobody has tested may do something with positions, or with its attention, that
+reuse doesn't know; answers would be wrong, and nothing would say so. So a few tokens are computed
+by the model itself, and again in the way that reuse does.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from fusionrag_integrations.attention.rope import rotate
+from fusionrag_integrations.errors import FusionRAGError, UnsupportedModelError
+from fusionrag_integrations.execution.executor import Executor, SequenceInput
+from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
+
+logger = logging.getLogger(__name__)
+
+TOKENS = 24  # and as many beyond the window of a type that isn't tested
+FAR = 311  # where they stand, too
+LAST = 12  # whose logits are compared
+SMALLEST = 1e-6
+MOST = 0.75  # of the tokens: experts that are chosen by rounded scores may differ for some
+
+
+@torch.inference_mode()
+def check_movable(executor: Executor) -> None:
+    """Raises `UnsupportedModelError`, telling what differs, where reuse would compute something
+    else than the model does. A model of a type that isn't tested, but passes, is logged.
+    """
+    model, kind = executor.model, executor.model.hf.config.model_type
+    tested = kind in TESTED_MODEL_TYPES
+    windowed = not tested and (model.window or model.context_window) < model.context_window
+    tokens = TOKENS + (model.window or 0 if windowed else 0)
+    try:
+        _check(executor, tokens)
+    except (FusionRAGError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of a type that nobody has tried anything may fail
+        if tested:
+            raise
+        raise UnsupportedModelError(
+            f"KV of {model.name}, a model of type {kind!r}, can't be reused: trying it ended with "
+            f"{type(error).__name__}: {error}. Give a model of a type that is tested, or use this "
+            "one without the package."
+        ) from error
+    if not tested:
+        logger.warning(
+            "%s is of a type that isn't tested with every release, %r. It was tried on %s tokens: "
+            "moved, and recomputed in part, they are what the model itself computes.",
+            *(model.name, kind, tokens),
+        )
+
+
+def _check(executor: Executor, tokens: int) -> None:
+    model, kind = executor.model, executor.model.hf.config.model_type
+    for what, found, expected in _differences(executor, tokens):
+        size = expected.float().norm(dim=-1).clamp_min(SMALLEST)  # some embeddings are 0
+        of_tokens = (found - expected).float().norm(dim=-1) / size
+        off = of_tokens.transpose(0, -1).flatten(1).amax(1).quantile(MOST)
+        if not off <= model.rounding:
+            raise UnsupportedModelError(
+                f"KV of {model.name}, a model of type {kind!r}, can't be reused: {what} by "
+                f"{float(off):.0%} of their size, where {model.rounding:.1%} would be rounding. "
+                "Give a model of a type that is tested, or use this one without the package."
+            )
+
+
+def _differences(
+    executor: Executor, tokens: int
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """What differs, as it is found, and as it should be, [L, Hkv, T, D]; logits [1, 1, R, V]."""
+    model, draw = executor.model, random.Random(0)
+    ids = [draw.randrange(model.hf.config.vocab_size) for _ in range(tokens)]
+    logits, keys, values = _dense(executor, ids, 0)
+    _, far_keys, far_values = _dense(executor, ids, FAR)
+    moved = rotate(keys, model.rotation(range(tokens)).inverse())
+    moved = rotate(moved, model.rotation(range(FAR, FAR + tokens)))
+    yield "moved keys differ from those computed there", moved, far_keys
+    yield "values differ by where they are computed", values, far_values
+    first, last = range(tokens - LAST), range(tokens - LAST, tokens)
+    order = [*draw.sample(first, len(first)), *draw.sample(last, LAST)]
+    buffer = executor.new_buffer(tokens)
+    rows, middle = ([ids[at] for at in order], order, buffer), model.num_layers // 2
+    # A probe ends in the middle of the layers, and a recompute goes on from there.
+    (states,) = executor.run([SequenceInput(*rows, depth=middle)])
+    (found,) = executor.run([SequenceInput(*rows, hidden=states, first=middle, last=LAST)])
+    yield "keys of rows in any order differ from a prefill's", buffer.keys, keys
+    yield "values of rows in any order differ from a prefill's", buffer.values, values
+    expected = logits[[at - tokens for at in order[-LAST:]]]
+    yield "logits of rows in any order differ from a prefill's", found[None, None], expected
+
+
+def _dense(executor: Executor, ids: list[int], start: int) -> tuple[torch.Tensor, ...]:
+    """The last logits [LAST, V], keys and values of a sequence by the model's own prefill."""
+    model, device = executor.model, executor.model.device
+    cache = Cache(layers=[DynamicLayer() for _ in range(model.num_layers)])
+    output = model.hf(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.arange(start, start + len(ids), device=device)[None],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=LAST,
+    )
+    layers = cache.layers
+    keys, values = ([getattr(layer, name)[0] for layer in layers] for name in ("keys", "values"))
+    return output.logits[0], torch.stack(keys), torch.stack(values)

@@ -1,0 +1,66 @@
+"""Every type of causal language model in transformers, tiny and random.
+
+It is refused, or answers as under full attention when everything is recomputed: no wrong answer.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from fusionrag_integrations.errors import UnsupportedModelError
+from fusionrag_integrations.execution.admission import check_movable
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.model import CausalModel
+from tests.reference import Reference
+from tests.test_gates import CHUNKS, isolated, prompt_of_chunks, warm
+from tests.tiny_models import COMMON, heads
+
+LARGEST = 60_000_000  # weights; some configurations can't be made tiny by these names
+EXPERTS = {
+    **{"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 48, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    **{"n_shared_experts": 1, "moe_num_experts": 4, "moe_k": 2, "moe_topk": 2},
+}
+
+
+def tiny(kind: str, **more: Any) -> Any:
+    """A model of this type, or the reason why there is none."""
+    torch.manual_seed(0)
+    try:
+        config = AutoConfig.for_model(kind, **COMMON, **heads(4, 2), **EXPERTS, **more)
+        text = config.get_text_config()
+        if text is not config:  # which isn't reached by names given to the whole
+            for name, value in {**COMMON, **heads(4, 2), **EXPERTS, **more}.items():
+                if hasattr(text, name):
+                    setattr(text, name, value)
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(deepcopy(config))
+        if sum(weight.numel() for weight in shape.parameters()) > LARGEST:
+            return "it isn't tiny"
+        return AutoModelForCausalLM.from_config(config).eval()
+    except Exception as error:  # noqa: BLE001 whatever a configuration of odd sizes ends with
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("window", [40, 400])  # less and more than the prompt
+@pytest.mark.parametrize("kind", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_no_type_gives_a_wrong_answer(kind: str, window: int) -> None:
+    hf = tiny(kind, sliding_window=window)
+    if isinstance(hf, str):
+        pytest.skip(f"transformers makes no tiny {kind}: {hf[:80]}")
+    own, prompt = deepcopy(hf), prompt_of_chunks()
+    try:
+        model = CausalModel(hf, None, kind)
+        check_movable(Executor(model))
+    except UnsupportedModelError:
+        return
+    kvs = [isolated(model, ids) for ids in CHUNKS]
+    logits, *_ = warm(model, prompt, kvs, prompt.chunk_positions)
+    expected, _ = Reference(own).dense(prompt.token_ids)
+    torch.testing.assert_close(logits, expected[-1], rtol=0.0, atol=1e-4 * expected.abs().max())
