@@ -124,7 +124,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         )
 
     @classmethod
-    @checked(leave=("index", "kv_files"))
+    @checked(leave=("model", "tokenizer", "index", "kv_files"))
     def from_model(
         cls,
         model: Any,
