@@ -13,7 +13,7 @@ from fusionrag_integrations.errors import UnsupportedModelError
 from fusionrag_integrations.execution.admission import check_movable
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
-from tests.tiny_models import FACTORIES, build
+from tests.tiny_models import FACTORIES, build, heads, of
 from tests.tiny_tokenizers import byte_level_tokenizer
 
 
@@ -63,6 +63,22 @@ def test_layers_that_mix_rows_outside_attention_are_refused() -> None:
     hf.model.layers[1].mlp.register_forward_hook(lambda mlp, args, out: out + out.roll(1, dims=1))
     with pytest.raises(UnsupportedModelError, match="rows in any order differ from a prefill's"):
         admit(CausalModel(hf, None, "mixing"))
+
+
+def test_windows_that_attention_is_not_told_of_are_refused() -> None:
+    """Qwen2-MoE's are in the model's masks alone."""
+    torch.manual_seed(0)
+    more = {"num_experts": 4, "moe_intermediate_size": 48, "num_experts_per_tok": 2}
+    windowed = of(
+        "qwen2_moe",
+        **heads(4, 2),
+        **more,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=1,
+    )
+    with pytest.raises(UnsupportedModelError, match="told of a window of None"):
+        admit(CausalModel(windowed().eval(), None, "windowed"))
 
 
 def test_a_store_is_made_only_for_a_model_that_is_admitted(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.test_gates import (
     CHUNKS,
     TOLERANCE,
-    every_family,
     isolated,
     model_of,
     prompt_of_chunks,
     reference_of,
     span,
+    varied_families,
 )
 from tests.tiny_models import build
 
@@ -73,7 +73,7 @@ def by_the_formula(
     return carried
 
 
-@every_family
+@varied_families
 def test_what_is_carried_is_the_weighted_mean(family: str) -> None:
     """Turned to where each token stands: Gemma's layers turn differently."""
     model, prompt = model_of(family), prompt_of_chunks()
@@ -201,7 +201,7 @@ def test_a_chunk_in_two_spans_is_one() -> None:
     assert carryover.rest.tolist() == [p for p in prompt.chunk_positions if p != 3]
 
 
-@every_family
+@varied_families
 def test_nothing_is_carried_where_nothing_is_off(family: str) -> None:
     """Over true KV all stays true."""
     model, prompt = model_of(family), prompt_of_chunks()
@@ -214,7 +214,7 @@ def test_nothing_is_carried_where_nothing_is_off(family: str) -> None:
     torch.testing.assert_close(buffer.values, values, **TOLERANCE)
 
 
-@every_family
+@varied_families
 def test_recomputing_everything_is_dense_prefill(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     _, warm = recomputed(model, prompt, TokenSelection(prompt.chunk_positions), corrected=True)
@@ -246,7 +246,7 @@ def test_behind_cacheblends_exact_layers() -> None:
     torch.testing.assert_close(buffer.values[:2], values[:2], **TOLERANCE)
 
 
-@every_family
+@varied_families
 def test_shared_chunks_are_copied_not_written(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     executor = Executor(model)

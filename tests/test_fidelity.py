@@ -34,12 +34,12 @@ from tests.test_gates import (
     CHUNKS,
     PREFIX,
     TOLERANCE,
-    every_family,
     isolated,
     model_of,
     prompt_of_chunks,
     reference_of,
     tokens,
+    varied_families,
 )
 
 ANSWER = tokens(9, 6)
@@ -85,7 +85,7 @@ class TestAnAnswerBehindThePrompt:
         torch.testing.assert_close(buffer.keys, by_steps.keys, **TOLERANCE)
         torch.testing.assert_close(buffer.values, by_steps.values, **TOLERANCE)
 
-    @every_family
+    @varied_families
     @pytest.mark.parametrize("selector", [NOTHING, SOME], ids=["nothing", "some"])
     def test_behind_what_is_recomputed(self, family: str, selector: Every) -> None:
         (prompt, buffer), (other, by_steps) = placed(family), placed(family)
@@ -99,7 +99,7 @@ class TestAnAnswerBehindThePrompt:
         )
         assert prompt.token_layers == other.token_layers > 0
 
-    @every_family
+    @varied_families
     def test_behind_the_early_layers(self, family: str) -> None:
         """CacheBlend's: layers 0 and 1 have run over the whole prompt, but not over the answer."""
         (prompt, buffer), (other, by_steps) = placed(family), placed(family)
@@ -153,7 +153,7 @@ def by_hand(own: torch.Tensor, true: torch.Tensor) -> list[float]:
 
 
 class TestFullAnswer:
-    @every_family
+    @varied_families
     def test_is_the_dense_models_own(self, family: str) -> None:
         model, prompt = model_of(family), prompt_of_chunks()
         full = answer_fully(Executor(model), prompt.token_ids, 5)
@@ -181,7 +181,7 @@ class TestFullAnswer:
         assert answer_fully(executor, prompt.token_ids, 8).token_ids == plain.token_ids
 
 
-@every_family
+@varied_families
 def test_the_divergence_is_that_of_transformers_over_chunks_put_together(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     executor = Executor(model)
@@ -199,7 +199,7 @@ def test_the_divergence_is_that_of_transformers_over_chunks_put_together(family:
     assert followed.log_likelihood.tolist() == pytest.approx(likely, abs=1e-4)
 
 
-@every_family
+@varied_families
 def test_recomputing_all_leaves_nothing_between_them(family: str) -> None:
     model, prompt = model_of(family), prompt_of_chunks()
     executor = Executor(model)

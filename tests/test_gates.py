@@ -29,11 +29,12 @@ from fusionrag_integrations.prompt.assembled import AssembledPrompt, Span
 from fusionrag_integrations.selectors.selection import TokenSelection
 from fusionrag_integrations.store.kv.types import ChunkKV
 from tests.reference import Reference
-from tests.tiny_models import FACTORIES, VOCABULARY, build, heads, of, rope
+from tests.tiny_models import FACTORIES, VARIED, VOCABULARY, build, heads, of, rope
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
 
 every_family = pytest.mark.parametrize("family", FACTORIES)
+varied_families = pytest.mark.parametrize("family", VARIED)  # what other tests are tried with
 
 
 @lru_cache(maxsize=2)

@@ -37,13 +37,13 @@ from tests.test_gates import (
     PREFIX,
     SUFFIX,
     TOLERANCE,
-    every_family,
     isolated,
     model_of,
     prompt_of_chunks,
     reference_of,
     span,
     tokens,
+    varied_families,
 )
 
 ANSWER = tokens(5, 4)
@@ -76,7 +76,7 @@ def answered(
     return [warm.logits[0], *map(step, ANSWER)]
 
 
-@every_family
+@varied_families
 def test_turn_tables_are_the_models_own_turn(family: str) -> None:
     """Partial, interleaved and scaled rotary embeddings, forwards and backwards."""
     model = model_of(family)
@@ -91,7 +91,7 @@ def test_turn_tables_are_the_models_own_turn(family: str) -> None:
             torch.testing.assert_close(turned, expected[layer], rtol=1e-5, atol=1e-6)
 
 
-@every_family
+@varied_families
 def test_in_place_is_as_placed(family: str) -> None:
     """Logits of the prompt and of an answer, whatever is selected."""
     model, prompt = model_of(family), prompt_of_chunks()
@@ -111,7 +111,7 @@ def test_in_place_is_as_placed(family: str) -> None:
             torch.testing.assert_close(found, wanted, **TOLERANCE)
 
 
-@every_family
+@varied_families
 def test_everything_of_its_own_is_dense_prefill(family: str) -> None:
     """Gate 1 where every token of every segment is stale."""
     model, prompt = model_of(family), prompt_of_chunks()
@@ -138,7 +138,7 @@ def test_selectors_see_the_same(family: str) -> None:
         assert found.window == expected.window
 
 
-@every_family
+@varied_families
 def test_watched_tokens_are_off_by_the_same(family: str) -> None:
     """And nothing is written to what requests share."""
     model, prompt = model_of(family), adjacent()
@@ -157,7 +157,7 @@ def test_watched_tokens_are_off_by_the_same(family: str) -> None:
         torch.testing.assert_close(weights(view), weights(other), **TOLERANCE)
 
 
-@every_family
+@varied_families
 def test_early_layers_over_the_whole_prompt(family: str) -> None:
     """CacheBlend computes every token in two layers, which is done in a buffer."""
     model, prompt = model_of(family), prompt_of_chunks()
@@ -175,7 +175,7 @@ def test_early_layers_over_the_whole_prompt(family: str) -> None:
     torch.testing.assert_close(*logits, **TOLERANCE)
 
 
-@every_family
+@varied_families
 def test_requests_share_what_they_never_change(family: str) -> None:
     """The same chunks at different places of two prompts, taken turns with."""
     model = model_of(family)
@@ -204,7 +204,7 @@ def test_requests_share_what_they_never_change(family: str) -> None:
         assert torch.equal(kv.values, values)
 
 
-@every_family
+@varied_families
 def test_resident_kv_can_be_placed(family: str) -> None:
     """Where one chunk of several isn't there, all are placed."""
     model, prompt = model_of(family), prompt_of_chunks()

@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, pre_tokenizers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     Phi3Config,
-    PreTrainedModel,
     Qwen2Config,
 )
 
@@ -36,7 +34,7 @@ from fusionrag_integrations.execution.hf import peft_adapters
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.supported import context_window, refuse_unsupported
 from tests.conftest import town
-from tests.tiny_models import COMMON, FACTORIES, build, heads, rope
+from tests.tiny_models import COMMON, FACTORIES, build, heads, of_text, rope
 from tests.tiny_tokenizers import byte_level_tokenizer
 
 
@@ -95,25 +93,6 @@ def test_loading_nothing_says_what_is_needed(tmp_path: Path) -> None:
         CausalModel.load(tmp_path / "absent")
 
 
-def of_text(kind: str, **text: Any) -> PreTrainedModel:
-    """A tiny multimodal model with this text part."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind)
-    for part, sizes in (
-        (config.get_text_config(), {**COMMON, **heads(4, 2, head_dim=16), **text}),
-        (config.vision_config, VISION),
-    ):
-        for name, value in sizes.items():
-            setattr(part, name, value)
-    config.image_token_id = config.image_token_index = 5
-    config.mm_tokens_per_image = 4
-    return AutoModelForImageTextToText.from_config(config).eval()
-
-
-VISION = {
-    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
-    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
-}
 MULTIMODAL = {
     "gemma3": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "llava": {},
@@ -203,15 +182,36 @@ class TestAdapters:
         with pytest.raises(StoreMismatchError):
             FusionEngine.from_model(adapted, tokenizer, store=store)
 
+    def test_weights_that_do_not_fit_are_not_passed_over(
+        self, model_dir: Path, tmp_path: Path
+    ) -> None:
+        """As of an adapter for the multimodal model, whose layers have other names."""
+        self.lora(model_dir).save_pretrained(tmp_path)
+        file = tmp_path / "adapter_model.safetensors"
+        weights = load_file(file)
+        renamed = {
+            name.replace("layers", "language_model.layers"): w for name, w in weights.items()
+        }
+        save_file(renamed, file, {"format": "pt"})
+        with pytest.raises(InvalidInputError, match="missing adapter keys"):
+            CausalModel.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "config", [{"peft_type": "XLORA"}, {"peft_type": "LORA", "alora_invocation_tokens": [5]}]
+    )
+    def test_adapters_with_gates_are_refused(self, tmp_path: Path, config: dict[str, Any]) -> None:
+        with pytest.raises(UnsupportedModelError, match="more than the model's layers"):
+            CausalModel.load(self.config_of(tmp_path / "adapter", **config))
+
     def test_adapters_that_are_prompts_are_refused(self, model_dir: Path, tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(model_dir)
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
         adapted = get_peft_model(model, config)
-        with pytest.raises(UnsupportedModelError, match="tokens of its own before the prompt"):
+        with pytest.raises(UnsupportedModelError, match="more than the model's layers"):
             CausalModel.of(adapted, tokenizer)
         adapted.save_pretrained(tmp_path / "adapter")
-        with pytest.raises(UnsupportedModelError, match="tokens of its own before the prompt"):
+        with pytest.raises(UnsupportedModelError, match="more than the model's layers"):
             CausalModel.load(tmp_path / "adapter")
 
     def test_what_is_broken_is_named(

@@ -30,11 +30,11 @@ from fusionrag_integrations.selectors.selection import TokenSelection
 from tests.test_gates import (
     CHUNKS,
     TOLERANCE,
-    every_family,
     isolated,
     model_of,
     prompt_of_chunks,
     tokens,
+    varied_families,
 )
 
 ANSWER = tokens(2, EAGER_STEPS + 2)
@@ -97,7 +97,7 @@ def check(
         done[i] += 1
 
 
-@every_family
+@varied_families
 def test_requests_in_one_step_are_each_as_alone(family: str) -> None:
     executor = Executor(model_of(family))
     these, done = requests(executor), dict.fromkeys(range(5), 0)

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 VOCABULARY = 120
 COMMON: dict[str, Any] = {
@@ -145,13 +150,22 @@ FACTORIES: dict[str, Factory] = {
         num_experts_per_tok=2,
     ),
     "smollm3": of("smollm3", **heads(4, 2), no_rope_layers=[1, 0, 1]),
-    "cohere2": of("cohere2", **heads(4, 2, head_dim=32), **WINDOW, layer_types=MIXED),
+    "cohere2": of(
+        "cohere2", **heads(4, 2, head_dim=32), **WINDOW, layer_types=MIXED, logit_scale=1.0
+    ),
     "exaone4": of("exaone4", **heads(4, 2, head_dim=32), **WINDOW, layer_types=MIXED),
     "seed_oss": of("seed_oss", **heads(4, 2, head_dim=32)),
     "ernie4_5": of("ernie4_5", **heads(4, 2, head_dim=16)),
     "apertus": of("apertus", **heads(4, 2), **LLAMA3),
     "starcoder2": of("starcoder2", **heads(4, 2)),
 }
+
+
+# One of each thing that makes a difference to a pass.
+VARIED = (
+    *("llama_gqa2", "llama3_scaling", "qwen2_window", "qwen2_yarn", "qwen3", "mistral_window"),
+    *("gemma2", "gemma3", "phi3_partial", "glm4", "gpt_oss", "mixtral", "granite", "smollm3"),
+)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -163,3 +177,24 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.to(dtype).eval()
+
+
+VISION = {
+    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
+
+
+def of_text(kind: str, **text: Any) -> PreTrainedModel:
+    """A tiny multimodal model with this text part."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind)
+    for part, sizes in (
+        (config.get_text_config(), {**COMMON, **heads(4, 2, head_dim=16), **text}),
+        (config.vision_config, VISION),
+    ):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    config.image_token_id = config.image_token_index = 5
+    config.mm_tokens_per_image = 4
+    return AutoModelForImageTextToText.from_config(config).eval()

@@ -24,10 +24,11 @@ _OF_SAMPLING = ("temperature", "top_k", "top_p")
 # Of every model, or without a meaning where one prompt is answered token by token.
 _UNNEEDED = frozenset(
     (
-        *("do_sample", "bos_token_id", "eos_token_id", "pad_token_id", "generation_config"),
-        *("max_length", "use_cache", "transformers_version", "num_return_sequences"),
+        *("do_sample", "bos_token_id", "pad_token_id", "generation_config", "use_cache"),
+        *("transformers_version", "num_return_sequences"),
     )
 )
+TOP_K = 50  # where nobody says, as `generate` has it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +55,13 @@ class HeldModel:
         given: dict[str, Any] = {}
         for name in ("_forward_params", "_generate_kwargs"):
             given |= getattr(pipeline, name, {})
-        defaults = getattr(type(pipeline), "_default_generation_config", None)
-        by_default = defaults.to_diff_dict() if defaults else {}
+        config = getattr(pipeline, "generation_config", None)
+        if config is None:  # of the model, over the pipeline's defaults
+            defaults = getattr(type(pipeline), "_default_generation_config", None)
+            by_default = defaults.to_diff_dict() if defaults else {}
+        else:
+            by_default = {}
+            given = config.to_diff_dict() | given
         return cls(
             pipeline.model, pipeline.tokenizer, _translated(pipeline.model, by_default, given)
         )
@@ -87,6 +93,7 @@ def _translated(
         name: value
         for name, value in given.items()
         if name not in _SETTINGS and name not in _UNNEEDED and value is not None
+        if value != getattr(model.generation_config, name, None)  # which answers follow, too
     }
     if unknown:
         named = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
@@ -102,7 +109,7 @@ def _translated(
         if (value := effective.get(theirs)) is not None and (sampled or ours not in _OF_SAMPLING)
     }
     if sampled:
-        settings.setdefault("temperature", 1.0)
+        settings = {"temperature": 1.0, "top_k": TOP_K} | settings
     stop = settings.get("stop")
     return settings | ({"stop": [stop]} if isinstance(stop, str) else {})
 
@@ -114,7 +121,8 @@ def _rendering(llm: Any) -> dict[str, Any]:
         rendering["system_prompt"] = llm.system_prompt
     if llm.query_wrapper_prompt.get_template() != "{query_str}":
         rendering["query_wrapper_prompt"] = llm.query_wrapper_prompt
-    if getattr(llm.messages_to_prompt, "__self__", None) is None:  # else its own default
+    default = getattr(type(llm), "_tokenizer_messages_to_prompt", None)
+    if getattr(llm.messages_to_prompt, "__func__", None) is not default:
         rendering["messages_to_prompt"] = llm.messages_to_prompt
     for name in ("completion_to_prompt", "output_parser"):
         if (given := getattr(llm, name)) is not None:

@@ -93,7 +93,11 @@ if TYPE_CHECKING:
     help="How much more often popular chunks are drawn: the exponent of Zipf's law.",
 )
 @click.option(
-    "--rounds", type=count(), default=1, show_default=True, help="In which all is measured again."
+    "--rounds",
+    type=count(),
+    default=1,
+    show_default=True,
+    help="In which it is repeated; slower ways to full attention are asked in the first alone.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of prompts and arrivals.")
 @click.option(

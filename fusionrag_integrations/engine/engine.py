@@ -142,20 +142,25 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """Like `from_pretrained`, with a model of transformers that is loaded already.
 
         model: a `PreTrainedModel`, or peft's `PeftModel` around one; KV belongs to the adapters
-        that act in it. It stays on its device and as it is quantised. This package computes its
-        attention from now on, as before for whoever else calls it.
+        that act in it. It stays on its device and as it is quantised; its attention becomes this
+        package's (see `CausalModel.of`), unless this raises.
         """
-        return cls.open(
-            CausalModel.of(model, tokenizer),
-            store,
-            embedding=embedding,
-            chunk_tokens=chunk_tokens,
-            kv_format=kv_format,
-            salt=salt,
-            budgets=budgets,
-            index=index,
-            kv_files=kv_files,
-        )
+        loaded = CausalModel.of(model, tokenizer)
+        with ExitStack() as unless_opened:
+            unless_opened.callback(loaded.give_back)
+            engine = cls.open(
+                loaded,
+                store,
+                embedding=embedding,
+                chunk_tokens=chunk_tokens,
+                kv_format=kv_format,
+                salt=salt,
+                budgets=budgets,
+                index=index,
+                kv_files=kv_files,
+            )
+            unless_opened.pop_all()
+        return engine
 
     @classmethod
     @checked(leave=("index", "kv_files"))

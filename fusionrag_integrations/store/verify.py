@@ -15,6 +15,7 @@ from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.errors import (
     CatalogRowError,
     InvalidInputError,
+    KVMissingError,
     StoreError,
     StoreNotFoundError,
 )
@@ -199,7 +200,7 @@ def record_problems(store: Path, catalog: Catalog, progress: Counted) -> Iterato
     for key in sorted(filter(is_key, catalog.kv.live_keys() - set(catalog.adhoc.kv_keys()) - keys)):
         path = files.path_of(key)
         if path not in named:
-            yield Problem("kv", path, "KVMissingError", f"There is no KV record {path}.")
+            yield problem_of("kv", path, KVMissingError(f"There is no KV record {path}."))
 
 
 def correction_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:

@@ -59,9 +59,17 @@ def test_settings_are_carried_over_and_can_be_changed(tmp_path: Path) -> None:
         assert (ours.repetition_penalty, ours.ratio) == (1.1, 0.3)
 
 
+def test_a_pipeline_without_settings_samples_as_it_did(tmp_path: Path) -> None:
+    ours = FusionRAGLLM.from_huggingface(piped(), store=tmp_path / "store")
+    with ours.engine:
+        assert (ours.max_tokens, ours.temperature, ours.top_k) == (16, 0.7, 50)  # 16 is its model's
+
+
 def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="num_beams=3, which has no counterpart"):
         FusionRAGLLM.from_huggingface(piped(num_beams=3), store=tmp_path / "store")
+    with pytest.raises(InvalidInputError, match="eos_token_id=7, which has no counterpart"):
+        FusionRAGLLM.from_huggingface(piped(eos_token_id=7), store=tmp_path / "store")
     with pytest.raises(InvalidInputError, match="give a HuggingFacePipeline"):
         FusionRAGLLM.from_huggingface("a model", store=tmp_path / "store")
     with pytest.raises(InvalidInputError, match="rate"):

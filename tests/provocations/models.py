@@ -29,7 +29,7 @@ from fusionrag_integrations.execution.hf import gguf, peft_adapters
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.steps import EAGER_STEPS, DecodeRow, DecodeSteps
 from tests.provocations.world import Provoked, Seen, World
-from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, rope
+from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, of_text, rope
 
 provoked = Provoked()
 
@@ -186,6 +186,25 @@ def other_adapters(world: World) -> None:
     world.engine.answer("Who was it?")
 
 
+@provoked.by("The attention of ... was changed to ..., which knows no stored KV. ...")
+def other_attention(world: World) -> None:
+    hf = deepcopy(world.engine.model.hf)
+    model = CausalModel(hf, world.engine.model.tokenizer, "changed")
+    with FusionEngine.open(model, world.tmp / "store") as engine:
+        hf.set_attn_implementation("eager")
+        engine.answer("Who was it?")
+
+
+@provoked.by(
+    "KV of ..., a model of type ..., can't be reused: the attention of layer ... is told of a ..."
+)
+def windows_in_masks(world: World) -> None:
+    hf = deepcopy(world.engine.model.hf)
+    hf.config.sliding_window = 64
+    model = CausalModel(hf, world.engine.model.tokenizer, "windowed")
+    FusionEngine.open(model, world.tmp / "store")
+
+
 @provoked.by("KV of ..., a model of type ..., can't be reused: ...")
 def layers_that_mix_rows(world: World) -> None:
     hf = deepcopy(world.engine.model.hf)
@@ -229,11 +248,17 @@ provoked.each(
         "model is ...; give a causal language model of transformers, as ...": lambda w: (
             FusionEngine.from_model("gpt2", None, store=w.tmp / "store")
         ),
+        "This ... is multimodal. Give its name or directory to from_pretrained, which loads ...": (
+            lambda w: CausalModel.of(of_text("llava"), None)
+        ),
+        "A ... generates no text; give the model with its language model's head, as ...": (
+            lambda w: CausalModel.of(w.engine.model.hf.model, None)
+        ),
         "tokenizer is ...; give the model's own, as ...": lambda w: FusionEngine.from_model(
             w.engine.model.hf, None, store=w.tmp / "store"
         ),
         "... holds an adapter whose adapter_config.json doesn't name its base model. ...": adapter,
-        "... holds an adapter that puts tokens of its own before the prompt, ...": (
+        "... holds an adapter (...) that acts by more than the model's layers, ...": (
             lambda w: adapter(w, peft_type="PREFIX_TUNING")
         ),
         "The adapter at ... can't be put into ...: ...": (

@@ -107,7 +107,8 @@ class _Run:
         self._take_turns("fullest", every, [fullest], range(1))
         fastest = max(self._dense, key=lambda way: self._rows[way, fullest].requests_per_s)
         systems = [*self._ours, fastest]
-        self._take_turns("fullest", systems, [fullest], range(1, plan.rounds))
+        if plan.rounds > 1:
+            self._take_turns("fullest", systems, [fullest], range(1, plan.rounds))
         limits = self._limits(fullest)
         rounds = range(plan.rounds)
         others = [Load(count) for count in dict.fromkeys(plan.clients) if count != fullest.clients]

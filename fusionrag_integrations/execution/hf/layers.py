@@ -72,7 +72,12 @@ def _resumed(layer: Any) -> Any:
 
 
 def _shallow(module: Any) -> Any:
-    """A module on the same weights, whose own parts can be replaced."""
+    """A module on the same weights, whose own parts can be replaced.
+
+    A `forward` that was set on the module itself, such as a compiled one, runs the module's own
+    parts, so that of its class is used.
+    """
     shallow = copy(module)
+    vars(shallow).pop("forward", None)
     shallow._modules = dict(module._modules)
     return shallow

@@ -71,7 +71,9 @@ def _text_part(config: Any) -> Any:
     except ValueError:  # there are several
         return config
     if text is not config:
-        text.tie_word_embeddings = config.tie_word_embeddings
+        tied = getattr(config, "tie_word_embeddings", None)
+        if tied is not None:
+            text.tie_word_embeddings = tied
         if getattr(config, "quantization_config", None) is not None:
             text.quantization_config = config.quantization_config
     return text

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from fusionrag_integrations.attention.rope import Rotation
-from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.errors import InvalidInputError, StoreError, UnsupportedModelError
 from fusionrag_integrations.execution.devices import torch_device, torch_dtype
 from fusionrag_integrations.execution.hf.generation import (
     Generation,
@@ -63,9 +63,7 @@ class CausalModel(Forkable):
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
         refuse_unsupported(model.config)
         refuse_other_structure(model)
-        register()
-        model.set_attn_implementation(ATTENTION)
-        self.hf = model.eval()
+        self.hf = model
         self.tokenizer = tokenizer
         self.source = source
         path = Path(source)
@@ -93,7 +91,17 @@ class CausalModel(Forkable):
         self._adapters = adapter_state(model)
         self._process = os.getpid()
         self.graph_lock = Lock()
+        self._before = str(model.config._attn_implementation), model.training
+        register()
+        model.set_attn_implementation(ATTENTION)
+        model.eval()
         super().__init__()
+
+    def give_back(self) -> None:
+        """Make the model as it was found. Nothing of this can be used any more."""
+        attention, training = self._before
+        self.hf.set_attn_implementation(attention)
+        self.hf.train(training)
 
     def in_child(self) -> None:
         """In a forked child: OpenMP's threads are gone there, and PyTorch would wait for them."""
@@ -160,15 +168,26 @@ class CausalModel(Forkable):
         """A model that is loaded already, where it is and as it is quantised.
 
         model: a `PreTrainedModel`, or peft's `PeftModel` around one, with the adapters that it has.
-        It is changed in one way: its attention is this package's, which computes what the model's
-        own did wherever the model is called by others. Raises `UnsupportedModelError` where it
-        isn't supported, and `InvalidInputError` for anything but a model and a tokenizer.
+        Its attention is this package's from then on, which computes what the model's own did
+        wherever the model is called by others, and it is in evaluation mode. Raises
+        `UnsupportedModelError` where it isn't supported, and `InvalidInputError` for anything but a
+        model and a tokenizer.
         """
         model = without_wrapper(model)
         if not isinstance(model, PreTrainedModel):
             raise InvalidInputError(
                 f"model is {shown(model)}; give a causal language model of transformers, as "
                 "AutoModelForCausalLM.from_pretrained returns it."
+            )
+        if model.config.get_text_config() is not model.config:
+            raise UnsupportedModelError(
+                f"This {type(model).__name__} is multimodal. Give its name or directory to "
+                "from_pretrained, which loads the text part."
+            )
+        if model.get_output_embeddings() is None:
+            raise UnsupportedModelError(
+                f"A {type(model).__name__} generates no text; give the model with its language "
+                "model's head, as AutoModelForCausalLM loads it."
             )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise InvalidInputError(
@@ -182,13 +201,19 @@ class CausalModel(Forkable):
 
     def check_usable(self) -> None:
         """Raises `StoreError` in a child that was forked with this model on a GPU, and once other
-        adapters act in it than when this was made.
+        adapters act in it than when this was made, or another attention.
         """
         if self.device.type == "cuda" and self._process != os.getpid():
             raise StoreError(
                 f"{self.name} was loaded on {self.device} before this process was forked, and CUDA "
                 "can't be used in a forked child. Load the model in the child, or start workers by "
                 "'spawn'."
+            )
+        if self.hf.config._attn_implementation != ATTENTION:
+            raise StoreError(
+                f"The attention of {self.name} was changed to "
+                f"{self.hf.config._attn_implementation!r}, which knows no stored KV. Set it back: "
+                f"model.set_attn_implementation({ATTENTION!r})."
             )
         if adapter_state(self.hf) != self._adapters:
             raise StoreError(

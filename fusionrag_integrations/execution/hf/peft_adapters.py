@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+import warnings
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +16,10 @@ from transformers.utils import find_adapter_config_file
 
 from fusionrag_integrations.errors import InvalidInputError, UnsupportedModelError
 
-_OF_PROMPTS = frozenset(  # which put tokens of their own before the prompt's
+_BESIDE_LAYERS = frozenset(  # which act by more than the layers: tokens of their own, or a gate
     (
         *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
-        *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
+        *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "XLORA"),
     )
 )
 
@@ -37,8 +38,7 @@ def base_of_adapter(name_or_path: str | Path) -> str | None:
         config = json.loads(Path(found).read_bytes())
     fields = config if isinstance(config, dict) else {}
     kind, base = fields.get("peft_type"), fields.get("base_model_name_or_path")
-    if kind in _OF_PROMPTS:
-        raise _of_prompts(repr(str(name_or_path)))
+    _refuse_beside_layers(repr(str(name_or_path)), fields)
     if not isinstance(base, str) or not base:
         raise InvalidInputError(
             f"{str(name_or_path)!r} holds an adapter whose adapter_config.json doesn't name its "
@@ -61,26 +61,32 @@ def with_adapter(model: PreTrainedModel, name_or_path: str | Path) -> PreTrained
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(name_or_path))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, str(name_or_path))
+        if missing := [
+            str(one.message) for one in told if "missing adapter keys" in str(one.message)
+        ]:
+            raise ValueError(missing[0])
+        if getattr(model, "hf_quantizer", None) is None:
+            adapted = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # of many kinds, as files and shapes are
         raise InvalidInputError(
             f"The adapter at {str(name_or_path)!r} can't be put into {model.name_or_path}: {error} "
             "It needs its weights beside adapter_config.json, and the model that it was made for."
         ) from error
-    if getattr(model, "hf_quantizer", None) is None:
-        adapted = adapted.merge_and_unload(safe_merge=True)
     return without_wrapper(adapted)
 
 
 def without_wrapper(model: Any) -> Any:
     """Transformers' model within peft's, whose layers have the adapters; another model as it is.
 
-    Raises `UnsupportedModelError` for adapters that put tokens before the prompt.
+    Raises `UnsupportedModelError` for adapters that act by more than the layers.
     """
     if not _is_of_peft(model):
         return model
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise _of_prompts(f"This {type(model).__name__}")
+    for config in model.peft_config.values():
+        _refuse_beside_layers(f"This {type(model).__name__}", config.to_dict())
     return model.get_base_model()
 
 
@@ -101,8 +107,10 @@ def _is_of_peft(module: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
 
 
-def _of_prompts(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{what} holds an adapter that puts tokens of its own before the prompt, which is not "
-        "supported; take one that changes the model's layers, such as LoRA."
-    )
+def _refuse_beside_layers(what: str, config: Mapping[str, Any]) -> None:
+    kind = getattr(config.get("peft_type"), "value", config.get("peft_type"))
+    if kind in _BESIDE_LAYERS or config.get("alora_invocation_tokens"):
+        raise UnsupportedModelError(
+            f"{what} holds an adapter ({kind}) that acts by more than the model's layers, by "
+            "tokens or gates of its own, which is not supported; take one such as plain LoRA."
+        )

@@ -210,8 +210,12 @@ def _whole(
 
 
 def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to scores: -inf where a key isn't seen."""
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    """What is added to scores: the least number where a key isn't seen, as transformers has it, so
+    that rows of padding, which see nothing, stay numbers. A mask that is such a sum stays itself.
+    """
+    if seen.dtype != torch.bool:
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _UNRELATED = ("_name_or_path", "architectures", "transformers_version", "torch_d
 def model_signature(model: PreTrainedModel, tokenizer: Any, surroundings: str) -> str:
     """See `CausalModel.signature`."""
     digest = xxhash.xxh3_128()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(_weights(model).items()):
         for part, tensor in _plain(name, value):
             digest.update(f"{part}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -34,6 +34,14 @@ def model_signature(model: PreTrainedModel, tokenizer: Any, surroundings: str) -
     digest.update(_tokenization(tokenizer).encode())
     digest.update(surroundings.encode())
     return digest.hexdigest()
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Any]:
+    """All of them; some quantisations keep theirs outside the modules' parameters (MXFP4)."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    kept = quantizer.get_state_dict_and_metadata(model)[0] if quantizer is not None else None
+    weights: dict[str, Any] = model.state_dict() if kept is None else kept
+    return weights
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
