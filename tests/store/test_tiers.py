@@ -290,7 +290,11 @@ class TestLayers:
         assert_equal(used(kv, "aa")[0], large_kv("aa"))
         assert len(parsed) == 1
 
-    def test_damage_in_a_layer_shows_when_it_comes(self, kv: TieredKV, tmp_path: Path) -> None:
+    def test_damage_in_a_layer_shows_when_it_comes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fusionrag_integrations.store.kv.loader.THREADS", 1)  # layers in order
+        kv = opened(tmp_path)
         kv.put(large_kv("aa"))
         (path,) = tmp_path.glob("aa/*")
         content = bytearray(path.read_bytes())
