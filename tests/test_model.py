@@ -50,7 +50,7 @@ def test_supported_families_pass(family: str) -> None:
         (SimpleNamespace(model_type="deepseek_v3", kv_lora_rank=512), "latent attention"),
         (SimpleNamespace(model_type="llama4_text"), "chunked attention"),
         (SimpleNamespace(model_type="qwen3_next"), "no per-token state"),
-        (SimpleNamespace(model_type="brand_new"), "no rotary position embedding"),
+        (SimpleNamespace(model_type="brand_new"), "no rope_parameters"),
         (
             Qwen2Config(
                 **COMMON,
@@ -172,9 +172,9 @@ class TestAdapters:
             engine.ingest([town(0)])
             adapted.add_adapter("other", LoraConfig(init_lora_weights=False))
             adapted.set_adapter("other")
-            with pytest.raises(StoreError, match=r"adapters of .* were changed"):
+            with pytest.raises(StoreError, match=r"weights or adapters of .* were changed"):
                 engine.answer("Who was it?")
-            with pytest.raises(StoreError, match=r"adapters of .* were changed"):
+            with pytest.raises(StoreError, match=r"weights or adapters of .* were changed"):
                 engine.ingest([town(1)])
             adapted.set_adapter("default")
             engine.answer("Who was it?")

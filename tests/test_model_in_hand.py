@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,26 @@ def test_another_attention_is_noticed(tmp_path: Path, tokenizer: object) -> None
                 use()
         model.set_attn_implementation("fusionrag")
         engine.ingest([town(0)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.model.layers[0].self_attn.k_proj.weight.mul_(-1.0),
+        lambda model: model.load_state_dict(model.state_dict()),
+        lambda model: model.to(torch.bfloat16),
+    ],
+)
+def test_other_weights_are_noticed(
+    tmp_path: Path, tokenizer: object, change: Callable[[Any], object]
+) -> None:
+    model = load()
+    with FusionEngine.from_model(model, tokenizer, store=tmp_path / "store") as engine:
+        with torch.no_grad():
+            change(model)
+        for use in (lambda: engine.answer("Who was it?"), lambda: engine.ingest([town(0)])):
+            with pytest.raises(StoreError, match=r"weights or adapters of .* were changed"):
+                use()
 
 
 def test_it_is_as_it_was_where_it_is_refused(tmp_path: Path, tokenizer: object) -> None:

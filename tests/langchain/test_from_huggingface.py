@@ -72,5 +72,7 @@ def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
         FusionRAGLLM.from_huggingface(piped(eos_token_id=7), store=tmp_path / "store")
     with pytest.raises(InvalidInputError, match="give a HuggingFacePipeline"):
         FusionRAGLLM.from_huggingface("a model", store=tmp_path / "store")
+    with pytest.raises(InvalidInputError, match="bound to settings"):
+        FusionRAGLLM.from_huggingface(piped().bind(stop=["e"]), store=tmp_path / "store")
     with pytest.raises(InvalidInputError, match="rate"):
         FusionRAGLLM.from_huggingface(piped(), store=tmp_path / "store", rate=0.3)

@@ -180,8 +180,8 @@ def no_peft(world: World) -> None:
     adapter(world, base_model_name_or_path="base")
 
 
-@provoked.by("The adapters of ... were changed, and KV belongs to those that it had. ...")
-def other_adapters(world: World) -> None:
+@provoked.by("The weights or adapters of ... were changed, and KV belongs to those that ...")
+def other_weights(world: World) -> None:
     world.patch.setattr(world.engine.model, "_adapters", ("another",))
     world.engine.answer("Who was it?")
 

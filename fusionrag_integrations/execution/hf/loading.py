@@ -108,8 +108,8 @@ def _load_pretrained(
         raise
     except ImportError as error:  # of what a checkpoint's quantisation needs
         raise InvalidInputError(
-            f"The model at {str(name_or_path)!r} can't be loaded here: {error} Install what is "
-            "missing, or take the model with weights that aren't quantised."
+            f"The model at {str(name_or_path)!r} can't be loaded here: {str(error).rstrip('.')}. "
+            "Install what is missing, or take the model with weights that aren't quantised."
         ) from error
     except Exception as error:  # `safetensors` and `tokenizers` have errors of their own
         raise InvalidInputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -88,7 +88,7 @@ class CausalModel(Forkable):
         )
         self._ignored: dict[str, Any] = {}  # of the generation config, and logged
         self._stop_strings: StopStringCriteria | None = None
-        self._adapters = adapter_state(model)
+        self._adapters, self._weights = adapter_state(model), _weights(model)
         self._process = os.getpid()
         self.graph_lock = Lock()
         self._before = str(model.config._attn_implementation), model.training
@@ -201,7 +201,8 @@ class CausalModel(Forkable):
 
     def check_usable(self) -> None:
         """Raises `StoreError` in a child that was forked with this model on a GPU, and once other
-        adapters act in it than when this was made, or another attention.
+        weights or adapters act in it than when this was made, or another attention. A change that
+        PyTorch doesn't count, of a weight's `.data`, isn't noticed.
         """
         if self.device.type == "cuda" and self._process != os.getpid():
             raise StoreError(
@@ -215,10 +216,11 @@ class CausalModel(Forkable):
                 f"{self.hf.config._attn_implementation!r}, which knows no stored KV. Set it back: "
                 f"model.set_attn_implementation({ATTENTION!r})."
             )
-        if adapter_state(self.hf) != self._adapters:
+        if adapter_state(self.hf) != self._adapters or not self._weights <= _weights(self.hf):
             raise StoreError(
-                f"The adapters of {self.name} were changed, and KV belongs to those that it had. "
-                "Set them back, or make an engine for the model as it is now, with its own store."
+                f"The weights or adapters of {self.name} were changed, and KV belongs to those "
+                "that it had. Make an engine for the model as it is now, with a store of its own; "
+                "adapters can also be set back."
             )
 
     def signature(self, surroundings: str) -> str:
@@ -270,3 +272,11 @@ class CausalModel(Forkable):
         if self._stop_strings is None or self._stop_strings.stop_strings != wanted:
             self._stop_strings = StopStringCriteria(self.tokenizer, list(wanted))
         return self._stop_strings
+
+
+def _weights(model: PreTrainedModel) -> frozenset[Hashable]:
+    """Each with how often it was changed in place, which PyTorch counts."""
+    tensors = (*model.parameters(), *model.buffers())
+    return frozenset(
+        (id(one), one.dtype, 0 if one.is_inference() else one._version) for one in tensors
+    )

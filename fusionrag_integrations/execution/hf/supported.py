@@ -55,8 +55,8 @@ def refuse_unsupported(config: Any) -> None:
         raise UnsupportedModelError(f"Models of type {kind!r} are not supported: {reason}.")
     if not getattr(config, "rope_parameters", None):
         raise UnsupportedModelError(
-            f"Models of type {kind!r} are not supported: there is no rotary position embedding, by "
-            "which keys could be moved."
+            f"Models of type {kind!r} are not supported: their configuration has no "
+            "rope_parameters, by which keys could be moved."
         )
     for layer_type in sorted(set(getattr(config, "layer_types", None) or ())):
         if layer_type not in SUPPORTED_LAYER_TYPES:
