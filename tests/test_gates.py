@@ -88,15 +88,20 @@ def warm(
     return logits, buffer.keys[:, :, : len(prompt)], buffer.values[:, :, : len(prompt)]
 
 
-@every_family
-def test_gate_1_recompute_everything_is_dense_prefill(family: str) -> None:
-    model, prompt = model_of(family), prompt_of_chunks()
+def assert_recomputed_is_dense(model: CausalModel, reference: Reference) -> None:
+    """With all chunk tokens recomputed."""
+    prompt = prompt_of_chunks()
     kvs = [isolated(model, ids) for ids in CHUNKS]
     logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
-    dense_logits, (dense_keys, dense_values) = reference_of(family).dense(prompt.token_ids)
+    dense_logits, (dense_keys, dense_values) = reference.dense(prompt.token_ids)
     torch.testing.assert_close(logits, dense_logits[-1], **TOLERANCE)
     torch.testing.assert_close(keys, dense_keys, **TOLERANCE)
     torch.testing.assert_close(values, dense_values, **TOLERANCE)
+
+
+@every_family
+def test_gate_1_recompute_everything_is_dense_prefill(family: str) -> None:
+    assert_recomputed_is_dense(model_of(family), reference_of(family))
 
 
 def test_queries_that_are_scaled_by_position_are_so_when_recomputed() -> None:
@@ -108,13 +113,7 @@ def test_queries_that_are_scaled_by_position_are_so_when_recomputed() -> None:
     )
     torch.manual_seed(0)
     hf = scaled().eval()
-    model, prompt = CausalModel(deepcopy(hf), None, "scaled"), prompt_of_chunks()
-    kvs = [isolated(model, ids) for ids in CHUNKS]
-    logits, keys, values = warm(model, prompt, kvs, prompt.chunk_positions)
-    dense_logits, (dense_keys, dense_values) = Reference(hf).dense(prompt.token_ids)
-    torch.testing.assert_close(logits, dense_logits[-1], **TOLERANCE)
-    torch.testing.assert_close(keys, dense_keys, **TOLERANCE)
-    torch.testing.assert_close(values, dense_values, **TOLERANCE)
+    assert_recomputed_is_dense(CausalModel(deepcopy(hf), None, "scaled"), Reference(hf))
 
 
 @every_family

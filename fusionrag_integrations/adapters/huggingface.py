@@ -45,12 +45,12 @@ class HeldModel:
 
         Raises `InvalidInputError` for anything else, and for settings that have no counterpart.
         """
-        pipeline: Any = getattr(getattr(llm, "llm", llm), "pipeline", None)
         if hasattr(llm, "bound"):
             raise InvalidInputError(
                 "llm is bound to settings of calls, which aren't carried over; give the component "
                 "itself, and the settings as arguments."
             )
+        pipeline: Any = getattr(getattr(llm, "llm", llm), "pipeline", None)
         if not hasattr(pipeline, "model") or not hasattr(pipeline, "tokenizer"):
             raise InvalidInputError(
                 f"llm is {shown(llm)}; give a HuggingFacePipeline of langchain-huggingface, or a "

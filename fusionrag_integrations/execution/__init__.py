@@ -1,5 +1,6 @@
 """The only room that runs the model.
 
+admission.py   whether KV of a model can be moved and recomputed in part, tried on a few tokens
 executor.py    `Executor`: every pass of the model, and what passes need on the device
 hf/            transformers' internals, which no other room touches
 rows_kv.py     KV as a pass uses it

@@ -12,13 +12,12 @@ import random
 from collections.abc import Iterator
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from fusionrag_integrations.attention.rope import rotate
 from fusionrag_integrations.errors import FusionRAGError, UnsupportedModelError
 from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.own_pass import own_pass
 from fusionrag_integrations.execution.hf.rows_pass import ViewCapture
 from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
 
@@ -28,6 +27,7 @@ TOKENS = 24  # and as many beyond the window of a type that isn't tested
 FAR = 311  # where they stand, too
 LAST = 12  # whose logits are compared
 SMALLEST = 1e-6
+INSTEAD = "Give a model of a type that is tested, or use this one without the package."
 MOST = 0.75  # of the tokens of a model with experts, which are chosen by rounded scores
 
 
@@ -38,8 +38,8 @@ def check_movable(executor: Executor) -> None:
     """
     model, kind = executor.model, executor.model.hf.config.model_type
     tested = kind in TESTED_MODEL_TYPES
-    windowed = not tested and (model.window or model.context_window) < model.context_window
-    tokens = TOKENS + (model.window or 0 if windowed else 0)
+    window = 0 if tested else model.window or 0
+    tokens = TOKENS + (window if window < model.context_window else 0)
     try:
         _check(executor, tokens)
     except (FusionRAGError, torch.OutOfMemoryError):
@@ -47,11 +47,8 @@ def check_movable(executor: Executor) -> None:
     except Exception as error:  # of a type that nobody has tried anything may fail
         if tested:
             raise
-        raise UnsupportedModelError(
-            f"KV of {model.name}, a model of type {kind!r}, can't be reused: trying it ended with "
-            f"{type(error).__name__}: {error}. Give a model of a type that is tested, or use this "
-            "one without the package."
-        ) from error
+        why = f"trying it ended with {type(error).__name__}: {error}. {INSTEAD}"
+        raise _unusable(model, why) from error
     if not tested:
         logger.warning(
             "%s is of a type that isn't tested with every release, %r. It was tried on %s tokens: "
@@ -61,7 +58,7 @@ def check_movable(executor: Executor) -> None:
 
 
 def _check(executor: Executor, tokens: int) -> None:
-    model, kind = executor.model, executor.model.hf.config.model_type
+    model = executor.model
     experts = any("expert" in name for name, _ in model.hf.named_parameters())
     for what, found, expected in _differences(executor, tokens):
         size = expected.float().norm(dim=-1).clamp_min(SMALLEST)  # some embeddings are 0
@@ -69,10 +66,10 @@ def _check(executor: Executor, tokens: int) -> None:
         worst = of_tokens.transpose(0, -1).flatten(1).amax(1)
         off = worst.quantile(MOST) if experts else worst.max()
         if not off <= model.rounding:
-            raise UnsupportedModelError(
-                f"KV of {model.name}, a model of type {kind!r}, can't be reused: {what} by "
-                f"{float(off):.0%} of their size, where {model.rounding:.1%} would be rounding. "
-                "Give a model of a type that is tested, or use this one without the package."
+            raise _unusable(
+                model,
+                f"{what} by {float(off):.0%} of their size, where {model.rounding:.1%} would be "
+                f"rounding. {INSTEAD}",
             )
 
 
@@ -108,24 +105,25 @@ def _check_windows(model: CausalModel, seen: ViewCapture) -> None:
     for layer, view in seen.views.items():
         window = None if layer in model.global_layers else model.window
         if view.window != window:
-            raise UnsupportedModelError(
-                f"KV of {model.name}, a model of type {model.hf.config.model_type!r}, can't be "
-                f"reused: the attention of layer {layer} is told of a window of {view.window} "
-                f"tokens, where its configuration says {window}. Give a model without windows."
+            raise _unusable(
+                model,
+                f"the attention of layer {layer} is told of a window of {view.window} tokens, "
+                f"where its configuration says {window}. Give a model without windows.",
             )
 
 
 def _dense(executor: Executor, ids: list[int], start: int) -> tuple[torch.Tensor, ...]:
     """The last logits [LAST, V], keys and values of a sequence by the model's own prefill."""
-    model, device = executor.model, executor.model.device
-    cache = Cache(layers=[DynamicLayer() for _ in range(model.num_layers)])
-    output = model.hf(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.arange(start, start + len(ids), device=device)[None],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=LAST,
+    hf, device = executor.model.hf, executor.model.device
+    positions = torch.arange(start, start + len(ids))[None]
+    tokens = torch.tensor([ids], device=device)
+    output, *kv = own_pass(hf, positions, input_ids=tokens, logits_to_keep=LAST)
+    keys, values = (torch.cat(layers) for layers in kv)
+    return output.logits[0], keys, values
+
+
+def _unusable(model: CausalModel, why: str) -> UnsupportedModelError:
+    kind = model.hf.config.model_type
+    return UnsupportedModelError(
+        f"KV of {model.name}, a model of type {kind!r}, can't be reused: {why}"
     )
-    layers = cache.layers
-    keys, values = ([getattr(layer, name)[0] for layer in layers] for name in ("keys", "values"))
-    return output.logits[0], torch.stack(keys), torch.stack(values)

@@ -3,8 +3,10 @@
 model.py          `CausalModel`: a model with its tokenizer, and what is known of them
 loading.py        loading both by name, or from a directory; gguf.py: from a GGUF file
 supported.py      which model families can be used, and why others can't
-peft_adapters.py  LoRA and the like, which are refused
+peft_adapters.py  LoRA and the like: loading them, and which of them act
 signature.py      what identifies everything that stored KV depends on
+own_pass.py       the model's own prefill, with the KV of all layers
+rotary.py         how keys depend on where their token stands, layer by layer
 layers.py         some of a model's layers, on the same weights
 rows_batches.py   rows of a pass, grouped by what kind of KV they have
 rows_pass.py      what transformers is given to run over rows at any positions

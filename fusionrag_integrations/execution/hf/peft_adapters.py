@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
@@ -92,6 +93,8 @@ def without_wrapper(model: Any) -> Any:
 
 def adapter_state(model: torch.nn.Module) -> tuple[Hashable, ...]:
     """Which adapters act in a model's layers, and how strongly; empty where there are none."""
+    if "peft" not in sys.modules:  # no layer is of it; this is asked before each request
+        return ()
     return tuple(
         (
             name,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from fusionrag_integrations.attention.rope import ApplyRotary, Rotation
+from fusionrag_integrations.execution.hf.own_pass import own_pass
 
 FAR = 97  # a position at which keys that are rotated differ from those at 0
 SAME = 1e-3  # of a key's length: rounding
@@ -31,7 +30,6 @@ class Rotary:
         self._apply: ApplyRotary = sys.modules[
             type(base.layers[0].self_attn).__module__
         ].apply_rotary_pos_emb
-        self._layers = len(base.layers)
         # Families with a base for each type of layer (Gemma 3, OLMo 3) are asked by type.
         self._types: list[str] = (
             list(model.config.layer_types) if hasattr(self._embedding, "layer_types") else []
@@ -40,7 +38,14 @@ class Rotary:
     @cached_property
     def rotated(self) -> tuple[bool, ...]:
         """Whether each layer's keys depend on the position: measured on a token that is alone."""
-        here, far = (self._keys(position) for position in (0, FAR))
+        model, base = self._model, self._model.base_model
+        same = torch.Generator().manual_seed(0)
+        # Of states, since the embeddings of some tokens are 0.
+        state = torch.randn(1, 1, model.config.hidden_size, generator=same).expand(2, -1, -1)
+        states = state.to(model.device, model.dtype)
+        with torch.inference_mode():
+            _, kept, _ = own_pass(base, torch.tensor([[0], [FAR]]), inputs_embeds=states)
+        here, far = zip(*(keys.float() for keys in kept), strict=True)
         return tuple(
             bool((one - other).norm() > SAME * one.norm())
             for one, other in zip(here, far, strict=True)
@@ -67,19 +72,3 @@ class Rotary:
         name = f"{kind}_attention_scaling" if kind else "attention_scaling"
         scaling = getattr(self._embedding, name)
         return cos / scaling, sin / scaling
-
-    @torch.inference_mode()
-    def _keys(self, position: int) -> list[torch.Tensor]:
-        model = self._model
-        cache = Cache(layers=[DynamicLayer() for _ in range(self._layers)])
-        state = torch.randn(
-            1, 1, model.config.hidden_size, generator=torch.Generator().manual_seed(0)
-        )
-        model.base_model(
-            inputs_embeds=state.to(model.device, model.dtype),  # embeddings of some tokens are 0
-            position_ids=torch.tensor([[position]], device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        kept: list[Any] = [layer.keys for layer in cache.layers]
-        return [keys.float() for keys in kept]

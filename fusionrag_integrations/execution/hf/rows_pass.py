@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fusionrag_integrations.attention.rows import visible
 from fusionrag_integrations.attention.sequences import joined
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import UnsupportedModelError
@@ -195,8 +196,8 @@ def _whole(
         return output
     if mask is None:  # as SDPA's mask says that all earlier keys are seen
         length = key.shape[2]
-        at = torch.arange(length, device=query.device)
-        mask = (at <= at[length - query.shape[2] :, None])[None, None]
+        asking = torch.arange(length - query.shape[2], length, device=query.device)
+        mask = visible(asking, length, None)[None, None]
     formula = sys.modules[type(module).__module__].eager_attention_forward
     attended = [
         formula(

@@ -1,0 +1,27 @@
+"""The model's own prefill, with the keys and values of all its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+def own_pass(
+    model: PreTrainedModel, positions: torch.Tensor, **inputs: Any
+) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+    """Run a model, or its base model, over whole sequences.
+
+    positions: int64 [B, T]. inputs: token ids or states, and more for the model. Returns its
+    output, and keys and values by layer, [B, Hkv, T, D], of windowed layers, too, as a whole.
+    """
+    layers = [DynamicLayer() for _ in range(model.config.num_hidden_layers)]
+    output = model(
+        position_ids=positions.to(model.device),
+        past_key_values=Cache(layers=layers),
+        use_cache=True,
+        **inputs,
+    )
+    return output, [layer.keys for layer in layers], [layer.values for layer in layers]
