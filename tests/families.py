@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from fusionrag_integrations.execution.hf.rotary import Rotary
+from fusionrag_integrations.execution.hf.kv_layout import kv_layout
 from tests.tiny_models import FACTORIES, build
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
@@ -14,12 +14,16 @@ START, END = "<!-- python -m tests.families -->\n", "<!-- end -->"
 PUBLISHED = {
     "apertus": "Apertus",
     "cohere2": "Command R7B, Command A",
+    "deepseek_v2": "DeepSeek V2, DeepSeek Coder V2",
+    "deepseek_v3": "DeepSeek V3, DeepSeek R1",
     "ernie4_5": "ERNIE 4.5, dense",
     "exaone4": "EXAONE 4.0",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 (text)",
+    "gemma4_text": "Gemma 4 (text)",
     "glm4": "GLM-4-0414",
     "glm4_moe": "GLM-4.5, GLM-4.5-Air",
+    "glm4_moe_lite": "GLM-4.7-Flash",
     "gpt_oss": "gpt-oss",
     "granite": "Granite 3, dense",
     "granitemoe": "Granite 3, mixtures of experts",
@@ -63,16 +67,17 @@ def _features(model: PreTrainedModel) -> list[str]:
         "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     }
     rope = config.rope_parameters
-    scalings = {
-        one["rope_type"]
-        for one in (rope, *rope.values())
-        if isinstance(one, dict) and "rope_type" in one
-    }
+    ropes = [one for one in (rope, *rope.values()) if isinstance(one, dict) and "rope_type" in one]
+    scalings = {one["rope_type"] for one in ropes}
+    layout = kv_layout(model)
     has = {
         "full attention": "full_attention" in kinds,
         "windows": "sliding_attention" in kinds,
-        "layers without positions": not all(Rotary(model).rotated),
-        "keys rotated in part": rope.get("partial_rotary_factor", 1.0) < 1.0,
+        "layers without positions": not all(layout.shape.rotated),
+        "keys rotated in part": any(one.get("partial_rotary_factor", 1.0) < 1.0 for one in ropes),
+        "latent attention": layout.expands,
+        "heads of several sizes": len(set(getattr(layout, "value_sizes", ()))) > 1,
+        "layers that share KV": layout.shape.shared,
         "soft caps": getattr(config, "attn_logit_softcapping", None) is not None,
         "sinks": hasattr(attention, "sinks"),
         "queries scaled by position": "llama_4_scaling_beta" in rope,

@@ -7,6 +7,8 @@ positions shifted alike, attention is unchanged and the keys come out rotated to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import Cache, PreTrainedModel
@@ -22,6 +24,7 @@ class Reference:
         model.set_attn_implementation("eager")  # every family has it
         self.model = model.eval()
         self.layers = model.config.num_hidden_layers
+        self.latent = hasattr(model.base_model.layers[0].self_attn, "expand_kv")
 
     def new_cache(self) -> Cache:
         return Cache(layers=[DynamicLayer() for _ in range(self.layers)])
@@ -40,8 +43,17 @@ class Reference:
 
     def append(self, cache: Cache, kv: KV) -> None:
         """Append keys and values [L, Hkv, T, D] without computing anything."""
-        for layer in range(self.layers):
-            cache.update(kv[0][layer : layer + 1], kv[1][layer : layer + 1], layer)
+        for own, keys, values in zip(self._handed_over, *kv, strict=True):
+            if self.latent:
+                both = torch.cat([keys, values], dim=2)[None]
+                cache.update(both[..., own.values :], both[..., : own.values], own.layer)
+            else:
+                repeats = keys.shape[0] // own.heads
+                cache.update(
+                    narrow(keys[::repeats], own.keys)[None],
+                    narrow(values[::repeats], own.values)[None],
+                    own.layer,
+                )
 
     @torch.inference_mode()
     def dense(self, ids: Sequence[int], start: int = 0) -> tuple[torch.Tensor, KV]:
@@ -55,9 +67,59 @@ class Reference:
         _, (keys, values) = self.dense([*prefix, *ids], start - len(prefix))
         return keys[:, :, len(prefix) :], values[:, :, len(prefix) :]
 
-    @staticmethod
-    def kv(cache: Cache) -> KV:
-        return (
-            torch.cat([layer.keys for layer in cache.layers]),
-            torch.cat([layer.values for layer in cache.layers]),
+    def kv(self, cache: Cache) -> KV:
+        """In one shape for all layers that hand over any: of a latent and its key the two halves,
+        narrower heads with zeros behind both of their halves, fewer heads repeated.
+        """
+        own = [layer for layer in cache.layers if layer.keys is not None]
+        if self.latent:
+            both = [torch.cat([one.values, one.keys], dim=3) for one in own]
+            half = both[0].shape[3] // 2
+            return torch.cat([b[..., :half] for b in both]), torch.cat(
+                [b[..., half:] for b in both]
+            )
+        heads = max(one.keys.shape[1] for one in own)
+        size = max(one.keys.shape[3] for one in own)
+        keys, values = (
+            torch.cat(
+                [widen(kv, size)[:, [h * kv.shape[1] // heads for h in range(heads)]] for kv in kvs]
+            )
+            for kvs in ([one.keys for one in own], [one.values for one in own])
         )
+        return keys, values
+
+    @cached_property
+    def _handed_over(self) -> list[HandedOver]:
+        cache = self.new_cache()
+        self.feed(cache, [3], 0)
+        return [
+            HandedOver(number, one.keys.shape[1], one.keys.shape[3], one.values.shape[3])
+            for number, one in enumerate(cache.layers)
+            if one.keys is not None
+        ]
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """What a layer of the model hands to its cache: how many heads, of which sizes."""
+
+    layer: int
+    heads: int
+    keys: int
+    values: int
+
+
+def widen(states: torch.Tensor, size: int) -> torch.Tensor:
+    own = states.shape[-1]
+    wide = states.new_zeros(*states.shape[:-1], size)
+    wide[..., places(own, size)] = states
+    return wide
+
+
+def narrow(states: torch.Tensor, size: int) -> torch.Tensor:
+    return states[..., places(size, states.shape[-1])]
+
+
+def places(own: int, size: int) -> list[int]:
+    """Where the numbers of a head of `own` are in one of `size`."""
+    return [*range(own // 2), *range(size // 2, size // 2 + own - own // 2)]

@@ -44,11 +44,8 @@ def test_supported_families_give_nothing_unknown(family: str) -> None:
     ("name", "value"), [("soft_cap", 30.0), ("position_bias", torch.zeros(4)), ("sinks", True)]
 )
 def test_what_is_unknown_is_refused_by_name(name: str, value: object) -> None:
-    executor = executor_giving("qwen3", **{name: value})
     with pytest.raises(UnsupportedModelError, match=f"qwen3 model gives its attention '{name}'"):
-        executor.forward_rows(IDS, range(len(IDS)), executor.new_buffer(len(IDS)))
-    with pytest.raises(UnsupportedModelError, match=name):
-        executor.prefill_dense(IDS)
+        executor_giving("qwen3", **{name: value})
 
 
 @pytest.mark.parametrize("value", [None, 0, 0.0, False])

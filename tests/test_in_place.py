@@ -281,5 +281,5 @@ def test_rows_of_own_tokens_are_found() -> None:
     part = shared.with_private_tokens(own).over(rows)
     new = torch.ones(model.num_kv_heads, 2, model.head_dim)
     part.batch([part]).write(1, new, new)
-    assert (part.keys(1)[:, own[3:5]] == 1.0).all()
-    assert not part.keys(1)[:, own[:3]].any()
+    assert (part.layer(1)[0][:, own[3:5]] == 1.0).all()
+    assert not part.layer(1)[0][:, own[:3]].any()

@@ -47,7 +47,6 @@ def test_supported_families_pass(family: str) -> None:
     ("config", "reason"),
     [
         (MambaConfig(), "no per-token state"),
-        (SimpleNamespace(model_type="deepseek_v3", kv_lora_rank=512), "latent attention"),
         (SimpleNamespace(model_type="llama4_text"), "chunked attention"),
         (SimpleNamespace(model_type="qwen3_next"), "no per-token state"),
         (SimpleNamespace(model_type="brand_new"), "no rope_parameters"),

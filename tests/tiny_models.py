@@ -65,6 +65,12 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
 SMALLER = {"initializer_range": 0.15}
 HALF_ROTATED = rope("default", partial_rotary_factor=0.5)
 
+SLIDING, FULL = MIXED[:2]
+GEMMA4 = {**WINDOW, "global_head_dim": 32}  # of layers without windows
+WITHOUT_EMBEDDINGS = {"hidden_size_per_layer_input": 0}  # of each layer's own
+LATENT = {"kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+ROUTED = {**EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1}
+
 FACTORIES: dict[str, Factory] = {
     "llama_gqa2": of("llama", **heads(4, 2)),
     "llama_mha_tied": of("llama", **heads(4, 4), tie_word_embeddings=True),
@@ -108,6 +114,37 @@ FACTORIES: dict[str, Factory] = {
         **GEMMA_ROPE,
         **WINDOW,
         layer_types=MIXED,
+    ),
+    "gemma4": of(
+        "gemma4_text",
+        **heads(4, 4, head_dim=16),
+        **GEMMA4,
+        **WITHOUT_EMBEDDINGS,
+        layer_types=[SLIDING, SLIDING, FULL],
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+    ),
+    "gemma4_experts": of(
+        "gemma4_text",
+        **heads(4, 2, head_dim=16),
+        **GEMMA4,
+        **WITHOUT_EMBEDDINGS,
+        layer_types=[SLIDING, SLIDING, FULL],
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=48,
+    ),
+    "gemma4_shared": of(
+        "gemma4_text",
+        **heads(4, 1, head_dim=16),
+        **GEMMA4,
+        num_hidden_layers=5,
+        layer_types=[SLIDING, FULL, SLIDING, SLIDING, FULL],
+        num_kv_shared_layers=3,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=16,
+        use_double_wide_mlp=True,
     ),
     "phi3_partial": of("phi3", **heads(4, 2), **HALF_ROTATED, sliding_window=None),
     "phi3_window": of("phi3", **heads(4, 4), **WINDOW),
@@ -157,6 +194,20 @@ FACTORIES: dict[str, Factory] = {
     "seed_oss": of("seed_oss", **heads(4, 2, head_dim=32)),
     "ernie4_5": of("ernie4_5", **heads(4, 2, head_dim=16)),
     "apertus": of("apertus", **heads(4, 2), **LLAMA3),
+    "deepseek_v2": of(
+        "deepseek_v2", **heads(4, 4), **LATENT, **ROUTED, q_lora_rank=None, head_dim=8
+    ),
+    "deepseek_v3": of(
+        "deepseek_v3",
+        **heads(4, 4),
+        **LATENT,
+        **ROUTED,
+        q_lora_rank=16,
+        n_group=2,
+        topk_group=1,
+        **YARN,
+    ),
+    "glm4_moe_lite": of("glm4_moe_lite", **heads(4, 4), **LATENT, **ROUTED, q_lora_rank=16),
     "starcoder2": of("starcoder2", **heads(4, 2)),
 }
 

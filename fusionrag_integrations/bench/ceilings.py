@@ -86,7 +86,7 @@ class Ceilings:
     def move_kv(self) -> float:
         """Copying the KV of the whole context to where it is used."""
         model = self._model
-        shape = (2, model.num_layers, model.num_kv_heads, self._context, model.head_dim)
+        shape = (2, model.kv_layers, model.num_kv_heads, self._context, model.head_dim)
         target = torch.zeros(shape, dtype=model.dtype, device=model.device)
         source = torch.ones_like(target)
         if model.device.type == "cuda":

@@ -153,7 +153,7 @@ def _record(model: CausalModel, number: int, text: str) -> ChunkRecord:
 
 def _random_kv(model: CausalModel, record: ChunkRecord) -> ChunkKV:
     token_ids = record.encoded.token_ids
-    shape = (model.num_layers, model.num_kv_heads, len(token_ids), model.head_dim)
+    shape = (model.kv_layers, model.num_kv_heads, len(token_ids), model.head_dim)
     keys, values = (
         torch.randn(shape, dtype=model.dtype, device=model.device).cpu() for _ in range(2)
     )

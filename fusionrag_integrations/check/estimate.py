@@ -111,7 +111,7 @@ def _file_bytes(model: CausalModel, kv_format: KVFormat) -> Callable[[KVKind, in
 
     @cache  # chunks are of few lengths
     def file_bytes(kind: KVKind, tokens: int, neighbours: int) -> int:
-        shape = (model.num_layers, model.num_kv_heads, tokens, model.head_dim)
+        shape = (model.kv_layers, model.num_kv_heads, tokens, model.head_dim)
         return RecordHeader(KEY, kind, (KEY,) * neighbours, KEY, kv_format, shape, half).file_bytes
 
     return file_bytes

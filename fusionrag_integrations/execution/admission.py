@@ -16,7 +16,7 @@ import torch
 from fusionrag_integrations.attention.rope import rotate
 from fusionrag_integrations.errors import FusionRAGError, UnsupportedModelError
 from fusionrag_integrations.execution.executor import Executor, SequenceInput
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.model import ROUNDING, CausalModel
 from fusionrag_integrations.execution.hf.own_pass import own_pass
 from fusionrag_integrations.execution.hf.rows_pass import ViewCapture
 from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
@@ -24,11 +24,13 @@ from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
 logger = logging.getLogger(__name__)
 
 TOKENS = 24  # and as many beyond the window of a type that isn't tested
+TEXTS = 3  # of random tokens
 FAR = 311  # where they stand, too
 LAST = 12  # whose logits are compared
 SMALLEST = 1e-6
 INSTEAD = "Give a model of a type that is tested, or use this one without the package."
-MOST = 0.75  # of the tokens of a model with experts, which are chosen by rounded scores
+# Of the tokens: experts are chosen by rounded scores, and in half precision one may be far off.
+MOST = 0.75
 
 
 @torch.inference_mode()
@@ -58,26 +60,40 @@ def check_movable(executor: Executor) -> None:
 
 
 def _check(executor: Executor, tokens: int) -> None:
+    """On one text after another: some have a token that rounding alone moves far, but what reuse
+    computes otherwise, it computes otherwise in each.
+    """
+    for text in range(TEXTS):
+        try:
+            return _check_text(executor, text, tokens)
+        except UnsupportedModelError:
+            if text == TEXTS - 1:
+                raise
+
+
+def _check_text(executor: Executor, text: int, tokens: int) -> None:
     model = executor.model
     experts = any("expert" in name for name, _ in model.hf.named_parameters())
-    for what, found, expected in _differences(executor, tokens):
+    most = MOST if experts or model.rounding > ROUNDING[torch.float32] else 1.0
+    for what, found, expected in _differences(executor, text, tokens):
         size = expected.float().norm(dim=-1).clamp_min(SMALLEST)  # some embeddings are 0
         of_tokens = (found - expected).float().norm(dim=-1) / size
         worst = of_tokens.transpose(0, -1).flatten(1).amax(1)
-        off = worst.quantile(MOST) if experts else worst.max()
+        # Of the first and of those beyond a window, each by itself.
+        off = max(part.quantile(most) for part in (worst[:TOKENS], worst[-TOKENS:]))
         if not off <= model.rounding:
             raise _unusable(
                 model,
-                f"{what} by {float(off):.0%} of their size, where {model.rounding:.1%} would be "
+                f"{what} by {float(off):.2g} of their size, where {model.rounding:g} would be "
                 f"rounding. {INSTEAD}",
             )
 
 
 def _differences(
-    executor: Executor, tokens: int
+    executor: Executor, text: int, tokens: int
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """What differs, as it is found, and as it should be, [L, Hkv, T, D]; logits [1, 1, R, V]."""
-    model, draw = executor.model, random.Random(0)
+    model, draw = executor.model, random.Random(text)
     ids = [draw.randrange(model.hf.config.vocab_size) for _ in range(tokens)]
     logits, keys, values = _dense(executor, ids, 0)
     _, far_keys, far_values = _dense(executor, ids, FAR)
@@ -118,7 +134,12 @@ def _dense(executor: Executor, ids: list[int], start: int) -> tuple[torch.Tensor
     positions = torch.arange(start, start + len(ids))[None]
     tokens = torch.tensor([ids], device=device)
     output, *kv = own_pass(hf, positions, input_ids=tokens, logits_to_keep=LAST)
-    keys, values = (torch.cat(layers) for layers in kv)
+    kept = [
+        executor.model.layout.keep(keys, values)
+        for keys, values in zip(*kv, strict=True)
+        if keys is not None and values is not None
+    ]
+    keys, values = (torch.cat(layers) for layers in zip(*kept, strict=True))
     return output.logits[0], keys, values
 
 

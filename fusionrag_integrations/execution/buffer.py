@@ -238,8 +238,9 @@ class BufferRows:
     def batch(self) -> Callable[[Sequence[BufferRows]], RowsBatch]:
         return BufferBatch
 
-    def keys(self, layer: int) -> torch.Tensor:
-        return self.buffer.layer(layer)[0][:, : self.rows.last + 1]
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.buffer.layer(layer)
+        return keys[:, : self.rows.last + 1], values[:, : self.rows.last + 1]
 
 
 class BufferBatch:

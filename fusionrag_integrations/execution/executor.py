@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Any
 
@@ -33,9 +33,9 @@ class SequenceInput:
     """One sequence's rows in a pass: their KV is written to `kv`, their attention shown to
     `capture`.
 
-    token_ids: as many as positions; or hidden: the rows' states before layer `first`, [R, hidden].
-    depth: the layer before which they end; None for the model's end, where the logits of the `last`
-    of them are wanted.
+    token_ids: as many as positions. hidden: the rows' states before layer `first`, [R, hidden],
+    where it isn't 0. depth: the layer before which they end; None for the model's end, where the
+    logits of the `last` of them are wanted.
     """
 
     token_ids: Sequence[int]
@@ -56,6 +56,25 @@ class DenseInput:
     cache: Cache
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Going:
+    """Rows of an input on their way through the layers. states: None before the first."""
+
+    input: SequenceInput
+    rows: Rows
+    states: torch.Tensor | None
+
+    def some(self, part: slice, **changes: Any) -> _Going:
+        """Some of the rows; and what else is to change of the input."""
+        states = None if self.states is None else self.states[part]
+        one = replace(self.input, token_ids=self.input.token_ids[part], **changes)
+        return _Going(one, self.rows.part(part), states)
+
+    @property
+    def part(self) -> Part:
+        return Part(self.input.kv.over(self.rows), self.input.capture)
+
+
 class Executor:
     """Runs a model, which stays as it is. Tensors are on the model's device, logits in its dtype.
 
@@ -70,7 +89,7 @@ class Executor:
     def new_buffer(self, capacity: int) -> KVBuffer:
         """Room for `capacity` tokens, [L, Hkv, capacity, D] each of keys and values, undefined."""
         model = self.model
-        shape = (model.num_layers, model.num_kv_heads, capacity, model.head_dim)
+        shape = (model.kv_layers, model.num_kv_heads, capacity, model.head_dim)
         keys, values = (
             torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
         )
@@ -103,16 +122,12 @@ class Executor:
         if all(len(one.positions) == one.last == 1 and not one.first for one in inputs):
             tokens = [DecodeRow(one.token_ids[0], one.positions[0], one.kv) for one in inputs]
             return list(torch.split(self.decode(tokens), 1))
-        rows = [Rows.at(one.positions, self.model.device) for one in inputs]
-        outputs = self._through_layers(inputs, rows)
-        deepest = self.model.num_layers - 1
-        for depth in (deepest, deepest + 1):
-            ending = [
-                i
-                for i, one in enumerate(inputs)
-                if one.depth is None and max(one.first, deepest) == depth
-            ]
-            finished = self._finish(depth, [(inputs[i], rows[i], outputs[i]) for i in ending])
+        going = self._through_layers(inputs)
+        outputs = [one.states for one in going if one.states is not None]
+        whole = [i for i, one in enumerate(inputs) if one.depth is None]
+        for depth in sorted({self._last_needed(inputs[i]) for i in whole}):
+            ending = [i for i in whole if self._last_needed(inputs[i]) == depth]
+            finished = self._finish(depth, [going[i] for i in ending])
             for i, logits in zip(ending, finished, strict=True):
                 outputs[i] = logits
         return outputs
@@ -131,68 +146,47 @@ class Executor:
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _through_layers(
-        self, inputs: Sequence[SequenceInput], rows: Sequence[Rows]
-    ) -> list[torch.Tensor]:
-        """Each one's states behind its last layer, or before the model's last."""
-        deepest = self.model.num_layers - 1
-        stops = [deepest if one.depth is None else one.depth for one in inputs]
-        hidden = [one.hidden for one in inputs]
+    def _last_needed(self, one: SequenceInput) -> int:
+        """The last layer that writes KV or is shown, or the one that the rows go on from."""
+        shown = one.capture.layers if one.capture else ()
+        return max(one.first, self.model.last_written, *shown)
+
+    def _through_layers(self, inputs: Sequence[SequenceInput]) -> list[_Going]:
+        """Each one behind its last layer, or before the last that all its rows are needed in."""
+        stops = [self._last_needed(one) if one.depth is None else one.depth for one in inputs]
+        device = self.model.device
+        going = [_Going(one, Rows.at(one.positions, device), one.hidden) for one in inputs]
         cuts = sorted({*(one.first for one in inputs), *stops})
         for lower, upper in [*pairwise(cuts)] or [(0, 0)]:
             here = [i for i, one in enumerate(inputs) if one.first <= lower and upper <= stops[i]]
             if not here:
                 continue
-            parts = [Part(inputs[i].kv.over(rows[i]), inputs[i].capture) for i in here]
-            given: dict[str, torch.Tensor]
-            if lower == 0:
-                ids = [token for i in here for token in inputs[i].token_ids]
-                given = {"token_ids": self._ids(ids)}
-            else:
-                given = {
-                    "hidden": torch.cat([state for i in here if (state := hidden[i]) is not None])
-                }
-            states = _hidden(self._partial.between(lower, upper), parts, **given)
-            for i, state in zip(
-                here, torch.split(states, [len(rows[i]) for i in here]), strict=True
-            ):
-                hidden[i] = state
-        return [state for state in hidden if state is not None]
+            states = self._hidden(self._partial.between(lower, upper), [going[i] for i in here])
+            of_each = torch.split(states, [len(going[i].rows) for i in here])
+            for i, own in zip(here, of_each, strict=True):
+                going[i] = replace(going[i], states=own)
+        return going
 
-    def _finish(
-        self, depth: int, ending: Sequence[tuple[SequenceInput, Rows, torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """The last layer, where `depth` leaves it, and logits, of the rows whose logits are wanted.
+    def _finish(self, depth: int, ending: Sequence[_Going]) -> list[torch.Tensor]:
+        """The layers from `depth` on, and the logits that are wanted, of rows that are before it.
 
-        Of the others keys and values are all that anything needs there. ending: inputs, with their
-        rows and states behind the layers before `depth`.
+        Of the others keys, values and queries of that layer are all that anything still needs.
         """
-        written = [
-            (Part(one.kv.over(rows.part(slice(stop))), one.capture), state[:stop])
-            for one, rows, state in ending
-            if (stop := len(rows) - one.last) and depth < self.model.num_layers
-        ]
-        if written:
-            with suppress(KeysWritten):
-                _hidden(
-                    self._partial.above(depth).base_model,
-                    [part for part, _ in written],
-                    keys_only=True,
-                    hidden=torch.cat([state for _, state in written]),
-                )
+        upper = self._partial.above(depth)
+        lasts = [one.input.last for one in ending]
+        if depth < self.model.num_layers:
+            cut = [(one, len(one.rows) - last) for one, last in zip(ending, lasts, strict=True)]
+            if others := [one.some(slice(stop)) for one, stop in cut if stop]:
+                with suppress(KeysWritten):
+                    self._hidden(upper.base_model, others, keys_only=True)
         wanted = [
-            (Part(one.kv.over(rows.part(slice(-one.last, None)))), state[-one.last :])
-            for one, rows, state in ending
-            if one.last
+            one.some(slice(-last, None), capture=None)
+            for one, last in zip(ending, lasts, strict=True)
+            if last
         ]
         if not wanted:
-            return [state[:0] for _, _, state in ending]
-        logits = _logits(
-            self._partial.above(depth),
-            [part for part, _ in wanted],
-            hidden=torch.cat([state for _, state in wanted]),
-        )
-        return list(torch.split(logits, [one.last for one, _, _ in ending]))
+            return [one.states[:0] for one in ending if one.states is not None]
+        return list(torch.split(self._logits(upper, wanted), lasts))
 
     @torch.inference_mode()
     def prefill_dense(self, token_ids: Sequence[int]) -> tuple[torch.Tensor, StepFunction]:
@@ -226,28 +220,38 @@ class Executor:
         size are out (`DecodeSteps`), if Triton's kernels know the heads' size.
         """
         model = self.model
-        if attends_in_triton(model.device, model.head_dim):
+        if attends_in_triton(model.device, model.head_dim) and not model.layout.expands:
             return self._decode_steps(rows)
-        parts = [Part(row.kv.over(Rows.at((row.position,), model.device))) for row in rows]
-        return _logits(model.hf, parts, token_ids=self._ids([row.token_id for row in rows]))
+        inputs = [SequenceInput((row.token_id,), (row.position,), row.kv) for row in rows]
+        going = [_Going(one, Rows.at(one.positions, model.device), None) for one in inputs]
+        return self._logits(model.hf, going)
 
     def appender(self, kv: SequenceKV, position: int) -> StepFunction:
         """A function that appends a token to `kv`, from `position` on, and gives logits [V]."""
         positions = count(position)
         return lambda token_id: self.decode([DecodeRow(token_id, next(positions), kv)])[0]
 
+    def _hidden(
+        self, model: Any, going: Sequence[_Going], *, keys_only: bool = False
+    ) -> torch.Tensor:
+        """The rows' states behind a base model's layers, [R, hidden]."""
+        hidden: torch.Tensor = model(**self._inputs(going, keys_only)).last_hidden_state[0]
+        return hidden
+
+    def _logits(self, model: Any, going: Sequence[_Going]) -> torch.Tensor:
+        """All rows', [R, V]."""
+        logits: torch.Tensor = model(**self._inputs(going)).logits[0]
+        return logits
+
+    def _inputs(self, going: Sequence[_Going], keys_only: bool = False) -> dict[str, Any]:
+        states = [one.states for one in going if one.states is not None]
+        return pass_inputs(
+            self.model.layout,
+            [one.part for one in going],
+            self._ids([token for one in going for token in one.input.token_ids]),
+            hidden=torch.cat(states) if states else None,
+            keys_only=keys_only,
+        )
+
     def _ids(self, token_ids: Sequence[int]) -> torch.Tensor:
         return torch.tensor(token_ids, device=self.model.device)
-
-
-def _hidden(model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:
-    """The rows' states behind a base model's layers, [R, hidden]."""
-    output = model(**pass_inputs(parts, **inputs))
-    hidden: torch.Tensor = output.last_hidden_state[0]
-    return hidden
-
-
-def _logits(model: Any, parts: Sequence[Part], **inputs: Any) -> torch.Tensor:
-    """All rows', [R, V]."""
-    logits: torch.Tensor = model(**pass_inputs(parts, **inputs)).logits[0]
-    return logits

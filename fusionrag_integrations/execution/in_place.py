@@ -77,10 +77,11 @@ class InPlaceRows:
     def batch(self) -> Callable[[Sequence[InPlaceRows]], RowsBatch]:
         return OneRowEach if len(self.rows) == 1 else InPlaceBatch
 
-    def keys(self, layer: int) -> torch.Tensor:
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy; zeros where there are none."""
         room = by_position(layer, self.sequence, can_gather(self.rows.device))
-        return room.keys[0, :, : self.rows.last + 1]
+        seen = slice(self.rows.last + 1)
+        return room.keys[0, :, seen], room.values[0, :, seen]
 
 
 class InPlaceBatch:

@@ -79,8 +79,8 @@ class _ObservedRows:
     def batch(self) -> Callable[[Sequence[_ObservedRows]], RowsBatch]:
         return _ObservedBatch
 
-    def keys(self, layer: int) -> torch.Tensor:
-        return self.inner.keys(layer)
+    def layer(self, layer: int) -> KV:
+        return self.inner.layer(layer)
 
     def placed(self, layer: int) -> KV:
         """A copy of what the buffer holds of the tokens."""

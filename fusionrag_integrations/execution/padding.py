@@ -38,5 +38,5 @@ class Padding:
 
     def _zeros(self) -> torch.Tensor:
         model = self._model
-        shape = model.num_layers, model.num_kv_heads, 1, model.head_dim
+        shape = model.kv_layers, model.num_kv_heads, 1, model.head_dim
         return torch.zeros(shape, dtype=model.dtype, device=model.device)

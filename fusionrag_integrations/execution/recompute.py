@@ -188,20 +188,26 @@ class PlacedPrompt:
         if not self._corrected and isinstance(self._kv, SharedChunks):
             return self._watched_in_place(self._kv, layers, rows, watched)
         self._kv = buffer = self._kv.as_buffer()  # shared chunks are never written to
-        observed = set(watched)
+        model, observed = self._executor.model, set(watched)
+        sources = model.layout.shape.sources
         seen: list[Staleness] = []
 
         def over(positions: Sequence[int]) -> SequenceKV:
             here = [position for position in positions if position in observed]
             if not here:
                 return buffer
-            seen.append(Staleness(here, self._executor.model.device))
+            seen.append(Staleness(here, model.device))
             return ObservedKV(buffer, here, seen[-1])
 
         def finish(views: list[LayerView]) -> tuple[list[LayerView], torch.Tensor]:
             for staleness in seen:
                 staleness.put_back(buffer)
-            return views, torch.cat([staleness.by_layer() for staleness in seen], dim=1)
+            if model.layout.expands:  # what views show was made of what the pass wrote
+                for layer, view in zip(layers, views, strict=True):
+                    placed = [kv[:, list(watched)] for kv in buffer.layer(sources[layer])]
+                    view.keys[:, list(watched)], _ = model.read_kv(layer, *placed)
+            off = torch.cat([staleness.by_layer() for staleness in seen], dim=1)
+            return views, off[list(sources[: max(layers) + 1])]
 
         return self._probe(layers, rows, over, finish)
 
@@ -214,12 +220,16 @@ class PlacedPrompt:
     ) -> Work[tuple[list[LayerView], torch.Tensor]]:
         """The same over shared chunks, beside which the rows' own KV stays as it was computed."""
         kv = chunks.with_private_tokens(rows)
+        model = self._executor.model
+        sources = model.layout.shape.sources
 
         def finish(views: list[LayerView]) -> tuple[list[LayerView], torch.Tensor]:
             placed = chunks.placed(watched)
-            for layer, view in zip(layers, views, strict=True):
-                view.keys[:, list(watched)] = placed[0][layer]  # a copy: it shows what was placed
-            return views, deviations(placed, kv.private(watched))[: max(layers) + 1]
+            for layer, view in zip(layers, views, strict=True):  # copies: they show what was placed
+                of_layer = [kv[sources[layer]] for kv in placed]
+                view.keys[:, list(watched)], _ = model.read_kv(layer, *of_layer)
+            off = deviations(placed, kv.private(watched))
+            return views, off[list(sources[: max(layers) + 1])]
 
         return self._probe(layers, rows, lambda positions: kv, finish)
 
@@ -262,7 +272,7 @@ class PlacedPrompt:
         self._kv = buffer = self._kv.as_buffer()
         depth, every = self._early_layers, range(len(self._prompt))
         positions = list(self._prompt.chunk_positions)
-        kv = buffer.layer(depth - 1)
+        kv = buffer.layer(self._executor.model.layout.shape.sources[depth - 1])
         placed = [t[:, positions].float() for t in kv]
 
         def piece(part: slice) -> SequenceInput:

@@ -57,6 +57,8 @@ class RowsKV(Protocol):
         """What makes a batch of such KV; KV is alike where this is the same."""
         ...
 
-    def keys(self, layer: int) -> torch.Tensor:
-        """Rotated keys by position, up to the last row's, [Hkv, N, D]; read them, no more."""
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values by position, up to the last row's, [Hkv, N, D]; to be read, no
+        more.
+        """
         ...

@@ -188,7 +188,8 @@ class FixedStep:
     def _forward(self) -> torch.Tensor:
         token_ids, positions = self._inputs
         limit = self._model.context_window
-        given = batches_inputs(self._groups, positions, limit, input_ids=token_ids[None])
+        layout = self._model.layout
+        given = batches_inputs(layout, self._groups, token_ids, positions, limit)
         logits: torch.Tensor = self._model.hf(**given).logits[0]
         return logits
 

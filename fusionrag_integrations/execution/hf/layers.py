@@ -1,12 +1,13 @@
 """Some layers of a model, run as models that share its weights. The model itself isn't changed.
 
-A model that begins in the middle is given states as embeddings, which some families scale or add
-to before their first layer. So its first layer takes them from the argument `resumed` instead.
+A model that begins in the middle is given states. They can't be given as embeddings, which some
+families scale or add to before their first layer, or read again in each layer. So it is given the
+tokens, and in the place of each layer below stands one that gives the argument `resumed`.
 """
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ class PartialModels:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._depth = len(model.base_model.layers)
-        self._kinds: list[str] = list(getattr(model.config, "layer_types", None) or ())
         self._middles: dict[tuple[int, int], Any] = {}
         self._uppers: dict[int, Any] = {}
 
@@ -42,33 +42,20 @@ class PartialModels:
     def _layers(self, first: int, last: int) -> Any:
         """The base model with only the layers [first, last)."""
         base = _shallow(self._model.base_model)
-        layers = list(base.layers[first:last])
-        if first:
-            layers[:1] = [_resumed(layers[0]) if layers else _Resumed()]
-        base.layers = torch.nn.ModuleList(layers)
-        base.config = deepcopy(base.config)
-        base.config.num_hidden_layers = len(layers)
-        if self._kinds:  # transformers looks up a layer's kind by its index in the list
-            base.config.layer_types = self._kinds[first:last] or self._kinds[-1:]
+        layers = list(base.layers[:last])
+        base.layers = torch.nn.ModuleList([*map(_skipped, layers[:first]), *layers[first:]])
         return base
 
 
-class _Resumed(torch.nn.Module):
-    """In the place of a layer, where there is none."""
+def _skipped(layer: Any) -> Any:
+    """In the place of a layer below those that run; what a model looks up of it is there."""
+    skipped = _shallow(layer)
+    skipped.forward = _resumed
+    return skipped
 
-    def forward(self, hidden_states: Any, *_: Any, resumed: torch.Tensor, **__: Any) -> Any:
-        return resumed
 
-
-def _resumed(layer: Any) -> Any:
-    """A layer that begins from given states."""
-
-    def forward(hidden_states: Any, *args: Any, resumed: torch.Tensor, **kwargs: Any) -> Any:
-        return layer.forward(resumed, *args, **kwargs)
-
-    beginning = _shallow(layer)
-    beginning.forward = forward
-    return beginning
+def _resumed(hidden_states: Any, *_: Any, resumed: torch.Tensor, **__: Any) -> torch.Tensor:
+    return resumed
 
 
 def _shallow(module: Any) -> Any:

@@ -27,6 +27,7 @@ from fusionrag_integrations.execution.hf.generation import (
     prepare_generation,
     unsupported,
 )
+from fusionrag_integrations.execution.hf.kv_layout import kv_layout
 from fusionrag_integrations.execution.hf.loading import check_fast, load_model
 from fusionrag_integrations.execution.hf.peft_adapters import adapter_state, without_wrapper
 from fusionrag_integrations.execution.hf.rotary import Rotary
@@ -56,7 +57,9 @@ class CausalModel(Forkable):
     source: the directory, GGUF file or hub name that it was loaded from; directory: where files
     that belong to it are. device, dtype: of its weights. context_window: tokens that a prompt and
     its answer may have together. global_layers: those whose attention reaches the whole prompt, not
-    only a window of it. window: how many keys the others' rows see. graph_lock: held while a CUDA
+    only a window of it. window: how many keys the others' rows see. layout: how KV is kept;
+    kv_layers, num_kv_heads, head_dim: its shape. last_written: the last layer that keeps KV of its
+    own. graph_lock: held while a CUDA
     graph is recorded, for which the device must be quiet.
     """
 
@@ -72,13 +75,8 @@ class CausalModel(Forkable):
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.context_window = context_window(model.config)
-        layers = model.base_model.layers
-        attention = layers[0].self_attn
-        self.num_layers = len(layers)
+        self.num_layers = len(model.base_model.layers)
         self.num_heads = int(model.config.num_attention_heads)
-        self.num_kv_heads = int(model.config.num_key_value_heads)
-        self.head_dim = int(attention.head_dim)
-        self._rotary = Rotary(model)
         self.window: int | None = getattr(model.config, "sliding_window", None) or None
         kinds: list[str] = list(getattr(model.config, "layer_types", None) or ()) or [
             "full_attention" if self.window is None else "sliding_attention"
@@ -95,6 +93,15 @@ class CausalModel(Forkable):
         register()
         model.set_attn_implementation(ATTENTION)
         model.eval()
+        try:
+            self.layout = kv_layout(model)
+        except Exception:
+            self.give_back()
+            raise
+        shape = self.layout.shape
+        self.kv_layers, self.num_kv_heads, self.head_dim = shape.layers, shape.heads, shape.size
+        self.last_written = shape.sources.index(shape.layers - 1)
+        self._rotary = Rotary(model, shape)
         super().__init__()
 
     def give_back(self) -> None:
@@ -111,7 +118,7 @@ class CausalModel(Forkable):
     @property
     def kv_bytes(self) -> int:
         """Of a token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * self.kv_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     @property
     def weights(self) -> str:
@@ -262,6 +269,12 @@ class CausalModel(Forkable):
     def rotation(self, positions: Sequence[int] | torch.Tensor) -> Rotation:
         """The rotation from position 0 to `positions` [T], for all layers, on `device`."""
         return self._rotary.rotation(positions)
+
+    def read_kv(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as they are kept, [Hkv, N, D], as a layer's attention reads them."""
+        return self.layout.read(self.hf.base_model.layers[layer].self_attn, keys, values)
 
     def _stops(self, config: GenerationConfig) -> StopStringCriteria | None:
         """The config's stop strings, prepared once: it takes a look at the whole vocabulary."""

@@ -1,4 +1,4 @@
-"""The model's own prefill, with the keys and values of all its layers."""
+"""The model's own prefill, with what all its layers hand to their cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from transformers.cache_utils import DynamicLayer
 
 def own_pass(
     model: PreTrainedModel, positions: torch.Tensor, **inputs: Any
-) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[Any, list[torch.Tensor | None], list[torch.Tensor | None]]:
     """Run a model, or its base model, over whole sequences.
 
-    positions: int64 [B, T]. inputs: token ids or states, and more for the model. Returns its
-    output, and keys and values by layer, [B, Hkv, T, D], of windowed layers, too, as a whole.
+    positions: int64 [B, T]. inputs: token ids, and more for the model. Returns its output, and keys
+    and values by layer, [B, H, T, *], of windowed layers, too, as a whole; None of layers that hand
+    over none.
     """
     layers = [DynamicLayer() for _ in range(model.config.num_hidden_layers)]
     output = model(

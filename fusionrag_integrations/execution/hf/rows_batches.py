@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
+from fusionrag_integrations.attention.attend import attend
 from fusionrag_integrations.attention.rows import sent
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.execution.rows_kv import RowsBatch, RowsKV
+
+ReadKV = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,24 +32,26 @@ class Group:
 class RowsBatches:
     """All groups of a pass, as one batch."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], parts: Sequence[tuple[RowsKV, slice]] = ()) -> None:
+        """parts: the KV of each sequence, and which rows of the pass are its."""
         self._groups = groups
+        self._parts = parts
 
     @classmethod
     def of(cls, kvs: Sequence[RowsKV]) -> RowsBatches:
         """Group these, whose rows stand one behind the other in the pass."""
         kinds: defaultdict[Callable[..., RowsBatch], list[tuple[RowsKV, range]]] = defaultdict(list)
-        start = 0
-        for kv in kvs:
-            kinds[kv.batch].append((kv, range(start, start + len(kv.rows))))
-            start += len(kv.rows)
+        starts = accumulate((len(kv.rows) for kv in kvs), initial=0)
+        ranges = [range(*ends) for ends in pairwise(starts)]
+        for kv, rows in zip(kvs, ranges, strict=True):
+            kinds[kv.batch].append((kv, rows))
         device = kvs[0].rows.device
-        return cls(
-            [
-                Group(batch([kv for kv, _ in alike]), _joined([rows for _, rows in alike], device))
-                for batch, alike in kinds.items()
-            ]
-        )
+        groups = [
+            Group(batch([kv for kv, _ in alike]), _joined([rows for _, rows in alike], device))
+            for batch, alike in kinds.items()
+        ]
+        slices = [slice(rows.start, rows.stop) for rows in ranges]
+        return cls(groups, list(zip(kvs, slices, strict=True)))
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put all rows' keys and values [Hkv, R, D] in their places."""
@@ -60,6 +65,17 @@ class RowsBatches:
         whole = torch.empty_like(queries)
         for group in self._groups:
             whole[:, group.rows] = group.batch.attend(layer, group.of(queries), spec)
+        return whole
+
+    def attend_to_read(
+        self, layer: int, queries: torch.Tensor, spec: AttentionSpec, read: ReadKV
+    ) -> torch.Tensor:
+        """The same where KV isn't attended to as it is, but as `read` makes it, for one sequence
+        after the other.
+        """
+        whole = torch.empty_like(queries)
+        for kv, rows in self._parts:
+            whole[:, rows] = attend(queries[:, rows], *read(*kv.layer(layer)), kv.rows, spec)
         return whole
 
 

@@ -1,8 +1,9 @@
 """A pass over rows of tokens at any positions: what transformers is given in the place of its own.
 
 What it relies on:
-- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys, so a
-  cache that writes rows at given positions makes the model compute any positions in any order;
+- every supported model calls `past_key_values.update(k, v, layer_idx)` with rotated keys (what
+  else that may be, `KVLayout` knows), so a cache that writes rows at given positions makes the
+  model compute any positions in any order;
 - attention and mask functions are looked up by one registered name, and extra keyword
   arguments of the model's forward reach the attention function, as a layer's window does.
 
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.cache_utils import KVSharingDict
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -26,6 +28,7 @@ from fusionrag_integrations.attention.rows import visible
 from fusionrag_integrations.attention.sequences import joined
 from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import UnsupportedModelError
+from fusionrag_integrations.execution.hf.kv_layout import KVLayout
 from fusionrag_integrations.execution.hf.rows_batches import RowsBatches
 from fusionrag_integrations.execution.rows_kv import RowsKV
 from fusionrag_integrations.selectors.probe import LayerView
@@ -37,7 +40,7 @@ _WITHOUT_EFFECT = frozenset(
     (
         *("position_ids", "cache_position", "use_cache", "is_causal"),
         *("output_attentions", "output_hidden_states", "return_dict"),
-        "resumed",  # for the first layer, see `hf/layers.py`
+        "resumed",  # for the first layers, see `hf/layers.py`
     )
 )
 ROWS = 512  # whose weights the formula holds
@@ -90,45 +93,54 @@ class Part:
 
 
 def pass_inputs(
+    layout: KVLayout,
     parts: Sequence[Part],
+    token_ids: torch.Tensor,
     *,
-    token_ids: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
     keys_only: bool = False,
 ) -> dict[str, Any]:
     """What makes a model run over the parts' rows, one part behind the other.
 
-    token_ids: int64 [R]; or hidden: states [R, hidden]. keys_only: of the first layer that
-    attends; the pass ends there, by `KeysWritten`.
+    token_ids: int64 [R]. hidden: states [R, hidden] from which the model's first layer goes on
+    (`hf/layers.py`). keys_only: of the first layer that attends; the pass ends there, by
+    `KeysWritten`.
     """
-    given = (
-        {"inputs_embeds": hidden[None], "resumed": hidden[None]}
-        if hidden is not None
-        else {"input_ids": token_ids[None] if token_ids is not None else None}
-    )
     kvs = [part.kv for part in parts]
-    return given | batches_inputs(
+    return batches_inputs(
+        layout,
         RowsBatches.of(kvs),
+        token_ids,
         joined([kv.rows for kv in kvs]),
         max(kv.rows.last for kv in kvs) + 1,
         captured=_captured(parts),
         keys_only=keys_only,
+        **({} if hidden is None else {"resumed": hidden[None]}),
     )
 
 
 def batches_inputs(
-    batches: RowsBatches, positions: torch.Tensor, length: int, **more: Any
+    layout: KVLayout,
+    batches: RowsBatches,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    length: int,
+    **more: Any,
 ) -> dict[str, Any]:
-    """The same, beside token ids or states, over rows that are grouped already.
+    """The same over rows that are grouped already.
 
     positions: of all rows, int64 [R]. length: no row stands at this position, or behind it. more:
-    for the attention function.
+    for layers and the attention function.
     """
+    if layout.shape.shared:
+        more["shared_kv_states"] = _NotGiven()
     return more | {
+        "input_ids": token_ids[None],
         "position_ids": positions[None],
-        "past_key_values": _PassCache(batches, length),
+        "past_key_values": _PassCache(layout, batches, length),
         "use_cache": True,
         "attention_mask": _NO_MASK,
+        "layout": layout,
         "batches": batches,
     }
 
@@ -150,6 +162,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
+    layout: KVLayout | None = None,
     batches: RowsBatches | None = None,
     captured: Sequence[tuple[Part, Capture, slice]] = (),
     keys_only: bool = False,
@@ -165,16 +178,17 @@ def _attention(
     """
     known = _known(module, kwargs)
     spec = AttentionSpec(scaling, sliding_window, softcap, s_aux)
-    if batches is None:
+    if layout is None or batches is None:
         return _whole(module, query, key, value, attention_mask, spec, known)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    queries = layout.queries(module, query[0])
     for part, capture, rows in captured:
         if layer in capture.layers:
-            keys, positions = part.kv.keys(layer), part.kv.rows.on_device
-            capture.record(layer, LayerView(query[0, :, rows], keys, positions, spec))
+            keys, _ = layout.read(module, *part.kv.layer(layout.shape.sources[layer]))
+            capture.record(layer, LayerView(queries[:, rows], keys, part.kv.rows.on_device, spec))
     if keys_only:
         raise KeysWritten
-    return batches.attend(layer, query[0], spec).transpose(0, 1)[None], None
+    return layout.attend(module, queries, batches, spec).transpose(0, 1)[None], None
 
 
 def _whole(
@@ -189,15 +203,16 @@ def _whole(
     """Transformers' SDPA attention; where that can't compute it, the family's own formula, which
     holds all weights of some rows at once.
     """
-    if spec.is_plain:
+    asked, length = query.shape[2], key.shape[2]
+    # No mask: each row sees all keys up to its own; with fewer rows than keys, they are the last.
+    if mask is None and (not spec.is_plain or 1 < asked < length):
+        asking = torch.arange(length - asked, length, device=query.device)
+        mask = visible(asking, length, None)[None, None]
+    if spec.is_plain or mask is None:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, mask, scaling=spec.scaling, **known
         )
         return output
-    if mask is None:  # as SDPA's mask says that all earlier keys are seen
-        length = key.shape[2]
-        asking = torch.arange(length - query.shape[2], length, device=query.device)
-        mask = visible(asking, length, None)[None, None]
     formula = sys.modules[type(module).__module__].eager_attention_forward
     attended = [
         formula(
@@ -234,9 +249,10 @@ def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 class _PassCache(Cache):  # type: ignore[misc]
     """Writes the new keys and values of all rows; what they attend to, the batches know."""
 
-    def __init__(self, batches: RowsBatches, length: int) -> None:
+    def __init__(self, layout: KVLayout, batches: RowsBatches, length: int) -> None:
         """length: no row stands at this position, or behind it."""
         super().__init__(layers=[])
+        self._layout = layout
         self._batches = batches
         self._length = length
 
@@ -248,8 +264,18 @@ class _PassCache(Cache):  # type: ignore[misc]
         *_: Any,
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._batches.write(layer_idx, key_states[0], value_states[0])
+        kept = self._layout.keep(key_states[0], value_states[0])
+        self._batches.write(self._layout.shape.sources[layer_idx], *kept)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._length
+
+
+class _NotGiven(KVSharingDict):  # type: ignore[misc]
+    """In the place of what layers share, for those whose layer of origin doesn't run: the attention
+    function finds it by the layout.
+    """
+
+    def __missing__(self, kind: str) -> tuple[None, None]:
+        return None, None

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from fusionrag_integrations.errors import UnsupportedModelError
+from fusionrag_integrations.execution.hf.rotary import rotary_function
 
 # Tiny models of these pass the gates (tests/test_gates.py). Others are tried (`admission.py`).
 TESTED_MODEL_TYPES = frozenset(
     (
-        *("apertus", "cohere2", "ernie4_5", "exaone4", "gemma2", "gemma3_text", "glm4", "glm4_moe"),
-        *("gpt_oss", "granite", "granitemoe", "llama", "ministral", "ministral3", "mistral"),
+        *("apertus", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma2"),
+        *("gemma3_text", "gemma4_text", "glm4", "glm4_moe", "glm4_moe_lite", "gpt_oss"),
+        *("granite", "granitemoe", "llama", "ministral", "ministral3", "mistral"),
         *("mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
         *("seed_oss", "smollm3", "starcoder2"),
     )
 )
-FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+FIXED_ROPE_TYPES = ("default", "linear", "llama3", "proportional", "yarn")
 # These change their frequencies with the length of the prompt, so stored keys stay true only
 # below the length at which they switch.
 SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
@@ -26,7 +27,6 @@ SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of a base model
 _NO_STATE = "state-space layers keep no per-token state"
 _MIXED = "it mixes attention with layers that keep no per-token state"
-_LATENT = "multi-head latent attention keeps no per-head keys to move"
 _BY_CHUNK = "chunked attention depends on where a chunk of the prompt begins"
 
 _REFUSALS = {
@@ -49,8 +49,6 @@ def refuse_unsupported(config: Any) -> None:
     """Raise `UnsupportedModelError`, naming the reason, unless this configuration is supported."""
     kind = config.model_type
     reason = _REFUSALS.get(kind)
-    if reason is None and getattr(config, "kv_lora_rank", None):
-        reason = _LATENT
     if reason is not None:
         raise UnsupportedModelError(f"Models of type {kind!r} are not supported: {reason}.")
     if not getattr(config, "rope_parameters", None):
@@ -64,7 +62,7 @@ def refuse_unsupported(config: Any) -> None:
                 f"This {kind} model has {layer_type} layers; only "
                 f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move."
             )
-    if getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "use_bidirectional_attention", False) in (True, "all"):  # or "vision"
         raise UnsupportedModelError(
             f"This {kind} model attends in both directions; take one with causal attention."
         )
@@ -85,15 +83,9 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
     layers = getattr(base, "layers", ())
     attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
     lacking = [name for name in _PARTS if getattr(base, name, None) is None]
-    lacking += [
-        f"{name} in each layer's attention"
-        for name in ("layer_idx", "head_dim")
-        if not all(hasattr(attention, name) for attention in attentions)
-    ]
-    if not all(
-        hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
-        for attention in attentions
-    ):
+    if not all(hasattr(attention, "layer_idx") for attention in attentions):
+        lacking.append("layer_idx in each layer's attention")
+    if not all(rotary_function(attention) for attention in attentions):
         lacking.append("apply_rotary_pos_emb")
     if lacking:
         raise UnsupportedModelError(
@@ -105,12 +97,6 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"This {kind} model is spread over {', '.join(devices)}, which is not supported; load "
             "it on one device."
-        )
-    sizes = sorted({int(attention.head_dim) for attention in attentions})
-    if len(sizes) > 1 or getattr(model.config, "num_kv_shared_layers", None):
-        raise UnsupportedModelError(
-            f"This {kind} model is not supported: its layers' keys are of sizes "
-            f"{' and '.join(map(str, sizes))}, or layers share the keys of others."
         )
 
 
