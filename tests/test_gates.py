@@ -290,7 +290,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def typical(a: torch.Tensor, b: torch.Tensor) -> float:
     """The distance of three quarters of the tokens: rounding can give one another expert."""
-    off, size = ((x.float()).norm(dim=(0, 1, 3)) for x in (a.float() - b.float(), b))
+    off, size = (x.float().square().sum((0, 1, 3)).sqrt() for x in (a.float() - b.float(), b))
     return float((off / size).quantile(0.75))
 
 

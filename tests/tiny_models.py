@@ -214,8 +214,9 @@ FACTORIES: dict[str, Factory] = {
 
 # One of each thing that makes a difference to a pass.
 VARIED = (
-    *("llama_gqa2", "llama3_scaling", "qwen2_window", "qwen2_yarn", "qwen3", "mistral_window"),
-    *("gemma2", "gemma3", "phi3_partial", "glm4", "gpt_oss", "mixtral", "granite", "smollm3"),
+    *("llama_gqa2", "llama3_scaling", "qwen2_window", "qwen2_yarn", "gemma2", "gemma3"),
+    *("gemma4", "gemma4_shared", "phi3_partial", "glm4", "gpt_oss", "mixtral", "granite"),
+    *("smollm3", "deepseek_v3"),
 )
 
 

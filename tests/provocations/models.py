@@ -29,7 +29,7 @@ from fusionrag_integrations.execution.hf import gguf, peft_adapters
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.steps import EAGER_STEPS, DecodeRow, DecodeSteps
 from tests.provocations.world import Provoked, Seen, World
-from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, of_text, rope
+from tests.tiny_models import COMMON, GEMMA_ROPE, build, heads, of, of_text, rope
 
 provoked = Provoked()
 
@@ -232,6 +232,24 @@ def of_layers(world: World, change: Callable[[Any], None]) -> None:
     CausalModel(hf, world.engine.model.tokenizer, "odd")
 
 
+def without_cache(hf: Any) -> None:
+    """The first layer sees its own tokens alone."""
+    attention = hf.model.layers[0].self_attn
+    forward = attention.forward
+    attention.forward = lambda *args, past_key_values, **kwargs: forward(*args, **kwargs)
+
+
+@provoked.by(
+    "This ... model is not supported: layer ... has ... heads of keys and ... of values, ..."
+)
+def odd_numbers_of_heads(world: World) -> None:
+    hf = of("llama", **heads(6, 2, head_dim=16, hidden_size=96))()
+    attention = hf.model.layers[1].self_attn
+    attention.k_proj = attention.v_proj = torch.nn.Linear(96, 3 * 16, bias=False)
+    attention.num_key_value_groups = 2
+    CausalModel(hf, None, "odd")
+
+
 @provoked.by(
     "The model at ... can't be loaded here: ... Install what is missing, or take the model with ..."
 )
@@ -264,8 +282,11 @@ provoked.each(
         "The adapter at ... can't be put into ...: ...": (
             lambda w: adapter(w, base_model_name_or_path=str(w.model_dir), peft_type="LORA")
         ),
-        "This ... model is not supported: its layers' keys are of sizes ..., or layers share ...": (
+        "This ... model is not supported: to compute a few tokens ended with ...": (
             lambda w: of_layers(w, lambda hf: setattr(hf.model.layers[1].self_attn, "head_dim", 8))
+        ),
+        "This ... model is not supported: layer ... hands no keys and values to its cache.": (
+            lambda w: of_layers(w, without_cache)
         ),
         "This ... model is spread over ..., which is not supported; load it on one device.": (
             lambda w: of_layers(w, lambda hf: hf.model.layers[1].to("meta"))
