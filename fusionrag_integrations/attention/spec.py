@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class AttentionSpec:
     def is_plain(self) -> bool:
         """Whether weights are the softmax of the scores, as PyTorch's attention has it."""
         return self.softcap is None and self.sinks is None
+
+    def on(self, device: torch.device) -> AttentionSpec:
+        """The same with its tensors on a device."""
+        return self if self.sinks is None else replace(self, sinks=self.sinks.to(device))
 
     def capped(self, scores: torch.Tensor) -> torch.Tensor:
         """Scaled scores as the softmax takes them; changes them in place."""

@@ -139,8 +139,8 @@ def _dense(executor: Executor, ids: list[int], start: int) -> tuple[torch.Tensor
         for keys, values in zip(*kv, strict=True)
         if keys is not None and values is not None
     ]
-    keys, values = (torch.cat(layers) for layers in zip(*kept, strict=True))
-    return output.logits[0], keys, values
+    keys, values = (torch.cat([one.to(device) for one in of]) for of in zip(*kept, strict=True))
+    return output.logits[0].to(device), keys, values
 
 
 def _unusable(model: CausalModel, why: str) -> UnsupportedModelError:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from fusionrag_integrations.attention.attend import attends_in_triton
 from fusionrag_integrations.attention.rows import Rows
 from fusionrag_integrations.execution.buffer import KVBuffer, SequenceKV
 from fusionrag_integrations.execution.hf.layers import PartialModels
@@ -216,11 +215,11 @@ class Executor:
     def decode(self, rows: Sequence[DecodeRow]) -> torch.Tensor:
         """One more token of each of several requests, in one pass; logits behind each, [B, V].
 
-        Changes each one's KV at its row's position. On CUDA it is a graph once a few steps of its
-        size are out (`DecodeSteps`), if Triton's kernels know the heads' size.
+        Changes each one's KV at its row's position. Where a step can be a CUDA graph, it is one
+        once a few of its size are out (`DecodeSteps`).
         """
         model = self.model
-        if attends_in_triton(model.device, model.head_dim) and not model.layout.expands:
+        if model.repeats_steps:
             return self._decode_steps(rows)
         inputs = [SequenceInput((row.token_id,), (row.position,), row.kv) for row in rows]
         going = [_Going(one, Rows.at(one.positions, model.device), None) for one in inputs]
@@ -236,12 +235,12 @@ class Executor:
     ) -> torch.Tensor:
         """The rows' states behind a base model's layers, [R, hidden]."""
         hidden: torch.Tensor = model(**self._inputs(going, keys_only)).last_hidden_state[0]
-        return hidden
+        return hidden.to(self.model.device)
 
     def _logits(self, model: Any, going: Sequence[_Going]) -> torch.Tensor:
         """All rows', [R, V]."""
         logits: torch.Tensor = model(**self._inputs(going)).logits[0]
-        return logits
+        return logits.to(self.model.device)
 
     def _inputs(self, going: Sequence[_Going], keys_only: bool = False) -> dict[str, Any]:
         states = [one.states for one in going if one.states is not None]

@@ -153,7 +153,7 @@ class FixedStep:
             if model.window is not None:
                 self._batches[-1].fix(model.window)
             groups.append(Group(self._batches[-1], slice(start, start + size)))
-        self._groups = RowsBatches(groups)
+        self._groups = RowsBatches(groups, model.device)
         self._until_graph = EAGER_STEPS  # negative: none could be made
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)

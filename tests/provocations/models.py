@@ -288,7 +288,7 @@ provoked.each(
         "This ... model is not supported: layer ... hands no keys and values to its cache.": (
             lambda w: of_layers(w, without_cache)
         ),
-        "This ... model is spread over ..., which is not supported; load it on one device.": (
+        "Weights of this ... model are offloaded to host memory or to disk between passes, ...": (
             lambda w: of_layers(w, lambda hf: hf.model.layers[1].to("meta"))
         ),
         "The generation config of ... can't be used: ...": lambda w: generate_by(

@@ -133,10 +133,12 @@ class Latent:
         return pad(queries, (0, _size(module) - queries.shape[-1]))
 
     def read(self, module: Any, keys: torch.Tensor, values: torch.Tensor) -> KV:
-        both = torch.cat([keys, values], dim=-1)[None]
+        both = torch.cat([keys, values], dim=-1)[None].to(module.kv_b_proj.weight.device)
         key, latent, _ = both.tensor_split((front := self.shape.front, front + self.latent), dim=-1)
-        made = module.expand_kv(latent, key)
-        of_keys, of_values = (pad(one[0], (0, _size(module) - one.shape[-1])) for one in made)
+        of_keys, of_values = (
+            pad(one[0], (0, _size(module) - one.shape[-1])).to(keys.device)
+            for one in module.expand_kv(latent, key)
+        )
         return of_keys, of_values
 
     def attend(

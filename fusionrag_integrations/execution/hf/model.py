@@ -18,6 +18,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from fusionrag_integrations.attention.attend import attends_in_triton
 from fusionrag_integrations.attention.rope import Rotation
 from fusionrag_integrations.errors import InvalidInputError, StoreError, UnsupportedModelError
 from fusionrag_integrations.execution.devices import torch_device, torch_dtype
@@ -142,6 +143,15 @@ class CausalModel(Forkable):
         """How many keys a row attends to at the cost of all else that is computed of it."""
         weights = sum(int(weight.numel()) for weight in self.hf.base_model.layers.parameters())
         return weights / (2 * self.num_layers * self.num_heads * self.head_dim)
+
+    @cached_property
+    def repeats_steps(self) -> bool:
+        """Whether a step of decode does the same on tensors that stay where they are, so that it
+        can be a CUDA graph: on one GPU, by kernels that know the heads' size.
+        """
+        devices = {weight.device for weight in self.hf.parameters()}
+        in_kernels = attends_in_triton(self.device, self.head_dim)
+        return in_kernels and len(devices) == 1 and not self.layout.expands
 
     @cached_property
     def kv_stream(self) -> torch.cuda.Stream | None:

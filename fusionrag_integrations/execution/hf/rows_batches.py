@@ -32,10 +32,18 @@ class Group:
 class RowsBatches:
     """All groups of a pass, as one batch."""
 
-    def __init__(self, groups: Sequence[Group], parts: Sequence[tuple[RowsKV, slice]] = ()) -> None:
-        """parts: the KV of each sequence, and which rows of the pass are its."""
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        device: torch.device,
+        parts: Sequence[tuple[RowsKV, slice]] = (),
+    ) -> None:
+        """device: where the KV is. parts: that of each sequence, and which rows of the pass are
+        its.
+        """
         self._groups = groups
         self._parts = parts
+        self.device = device
 
     @classmethod
     def of(cls, kvs: Sequence[RowsKV]) -> RowsBatches:
@@ -51,7 +59,7 @@ class RowsBatches:
             for batch, alike in kinds.items()
         ]
         slices = [slice(rows.start, rows.stop) for rows in ranges]
-        return cls(groups, list(zip(kvs, slices, strict=True)))
+        return cls(groups, device, list(zip(kvs, slices, strict=True)))
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put all rows' keys and values [Hkv, R, D] in their places."""

@@ -181,14 +181,17 @@ def _attention(
     if layout is None or batches is None:
         return _whole(module, query, key, value, attention_mask, spec, known)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    queries = layout.queries(module, query[0])
+    # KV is on one device, whichever the layer is on: rows are few beside the keys that they see.
+    queries = layout.queries(module, query[0]).to(batches.device)
+    spec = spec.on(batches.device)
     for part, capture, rows in captured:
         if layer in capture.layers:
             keys, _ = layout.read(module, *part.kv.layer(layout.shape.sources[layer]))
             capture.record(layer, LayerView(queries[:, rows], keys, part.kv.rows.on_device, spec))
     if keys_only:
         raise KeysWritten
-    return layout.attend(module, queries, batches, spec).transpose(0, 1)[None], None
+    attended = layout.attend(module, queries, batches, spec)
+    return attended.transpose(0, 1)[None].to(query.device), None
 
 
 def _whole(
@@ -264,8 +267,9 @@ class _PassCache(Cache):  # type: ignore[misc]
         *_: Any,
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        kept = self._layout.keep(key_states[0], value_states[0])
-        self._batches.write(self._layout.shape.sources[layer_idx], *kept)
+        keys, values = self._layout.keep(key_states[0], value_states[0])
+        layer, device = self._layout.shape.sources[layer_idx], self._batches.device
+        self._batches.write(layer, keys.to(device), values.to(device))
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

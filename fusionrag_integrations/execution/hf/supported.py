@@ -92,11 +92,10 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
             f"Models of type {kind!r} are not supported: they aren't made of layers as Llama is. "
             f"They have no {', no '.join(lacking)}."
         )
-    devices = sorted({str(weight.device) for weight in model.parameters()})
-    if len(devices) > 1:
+    if any(weight.is_meta for weight in model.parameters()):
         raise UnsupportedModelError(
-            f"This {kind} model is spread over {', '.join(devices)}, which is not supported; load "
-            "it on one device."
+            f"Weights of this {kind} model are offloaded to host memory or to disk between passes, "
+            "which is not supported. Load it on devices that hold all of it together."
         )
 
 
