@@ -22,6 +22,7 @@ FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # These change their frequencies with the length of the prompt, so stored keys stay true only
 # below the length at which they switch.
 SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
+MOST = 1 << 20  # tokens, where no limit is known: frameworks are told a number
 SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of a base model
 _NO_STATE = "state-space layers keep no per-token state"
@@ -115,8 +116,8 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """One dictionary of RoPE parameters, or one per layer type."""
-    parameters = config.rope_parameters
+    """One dictionary of RoPE parameters, or one per layer type; none without RoPE."""
+    parameters = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in parameters:
         return [parameters]
     return [p for p in parameters.values() if p is not None]
@@ -131,11 +132,15 @@ def has_plain_rope(config: Any) -> bool:
     return _rope_types(config) == {"default"}
 
 
-def context_window(config: Any) -> int:
-    """Tokens that a prompt and its answer may have together."""
-    limit = int(config.max_position_embeddings)
+def context_window(config: Any, tokenizer: Any) -> int:
+    """Tokens that a prompt and its answer may have together.
+
+    A model that has a state instead of positions may read any number; then its tokenizer says.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = int(positions or min(getattr(tokenizer, "model_max_length", MOST), MOST))
     for parameters in _rope_parameters(config):
-        if parameters["rope_type"] in SWITCHING_ROPE_TYPES:
+        if parameters.get("rope_type") in SWITCHING_ROPE_TYPES:
             switch = parameters.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
