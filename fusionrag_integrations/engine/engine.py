@@ -12,19 +12,16 @@ from fusionrag_integrations.check import CheckReport, check_store
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.engine.answering import Answering
 from fusionrag_integrations.engine.facts import EngineFacts
-from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts
+from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts, model_class
 from fusionrag_integrations.execution.executor import Executor
-from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.ingest.pipeline import Ingest, IngestReport
-from fusionrag_integrations.serving.full_attention import FullAttention
 from fusionrag_integrations.serving.passes import Limits
-from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.serving_loop import ServingLoop
 from fusionrag_integrations.store.calibration import Calibration
 from fusionrag_integrations.store.deletion import delete_documents
-from fusionrag_integrations.store.for_model import kept_kv, no_kv
+from fusionrag_integrations.store.for_model import no_kv
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.metrics import StoreMetrics
@@ -63,21 +60,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
             parts.separator_ids,
             self._check_usable,
         )
-        self.pipeline = (
-            Pipeline(
-                parts.executor,
-                parts.store.catalog,
-                parts.kv,
-                parts.prefix_ids,
-                parts.store.corrections,
-                parts.calibration,
-                parts.break_even,
-                on_hot=self._ingest.fuse_adhoc,
-                start_bytes=parts.start_bytes,
-            )
-            if isinstance(parts.executor, Executor)
-            else FullAttention(parts.executor, parts.store.catalog, parts.kv)
-        )
+        self.pipeline = parts.steps(self._ingest.fuse_adhoc)
         self.serving = ServingLoop(
             self.pipeline, self.store.path, Limits.on(self.model, parts.request_bytes)
         )
@@ -120,7 +103,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
         """
-        model = _kind(store, kv).load(model_name_or_path, device, dtype, gguf_file)
+        model = model_class(Path(store), kv).load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -156,7 +139,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         that act in it. It stays on its device and as it is quantised; its attention becomes this
         package's (see `CausalModel`), unless this raises or no KV is kept.
         """
-        loaded = _kind(store, kv).of(model, tokenizer)
+        loaded = model_class(Path(store), kv).of(model, tokenizer)
         with ExitStack() as unless_opened:
             unless_opened.callback(loaded.give_back)
             engine = cls.open(
@@ -301,8 +284,3 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """
         self._check_usable()
         return check_store(self, questions, estimate, self._ingest.until_closed(progress))
-
-
-def _kind(store: str | Path, kv: KeptKV | None) -> type[PlainModel]:
-    """What a model is loaded as, for a store that keeps KV or for one that doesn't."""
-    return PlainModel if kept_kv(Path(store), kv) == "none" else CausalModel

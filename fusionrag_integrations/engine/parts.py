@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.embedding import as_embedder
 from fusionrag_integrations.documents.keys import salt_id
@@ -21,6 +22,9 @@ from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.execution.own_attention import OwnExecutor
 from fusionrag_integrations.execution.placement import to_resident
 from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
+from fusionrag_integrations.serving.full_attention import FullAttention
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.steps import RequestSteps
 from fusionrag_integrations.store.calibration import (
     Calibration,
     first_break_even,
@@ -123,10 +127,31 @@ class EngineParts(Closable):
             opened.pop_all()
         return parts
 
+    def steps(self, on_hot: Callable[[ChunkRecord], None]) -> RequestSteps:
+        """The steps of requests. on_hot: called with ad-hoc chunks that are used often."""
+        if not isinstance(self.executor, Executor):
+            return FullAttention(self.executor, self.store.catalog, self.kv)
+        return Pipeline(
+            self.executor,
+            self.store.catalog,
+            self.kv,
+            self.prefix_ids,
+            self.store.corrections,
+            self.calibration,
+            self.break_even,
+            on_hot=on_hot,
+            start_bytes=self.start_bytes,
+        )
+
     def close(self) -> None:
         """Release the memory of the tiers, and the store. May be called again."""
         self.kv.close()
         self.store.close()
+
+
+def model_class(store: Path, kv: KeptKV | None) -> type[PlainModel]:
+    """What a model is loaded as, for the store at a path. Raises as `kept_kv` does."""
+    return PlainModel if kept_kv(store, kv) == "none" else CausalModel
 
 
 def _runner(

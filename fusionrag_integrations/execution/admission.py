@@ -19,7 +19,7 @@ from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.own_pass import own_pass
 from fusionrag_integrations.execution.hf.rows_pass import ViewCapture
-from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
+from fusionrag_integrations.execution.hf.supported import IN_FULL, TESTED_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ TOKENS = 24  # and as many beyond the window of a type that isn't tested
 FAR = 311  # where they stand, too
 LAST = 12  # whose logits are compared
 SMALLEST = 1e-6
-INSTEAD = "Give a model of a type that is tested, or use this one without the package."
+INSTEAD = f"Give a model of a type that is tested. {IN_FULL}"
 MOST = 0.75  # of the tokens of a model with experts, which are chosen by rounded scores
 
 
@@ -108,7 +108,7 @@ def _check_windows(model: CausalModel, seen: ViewCapture) -> None:
             raise _unusable(
                 model,
                 f"the attention of layer {layer} is told of a window of {view.window} tokens, "
-                f"where its configuration says {window}. Give a model without windows.",
+                f"where its configuration says {window}. {INSTEAD}",
             )
 
 

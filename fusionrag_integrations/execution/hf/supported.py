@@ -24,23 +24,34 @@ FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 SWITCHING_ROPE_TYPES = ("dynamic", "longrope")
 MOST = 1 << 20  # tokens, where no limit is known: frameworks are told a number
 SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
+# What is said of a model that is refused, since any can be used so.
+IN_FULL = "Give kv='none' to use it all the same: no KV is kept, and prompts are computed in full."
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of a base model
 _NO_STATE = "state-space layers keep no per-token state"
 _MIXED = "it mixes attention with layers that keep no per-token state"
 _LATENT = "multi-head latent attention keeps no per-head keys to move"
+_RECURRENT = "its layers keep one state of all that came before, not keys of each token"
 _BY_CHUNK = "chunked attention depends on where a chunk of the prompt begins"
 
 _REFUSALS = {
+    "bailing_hybrid": _MIXED,
     "bamba": _MIXED,
     "falcon_h1": _MIXED,
     "falcon_mamba": _NO_STATE,
     "granitemoehybrid": _MIXED,
     "jamba": _MIXED,
+    "kimi_linear": _MIXED,
     "llama4": _BY_CHUNK,
     "llama4_text": _BY_CHUNK,
     "mamba": _NO_STATE,
     "mamba2": _NO_STATE,
+    "minimax": _MIXED,
+    "nemotron_h": _MIXED,
+    "olmo_hybrid": _MIXED,
     "qwen3_next": _MIXED,
+    "recurrent_gemma": _MIXED,
+    "rwkv": _RECURRENT,
+    "xlstm": _RECURRENT,
     "zamba": _MIXED,
     "zamba2": _MIXED,
 }
@@ -53,17 +64,20 @@ def refuse_unsupported(config: Any) -> None:
     if reason is None and getattr(config, "kv_lora_rank", None):
         reason = _LATENT
     if reason is not None:
-        raise UnsupportedModelError(f"Models of type {kind!r} are not supported: {reason}.")
+        raise UnsupportedModelError(
+            f"Models of type {kind!r} are not supported: {reason}. {IN_FULL}"
+        )
     if not getattr(config, "rope_parameters", None):
         raise UnsupportedModelError(
             f"Models of type {kind!r} are not supported: their configuration has no "
-            "rope_parameters, by which keys could be moved."
+            f"rope_parameters, by which keys could be moved. {IN_FULL}"
         )
     for layer_type in sorted(set(getattr(config, "layer_types", None) or ())):
         if layer_type not in SUPPORTED_LAYER_TYPES:
             raise UnsupportedModelError(
                 f"This {kind} model has {layer_type} layers; only "
-                f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move."
+                f"{' and '.join(SUPPORTED_LAYER_TYPES)} layers keep per-token keys that can move. "
+                f"{IN_FULL}"
             )
     if getattr(config, "use_bidirectional_attention", False):
         raise UnsupportedModelError(
@@ -73,7 +87,7 @@ def refuse_unsupported(config: Any) -> None:
         if rope_type not in FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES:
             raise UnsupportedModelError(
                 f"RoPE scaling {rope_type!r} is not supported; supported are "
-                f"{', '.join(FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES)}."
+                f"{', '.join(FIXED_ROPE_TYPES + SWITCHING_ROPE_TYPES)}. {IN_FULL}"
             )
 
 
@@ -99,7 +113,7 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
     if lacking:
         raise UnsupportedModelError(
             f"Models of type {kind!r} are not supported: they aren't made of layers as Llama is. "
-            f"They have no {', no '.join(lacking)}."
+            f"They have no {', no '.join(lacking)}. {IN_FULL}"
         )
     devices = sorted({str(weight.device) for weight in model.parameters()})
     if len(devices) > 1:
@@ -111,7 +125,7 @@ def refuse_other_structure(model: PreTrainedModel) -> None:
     if len(sizes) > 1 or getattr(model.config, "num_kv_shared_layers", None):
         raise UnsupportedModelError(
             f"This {kind} model is not supported: its layers' keys are of sizes "
-            f"{' and '.join(map(str, sizes))}, or layers share the keys of others."
+            f"{' and '.join(map(str, sizes))}, or layers share the keys of others. {IN_FULL}"
         )
 
 
@@ -137,7 +151,8 @@ def context_window(config: Any, tokenizer: Any) -> int:
 
     A model that has a state instead of positions may read any number; then its tokenizer says.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    positions = next(filter(None, known), None)
     limit = int(positions or min(getattr(tokenizer, "model_max_length", MOST), MOST))
     for parameters in _rope_parameters(config):
         if parameters.get("rope_type") in SWITCHING_ROPE_TYPES:
