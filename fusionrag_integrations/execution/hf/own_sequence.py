@@ -16,9 +16,10 @@ from fusionrag_integrations.execution.hf.generation import own_inputs
 
 
 class OwnSequence:
-    """One sequence, whose tokens are appended in order: first a prompt as a whole, then one by one.
+    """One sequence: first a prompt is appended as a whole, then token after token.
 
-    A prompt isn't cut: layers with a state begin anew wherever they are given several tokens.
+    A prompt isn't cut: many layers with a state go on from it by one token only, and begin anew
+    where they are given several.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -35,13 +36,14 @@ class OwnSequence:
         stop = start + len(token_ids)
         if self._given is not None and stop == self._ids.shape[1]:
             return self._logits
-        given, self._given = self._given, None  # a call that fails leaves the cache half written
+        given = self._given if len(token_ids) == 1 else None
+        self._given = None  # a call that fails leaves the cache half written
         self._ids = torch.cat([self._ids[:, :start], self._ids.new_tensor([list(token_ids)])], 1)
         if given is None:
             given = own_inputs(self._model, self._ids)
             asked: dict[str, int] = {"is_first_iteration": True}
         else:
-            asked = {"next_sequence_length": stop - start}
+            asked = {"next_sequence_length": 1}
         inputs = self._model.prepare_inputs_for_generation(self._ids, **asked, **given)
         output = self._model(**inputs, return_dict=True)
         self._logits = output.logits[:, -1]
