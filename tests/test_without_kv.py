@@ -25,6 +25,7 @@ from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever, FusionRAGLLM
 from fusionrag_integrations.llama_index import FusionRAGLLM as LlamaIndexLLM
+from fusionrag_integrations.store.kv.local import LocalKVFiles
 from tests.conftest import town
 from tests.server.conftest import running
 from tests.tiny_models import WITHOUT_KV, build, build_without_kv
@@ -114,7 +115,7 @@ def test_a_pass_that_fails_for_one_changes_no_answer(
     def failing(model: Any, *args: Any, **given: Any) -> Any:
         output = forward(model, *args, **given)
         calls.append(len(calls))
-        if len(calls) in (7, 10):  # of one request and of the other, while both decode
+        if len(calls) in (8, 14):  # of the second request, then of the first, while both decode
             raise RuntimeError("out of something")
         return output
 
@@ -190,8 +191,14 @@ def test_what_needs_kv_says_that_there_is_none(engine: FusionEngine) -> None:
     for ask in (engine.check, lambda: engine.load(prompt(0)), lambda: engine.executor):
         with pytest.raises(InvalidInputError, match=r"keeps no KV \(kv='none'\): .* nothing to ch"):
             ask()
+
+
+def test_nothing_is_read_ahead(engine: FusionEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(LocalKVFiles, "open", lambda files, key: opened.append(key))
     engine.prefetch(hit.handle for hit in engine.store.search("the fox", 2))
-    assert engine.metrics().host.records == 0
+    engine.answer(prompt(0), GREEDY)
+    assert opened == []
 
 
 def run(*arguments: object) -> Result:
