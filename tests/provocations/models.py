@@ -293,7 +293,7 @@ provoked.each(
             w, LlamaConfig(**COMMON, **heads(4, 2)).to_dict()
         ),
         "Models of type ... are not supported: ...": lambda w: load(w, MambaConfig().to_dict()),
-        "This ... model has ... layers; only ... layers keep per-token keys that can move.": (
+        "This ... model has ... layers; only ... layers keep per-token keys that can move. ...": (
             lambda w: load(
                 w,
                 Qwen2Config(
