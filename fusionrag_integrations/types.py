@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fusionrag_integrations.serving.settings import AnswerSettings, KVSource
     from fusionrag_integrations.serving.usage import TTFTBreakdown, Usage
     from fusionrag_integrations.store.calibration import Calibration
-    from fusionrag_integrations.store.kv.types import ChunkKV, KVFormat, LayeredKV
+    from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 
 _MODULE_OF = {
     **dict.fromkeys(("ChunkRecord", "ContextTrace", "EncodedChunk"), "documents.chunk_record"),
@@ -44,7 +44,7 @@ _MODULE_OF = {
     **dict.fromkeys(("AnswerSettings", "KVSource"), "serving.settings"),
     **dict.fromkeys(("TTFTBreakdown", "Usage"), "serving.usage"),
     "Calibration": "store.calibration",
-    **dict.fromkeys(("ChunkKV", "KVFormat", "LayeredKV"), "store.kv.types"),
+    **dict.fromkeys(("ChunkKV", "KeptKV", "KVFormat", "LayeredKV"), "store.kv.types"),
 }
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "KVHandle",
     "KVKind",
     "KVSource",
+    "KeptKV",
     "LayerView",
     "LayeredKV",
     "LoadedPrompt",

@@ -1,10 +1,12 @@
 """Every type of causal language model in transformers, tiny and random.
 
 It is refused, or answers as under full attention when everything is recomputed: no wrong answer.
+One that is refused answers without KV as it generates by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -17,6 +19,9 @@ from fusionrag_integrations.errors import UnsupportedModelError
 from fusionrag_integrations.execution.admission import check_movable
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
+from fusionrag_integrations.execution.own_attention import OwnExecutor, OwnInput, OwnPrefill
+from fusionrag_integrations.execution.work import complete
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, isolated, prompt_of_chunks, warm
 from tests.tiny_models import COMMON, heads
@@ -48,6 +53,22 @@ def tiny(kind: str, **more: Any) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
+def check_in_full(hf: Any, token_ids: Sequence[int]) -> None:
+    """Compare a few tokens with `generate`, where the model can generate at all."""
+    ids, asked = torch.tensor([token_ids]), {"max_new_tokens": 4, "eos_token_id": None}
+    try:
+        said = hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **asked)
+    except Exception:  # noqa: BLE001 sizes that don't fit each other, with errors of any kind
+        return
+    executor = OwnExecutor(PlainModel(hf, None, hf.config.model_type))
+    prefill = complete(executor, OwnPrefill(executor.model, token_ids))
+    logits, tokens = prefill.logits, []
+    for at in range(len(token_ids), len(token_ids) + 4):
+        tokens.append(int(logits.argmax()))
+        (logits,) = executor.run([OwnInput(tokens[-1:], at, prefill.sequence)])
+    assert tokens == said[0, len(token_ids) :].tolist()
+
+
 @pytest.mark.parametrize("kind", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 def test_no_type_gives_a_wrong_answer(kind: str) -> None:
     for window in (400, 40):  # more and less than the prompt
@@ -59,6 +80,7 @@ def test_no_type_gives_a_wrong_answer(kind: str) -> None:
             model = CausalModel(hf, None, kind)
             check_movable(Executor(model))
         except UnsupportedModelError:
+            check_in_full(own, prompt.token_ids)
             return
         kvs = [isolated(model, ids) for ids in CHUNKS]
         logits, *_ = warm(model, prompt, kvs, prompt.chunk_positions)

@@ -78,11 +78,11 @@ def test_context_ends_where_scaling_would_switch() -> None:
             "original_max_position_embeddings": 128,
         },
     )
-    assert context_window(longrope) == 128
+    assert context_window(longrope, None) == 128
     yarn = LlamaConfig(
         **COMMON, **heads(4, 2), **rope("yarn", factor=8.0, original_max_position_embeddings=64)
     )
-    assert context_window(yarn) == 512
+    assert context_window(yarn, None) == 512
 
 
 def test_loading_nothing_says_what_is_needed(tmp_path: Path) -> None:

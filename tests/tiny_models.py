@@ -231,6 +231,53 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return model.to(dtype).eval()
 
 
+_HYBRID = {**heads(4, 2), "intermediate_size": 96}
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 32}
+_FEW_EXPERTS = {"num_experts_per_tok": 2, "shared_intermediate_size": 48}
+# Types whose KV can't be reused: with a state instead of keys, with both, positions that are added.
+WITHOUT_KV: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 32},
+    "falcon_mamba": {"state_size": 8},
+    "jamba": {
+        **_HYBRID,
+        **{"num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
+    },
+    "bamba": {**_HYBRID, **_MAMBA2, "attn_layer_indices": [1]},
+    "qwen3_next": {
+        **_HYBRID,
+        **{"head_dim": 16, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4},
+        **{"shared_expert_intermediate_size": 48},
+        **{"layer_types": ["linear_attention", "full_attention"]},
+        **EXPERTS,
+    },
+    "granitemoehybrid": {
+        **_HYBRID,
+        **_MAMBA2,
+        **_FEW_EXPERTS,
+        **{"num_local_experts": 4, "layer_types": ["mamba", "attention"]},
+    },
+    "lfm2": {**_HYBRID, "layer_types": ["conv", "full_attention"]},
+    "rwkv": {"context_length": 1024},
+    "gpt2": {"num_attention_heads": 4, "n_positions": 1024},
+}
+
+
+def build_without_kv(kind: str, tokenizer: Any) -> PreTrainedModel:
+    """A model of such a type with weights from a fixed seed, for this tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{"hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.2},
+        **WITHOUT_KV[kind],
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 VISION = {
     **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
     **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},

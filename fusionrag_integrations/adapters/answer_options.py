@@ -46,7 +46,10 @@ class AnswerOptions(Component, Closable):
         repr=False,
         description="The server's key for you; by default the variable FUSIONRAG_API_KEY.",
     )
-    kv: KVSource = Field(default="fused", description="fused, isolated, or none: full attention.")
+    kv: KVSource | None = Field(
+        default=None,
+        description="fused, isolated, or none: full attention. By default fused, if KV is kept.",
+    )
     selector: str = Field(
         default="fusionrag", description="How the tokens to recompute are chosen."
     )
@@ -87,17 +90,24 @@ class AnswerOptions(Component, Closable):
         llm: LangChain's `HuggingFacePipeline`, for a chat `ChatHuggingFace` over one, too; or
         LlamaIndex's `HuggingFaceLLM`. Its model is shared, not loaded again. embedding: as for
         `FusionEngine.from_model`, which opens the store; close it by `engine.close()` of what is
-        returned. settings: fields of this class, instead of what `llm` has.
+        returned. settings: fields of this class, instead of what `llm` has; with kv="none" a new
+        store keeps no KV, so that any model can be used.
 
         Raises `InvalidInputError` for another object and for settings that have no counterpart
         here, and whatever `FusionEngine.from_model` raises.
         """
         from fusionrag_integrations.engine import FusionEngine
+        from fusionrag_integrations.store.opening import is_store
 
         held = cls._held_by(llm)
+        full = settings.get("kv") == "none" and not is_store(Path(store))
         with ExitStack() as unless_made:
             engine = FusionEngine.from_model(
-                held.model, held.tokenizer, store=store, embedding=embedding
+                held.model,
+                held.tokenizer,
+                store=store,
+                embedding=embedding,
+                kv="none" if full else None,
             )
             unless_made.callback(engine.close)
             made = cls(engine=engine, **{**held.settings, **settings})

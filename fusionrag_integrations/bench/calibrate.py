@@ -60,12 +60,12 @@ def calibrate(
     def measure(done: int, calibrations: Iterable[Calibration]) -> list[Trial]:
         return _measure(engine, prompts, calibrations, lambda count: progress(done + count, total))
 
-    layers = range(engine.model.num_layers)
+    layers = range(engine.executor.model.num_layers)
     single = measure(0, [Calibration(layers=(layer,)) for layer in layers])
     ranked = sorted(single, key=lambda trial: -mean(trial.scores))
     best = [trial.calibration.layers[0] for trial in ranked[:MOST_LAYERS]]
     sets = [tuple(sorted(best[:count])) for count in range(1, len(best) + 1)]
-    sets += [middle_layers(engine.model), tuple(layers)]
+    sets += [middle_layers(engine.executor.model), tuple(layers)]
     options = product(dict.fromkeys(sets), (False, True), EXPONENTS)
     together = measure(len(prompts), [Calibration(*option) for option in options])
     progress(total, total)

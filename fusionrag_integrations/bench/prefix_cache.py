@@ -46,7 +46,7 @@ class PrefixCache:
         watch.lap("prefill")
         step = executor.appender(buffer, len(ids))
         chooser = TokenChooser(generation, model.device)
-        output = PartialAnswer(chooser, TextStream(model.tokenizer, ()), buffer)
+        output = PartialAnswer(chooser, TextStream(model.tokenizer, ()))
         output.add_token(logits)
         watch.lap("first_token")
         while output.finish_reason is None:

@@ -64,8 +64,9 @@ def alike_placed(runs: Iterable[AnswerSettings]) -> list[list[AnswerSettings]]:
     """Settings that reuse chunks' KV, in groups that place the same."""
     groups: dict[tuple[str, bool], list[AnswerSettings]] = {}
     for run in runs:
-        if run.kv in get_args(KVKind):
-            groups.setdefault((run.kv, run.corrected), []).append(run)
+        kv = run.kv or "fused"
+        if kv in get_args(KVKind):
+            groups.setdefault((kv, run.corrected), []).append(run)
     return list(groups.values())
 
 

@@ -21,7 +21,6 @@ from fusionrag_integrations.execution.fidelity import (
     ReusedPrompt,
     answer_fully,
 )
-from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors import make_selector
 from fusionrag_integrations.serving.answer import Answer
@@ -48,9 +47,6 @@ EVERYTHING = replace(PLAIN_REUSE, selector="all", ratio=1.0)
 
 class Checkable(Protocol):
     """What a check uses of an engine."""
-
-    @property
-    def model(self) -> CausalModel: ...
 
     @property
     def executor(self) -> Executor: ...
@@ -101,7 +97,7 @@ def measure(engine: Checkable, question: StoreQuestion, recompute_everything: bo
     """Ask one question in every way. Raises `StoreError` where its chunks have no KV."""
     reused = _Reused(engine, question)
     full = reused.full
-    pieces = text_pieces(engine.model.tokenizer, full.token_ids)
+    pieces = text_pieces(engine.executor.model.tokenizer, full.token_ids)
     counts = counted_tokens(pieces, question.question)
     outcomes = tuple(
         Outcome(

@@ -50,9 +50,9 @@ def check_store(
     if estimate is not None:
         info = engine.store.catalog.info
         estimated = estimate_ingest(
-            engine.model, estimate, info.chunk_tokens, info.kv_format, progress
+            engine.executor.model, estimate, info.chunk_tokens, info.kv_format, progress
         )
-    asked = store_questions(engine.model, engine.store, questions, MAX_TOKENS)
+    asked = store_questions(engine.executor.model, engine.store, questions, MAX_TOKENS)
     step = ceil(len(asked) / TIMED)
     speedups(engine, asked[0], 0)  # warm-up: loads and compiles, which isn't timed
     measured: list[Measured] = []
@@ -71,12 +71,12 @@ def check_store(
     deviation = max(one.deviation for one in measured if one.deviation is not None)
     # With stale KV it is 0.1 to 0.5 without recomputing, and 1e-3 to 1e-2 with 95% recomputed,
     # where only float32 can tell it from rounding.
-    exact = deviation <= engine.model.rounding
+    exact = deviation <= engine.executor.model.rounding
     prompt_tokens = round(median(one.prompt_tokens for one in measured))
     without_kv = len(frozenset[str]().union(*(one.without_kv for one in measured)))
     return CheckReport(
-        model=engine.model.name,
-        facts=ModelFacts.of(engine.model),
+        model=engine.executor.model.name,
+        facts=ModelFacts.of(engine.executor.model),
         exact=exact,
         deviation=deviation,
         rows=rows,
@@ -117,7 +117,7 @@ def _row(
     worth = loss > LEAST_LOSS * len(plain)
     bounds = ratio_interval(*losses) if worth else None
     return CheckRow(
-        kv=way.kv,
+        kv=way.kv or "fused",
         ratio=way.ratio,
         equal=fmean(equal),
         equal_interval=interval(equal),

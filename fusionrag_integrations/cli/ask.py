@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--kv",
     type=click.Choice(["fused", "isolated", "none"]),
-    default="fused",
-    show_default=True,
-    help="Which stored KV to use; 'none' is full attention.",
+    help="Which stored KV to use; 'none' is full attention.  [default: fused, if KV is stored]",
 )
 @click.option("--max-tokens", type=count(), default=256, show_default=True, help="Longest answer.")
 @click.option(

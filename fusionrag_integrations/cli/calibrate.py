@@ -66,7 +66,7 @@ def calibrate(
             engine, prompts, lambda done, total: progress("calibrate", done, total)
         )
         tokens, speed = measure_break_even(
-            engine.model, found, lambda done, total: progress("speed", done, total)
+            engine.executor.model, found, lambda done, total: progress("speed", done, total)
         )
         device = device_name(engine.model.device)
     measured |= {"dataset": suite.name, "seed": seed, "speed": {device: speed}}

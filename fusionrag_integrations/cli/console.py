@@ -85,6 +85,7 @@ def open_engine(
     salt: str = "",
     chunk_tokens: int | None = None,
     kv_format: Any = None,
+    kv: Any = None,
 ) -> FusionEngine:
     from fusionrag_integrations.engine import FusionEngine
 
@@ -96,6 +97,7 @@ def open_engine(
             chunk_tokens=chunk_tokens,
             kv_format=kv_format,
             salt=salt,
+            kv=kv,
         )
     return closed_later(engine)
 

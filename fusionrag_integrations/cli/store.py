@@ -28,7 +28,7 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.numbers import count
 from fusionrag_integrations.store.kv.local import LocalKVFiles
-from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 
 if TYPE_CHECKING:
     from fusionrag_integrations.store.catalog import Catalog
@@ -52,6 +52,12 @@ PASSED_OVER_SHOWN = 5
     help="How KV is kept, for a new store.  [default: the model's dtype]",
 )
 @click.option(
+    "--kv",
+    type=click.Choice(get_args(KeptKV)),
+    help="For a new store: 'none' keeps no KV, and each prompt is answered by the model's own full "
+    "attention; so any model can be used.  [default: fused]",
+)
+@click.option(
     "--update", is_flag=True, help="Also delete the store's documents that are not in PATHS."
 )
 @json_option
@@ -63,6 +69,7 @@ def index(
     salt: str,
     chunk_tokens: int | None,
     kv_format: Any,
+    kv: Any,
     update: bool,
     as_json: bool,
 ) -> None:
@@ -81,7 +88,7 @@ def index(
 
     passed_over: list[Path] = []
     documents = list(read_documents(paths, passed_over.append))
-    engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format)
+    engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format, kv)
     with bars() as progress:
         report = engine.ingest(documents, delete_others=update, progress=progress)
     if as_json:

@@ -13,6 +13,7 @@ from fusionrag_integrations.serving.loading import LoadedPrompt
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.serving_loop import ServingLoop
 from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.steps import RequestSteps
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from fusionrag_integrations.support.inputs import checked
 
@@ -21,8 +22,13 @@ class Answering:
     """The part of an engine that answers prompts, and expects them."""
 
     kv: TieredKV
-    pipeline: Pipeline
+    pipeline: RequestSteps
     serving: ServingLoop
+
+    @property
+    def keeps_kv(self) -> bool:
+        """Whether the store keeps KV; otherwise (`kv="none"`) each prompt is computed in full."""
+        return isinstance(self.pipeline, Pipeline)
 
     def _check_usable(self) -> None:
         raise NotImplementedError
@@ -89,6 +95,8 @@ class Answering:
         handles: in the prompt's order, as far as it is known: its first chunk is used isolated.
         """
         self._check_usable()
+        if not self.keeps_kv:
+            return
         given = list(handles)
         first = [handle.isolated_key for handle in given[:1]]
         rest = [handle.fused_key or handle.isolated_key for handle in given]

@@ -12,19 +12,20 @@ from fusionrag_integrations.check import CheckReport, check_store
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.engine.answering import Answering
 from fusionrag_integrations.engine.facts import EngineFacts
-from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, EngineParts, model_class
+from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
 from fusionrag_integrations.ingest.pipeline import Ingest, IngestReport
 from fusionrag_integrations.serving.passes import Limits
-from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.serving_loop import ServingLoop
 from fusionrag_integrations.store.calibration import Calibration
 from fusionrag_integrations.store.deletion import delete_documents
+from fusionrag_integrations.store.for_model import no_kv
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.metrics import StoreMetrics
-from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.progress import Progress
@@ -45,7 +46,6 @@ class FusionEngine(EngineFacts, Answering, Closable):
 
     def __init__(self, parts: EngineParts, *, owns_parts: bool = True) -> None:
         """owns_parts: whether closing this closes them. `from_pretrained` and `open` open them."""
-        self.executor = parts.executor
         self.model = parts.executor.model
         self.store = parts.store
         self.kv = parts.kv
@@ -60,17 +60,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
             parts.separator_ids,
             self._check_usable,
         )
-        self.pipeline = Pipeline(
-            parts.executor,
-            parts.store.catalog,
-            parts.kv,
-            parts.prefix_ids,
-            parts.store.corrections,
-            parts.calibration,
-            parts.break_even,
-            on_hot=self._ingest.fuse_adhoc,
-            start_bytes=parts.start_bytes,
-        )
+        self.pipeline = parts.steps(self._ingest.fuse_adhoc)
         self.serving = ServingLoop(
             self.pipeline, self.store.path, Limits.on(self.model, parts.request_bytes)
         )
@@ -93,6 +83,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         gguf_file: str | None = None,
         index: VectorIndex | None = None,
         kv_files: KVFiles | None = None,
+        kv: KeptKV | None = None,
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is created where there is none.
 
@@ -105,12 +96,14 @@ class FusionEngine(EngineFacts, Answering, Closable):
         every key depends on; the same one is needed each time. budgets: bytes of KV, by where it is
         and what for. gguf_file: the name of a GGUF file in the directory or hub repository. index,
         kv_files: used instead of the vector index and the KV files in the directory; the caller
-        closes them.
+        closes them. kv: "none" computes and keeps no KV: each prompt is answered by the model's own
+        full attention, so that any model can be used, also one whose KV can't be reused; fixed when
+        the store is created (default "fused").
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
         """
-        model = CausalModel.load(model_name_or_path, device, dtype, gguf_file)
+        model = model_class(Path(store), kv).load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -138,14 +131,15 @@ class FusionEngine(EngineFacts, Answering, Closable):
         budgets: Budgets = DEFAULT_BUDGETS,
         index: VectorIndex | None = None,
         kv_files: KVFiles | None = None,
+        kv: KeptKV | None = None,
     ) -> FusionEngine:
         """Like `from_pretrained`, with a model of transformers that is loaded already.
 
         model: a `PreTrainedModel`, or peft's `PeftModel` around one; KV belongs to the adapters
         that act in it. It stays on its device and as it is quantised; its attention becomes this
-        package's (see `CausalModel.of`), unless this raises.
+        package's (see `CausalModel`), unless this raises or no KV is kept.
         """
-        loaded = CausalModel.of(model, tokenizer)
+        loaded = model_class(Path(store), kv).of(model, tokenizer)
         with ExitStack() as unless_opened:
             unless_opened.callback(loaded.give_back)
             engine = cls.open(
@@ -166,7 +160,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
     @checked(leave=("index", "kv_files"))
     def open(
         cls,
-        model: CausalModel,
+        model: PlainModel,
         store: str | Path,
         *,
         embedding: object | None = None,
@@ -177,7 +171,10 @@ class FusionEngine(EngineFacts, Answering, Closable):
         index: VectorIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> FusionEngine:
-        """Like `from_pretrained`, with a model that is loaded already."""
+        """Like `from_pretrained`, with a model that is loaded already.
+
+        model: a `CausalModel`; or a `PlainModel`, for a store that keeps no KV.
+        """
         parts = EngineParts.open(
             model,
             Path(store),
@@ -193,6 +190,13 @@ class FusionEngine(EngineFacts, Answering, Closable):
             engine = cls(unless_made.enter_context(parts))
             unless_made.pop_all()
             return engine
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the model over KV. Raises `InvalidInputError` where the store keeps none."""
+        if not isinstance(self._parts.executor, Executor):
+            raise no_kv(self.store.path)
+        return self._parts.executor
 
     @checked()
     def calibrated(self, calibration: Calibration | None) -> FusionEngine:
@@ -276,7 +280,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
 
         Asks at most `questions`, made from the store's chunks, and changes nothing. estimate:
         documents whose ingest into such a store is to be estimated. Raises `InvalidInputError` for
-        a store without chunks.
+        a store without chunks, or without KV.
         """
         self._check_usable()
         return check_store(self, questions, estimate, self._ingest.until_closed(progress))

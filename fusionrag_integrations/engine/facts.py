@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.prompt import encode_text, supports_tools
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.inputs import checked
@@ -13,7 +13,7 @@ from fusionrag_integrations.support.inputs import checked
 class EngineFacts:
     """The part of an engine that says what it is."""
 
-    model: CausalModel
+    model: PlainModel
     store: Store
 
     @property

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.embedding import as_embedder
 from fusionrag_integrations.documents.keys import salt_id
+from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.admission import check_movable
 from fusionrag_integrations.execution.devices import device_name, free_bytes
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
+from fusionrag_integrations.execution.own_attention import OwnExecutor
 from fusionrag_integrations.execution.placement import to_resident
 from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
+from fusionrag_integrations.serving.full_attention import FullAttention
+from fusionrag_integrations.serving.pipeline import Pipeline
+from fusionrag_integrations.serving.steps import RequestSteps
 from fusionrag_integrations.store.calibration import (
     Calibration,
     first_break_even,
     first_calibration,
 )
-from fusionrag_integrations.store.for_model import open_or_create
+from fusionrag_integrations.store.corrections import Correction
+from fusionrag_integrations.store.for_model import kept_kv, open_or_create
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
 from fusionrag_integrations.store.kv.record_store import format_of
-from fusionrag_integrations.store.kv.tiered_kv import TieredKV
-from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.kv.tiered_kv import MoveToDevice, TieredKV
+from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
@@ -43,12 +52,13 @@ DEFAULT_BUDGETS = Budgets()
 class EngineParts(Closable):
     """A model and its store, and what follows from both.
 
-    prefix_ids: token ids before every chunk at ingest. separator_ids: between a chunk and its
-    neighbours. break_even: reuse pays for prompts of this many tokens; 0 if it wasn't measured.
-    start_bytes: of KV of prompts' starts that is kept. request_bytes: of that of requests at work.
+    executor: an `OwnExecutor` where the store keeps no KV. prefix_ids: token ids before every chunk
+    at ingest. separator_ids: between a chunk and its neighbours. break_even: reuse pays for prompts
+    of this many tokens; 0 if it wasn't measured. start_bytes: of KV of prompts' starts that is
+    kept. request_bytes: of that of requests at work.
     """
 
-    executor: Executor
+    executor: Executor | OwnExecutor
     store: Store
     kv: TieredKV
     prefix_ids: tuple[int, ...]
@@ -61,7 +71,7 @@ class EngineParts(Closable):
     @classmethod
     def open(
         cls,
-        model: CausalModel,
+        model: PlainModel,
         path: Path,
         *,
         embedding: object | None,
@@ -73,6 +83,11 @@ class EngineParts(Closable):
         kv_files: KVFiles | None,
     ) -> Self:
         """Open the store at `path`, or create it. See `FusionEngine.from_pretrained`."""
+        kept = kept_kv(path, None if isinstance(model, CausalModel) else "none")
+        if kept == "none" and kv_format is not None:
+            raise InvalidInputError(
+                f"kv_format is {kv_format!r}, and kv='none' keeps no KV; leave one of them out."
+            )
         tokenizer = model.tokenizer
         signature = model.signature(ingest_surroundings(tokenizer))
         chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
@@ -84,19 +99,18 @@ class EngineParts(Closable):
             chunk_tokens=chunker.chunk_tokens,
             kv_format=kv_format or format_of(model.dtype),
             salt_id=salt_id(salt),
+            kv=kept,
         )
-        executor = Executor(model)
+        executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:
             store = open_or_create(
                 *(path, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
-                before=partial(check_movable, executor),
+                before=try_reuse,
             )
             opened.enter_context(store)
             beside_weights = (model.directory / CALIBRATION_FILE).resolve()  # the hub's has links
             measured = [store.path / CALIBRATION_FILE, beside_weights]
-            kv = TieredKV(
-                store.path, store.records, budgets, model.device, partial(to_resident, model)
-            )
+            kv = TieredKV(store.path, store.records, budgets, model.device, to_device)
             parts = cls(
                 executor=executor,
                 store=store,
@@ -113,10 +127,49 @@ class EngineParts(Closable):
             opened.pop_all()
         return parts
 
+    def steps(self, on_hot: Callable[[ChunkRecord], None]) -> RequestSteps:
+        """The steps of requests. on_hot: called with ad-hoc chunks that are used often."""
+        if not isinstance(self.executor, Executor):
+            return FullAttention(self.executor, self.store.catalog, self.kv)
+        return Pipeline(
+            self.executor,
+            self.store.catalog,
+            self.kv,
+            self.prefix_ids,
+            self.store.corrections,
+            self.calibration,
+            self.break_even,
+            on_hot=on_hot,
+            start_bytes=self.start_bytes,
+        )
+
     def close(self) -> None:
         """Release the memory of the tiers, and the store. May be called again."""
         self.kv.close()
         self.store.close()
+
+
+def model_class(store: Path, kv: KeptKV | None) -> type[PlainModel]:
+    """What a model is loaded as, for the store at a path. Raises as `kept_kv` does."""
+    return PlainModel if kept_kv(store, kv) == "none" else CausalModel
+
+
+def _runner(
+    model: PlainModel, kept: KeptKV
+) -> tuple[Executor | OwnExecutor, Callable[[], None], MoveToDevice]:
+    """What runs a model, the trial before a store is made for it, and how its KV is moved."""
+    if isinstance(model, CausalModel) and kept != "none":
+        executor = Executor(model)
+        return executor, partial(check_movable, executor), partial(to_resident, model)
+    return OwnExecutor(model), _nothing_to_try, _nothing_to_move
+
+
+def _nothing_to_try() -> None:
+    pass
+
+
+def _nothing_to_move(kv: LayeredKV, correction: Correction | None) -> ChunkKV:
+    raise RuntimeError("A store that keeps no KV was asked for some.")
 
 
 def _encoded(tokenizer: Any, text: str) -> tuple[int, ...]:

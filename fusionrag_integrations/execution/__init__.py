@@ -11,6 +11,7 @@ known_start.py KV of what a prompt begins with, computed for another
 chunk_kv.py    a chunk's isolated and fused KV
 work.py        what is to be computed of one sequence, in as many passes as it takes
 dense.py       full attention: the model's own prefill, in pieces
+own_attention.py  full attention by the model's own cache, of any kind, to the answer's end
 recompute.py   `PlacedPrompt`: probed by a selector, then recomputed; `PrefillOutput`
 observed.py    what a pass computes in the place of placed KV
 staleness.py   how far placed KV is off, seen so

@@ -19,7 +19,7 @@ from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.hf.model import ROUNDING, CausalModel
 from fusionrag_integrations.execution.hf.own_pass import own_pass
 from fusionrag_integrations.execution.hf.rows_pass import ViewCapture
-from fusionrag_integrations.execution.hf.supported import TESTED_MODEL_TYPES
+from fusionrag_integrations.execution.hf.supported import IN_FULL, TESTED_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ TEXTS = 3  # of random tokens
 FAR = 311  # where they stand, too
 LAST = 12  # whose logits are compared
 SMALLEST = 1e-6
-INSTEAD = "Give a model of a type that is tested, or use this one without the package."
+INSTEAD = f"Give a model of a type that is tested. {IN_FULL}"
 # Of the tokens: experts are chosen by rounded scores, and in half precision one may be far off.
 MOST = 0.75
 
@@ -124,7 +124,7 @@ def _check_windows(model: CausalModel, seen: ViewCapture) -> None:
             raise _unusable(
                 model,
                 f"the attention of layer {layer} is told of a window of {view.window} tokens, "
-                f"where its configuration says {window}. Give a model without windows.",
+                f"where its configuration says {window}. {INSTEAD}",
             )
 
 

@@ -9,13 +9,29 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from fusionrag_integrations.execution.executor import DenseInput, Executor, SequenceInput
+from fusionrag_integrations.execution.executor import DenseInput, SequenceInput
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
+from fusionrag_integrations.execution.own_attention import OwnInput
 
 Output = TypeVar("Output", covariant=True)
+Input = SequenceInput | DenseInput | OwnInput
+
+
+class Runner(Protocol):
+    """What runs passes: an `Executor`, or an `OwnExecutor` where no KV is kept."""
+
+    @property
+    def model(self) -> PlainModel:
+        """The model that runs."""
+        ...
+
+    def run(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        """One pass. inputs: of the kinds that it knows, as its works take them."""
+        ...
 
 
 class Work(Protocol[Output]):
@@ -26,7 +42,7 @@ class Work(Protocol[Output]):
         """How many rows no pass has taken."""
         ...
 
-    def take(self, most: int) -> Sequence[SequenceInput | DenseInput]:
+    def take(self, most: int) -> Sequence[Input]:
         """The next rows, about `most` of them, for a pass; at least one."""
         ...
 
@@ -122,7 +138,7 @@ class WorkNeeded(BaseException):
         self.work = work
 
 
-def complete(executor: Executor, work: Work[Output]) -> Output:
+def complete(executor: Runner, work: Work[Output]) -> Output:
     """Compute it now, in a pass of its own."""
     if work.left:
         work.give(executor.run(work.take(work.left)))

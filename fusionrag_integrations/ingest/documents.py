@@ -12,7 +12,7 @@ from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.keys import isolated_key, metadata_json
 from fusionrag_integrations.documents.types import Chunk, Document, DocumentKey
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.store import Store
@@ -26,7 +26,7 @@ class DocumentUpdates:
     """Brings a store's documents up to date."""
 
     def __init__(
-        self, model: CausalModel, store: Store, prefix_tokens: int, progress: Progress
+        self, model: PlainModel, store: Store, prefix_tokens: int, progress: Progress
     ) -> None:
         """prefix_tokens: how many the ingest prefix has."""
         self._model = model

@@ -24,6 +24,7 @@ from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.own_attention import OwnExecutor
 from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
 from fusionrag_integrations.ingest.corrections import measure_corrections
 from fusionrag_integrations.ingest.documents import DocumentUpdates
@@ -62,15 +63,16 @@ class Ingest:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Executor | OwnExecutor,
         store: Store,
         kv: TieredKV,
         prefix_ids: tuple[int, ...],
         separator_ids: tuple[int, ...],
         check_usable: Callable[[], object],
     ) -> None:
-        """prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours.
+        """executor: one that keeps no KV computes none, and documents are indexed alone.
 
+        prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours.
         check_usable: raises if the engine was closed, so that an ingest in progress ends.
         """
         self._executor = executor
@@ -96,9 +98,12 @@ class Ingest:
 
     def fuse_adhoc(self, record: ChunkRecord) -> None:
         """Fuse an ad-hoc chunk, unless the store is being changed."""
+        if not isinstance(self._executor, Executor):
+            return
         try:
             with self._store.writing():
-                prefill = self._prefill(DEFAULT_NEIGHBOURS, self.until_closed(None))
+                progress = self.until_closed(None)
+                prefill = self._prefill(self._executor, DEFAULT_NEIGHBOURS, progress)
                 prefill.fuse_adhoc(record)
         except StoreError as error:  # also if the engine is being closed
             logger.info("An ad-hoc chunk stays isolated for now: %s", error)
@@ -122,7 +127,6 @@ class Ingest:
     ) -> IngestReport:
         started = perf_counter()
         changes, catalog = self._store.changes, self._store.catalog
-        prefill = self._prefill(policy, progress)
         model, before = self._executor.model, len(self._prefix_ids)
         with changes.begin(self._collect):
             updated = DocumentUpdates(model, self._store, before, progress).update(documents)
@@ -131,12 +135,8 @@ class Ingest:
                 others = set(catalog.documents.all()) - updated.keys()
                 deleted = changes.delete(sorted(others))
             changes.embed_missing(progress)
-            isolated = prefill.prefill_missing()
-            fused = prefill.fuse_missing()
-            measure_corrections(self._executor, self._store, self._kv, progress)
+            isolated, fused, without_room = self._compute_kv(policy, progress)
             self._collect()
-        if prefill.full:
-            logger.warning("The disk's budget is full: some chunks' KV was not kept.")
         counts = Counter(updated.values())
         return IngestReport(
             documents_new=counts["new"],
@@ -147,12 +147,26 @@ class Ingest:
             isolated_computed=isolated,
             fused_computed=fused,
             seconds=perf_counter() - started,
-            without_room=prefill.without_kv() if prefill.full else 0,
+            without_room=without_room,
         )
 
-    def _prefill(self, policy: NeighbourPolicy, progress: Progress) -> ChunkPrefill:
+    def _compute_kv(self, policy: NeighbourPolicy, progress: Progress) -> tuple[int, int, int]:
+        """Of how many chunks isolated and fused KV was computed, and how many found no room."""
+        if not isinstance(self._executor, Executor):
+            return 0, 0, 0
+        prefill = self._prefill(self._executor, policy, progress)
+        isolated = prefill.prefill_missing()
+        fused = prefill.fuse_missing()
+        measure_corrections(self._executor, self._store, self._kv, progress)
+        if prefill.full:
+            logger.warning("The disk's budget is full: some chunks' KV was not kept.")
+        return isolated, fused, prefill.without_kv() if prefill.full else 0
+
+    def _prefill(
+        self, executor: Executor, policy: NeighbourPolicy, progress: Progress
+    ) -> ChunkPrefill:
         return ChunkPrefill(
-            self._executor,
+            executor,
             self._store,
             self._kv,
             self._prefix_ids,

@@ -3,6 +3,7 @@
 settings.py      `AnswerSettings`: what a caller can choose
 request.py       `Request`: what is known of one prompt on its way to an answer
 pipeline.py      `Pipeline`: the steps of a request, in their order
+full_attention.py  the same where no KV is kept; steps.py: what both have in common
 preparation.py   prompt -> tokens, with the chunks in them whose KV is known
 scheduler.py     `Scheduler`: requests that share passes of the model
 passes.py        which rows of which requests the next pass computes

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.answer import Answer
 from fusionrag_integrations.serving.passes import Limits
-from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.request import Request
 from fusionrag_integrations.serving.scheduler import Scheduler, Step
 from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.steps import RequestSteps
 
 
 class AtOnce:
@@ -37,7 +37,7 @@ class AtOnce:
         """All have ended."""
 
 
-def answer_alone(pipeline: Pipeline, prompt: Prompt, settings: AnswerSettings) -> Answer:
+def answer_alone(pipeline: RequestSteps, prompt: Prompt, settings: AnswerSettings) -> Answer:
     """Answer a prompt. Raises as `FusionEngine.answer` does."""
     limits = Limits.on(pipeline.executor.model)
     scheduler = Scheduler(pipeline, limits, AtOnce())

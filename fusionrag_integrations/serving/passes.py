@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from fusionrag_integrations.execution.executor import DenseInput, SequenceInput
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
+from fusionrag_integrations.execution.work import Input
 from fusionrag_integrations.serving.request import Request, Stage
 
 LEAST = 64  # what a long prompt's rows may cost, whatever overtakes it: fewer cost a CPU as much
@@ -37,7 +37,7 @@ class Limits:
     keys_of_a_row: float = inf
 
     @classmethod
-    def on(cls, model: CausalModel, kv_bytes: float = inf) -> Limits:
+    def on(cls, model: PlainModel, kv_bytes: float = inf) -> Limits:
         """For a model where it is: more rows than these hardly make a pass more efficient there.
 
         A GPU computes a prompt under full attention quickest at once.
@@ -63,7 +63,7 @@ class Share:
     request: Request
     rows: int
 
-    def take(self) -> Sequence[SequenceInput | DenseInput]:
+    def take(self) -> Sequence[Input]:
         """What the pass computes for it."""
         if not self.rows or self.request.work is None:
             return [self.request.decode_input]

@@ -14,49 +14,37 @@ Capture, select and recompute need passes of the model. What they want computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any
-
-import torch
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
-from fusionrag_integrations.documents.keys import isolated_key
-from fusionrag_integrations.documents.types import Chunk
-from fusionrag_integrations.errors import StoreClosedError
 from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.chunk_kv import prefill_prefix
 from fusionrag_integrations.execution.dense import DensePrefill
-from fusionrag_integrations.execution.executor import Executor
+from fusionrag_integrations.execution.executor import Executor, SequenceInput
 from fusionrag_integrations.execution.placement import place
 from fusionrag_integrations.execution.recompute import PlacedPrompt
 from fusionrag_integrations.execution.work import WorkNeeded
-from fusionrag_integrations.prompt import EncodedPrompt, encode_chunk
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.selectors import make_selector
-from fusionrag_integrations.serving.adhoc import AdHocChunks
 from fusionrag_integrations.serving.answer import Reuse
-from fusionrag_integrations.serving.known_chunks import KnownChunks
-from fusionrag_integrations.serving.known_starts import KnownStarts
 from fusionrag_integrations.serving.loading import ChunkLoading, LoadedPrompt
-from fusionrag_integrations.serving.preparation import Preparation
 from fusionrag_integrations.serving.request import Request, Stage
 from fusionrag_integrations.serving.settings import AnswerSettings
-from fusionrag_integrations.serving.timing import Stopwatch
+from fusionrag_integrations.serving.steps import RequestSteps
 from fusionrag_integrations.serving.usage import Usage
 from fusionrag_integrations.store.calibration import Calibration
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.corrections import Corrections
 from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV
-from fusionrag_integrations.support.threads import Closable
 
 
-class Pipeline(Closable):
-    """The steps of requests over the chunks of one store.
+class Pipeline(RequestSteps):
+    """The steps of requests over the chunks of one store."""
 
-    What requests share is safe to use from several threads; all else is in the `Request`.
-    """
+    executor: Executor
 
     def __init__(
         self,
@@ -75,57 +63,14 @@ class Pipeline(Closable):
         on_hot: called, in the background, with ad-hoc chunks that are used often. start_bytes: of
         KV of prompts' starts, which is kept for others that begin the same.
         """
-        self.executor = executor
-        self._catalog = catalog
-        self._kv = kv
+        super().__init__(
+            executor, catalog, kv, break_even=break_even, on_hot=on_hot, start_bytes=start_bytes
+        )
         self._prefix_ids = prefix_ids
         self._calibration = calibration
-        self.adhoc = AdHocChunks(catalog, kv, self._record, on_hot)
-        chunks = KnownChunks(catalog, self.adhoc, self._record)
-        self.starts = KnownStarts(start_bytes)
-        self._preparation = Preparation(
-            executor.model, chunks, self.starts, lambda: catalog.revision, break_even
-        )
         self.loading = ChunkLoading(
             executor, kv, corrections, lambda: self._prefix, len(prefix_ids)
         )
-        self._closed = False
-
-    def close(self) -> None:
-        """Wait until ad-hoc chunks are stored. Requests in progress fail at their next step."""
-        self._closed = True
-        self.starts.clear()
-        self.adhoc.close()
-
-    def check_open(self) -> None:
-        """Raises `StoreClosedError` once this or the catalog is closed."""
-        self._catalog.check_open()
-        if self._closed:
-            raise StoreClosedError.of(self._catalog.store)
-
-    def request(self, prompt: Prompt, settings: AnswerSettings) -> Request:
-        """A request, before its first step."""
-        watch = Stopwatch(self.executor.model.device)
-        return Request(prompt, settings, self._kv.lease(), watch)
-
-    def advance(self, request: Request) -> None:
-        """Go on from placing KV to decoding, as far as that takes no pass of the model.
-
-        Where it takes one, `work` has rows left.
-        """
-        steps = {
-            Stage.CAPTURE: self.capture,
-            Stage.PLACE: self.place,
-            Stage.SELECT: self.select,
-            Stage.RECOMPUTE: self.recompute,
-        }
-        while request.stage in steps and not (request.work and request.work.left):
-            steps[request.stage](request)
-
-    def prepare(self, request: Request) -> None:
-        """Render, match and tokenize the prompt, and decide whether KV is reused."""
-        self._preparation.prepare(request)
-        request.stage = Stage.RECOMPUTE if request.dense else Stage.READ
 
     def reads_at_once(self, request: Request) -> bool:
         """Whether `read` waits for no disk, nor for anything else."""
@@ -201,44 +146,36 @@ class Pipeline(Closable):
             request.usage = request.reuse.usage(request.loaded, request.placed.token_layers, layers)
             request.full_reason = request.full_reason or request.reuse.why_all()
         self._keep_start(request, prefill.kv)
-        request.begin_output(prefill, self._tokenizer)
+        request.kv = prefill.kv
+        append = partial(_appended, prefill.kv)
+        request.begin_output(prefill.logits.device, append, self._tokenizer)
         request.release_loaded()
         self.decode(request, prefill.logits[0])
-
-    def decode(self, request: Request, logits: torch.Tensor) -> None:
-        """The next token, of logits [V]; text that is certain now goes to the reader."""
-        first = not request.output.token_ids
-        piece = request.output.add_token(logits)
-        if first:
-            request.watch.lap("first_token")
-        request.pieces.put(piece)
-        if request.output.finish_reason:
-            self._keep_whole(request)
-            request.finish(self._catalog.kv.neighbour_chunks)
-
-    def take_in(self, request: Request, outputs: Sequence[torch.Tensor]) -> None:
-        """Go on after a pass. outputs: what it has made of the request's inputs."""
-        if request.work is None:
-            self.decode(request, outputs[0][0])
-            return
-        request.work.give(outputs)
-        self.advance(request)
 
     def settle(self, request: Request) -> None:
         """Wait until all KV that a pass would read is there. Raises where some can't be read."""
         if request.stage in (Stage.SELECT, Stage.RECOMPUTE) and not request.dense:
             request.placed.wait()
 
-    def encode(self, prompt: Prompt, settings: AnswerSettings) -> EncodedPrompt:
-        """A prompt's tokens, as in a request."""
-        return self._preparation.encode(prompt, settings)
-
     def load_prompt(self, prompt: Prompt, settings: AnswerSettings) -> LoadedPrompt:
         """A prompt with its KV, as in a request."""
         self.check_open()
+        settings = self._settled(settings)
         assembled = self._preparation.assemble(prompt, settings)
         with self._kv.lease() as lease:
             return self.loading.load(assembled, settings, lease, complete=True)
+
+    @property
+    def _steps_between(self) -> Mapping[Stage, Callable[[Request], None]]:
+        return {
+            Stage.CAPTURE: self.capture,
+            Stage.PLACE: self.place,
+            Stage.SELECT: self.select,
+            Stage.RECOMPUTE: self.recompute,
+        }
+
+    def _settled(self, settings: AnswerSettings) -> AnswerSettings:
+        return replace(settings, kv="fused") if settings.kv is None else settings
 
     def _keep_start(self, request: Request, kv: SequenceKV) -> None:
         """Keep what stands before the first chunk: nothing that stored KV changes."""
@@ -249,9 +186,9 @@ class Pipeline(Closable):
             start = ids[: request.exact]
             self.starts.keep_exact(start, request.settings, kv.copy_out)
 
-    def _keep_whole(self, request: Request) -> None:
+    def _keep_answered(self, request: Request) -> None:
         """Keep a prompt with its answer, for what goes on from there."""
-        ids, settings, kv = request.computed_ids, request.settings, request.output.kv
+        ids, settings, kv = request.computed_ids, request.settings, request.kv
         asked = len(request.encoded.token_ids)
         if request.settings.kv == "none":
             return
@@ -260,15 +197,10 @@ class Pipeline(Closable):
         elif not isinstance(request.prompt, str):  # a string is no conversation
             self.starts.keep_conversation(ids, asked, settings, request.revision, kv)
 
-    def _record(self, chunk: Chunk) -> ChunkRecord:
-        encoded = encode_chunk(self._tokenizer, chunk)
-        signature = self._catalog.info.record_signature
-        return ChunkRecord(encoded, isolated_key(encoded.token_ids, signature, chunk.scope))
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self.executor.model.tokenizer
-
     @cached_property
     def _prefix(self) -> ChunkKV:
         return prefill_prefix(self.executor, self._prefix_ids)
+
+
+def _appended(kv: SequenceKV, token_id: int, position: int) -> SequenceInput:
+    return SequenceInput((token_id,), (position,), kv, last=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fusionrag_integrations.errors import PromptTooLongError
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.prompt import EncodedPrompt, assemble, encode_rendered
 from fusionrag_integrations.prompt.assembled import AssembledPrompt, TextMatch
 from fusionrag_integrations.prompt.messages import Prompt
@@ -23,20 +23,22 @@ class Preparation:
 
     def __init__(
         self,
-        model: CausalModel,
+        model: PlainModel,
         chunks: KnownChunks,
         starts: KnownStarts,
         revision: Callable[[], int],
         break_even: int,
+        why_full: str,
     ) -> None:
         """revision: gives the store's. break_even: fewer new tokens are computed in full, unless
-        settings say not.
+        settings say not. why_full: why KV isn't reused where that is settled.
         """
         self._model = model
         self._chunks = chunks
         self._starts = starts
         self._revision = revision
         self._break_even = break_even
+        self._why_full = why_full
 
     def prepare(self, request: Request) -> None:
         """Render, match and tokenize the prompt, and decide whether KV is reused."""
@@ -51,7 +53,7 @@ class Preparation:
         self._fit(request)
         watch.lap("encode", wait=False)
         if not reuses:
-            request.dense, request.full_reason = True, "the settings ask for it (kv='none')."
+            request.dense, request.full_reason = True, self._why_full
             return
         self._assemble(request, matches)
         watch.lap("match", wait=False)

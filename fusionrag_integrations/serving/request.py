@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
@@ -10,11 +11,10 @@ import torch
 
 from fusionrag_integrations.execution.buffer import SequenceKV
 from fusionrag_integrations.execution.decoding import FinishReason, TokenChooser
-from fusionrag_integrations.execution.executor import SequenceInput
 from fusionrag_integrations.execution.hf.generation import Generation
 from fusionrag_integrations.execution.known_start import NOTHING_KNOWN, KnownStart
-from fusionrag_integrations.execution.recompute import PlacedPrompt, PrefillOutput
-from fusionrag_integrations.execution.work import Work
+from fusionrag_integrations.execution.recompute import PlacedPrompt
+from fusionrag_integrations.execution.work import Input, Work
 from fusionrag_integrations.prompt import EncodedPrompt
 from fusionrag_integrations.prompt.assembled import AssembledPrompt
 from fusionrag_integrations.prompt.messages import Prompt
@@ -44,10 +44,9 @@ class Stage(Enum):
 
 
 class PartialAnswer:
-    """An answer while it is decoded. kv: of the prompt and of what was decoded."""
+    """An answer while it is decoded."""
 
-    def __init__(self, chooser: TokenChooser, text: TextStream, kv: SequenceKV) -> None:
-        self.kv = kv
+    def __init__(self, chooser: TokenChooser, text: TextStream) -> None:
         self._chooser = chooser
         self._text = text
         self._pieces: list[str] = []
@@ -122,6 +121,10 @@ class Request:
     selection: TokenSelection = field(init=False)
 
     # recompute. exact: of so many tokens KV is as under full attention. reuse: None under it.
+    # append: what a pass computes to append a token at a position. kv: to which that is written,
+    # where an engine keeps KV.
+    append: Callable[[int, int], Input] = field(init=False)
+    kv: SequenceKV = field(init=False)
     exact: int = 0
     usage: Usage = field(init=False)
     reuse: Reuse | None = None
@@ -145,20 +148,26 @@ class Request:
         """Tokens that the prompt and its answer may have."""
         return len(self.encoded.token_ids) + self.settings.max_tokens
 
-    def begin_output(self, prefill: PrefillOutput, tokenizer: Any) -> None:
-        """Go on to decoding, once the prompt is computed."""
+    def begin_output(
+        self, device: torch.device, append: Callable[[int, int], Input], tokenizer: Any
+    ) -> None:
+        """Go on to decoding, once the prompt is computed. device: of its logits."""
         shown = CALL_TOKENS if self.settings.tools else ()
-        chooser = TokenChooser(self.generation, prefill.logits.device, self.settings.seed)
+        chooser = TokenChooser(self.generation, device, self.settings.seed)
         text = TextStream(tokenizer, self.settings.stop, shown)
-        self.output = PartialAnswer(chooser, text, prefill.kv)
+        self.output, self.append = PartialAnswer(chooser, text), append
         self.stage = Stage.DECODE
 
     @property
-    def decode_input(self) -> SequenceInput:
-        """What a pass computes to know the next token."""
+    def last_token(self) -> tuple[int, int]:
+        """The token that the answer ends with so far, and its position."""
         tokens = self.output.token_ids
-        position = len(self.encoded.token_ids) + len(tokens) - 1
-        return SequenceInput(tokens[-1:], (position,), self.output.kv, last=1)
+        return tokens[-1], len(self.encoded.token_ids) + len(tokens) - 1
+
+    @property
+    def decode_input(self) -> Input:
+        """What a pass computes to know the next token."""
+        return self.append(*self.last_token)
 
     def finish(self, neighbours: NeighbourLookup) -> None:
         """Make the answer, after its last token. neighbours: for the answer's trace."""
@@ -193,7 +202,7 @@ class Request:
         self.work, self.known = None, NOTHING_KNOWN
         self.lease.release()
         self.release_loaded()
-        _delete(self, "assembled", "generation", "output")
+        _delete(self, "assembled", "generation", "output", "append", "kv")
         self.pieces.end(error)  # whoever has read to the end finds all released
 
 

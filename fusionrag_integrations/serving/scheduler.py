@@ -16,8 +16,8 @@ from typing import Protocol
 
 from fusionrag_integrations.errors import KVRecordError
 from fusionrag_integrations.serving.passes import Limits, Share, plan
-from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.request import Request, Stage
+from fusionrag_integrations.serving.steps import RequestSteps
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Scheduler:
     is let in before one that came earlier and found no room.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits, background: Background) -> None:
+    def __init__(self, pipeline: RequestSteps, limits: Limits, background: Background) -> None:
         self.limits = limits
         self._pipeline = pipeline
         self._executor = pipeline.executor

@@ -12,10 +12,10 @@ from fusionrag_integrations.errors import StoreClosedError
 from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.answer import Answer, AnswerStream
 from fusionrag_integrations.serving.passes import Limits
-from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.request import Request
 from fusionrag_integrations.serving.scheduler import Scheduler, Step
 from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.serving.steps import RequestSteps
 from fusionrag_integrations.support.forks import Forkable
 from fusionrag_integrations.support.threads import Closable, Threads
 
@@ -29,7 +29,7 @@ class ServingLoop(Forkable, Closable):
     and none of the parent's requests.
     """
 
-    def __init__(self, pipeline: Pipeline, store: Path, limits: Limits) -> None:
+    def __init__(self, pipeline: RequestSteps, store: Path, limits: Limits) -> None:
         """store: whose threads they are, for messages."""
         self._pipeline = pipeline
         self._store = store

@@ -25,7 +25,8 @@ class AnswerSettings:
     """How to answer: which KV, which tokens to recompute, and how to generate.
 
     kv: "fused" (isolated where there is no valid fused KV), "isolated", or "none", which is full
-    attention by the model's own dense prefill. corrected: whether KV is adapted to its context in
+    attention by the model's own dense prefill; None is "fused", or "none" of an engine that keeps
+    no KV. corrected: whether KV is adapted to its context in
     the prompt: the first chunk is used isolated, the correction that ingest measured is added to
     the others, and the deviation that recomputed tokens show is applied to tokens near them; False
     uses KV as it is stored. selector, ratio: which of the chunk tokens are recomputed, and how
@@ -45,7 +46,7 @@ class AnswerSettings:
     begins and ends turns as the template does. Chunks in it are text either way.
     """
 
-    kv: KVSource = "fused"
+    kv: KVSource | None = None
     corrected: bool = True
     selector: str = "fusionrag"
     ratio: float = 0.15

@@ -9,9 +9,45 @@ from pathlib import Path
 from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError, StoreNotFoundError
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
-from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
+from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
+
+
+def kept_kv(path: Path, asked: KeptKV | None) -> KeptKV:
+    """What the store at a path keeps; where there is none, what was asked for, by default KV.
+
+    Raises `StoreMismatchError` for a store that keeps something else, and as `Store.open` does.
+    """
+    try:
+        with open_catalog(path) as catalog:
+            kept = catalog.info.kv
+    except StoreNotFoundError:
+        return asked or "fused"
+    if asked not in (None, kept):
+        what, instead = (
+            ("without KV (kv='none')", "To answer by full attention, leave kv out.")
+            if kept == "none"
+            else (
+                "with KV",
+                "To answer by full attention over it, leave kv out and ask with "
+                "AnswerSettings(kv='none').",
+            )
+        )
+        raise StoreMismatchError(
+            f"The store at {path} was made {what}, and kv is {asked!r}. {instead} For kv={asked!r} "
+            "index the documents into a new store."
+        )
+    return kept
+
+
+def no_kv(path: Path) -> InvalidInputError:
+    """The error where something needs the KV of a store that keeps none."""
+    return InvalidInputError(
+        f"The store at {path} keeps no KV (kv='none'): its answers are the model's own full "
+        "attention, so there is nothing to check, calibrate or measure."
+    )
 
 
 def open_or_create(

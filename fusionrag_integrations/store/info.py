@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusionrag_integrations.documents.keys import record_signature
-from fusionrag_integrations.store.kv.types import KVFormat
+from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 from fusionrag_integrations.support.inputs import check_fields
 
 
@@ -16,7 +16,7 @@ class StoreInfo:
     model_source: the directory or hub name that the model was loaded from. kv_format: of KV
     records. salt_id: a hash of the store's salt, which is never stored itself. embedding: its name,
     for messages. probes: its vectors of a few texts, which identify it. store_id: random, to
-    recognise the store's own files; no key depends on it.
+    recognise the store's own files; no key depends on it. kv: whether KV is kept.
     """
 
     format_version: int
@@ -28,6 +28,7 @@ class StoreInfo:
     salt_id: str = ""
     probes: str = ""
     store_id: str = ""
+    kv: KeptKV = "fused"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -196,6 +196,8 @@ def record_problems(store: Path, catalog: Catalog, progress: Counted) -> Iterato
     for problem in verify(files, catalog.info.record_signature, progress):
         named.add(problem.path)
         yield problem_of("kv", problem.path, problem.error)
+    if catalog.info.kv == "none":
+        return
     # Records of ad-hoc chunks may have been evicted.
     for key in sorted(filter(is_key, catalog.kv.live_keys() - set(catalog.adhoc.kv_keys()) - keys)):
         path = files.path_of(key)

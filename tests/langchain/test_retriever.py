@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from fusionrag_integrations import FusionEngine, KVHandle, Store
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.langchain import FusionKVRetriever
 
 QUESTION = "Where is house 15 of town number 2?"
@@ -124,8 +124,8 @@ async def test_the_asynchronous_call_finds_the_same(
 def test_a_store_opens_without_a_model(
     engine: FusionEngine, documents: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(CausalModel, "load")
-    monkeypatch.delattr(CausalModel, "__init__")
+    monkeypatch.delattr(PlainModel, "load")
+    monkeypatch.delattr(PlainModel, "__init__")
     retriever = FusionKVRetriever.from_store(engine.store.path, k=5)
     assert retriever.engine is None
     assert retriever.invoke(QUESTION) == documents

@@ -328,7 +328,7 @@ class TestWhatIsWrittenDown:
 
     @each_model
     def test_of_settings_is_plain_and_no_secret(self, salted: FusionEngine, kind: Any) -> None:
-        llm = kind(engine=salted, ratio=0.5, scopes=["a"])
+        llm = kind(engine=salted, ratio=0.5, scopes=["a"], kv="fused")
         for told in (llm.asdict(), llm.model_dump()):
             assert (told["ratio"], told["scopes"], told["kv"]) == (0.5, ["a"], "fused")
             assert "engine" not in told

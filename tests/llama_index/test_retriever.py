@@ -14,7 +14,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
 from fusionrag_integrations import FusionEngine, KVHandle, Store
 from fusionrag_integrations.errors import InvalidInputError, StoreNotFoundError
-from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.llama_index import FusionKVRetriever
 from tests.llama_index.helpers import FixedRetriever
 
@@ -127,8 +127,8 @@ async def test_the_asynchronous_call_leaves_the_event_loop_free(
 def test_a_store_opens_without_a_model(
     engine: FusionEngine, nodes: list[NodeWithScore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(CausalModel, "load")
-    monkeypatch.delattr(CausalModel, "__init__")
+    monkeypatch.delattr(PlainModel, "load")
+    monkeypatch.delattr(PlainModel, "__init__")
     retriever = FusionKVRetriever.from_store(engine.store.path, similarity_top_k=5)
     assert retriever.retrieve(QUESTION) == nodes
 

@@ -285,7 +285,7 @@ provoked.each(
         "This ... model is not supported: to compute a few tokens ended with ...": (
             lambda w: of_layers(w, lambda hf: setattr(hf.model.layers[1].self_attn, "head_dim", 8))
         ),
-        "This ... model is not supported: layer ... hands no keys and values to its cache.": (
+        "This ... model is not supported: layer ... hands no keys and values to its cache. ...": (
             lambda w: of_layers(w, without_cache)
         ),
         "Weights of this ... model are offloaded to host memory or to disk between passes, ...": (
@@ -314,7 +314,7 @@ provoked.each(
             w, LlamaConfig(**COMMON, **heads(4, 2)).to_dict()
         ),
         "Models of type ... are not supported: ...": lambda w: load(w, MambaConfig().to_dict()),
-        "This ... model has ... layers; only ... layers keep per-token keys that can move.": (
+        "This ... model has ... layers; only ... layers keep per-token keys that can move. ...": (
             lambda w: load(
                 w,
                 Qwen2Config(

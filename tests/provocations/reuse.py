@@ -7,6 +7,7 @@ from fusionrag_integrations.execution.devices import device_name
 from fusionrag_integrations.store.calibration import Calibration, write_calibration
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from tests.conftest import town
+from tests.provocations.stores import without_kv
 from tests.provocations.world import PROMPT, Provoked, Seen, World, records
 
 provoked = Provoked()
@@ -57,6 +58,7 @@ provoked.pairs += [
     ("no text of the store stands in it.", lambda w: w.asked(w.engine, "Who are you?")),
     ("no text of the store stands in it.", lambda w: w.asked(w.engine, scopes=("none",))),
     ("the settings ask for it (kv='none').", lambda w: w.asked(w.engine, kv="none")),
+    ("its engine keeps no KV (kv='none').", lambda w: w.asked(without_kv(w))),
     (
         "Nothing says which chunk it is: several have this text, or the prompt cuts it short.",
         lambda w: w.asked(w.engine, PROMPT[: PROMPT.index("\n\n") + 100]),

@@ -168,6 +168,10 @@ def told(said: str) -> list[Seen]:
     return [(kind, message)]
 
 
+def without_kv(world: World) -> FusionEngine:
+    return FusionEngine.from_pretrained(world.model_dir, store=world.tmp / "without", kv="none")
+
+
 def older_format(world: World) -> None:
     info = replace(world.engine.store.catalog.info, format_version=1)
     Store.create(world.tmp / "older", info).close()
@@ -193,6 +197,18 @@ provoked.each(
         ),
         "The store at ... keeps KV as ...; kv_format=... needs a new store.": lambda w: w.open(
             w.store, kv_format="int8"
+        ),
+        "The store at ... was made ... KV..., and kv is ...": lambda w: (
+            FusionEngine.from_pretrained(w.model_dir, store=w.store, kv="none")
+        ),
+        "kv_format is ..., and kv='none' keeps no KV; leave one of them out.": lambda w: (
+            FusionEngine.from_pretrained(
+                w.model_dir, store=w.tmp / "without", kv="none", kv_format="int8"
+            )
+        ),
+        "The store at ... keeps no KV (kv='none'): ...": lambda w: without_kv(w).check(),
+        "kv is ..., and the store at ... keeps no KV. ...": lambda w: w.asked(
+            without_kv(w), kv="fused"
         ),
         "Can't make a store at ...: ...": lambda w: w.open(w.file("notes.txt") / "store"),
         "Unknown kv_format ...; choose ...": lambda w: w.open(kv_format="int2"),

@@ -84,8 +84,7 @@ def _step_ms(engine: FusionEngine, ratio: float, requests: Sequence[Asked], toke
 
 
 def _row(request: Request) -> DecodeRow:
-    (token_id,), (position,) = request.decode_input.token_ids, request.decode_input.positions
-    return DecodeRow(token_id, position, request.decode_input.kv)
+    return DecodeRow(*request.last_token, request.kv)
 
 
 def _prefill_ms(engine: FusionEngine, ratio: float, requests: Sequence[Asked]) -> float:

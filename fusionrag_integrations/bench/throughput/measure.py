@@ -57,12 +57,12 @@ def measure_throughput(
     Raises `InvalidInputError` for a store without chunks, prompts that the model can't hold, and
     the log of another run. A request that fails is counted, and ends nothing.
     """
-    where = where_and_when() | described(engine.model)
+    where = where_and_when() | described(engine.executor.model)
     catalog = engine.store.catalog
     asked = {"signature": catalog.info.signature, "texts": catalog.texts_revision}
     identity = {name: where[name] for name in where if name != "date"} | asked
     kept = Kept(log, identity | {"plan": asdict(plan)})
-    with answers_of(engine.model, plan.output_tokens):
+    with answers_of(engine.executor.model, plan.output_tokens):
         run = _Run(engine, plan, progress, kept)
         run.warm_up()
         return where | run.measure()
@@ -78,8 +78,8 @@ class _Run:
         self._kept = kept
         self._workload = Workload(engine, plan)
         self._ours = engine_systems(engine, plan.ratios, plan.output_tokens)
-        self._dense = dense_systems(engine.model, plan)
-        self._llama_cpp = llama_cpp_systems(engine.model, plan)
+        self._dense = dense_systems(engine.executor.model, plan)
+        self._llama_cpp = llama_cpp_systems(engine.executor.model, plan)
         self._found: dict[tuple[System, Load], list[Measured]] = {}
         self._rows: dict[tuple[System, Load], ThroughputRow] = {}
         self._prompt_tokens: list[int] = []

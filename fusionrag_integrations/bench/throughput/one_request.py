@@ -27,7 +27,7 @@ def prefill_alone(
     settings = Strategy("fusionrag", "fused", ratio).settings(tokens)
     scheduler = Scheduler(engine.pipeline, engine.serving.limits, AtOnce())
     request = engine.pipeline.request(asked.prompt, settings)
-    with answers_of(engine.model, tokens):
+    with answers_of(engine.executor.model, tokens):
         scheduler.add(request)  # prepares it
     passes = []
     while not (request.over or request.stage is Stage.DECODE):

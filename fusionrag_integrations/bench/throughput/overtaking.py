@@ -62,7 +62,7 @@ def measure_overtaking(engine: FusionEngine, plan: Plan, progress: Progress) -> 
     first, *shorts = [_short(tokenizer, number) for number in range(1 + _ALONE + len(MOMENTS))]
     _, passes = prefill_alone(engine, long, ratio, tokens=1)
     together, _ = engine_systems(engine, [ratio], tokens=1)
-    with answers_of(engine.model, 1), together.serve() as ask:
+    with answers_of(engine.executor.model, 1), together.serve() as ask:
         _ttft(closed_loop(ask, [first], 1, clients=1))  # warms up
         alone = _ttft(closed_loop(ask, shorts[:_ALONE], 1, clients=1))
         behind = []

@@ -83,19 +83,13 @@ def prepare_generation(
     stop_strings: the config's, which take long to prepare. Raises `ValueError` for a config that
     can't be.
     """
-    config = copy(model.generation_config)
-    for name in unsupported(config):
-        setattr(config, name, None)
-    config.cache_implementation = config.stop_strings = config.max_length = None
     chosen: dict[str, Any] = {"do_sample": sampling.temperature > 0.0}
     if sampling.temperature > 0.0:
         chosen |= {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
     if sampling.repetition_penalty is not None:
         chosen["repetition_penalty"] = sampling.repetition_penalty
-    asked = copy(model)  # with the same weights: requests have configs of their own
-    asked.generation_config = config
     ids = torch.tensor([list(token_ids)], dtype=torch.int64, device=model.device)
-    processors, criteria = asked.generate(
+    processors, criteria = _asked(model).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         stopping_criteria=StoppingCriteriaList([stop_strings] if stop_strings else []),
@@ -113,6 +107,45 @@ def prepare_generation(
         StoppingCriteriaList(ends),
         StoppingCriteriaList(limits),
     )
+
+
+def own_inputs(model: PreTrainedModel, token_ids: torch.Tensor) -> dict[str, Any]:
+    """What `generate` gives the model beside a prompt's token ids, int64 [1, N].
+
+    That is a cache, by the name and of the kind that the model takes, unless it makes its own.
+    """
+    given: dict[str, Any] = _asked(model).generate(
+        token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        custom_generate=_take_inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        use_cache=True,
+    )
+    return given
+
+
+def _asked(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, by the same weights, with a config of its own, for one token after the other."""
+    config = copy(model.generation_config)
+    for name in unsupported(config):
+        setattr(config, name, None)
+    config.cache_implementation = config.stop_strings = config.max_length = None
+    asked = copy(model)
+    asked.generation_config = config
+    return asked
+
+
+def _take_inputs(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **given: Any,
+) -> dict[str, Any]:
+    """The same as `_take`, for what the model is given."""
+    return given
 
 
 def _take(

@@ -25,6 +25,7 @@ from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import FusionRAGError, UnsupportedModelError
 from fusionrag_integrations.execution.hf.own_pass import own_pass
 from fusionrag_integrations.execution.hf.rows_batches import RowsBatches
+from fusionrag_integrations.execution.hf.supported import IN_FULL
 
 FAR = 97  # a position at which keys that are rotated differ from those at 0
 SAME = 1e-3  # of a key's length: rounding
@@ -188,7 +189,7 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
     except Exception as error:  # of a type that nobody has tried anything may fail
         raise UnsupportedModelError(
             f"This {model.config.model_type} model is not supported: to compute a few tokens ended "
-            f"with {type(error).__name__}: {error}."
+            f"with {type(error).__name__}: {error}. {IN_FULL}"
         ) from error
     sources = _sources(model, [keys is not None for keys in kv[0]])
     kept = [layer for layer in zip(*kv, strict=True) if layer[0] is not None]
@@ -207,7 +208,7 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
             raise UnsupportedModelError(
                 f"This {model.config.model_type} model is not supported: layer {number} has "
                 f"{keys.shape[1]} heads of keys and {values.shape[1]} of values, where others have "
-                f"{heads}."
+                f"{heads}. {IN_FULL}"
             )
     shape = KVShape(len(kept), heads, size, size, sources, rotated)
     return PerHead(shape, tuple(values.shape[3] for _, values in kept))
@@ -224,7 +225,7 @@ def _sources(model: PreTrainedModel, keeps: list[bool]) -> tuple[int, ...]:
         elif kind not in last:
             raise UnsupportedModelError(
                 f"This {model.config.model_type} model is not supported: layer {len(sources)} "
-                "hands no keys and values to its cache."
+                f"hands no keys and values to its cache. {IN_FULL}"
             )
         sources.append(last[kind])
     return tuple(sources)

@@ -1,7 +1,8 @@
-"""A supported model and its tokenizer from a directory, the hub or a GGUF file."""
+"""A model and its tokenizer from a directory, the hub or a GGUF file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.execution.hf.gguf import find_gguf, load_gguf
 from fusionrag_integrations.execution.hf.peft_adapters import base_of_adapter, with_adapter
-from fusionrag_integrations.execution.hf.supported import refuse_unsupported
 
 # From what the text part's weights are called in a multimodal model's file, as of any year.
 _TEXT_WEIGHTS = {
@@ -31,10 +31,12 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | str,
     gguf_file: str | None,
+    check_config: Callable[[Any], None],
 ) -> tuple[PreTrainedModel, Any, str]:
     """A model on a device, its tokenizer, and the directory, GGUF file or hub name of both.
 
-    Raises as `CausalModel.load` does.
+    check_config: raises where the configuration's model can't be used, before weights are loaded.
+    Raises as `PlainModel.load` does.
     """
     file = find_gguf(name_or_path, gguf_file)
     if file is not None:
@@ -52,13 +54,13 @@ def load_model(
             "name."
         ) from error
     if base is not None:
-        model, tokenizer, _ = load_model(base, device, dtype, None)
+        model, tokenizer, _ = load_model(base, device, dtype, None, check_config)
         with suppress(OSError, ValueError):  # an adapter may have a tokenizer of its own
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         check_fast(tokenizer, name_or_path)
         return with_adapter(model, name_or_path), tokenizer, _source(name_or_path)
     text = _text_part(config)
-    refuse_unsupported(text)
+    check_config(text)
     how = {} if text is config else {"config": text, "key_mapping": _TEXT_WEIGHTS}
     model, tokenizer = _load_pretrained(name_or_path, device, dtype, how)
     return model, tokenizer, _source(name_or_path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fusionrag_integrations.attention.rope import ApplyRotary, Rotation
 from fusionrag_integrations.execution.hf.kv_layout import KVShape, widened
+from fusionrag_integrations.execution.hf.supported import rotary_function
 
 
 class Rotary:
@@ -59,15 +59,6 @@ class Rotary:
         name = f"{kind}_attention_scaling" if kind else "attention_scaling"
         scaling = getattr(self._embedding, name)
         return cos / scaling, sin / scaling
-
-
-def rotary_function(attention: Any) -> Callable[..., Any] | None:
-    """What the model's family rotates queries and keys by; None where it has nothing like it."""
-    family = sys.modules[type(attention).__module__]
-    for name in ("apply_rotary_pos_emb", "apply_rotary_emb"):
-        if (function := getattr(family, name, None)) is not None:
-            return function  # type: ignore[no-any-return]
-    return None
 
 
 def _as_pair(function: Any) -> ApplyRotary:

@@ -30,6 +30,7 @@ from fusionrag_integrations.attention.spec import AttentionSpec
 from fusionrag_integrations.errors import UnsupportedModelError
 from fusionrag_integrations.execution.hf.kv_layout import KVLayout
 from fusionrag_integrations.execution.hf.rows_batches import RowsBatches
+from fusionrag_integrations.execution.hf.supported import IN_FULL
 from fusionrag_integrations.execution.rows_kv import RowsKV
 from fusionrag_integrations.selectors.probe import LayerView
 
@@ -244,7 +245,7 @@ def _known(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         if not (value is None or (isinstance(value, int | float) and value == 0)):
             raise UnsupportedModelError(
                 f"This {module.config.model_type} model gives its attention {name!r}, which is not "
-                "supported: answers without it would be wrong."
+                f"supported: answers without it would be wrong. {IN_FULL}"
             )
     return {name: given[name] for name in given.keys() & _WITHOUT_EFFECT}
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fusionrag_integrations.errors import StoreError, StoreMismatchError, StoreNotFoundError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _APPLICATION_ID = 0x46524147  # "FRAG": distinguishes catalogs from other SQLite databases
 _TABLES = (
     """CREATE TABLE store (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
-        salt_id TEXT NOT NULL, probes TEXT NOT NULL, store_id TEXT NOT NULL,
+        salt_id TEXT NOT NULL, probes TEXT NOT NULL, store_id TEXT NOT NULL, kv TEXT NOT NULL,
         info_sum BLOB NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 KVFormat = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+KeptKV = Literal["fused", "none"]
+"""What a store keeps of its chunks: fused KV, with the isolated KV that it is made of; or none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
