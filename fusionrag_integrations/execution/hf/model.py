@@ -63,6 +63,8 @@ class CausalModel(Forkable):
     def __init__(self, model: PreTrainedModel, tokenizer: Any, source: str) -> None:
         refuse_unsupported(model.config)
         refuse_other_structure(model)
+        if getattr(model, "hf_quantizer", None) is not None:
+            _unpack(model)
         self.hf = model
         self.tokenizer = tokenizer
         self.source = source
@@ -272,6 +274,14 @@ class CausalModel(Forkable):
         if self._stop_strings is None or self._stop_strings.stop_strings != wanted:
             self._stop_strings = StopStringCriteria(self.tokenizer, list(wanted))
         return self._stop_strings
+
+
+def _unpack(model: PreTrainedModel) -> None:
+    """Have quantised weights as they are computed with. Some are unpacked by a first forward of
+    the whole model, and what runs parts of it would compute with packed ones.
+    """
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def _weights(model: PreTrainedModel) -> frozenset[Hashable]:

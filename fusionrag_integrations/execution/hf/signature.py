@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from fusionrag_integrations.execution.hf.peft_adapters import adapter_state
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object, another in each process
+_PIECE_BYTES = 1 << 26  # that are copied from a GPU at a time
 _UNRELATED = ("_name_or_path", "architectures", "transformers_version", "torch_dtype")
 
 
@@ -25,8 +26,8 @@ def model_signature(model: PreTrainedModel, tokenizer: Any, surroundings: str) -
     for name, value in sorted(_weights(model).items()):
         for part, tensor in _plain(name, value):
             digest.update(f"{part}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().data)
+            for piece in _in_host_memory(tensor.detach()):
+                digest.update(piece.numpy().data)
     config = {key: value for key, value in model.config.to_dict().items() if key not in _UNRELATED}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     if adapters := adapter_state(model):
@@ -40,6 +41,14 @@ def _weights(model: PreTrainedModel) -> dict[str, Any]:
     """All of them; some quantisations keep theirs outside the modules' parameters (MXFP4)."""
     quantizer = getattr(model, "hf_quantizer", None)
     kept = quantizer.get_state_dict_and_metadata(model)[0] if quantizer is not None else None
+    packed = {
+        f"{name}.{part}": tensor
+        for name, weight in model.named_parameters()
+        if hasattr(weight, "quant_state")
+        for part, tensor in weight.quant_state.as_dict(packed=True).items()
+    }
+    if packed:  # bitsandbytes' in 4 bit, which asking for a state dict would change
+        return packed | dict(model.named_parameters())
     weights: dict[str, Any] = model.state_dict() if kept is None else kept
     return weights
 
@@ -55,6 +64,21 @@ def _plain(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     made_of = f"{name}:{type(value).__name__}:{_ADDRESS.sub('', repr(context))}"
     for part in parts:
         yield from _plain(f"{made_of}.{part}", getattr(value, part))
+
+
+def _in_host_memory(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A weight's bytes. Those of a GPU come in pieces, each valid until the next is asked for.
+
+    Pinned memory takes them several times as fast, and no second copy of a weight is made.
+    """
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if raw.device.type == "cpu":
+        yield raw
+        return
+    size = min(_PIECE_BYTES, len(raw))
+    staging = torch.empty(size, dtype=torch.uint8, pin_memory=raw.device.type == "cuda")
+    for piece in raw.split(_PIECE_BYTES):
+        yield staging[: len(piece)].copy_(piece)
 
 
 def _tokenization(tokenizer: Any) -> str:
