@@ -75,9 +75,10 @@ def _in_host_memory(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if raw.device.type == "cpu":
         yield raw
         return
-    size = min(_PIECE_BYTES, len(raw))
+    size = max(1, min(_PIECE_BYTES, len(raw)))
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=raw.device.type == "cuda")
-    for piece in raw.split(_PIECE_BYTES):
+    for start in range(0, len(raw), size):
+        piece = raw[start : start + size]
         yield staging[: len(piece)].copy_(piece)
 
 
