@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,8 @@ class EngineParts(Closable):
     ) -> Self:
         """Open the store at `path`, or create it. See `FusionEngine.from_pretrained`."""
         tokenizer = model.tokenizer
-        signature = model.signature(ingest_surroundings(tokenizer))
+        identity = model.identity(ingest_surroundings(tokenizer))
+        signature = identity.signature
         chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
         wanted = StoreInfo(
             format_version=FORMAT_VERSION,
@@ -84,6 +86,7 @@ class EngineParts(Closable):
             chunk_tokens=chunker.chunk_tokens,
             kv_format=kv_format or format_of(model.dtype),
             salt_id=salt_id(salt),
+            model_parts=json.dumps(dict(identity.parts)),
         )
         executor = Executor(model)
         with ExitStack() as opened:

@@ -81,5 +81,5 @@ def test_kv_of_another_quantisation_is_refused(checkpoint: Checkpoint, tmp_path:
     another = kinds[kinds.index(checkpoint.kind) - 1]
     WRITERS[another](tmp_path / "another")
     for directory in (tmp_path / "another", MODEL_DIR):
-        with pytest.raises(StoreMismatchError):
+        with pytest.raises(StoreMismatchError, match="What differs: .*(quantisation|weights)"):
             FusionEngine.from_pretrained(directory, store=checkpoint.store, device="cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusionrag_integrations.errors import StoreError, StoreMismatchError, StoreNotFoundError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _APPLICATION_ID = 0x46524147  # "FRAG": distinguishes catalogs from other SQLite databases
 _TABLES = (
@@ -15,7 +15,8 @@ _TABLES = (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
         salt_id TEXT NOT NULL, probes TEXT NOT NULL, store_id TEXT NOT NULL,
-        info_sum BLOB NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
+        model_parts TEXT NOT NULL, info_sum BLOB NOT NULL, revision INTEGER NOT NULL,
+        texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,
         content_hash TEXT NOT NULL, PRIMARY KEY (captured, scope, id)) WITHOUT ROWID""",
