@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,5 +82,11 @@ def test_kv_of_another_quantisation_is_refused(checkpoint: Checkpoint, tmp_path:
     another = kinds[kinds.index(checkpoint.kind) - 1]
     WRITERS[another](tmp_path / "another")
     for directory in (tmp_path / "another", MODEL_DIR):
-        with pytest.raises(StoreMismatchError, match="What differs: .*(quantisation|weights)"):
+        with pytest.raises(StoreMismatchError, match=r"What differs: .*(quantisation|weights)"):
             FusionEngine.from_pretrained(directory, store=checkpoint.store, device="cpu")
+
+
+def test_the_page_lists_what_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    table = page.split("| tested with every release, on a CPU |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:] == list(WRITERS)
