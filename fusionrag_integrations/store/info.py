@@ -48,6 +48,8 @@ class StoreInfo:
             return ""
         here, there = json.loads(wanted.model_parts), json.loads(self.model_parts)
         different = [name for name in here if here[name] != there.get(name)]
+        if not different:  # what a configuration repeats of the weights is part of no other
+            different = ["configuration"]
         named = [name for name in different if name in _READ]
         if named:  # of which the weights' bytes follow
             different = [name for name in different if name != "weights"]

@@ -125,6 +125,7 @@ def mxfp4(directory: Path) -> PreTrainedModel:
     tokenizer.save_pretrained(directory)
     model.config.save_pretrained(directory)
     _finish(directory, {"quant_method": "mxfp4"}, kept)
+    model.config.dtype = torch.float32
     return model
 
 

@@ -86,6 +86,13 @@ def test_kv_of_another_quantisation_is_refused(checkpoint: Checkpoint, tmp_path:
             FusionEngine.from_pretrained(directory, store=checkpoint.store, device="cpu")
 
 
+def test_a_model_in_hand_that_has_computed_is_the_same(checkpoint: Checkpoint) -> None:
+    greedy(checkpoint.expected, [1, 2, 3])
+    model, tokenizer = checkpoint.expected, checkpoint.model.tokenizer
+    with FusionEngine.from_model(model, tokenizer, store=checkpoint.store):
+        pass
+
+
 def test_the_page_lists_what_is_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     table = page.split("| tested with every release, on a CPU |")[1].split("\n\n")[0]
