@@ -52,6 +52,8 @@ def model_identity(
     }
     config = {key: value for key, value in model.config.to_dict().items() if key not in _UNRELATED}
     apart = {key: config[key] for key in config.keys() - _OF_WEIGHTS}
+    settings = _as_json({"": config.get("quantization_config")})
+    parts["quantisation settings"] = xxhash.xxh3_64_hexdigest(settings.encode())
     adapters = repr(state) if (state := adapter_state(model)) else ""
     others = {
         "configuration": (_as_json(config), _as_json(apart)),
