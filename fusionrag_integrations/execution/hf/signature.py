@@ -78,7 +78,7 @@ def _weights(model: PreTrainedModel) -> dict[str, Any]:
     packed = {
         f"{name}.{part}": tensor
         for name, weight in model.named_parameters()
-        if hasattr(weight, "quant_state")
+        if getattr(weight, "quant_state", None) is not None
         for part, tensor in weight.quant_state.as_dict(packed=True).items()
     }
     if packed:  # bitsandbytes' in 4 bit, which asking for a state dict would change
