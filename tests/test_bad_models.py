@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -98,3 +99,24 @@ def test_a_template_that_fails_at_an_answer(
     monkeypatch.setattr(engine.model.tokenizer, "chat_template", "{{ messages + 5 }}")
     with pytest.raises(InvalidInputError, match="refuses these messages: TypeError"):
         ChatFusionRAG(engine=engine).invoke("Where?")
+
+
+NEEDED = {  # what a checkpoint's quantisation says of itself, and a package that it needs
+    "optimum": {"quant_method": "gptq", "bits": 4},
+    "gptqmodel": {"quant_method": "awq", "bits": 4},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "compressed_tensors": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    "torchao": {"quant_method": "torchao", "quant_type": {"default": "int4_weight_only"}},
+    "hqq": {"quant_method": "hqq"},
+}
+
+
+@pytest.mark.parametrize("package", NEEDED)
+def test_what_a_quantisation_needs_is_named(model: Path, tmp_path: Path, package: str) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    _changed("config.json", quantization_config=NEEDED[package])(model)
+    named = package.replace("_", "[_-]")
+    with pytest.raises(InvalidInputError, match=f"(?i)can't be loaded here: .*{named}.* Install"):
+        FusionEngine.from_pretrained(model, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import AnswerSettings
 from fusionrag_integrations.bench.served import Tier, invented_store, served_prompt
@@ -28,7 +29,8 @@ from fusionrag_integrations.serving.alone import answer_alone
 from fusionrag_integrations.store.kv.types import KVFormat
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, distance, isolated, prompt_of_chunks, tokens, warm
-from tests.tiny_models import FACTORIES, build
+from tests.tiny_models import COMMON, FACTORIES, build, heads
+from tests.tiny_tokenizers import byte_level_tokenizer
 
 ANSWER = tokens(5, EAGER_STEPS + 4)
 
@@ -52,6 +54,16 @@ def test_recompute_everything_is_dense_prefill(family: str, dtype: torch.dtype) 
         # In bf16 as far off as the model itself is, whose weights are rounded.
         allowed = 1e-3 if dtype == torch.float32 else 1.5 * distance(its.cpu(), true)
         assert distance(mine.cpu(), true) < allowed
+
+
+def test_the_signature_is_that_of_the_same_weights_on_a_cpu() -> None:
+    """Some are longer than what is copied at a time."""
+    torch.manual_seed(0)
+    vocabulary = 1_500_000  # 96 MB of embeddings
+    config = LlamaConfig(**COMMON | {"vocab_size": vocabulary, "hidden_size": 16}, **heads(2, 1))
+    model, tokenizer = LlamaForCausalLM(config), byte_level_tokenizer()
+    here = CausalModel(model, tokenizer, "tiny").signature("")
+    assert CausalModel(model.to("cuda"), tokenizer, "tiny").signature("") == here
 
 
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
@@ -93,8 +94,9 @@ class TestAnotherModel:
     def made(self, engine: FusionEngine) -> None:
         engine.ingest([town(0)])
 
-    def refuse(self, model: Path, engine: FusionEngine, **settings: Any) -> None:
-        with pytest.raises(StoreMismatchError, match=r"made by .*tiny-llama"):
+    def refuse(self, model: Path, engine: FusionEngine, differs: str, **settings: Any) -> None:
+        told = rf"made by .*tiny-llama.* What differs: {re.escape(differs)}\. Load"
+        with pytest.raises(StoreMismatchError, match=told):
             FusionEngine.from_pretrained(model, store=engine.store.path, **settings)
 
     def test_other_weights(self, engine: FusionEngine, copy: Path) -> None:
@@ -102,26 +104,26 @@ class TestAnotherModel:
         with torch.no_grad():
             model.model.layers[0].self_attn.k_proj.weight[0, 0] += 0.01
         model.save_pretrained(copy)
-        self.refuse(copy, engine)
+        self.refuse(copy, engine, "weights")
 
     def test_another_rope_base(self, engine: FusionEngine, copy: Path) -> None:
         config = json.loads((copy / "config.json").read_text())
         config["rope_parameters"]["rope_theta"] = 5_000.0
         (copy / "config.json").write_text(json.dumps(config))
-        self.refuse(copy, engine)
+        self.refuse(copy, engine, "configuration")
 
     def test_another_tokenizer(self, engine: FusionEngine, copy: Path) -> None:
         tokenizer = json.loads((copy / "tokenizer.json").read_text())
         tokenizer["model"]["merges"].pop()
         (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
-        self.refuse(copy, engine)
+        self.refuse(copy, engine, "tokenizer")
 
     def test_another_template(self, engine: FusionEngine, copy: Path) -> None:
         (copy / "chat_template.jinja").unlink()
-        self.refuse(copy, engine)
+        self.refuse(copy, engine, "ingest prefix")
 
     def test_another_precision(self, engine: FusionEngine, model_dir: Path) -> None:
-        self.refuse(model_dir, engine, dtype="bfloat16")
+        self.refuse(model_dir, engine, "dtype (float32 there, bfloat16 here)", dtype="bfloat16")
 
     def test_the_same_weights_from_elsewhere_fit(self, engine: FusionEngine, copy: Path) -> None:
         renamed = copy.rename(copy.with_name("other-name"))

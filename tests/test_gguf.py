@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
@@ -48,6 +50,15 @@ OWN_FACTORIES: dict[str, Callable[[], PreTrainedModel]] = {
             **heads(2, 1, head_dim=32),
             **GEMMA_ROPE,
             sliding_window=24,
+        )
+    ),
+    "qwen3moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **COMMON,
+            **heads(2, 1, head_dim=128),
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
         )
     ),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**COMMON, **heads(4, 2), sliding_window=None)),
@@ -255,6 +266,11 @@ class TestRefused:
         metadata = {"attention.sliding_window": 64}
         file = write_gguf(tmp_path / "tiny.gguf", model_of("mistral"), tokenizer(), metadata)
         self.refuse(file, UnsupportedModelError, "sliding window")
+
+    def test_experts_of_another_size(self, tmp_path: Path) -> None:
+        metadata = {"expert_feed_forward_length": 1536}
+        file = write_gguf(tmp_path / "tiny.gguf", model_of("qwen3moe"), tokenizer(), metadata)
+        self.refuse(file, UnsupportedModelError, "the size of the experts")
 
     def test_another_pattern_of_windows(self, tmp_path: Path) -> None:
         metadata = {"attention.sliding_window_pattern": 2}

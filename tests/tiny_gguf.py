@@ -22,7 +22,7 @@ except InvalidInputError as missing:
 gguf: Any = import_module("gguf")
 
 CONTROL = 3  # the type of tokens that are never made from text
-ARCHITECTURE_OF = {"gemma3_text": "gemma3", "mistral": "llama"}
+ARCHITECTURE_OF = {"gemma3_text": "gemma3", "mistral": "llama", "qwen3_moe": "qwen3moe"}
 
 
 def write_gguf(
@@ -76,6 +76,10 @@ def _described(config: Any) -> dict[str, Any]:
         "rope.freq_base": rope.get("full_attention", rope)["rope_theta"],
         "vocab_size": config.vocab_size,
     }
+    if config.model_type == "qwen3_moe":
+        entries["expert_count"] = config.num_experts
+        entries["expert_used_count"] = config.num_experts_per_tok
+        entries["expert_feed_forward_length"] = config.moe_intermediate_size
     if config.model_type == "gemma3_text":
         entries["attention.sliding_window"] = config.sliding_window
     return entries
@@ -107,6 +111,12 @@ def _tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.ndarray]
     for name, parameter in model.named_parameters():  # a tied output isn't among them
         stem, _, ending = name.rpartition(".")
         array = parameter.detach().float().numpy()
+        if stem.endswith("experts"):
+            block = f"blk.{name.split('.')[2]}"
+            kinds = ("down",) if ending == "down_proj" else ("gate", "up")
+            parts = np.split(array, len(kinds), axis=1)
+            found |= {f"{block}.ffn_{k}_exps.weight": p for k, p in zip(kinds, parts, strict=True)}
+            continue
         if architecture == "llama" and stem.endswith("q_proj"):
             array = _interleaved(array, config.num_attention_heads)
         elif architecture == "llama" and stem.endswith("k_proj"):

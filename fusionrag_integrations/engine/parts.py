@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class EngineParts(Closable):
                 f"kv_format is {kv_format!r}, and kv='none' keeps no KV; leave one of them out."
             )
         tokenizer = model.tokenizer
-        signature = model.signature(ingest_surroundings(tokenizer))
+        identity = model.identity(ingest_surroundings(tokenizer))
+        signature = identity.signature
         chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
         wanted = StoreInfo(
             format_version=FORMAT_VERSION,
@@ -100,6 +102,7 @@ class EngineParts(Closable):
             kv_format=kv_format or format_of(model.dtype),
             salt_id=salt_id(salt),
             kv=kept,
+            model_parts=json.dumps(dict(identity.parts)),
         )
         executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:

@@ -86,10 +86,11 @@ def _check_same(
             f"{wanted.format_version}. Index the documents into a new store."
         )
     if info.signature != wanted.signature:
+        parts = info.model_differs_in(wanted) or "weights, dtype, tokenizer or configuration"
         raise StoreMismatchError(
             f"The store at {path} was made by {info.model_source} (signature {info.signature}), "
-            f"not by {wanted.model_source} (signature {wanted.signature}): weights, dtype, "
-            "tokenizer or RoPE configuration differ. Load that model or make a new store."
+            f"not by {wanted.model_source} (signature {wanted.signature}). What differs: {parts}. "
+            "Load that model or make a new store."
         )
     if chunk_tokens is not None and chunk_tokens != info.chunk_tokens:
         raise InvalidInputError(

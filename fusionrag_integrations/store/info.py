@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from fusionrag_integrations.documents.keys import record_signature
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 from fusionrag_integrations.support.inputs import check_fields
+
+_READ = ("dtype", "quantisation")  # parts of a model that aren't digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class StoreInfo:
     records. salt_id: a hash of the store's salt, which is never stored itself. embedding: its name,
     for messages. probes: its vectors of a few texts, which identify it. store_id: random, to
     recognise the store's own files; no key depends on it. kv: whether KV is kept.
+    recognise the store's own files; no key depends on it. model_parts: what the signature is made
+    of, as JSON: values that can be read, or digests, by their names; for messages.
     """
 
     format_version: int
@@ -29,6 +34,7 @@ class StoreInfo:
     probes: str = ""
     store_id: str = ""
     kv: KeptKV = "fused"
+    model_parts: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -37,6 +43,22 @@ class StoreInfo:
     def record_signature(self) -> str:
         """The signature in every KV record of the store, on which all keys depend."""
         return record_signature(self.signature, self.kv_format, self.salt_id)
+
+    def model_differs_in(self, wanted: StoreInfo) -> str:
+        """Which parts of the wanted model are others, for a message; "" where that isn't known."""
+        if not self.model_parts or not wanted.model_parts:
+            return ""
+        here, there = json.loads(wanted.model_parts), json.loads(self.model_parts)
+        different = [name for name in here if here[name] != there.get(name)]
+        if not different:  # what a configuration repeats of the weights is part of no other
+            different = ["configuration"]
+        named = [name for name in different if name in _READ]
+        if named:  # of which the weights' bytes follow
+            different = [name for name in different if name != "weights"]
+        return ", ".join(
+            f"{name} ({there.get(name)} there, {here[name]} here)" if name in named else name
+            for name in different
+        )
 
 
 @dataclass(frozen=True, slots=True)

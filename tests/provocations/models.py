@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     Gemma3TextConfig,
     GenerationConfig,
@@ -254,11 +255,27 @@ def odd_numbers_of_heads(world: World) -> None:
     "The model at ... can't be loaded here: ... Install what is missing, or take the model with ..."
 )
 def no_quantiser(world: World) -> None:
-    def lacking(path: object, **_: object) -> None:
-        raise ImportError("Using `awq` needs gptqmodel.")
+    """On a machine without a GPU."""
+    world.patch.setattr(torch.cuda, "is_available", lambda: False)
+    load_quantised(world, {"quant_method": "fbgemm_fp8"})
 
-    world.patch.setattr(AutoModelForCausalLM, "from_pretrained", lacking)
-    load(world)
+
+@provoked.by("The weights of ... are quantised in a way that transformers can't tell from its ...")
+def unknown_quantisation(world: World) -> None:
+    stem = "model.layers.0.self_attn.q_proj"
+    load_quantised(world, {"quant_method": "modelopt"}, {f"{stem}.weight_scale": torch.ones(1)})
+
+
+def load_quantised(
+    world: World, how: dict[str, Any], more: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """The tiny model as a checkpoint that says how it is quantised, with further tensors."""
+    copy = copytree(world.model_dir, world.tmp / "quantised")
+    config = json.loads((copy / "config.json").read_text()) | {"quantization_config": how}
+    (copy / "config.json").write_text(json.dumps(config))
+    weights = load_file(copy / "model.safetensors") | dict(more or {})
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    FusionEngine.from_pretrained(copy, store=world.tmp / "store")
 
 
 provoked.each(

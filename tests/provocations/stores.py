@@ -106,7 +106,9 @@ def linked_catalog(world: World) -> None:
     world.open(store)
 
 
-@provoked.by("The store at ... was made by ... (signature ...), not by ... (signature ...): ...")
+@provoked.by(
+    "The store at ... was made by ... (signature ...), not by ... (signature ...). What ..."
+)
 def another_model(world: World) -> None:
     hf = deepcopy(world.engine.model.hf)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def test_kv_of_another_quantisation_is_a_miss(
         pass  # quantised again, it is the same model
     other = next(one for one in QUANTISATIONS if one != kind)
     for another in (plain, quantised(plain, other)):
-        with pytest.raises(StoreMismatchError):
+        with pytest.raises(StoreMismatchError, match=r"What differs: (quantisation \(|weights)"):
             FusionEngine.from_model(deepcopy(another), tokenizer, store=tmp_path / "store")
 
 

@@ -24,8 +24,10 @@ from fusionrag_integrations.execution.hf.supported import has_plain_rope, refuse
 
 # Of the extra. Older transformers takes the wrong token for the one that ends an answer.
 REQUIREMENTS = ("accelerate>=1.10", "gguf>=0.17.1", "transformers>=5.18")
-# By llama.cpp's names: those that this package supports and that transformers reads right.
-ARCHITECTURES = ("gemma3", "llama", "phi3", "qwen2", "qwen3")
+# By llama.cpp's names: those that this package supports and that transformers reads right. Of
+# others it passes over what files say (StarCoder 2's RoPE base, the size of Qwen2's shared expert),
+# or takes for given what they don't say (the scale of Gemma 2's attention, another at 27B).
+ARCHITECTURES = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
 # The tensors that hold the frequencies of scaled RoPE.
 _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 _GEMMA3_PATTERN = 6  # of which one layer has no window: what transformers takes for given
@@ -93,7 +95,8 @@ def load_gguf(path: Path, dtype: torch.dtype | str) -> tuple[PreTrainedModel, An
                 "It may be cut short: download it again, whole."
             ) from error
     # transformers passes over tensors that it has no place for, and makes up missing ones.
-    if loaded["missing_keys"] or len(tensors) != sum(1 for _ in model.parameters()):
+    in_pairs = sum(name.endswith(".ffn_up_exps.weight") for name in tensors)  # in one with the gate
+    if loaded["missing_keys"] or len(tensors) - in_pairs != sum(1 for _ in model.parameters()):
         raise _unread(path, "some tensors")
     # The title that the file gives itself is no part of the model.
     vars(model.config).pop("_model_name_or_path", None)
@@ -150,6 +153,7 @@ def _refuse_unread(
     def stated(key: str, default: Any = None) -> Any:
         return metadata.get(f"{metadata['general.architecture']}.{key}", default)
 
+    expert_size = getattr(config, "moe_intermediate_size", None)
     head_size = stated("attention.key_length", config.hidden_size // config.num_attention_heads)
     window = stated("attention.sliding_window") or config.max_position_embeddings
     unread = {
@@ -160,6 +164,7 @@ def _refuse_unread(
             or stated("rope.scale_linear", 1.0) not in (0.0, 1.0)
             or not _ROPE_TENSORS.isdisjoint(tensors)
         ),
+        "the size of the experts": stated("expert_feed_forward_length", expert_size) != expert_size,
         "the partial rotation": stated("rope.dimension_count", head_size) != head_size,
         "the sliding window": window < config.max_position_embeddings
         and (

@@ -183,7 +183,7 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
     ids = torch.linspace(0, model.config.vocab_size - 1, TOKENS).long().repeat(2)[:, None]
     positions = torch.tensor([0, FAR]).repeat_interleave(TOKENS)[:, None]
     try:
-        _, *kv = own_pass(model.base_model, positions, input_ids=ids.to(model.device))
+        _, *kv = own_pass(model, positions, input_ids=ids.to(model.device))
     except (FusionRAGError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of a type that nobody has tried anything may fail

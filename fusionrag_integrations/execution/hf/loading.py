@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ _TEXT_WEIGHTS = {
     r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?(?!lm_head)": "model.",
     r"^language_model\.lm_head": "lm_head",
 }
+
+_SCALES = re.compile(r"^model\.layers\..+\.(weight_scale\w*|scales)$")  # of matrices beside them
 
 
 def load_model(
@@ -62,7 +65,8 @@ def load_model(
     text = _text_part(config)
     check_config(text)
     how = {} if text is config else {"config": text, "key_mapping": _TEXT_WEIGHTS}
-    model, tokenizer = _load_pretrained(name_or_path, device, dtype, how)
+    quantised = getattr(text, "quantization_config", None) is not None
+    model, tokenizer = _load_pretrained(name_or_path, device, dtype, quantised, how)
     return model, tokenizer, _source(name_or_path)
 
 
@@ -91,11 +95,12 @@ def _load_pretrained(
     name_or_path: str | Path,
     device: torch.device,
     dtype: torch.dtype | str,
+    quantised: bool,
     how: dict[str, Any],
 ) -> tuple[PreTrainedModel, Any]:
-    """how: more arguments of `from_pretrained`."""
-    # Straight to a GPU, without a copy in host memory, and where quantised weights can't be moved.
-    straight = device.type != "cpu" and is_accelerate_available()
+    """quantised: whether its config says so. how: more arguments of `from_pretrained`."""
+    # Straight to a GPU, without a copy in host memory. Quantised weights may be unable to move.
+    straight = (quantised or device.type != "cpu") and is_accelerate_available()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         model, loaded = AutoModelForCausalLM.from_pretrained(
@@ -108,16 +113,24 @@ def _load_pretrained(
         )
     except torch.OutOfMemoryError:
         raise
-    except ImportError as error:  # of what a checkpoint's quantisation needs
-        raise InvalidInputError(
-            f"The model at {str(name_or_path)!r} can't be loaded here: {str(error).rstrip('.')}. "
-            "Install what is missing, or take the model with weights that aren't quantised."
-        ) from error
     except Exception as error:  # `safetensors` and `tokenizers` have errors of their own
+        lacking = (ImportError, RuntimeError, ValueError) if quantised else ImportError
+        if isinstance(error, lacking):  # a package, or a kernel for this device
+            raise InvalidInputError(
+                f"The model at {str(name_or_path)!r} can't be loaded here: "
+                f"{str(error).rstrip('.')}. Install what is missing, or take the model with "
+                "weights that aren't quantised."
+            ) from error
         raise InvalidInputError(
             f"The model at {str(name_or_path)!r} can't be loaded: {error} "
             "Its directory needs whole weights and a tokenizer beside config.json."
         ) from error
+    if scales := sorted(name for name in loaded["unexpected_keys"] if _SCALES.search(name)):
+        raise UnsupportedModelError(
+            f"The weights of {str(name_or_path)!r} are quantised in a way that transformers can't "
+            f"tell from its config.json: it passes over {len(scales)} tensors, {scales[0]} among "
+            "them, so the model would be another one. Take it with weights of another format."
+        )
     if missing := sorted(loaded["missing_keys"]):  # transformers would make them up
         raise InvalidInputError(
             f"The model at {str(name_or_path)!r} can't be loaded: its weights lack "
@@ -125,7 +138,16 @@ def _load_pretrained(
             "weights and a tokenizer beside config.json."
         )
     check_fast(tokenizer, name_or_path)
-    return (model if model.device == device else model.to(device)), tokenizer
+    if quantised and isinstance(dtype, torch.dtype) and not hasattr(model, "hf_quantizer"):
+        _unify(model, dtype)
+    return (model if straight else model.to(device)), tokenizer
+
+
+def _unify(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Where weights were unpacked as there is no kernel for them, the others are as in the file."""
+    for weight in model.parameters():
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.to(dtype)
 
 
 def check_fast(tokenizer: Any, name_or_path: str | Path) -> None:

@@ -54,7 +54,6 @@ class CausalModel(PlainModel):
         self.global_layers = tuple(
             i for i in range(self.num_layers) if kinds[i % len(kinds)] == "full_attention"
         )
-        self._adapters, self._weights = adapter_state(model), _weights(model)
         self.graph_lock = Lock()
         self._attention_before = str(model.config._attn_implementation)
         register()
@@ -64,6 +63,8 @@ class CausalModel(PlainModel):
         except Exception:
             self.give_back()
             raise
+        # Behind a first pass, which unpacks what some quantisations have packed.
+        self._adapters, self._weights = adapter_state(model), _weights(model)
         shape = self.layout.shape
         self.kv_layers, self.num_kv_heads, self.head_dim = shape.layers, shape.heads, shape.size
         self.last_written = shape.sources.index(shape.layers - 1)
@@ -88,17 +89,6 @@ class CausalModel(PlainModel):
     def kv_bytes(self) -> int:
         """Of a token's keys and values in all layers."""
         return 2 * self.kv_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-
-    @property
-    def weights(self) -> str:
-        """Their dtype, or how the first layer's are quantised."""
-        config = getattr(self.hf.config, "quantization_config", None)
-        method = getattr(config, "quant_method", None)
-        if method is not None:
-            return str(getattr(method, "value", method))
-        kinds = {type(weight.data) for weight in self.hf.base_model.layers[0].parameters()}
-        quantised = sorted(kind.__name__ for kind in kinds - {torch.Tensor})
-        return ", ".join(quantised) or str(self.dtype).removeprefix("torch.")
 
     @property
     def rounding(self) -> float:

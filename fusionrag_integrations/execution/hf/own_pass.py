@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 def own_pass(
     model: PreTrainedModel, positions: torch.Tensor, **inputs: Any
 ) -> tuple[Any, list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """Run a model, or its base model, over whole sequences.
+    """Run a model over whole sequences.
 
     positions: int64 [B, T]. inputs: token ids, and more for the model. Returns its output, and keys
     and values by layer, [B, H, T, *], of windowed layers, too, as a whole; None of layers that hand

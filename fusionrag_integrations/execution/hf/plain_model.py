@@ -29,7 +29,7 @@ from fusionrag_integrations.execution.hf.generation import (
 )
 from fusionrag_integrations.execution.hf.loading import check_fast, load_model
 from fusionrag_integrations.execution.hf.peft_adapters import without_wrapper
-from fusionrag_integrations.execution.hf.signature import model_signature
+from fusionrag_integrations.execution.hf.signature import ModelIdentity, model_identity
 from fusionrag_integrations.execution.hf.supported import context_window
 from fusionrag_integrations.execution.sampling import SamplingParams
 from fusionrag_integrations.support.forks import Forkable
@@ -161,13 +161,28 @@ class PlainModel(Forkable):
                 "'spawn'."
             )
 
+    @property
+    def weights(self) -> str:
+        """Their dtype, or how they are quantised."""
+        config = getattr(self.hf.config, "quantization_config", None)
+        method = getattr(config, "quant_method", None)
+        if method is not None:
+            return str(getattr(method, "value", method))
+        kinds = {type(weight.data) for weight in self.hf.parameters()}
+        quantised = sorted(kind.__name__ for kind in kinds - {torch.Tensor})
+        return ", ".join(quantised) or str(self.dtype).removeprefix("torch.")
+
     def signature(self, surroundings: str) -> str:
         """Identifies the model, and everything that stored KV depends on.
 
         Covers the weights' bytes (adapters and quantised weights included), their dtype, the
         configuration that shapes attention, the tokenizer and the text around chunks at ingest.
         """
-        return model_signature(self.hf, self.tokenizer, surroundings)
+        return self.identity(surroundings).signature
+
+    def identity(self, surroundings: str) -> ModelIdentity:
+        """The signature, with digests of its parts."""
+        return model_identity(self.hf, self.tokenizer, surroundings, self.weights)
 
     @property
     def _text_config(self) -> Any:

@@ -15,7 +15,8 @@ _TABLES = (
         format_version INTEGER NOT NULL, signature TEXT NOT NULL, model_source TEXT NOT NULL,
         embedding TEXT NOT NULL, chunk_tokens INTEGER NOT NULL, kv_format TEXT NOT NULL,
         salt_id TEXT NOT NULL, probes TEXT NOT NULL, store_id TEXT NOT NULL, kv TEXT NOT NULL,
-        info_sum BLOB NOT NULL, revision INTEGER NOT NULL, texts INTEGER NOT NULL)""",
+        model_parts TEXT NOT NULL, info_sum BLOB NOT NULL, revision INTEGER NOT NULL,
+        texts INTEGER NOT NULL)""",
     """CREATE TABLE documents (
         captured INTEGER NOT NULL, scope TEXT NOT NULL, id TEXT NOT NULL,
         content_hash TEXT NOT NULL, PRIMARY KEY (captured, scope, id)) WITHOUT ROWID""",
