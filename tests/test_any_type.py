@@ -24,7 +24,7 @@ from fusionrag_integrations.execution.own_attention import OwnExecutor, OwnInput
 from fusionrag_integrations.execution.work import complete
 from tests.reference import Reference
 from tests.test_gates import CHUNKS, isolated, prompt_of_chunks, warm
-from tests.tiny_models import COMMON, heads
+from tests.tiny_models import COMMON, LATENT, heads
 
 LARGEST = 60_000_000  # weights; some configurations can't be made tiny by these names
 EXPERTS = {
@@ -34,14 +34,21 @@ EXPERTS = {
 }
 
 
+def sizes_of(kind: str) -> dict[str, Any]:
+    """What makes a type tiny, by the names that most have in common."""
+    latent = hasattr(AutoConfig.for_model(kind).get_text_config(), "kv_lora_rank")
+    attention = heads(4, 4, **LATENT, q_lora_rank=16) if latent else heads(4, 2)
+    return {**COMMON, **attention, **EXPERTS}
+
+
 def tiny(kind: str, **more: Any) -> Any:
     """A model of this type, or the reason why there is none."""
     torch.manual_seed(0)
     try:
-        config = AutoConfig.for_model(kind, **COMMON, **heads(4, 2), **EXPERTS, **more)
+        config = AutoConfig.for_model(kind, **sizes_of(kind), **more)
         text = config.get_text_config()
         if text is not config:  # which isn't reached by names given to the whole
-            for name, value in {**COMMON, **heads(4, 2), **EXPERTS, **more}.items():
+            for name, value in {**sizes_of(kind), **more}.items():
                 if hasattr(text, name):
                     setattr(text, name, value)
         with torch.device("meta"):
