@@ -144,8 +144,9 @@ def test_only_the_models_distributions_decide() -> None:
     assert (reuse.kv, reuse.ratio, reuse.selector) == ("isolated", 0.0, "none")
     ours = REAL_TEXT_STRATEGIES["fusionrag"]
     default = AnswerSettings()
+    assert default.kv is None  # fused, where an engine keeps KV
     assert (ours.kv, ours.corrected, ours.selector) == (
-        *(default.kv, default.corrected, default.selector),
+        *("fused", default.corrected, default.selector),
     )
 
 
