@@ -161,7 +161,7 @@ def test_only_ours_fits_kv_to_where_it_stands() -> None:
     assert (reuse.kv, reuse.selector, reuse.ratio) == ("isolated", "none", 0.0)
     ours, default = Strategy("fusionrag", "fused", 0.15).settings(3), AnswerSettings()
     assert (ours.kv, ours.corrected, ours.selector, ours.ratio) == (
-        *(default.kv, default.corrected, default.selector, default.ratio),
+        *("fused", default.corrected, default.selector, default.ratio),
     )
     for name, kv in PUBLISHED_KV.items():
         assert not Strategy(name, kv, 0.1).settings(3).corrected
