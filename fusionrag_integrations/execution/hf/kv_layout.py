@@ -126,8 +126,7 @@ class Latent:
 
     def keep(self, keys: torch.Tensor, values: torch.Tensor) -> KV:
         """The latent is handed over as keys, the rotated key as values."""
-        both = torch.cat([values, keys], dim=-1)
-        first, second = pad(both, (0, both.shape[-1] % 2)).chunk(2, dim=-1)
+        first, second = torch.cat([values, keys], dim=-1).chunk(2, dim=-1)
         return first, second
 
     def queries(self, module: Any, queries: torch.Tensor) -> torch.Tensor:
@@ -135,7 +134,7 @@ class Latent:
 
     def read(self, module: Any, keys: torch.Tensor, values: torch.Tensor) -> KV:
         both = torch.cat([keys, values], dim=-1)[None].to(module.kv_b_proj.weight.device)
-        key, latent, _ = both.tensor_split((front := self.shape.front, front + self.latent), dim=-1)
+        key, latent = torch.split(both, [self.shape.front, self.latent], dim=-1)
         of_keys, of_values = (
             pad(one[0], (0, _size(module) - one.shape[-1])).to(keys.device)
             for one in module.expand_kv(latent, key)
@@ -198,7 +197,7 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
     if latent:
         latents, keys = kept[0]
         latent_size, key_size = latents.shape[3], keys.shape[3]
-        half = -(-(latent_size + key_size) // 2)
+        half = (latent_size + key_size) // 2
         shape = KVShape(len(kept), 1, half, key_size, sources, rotated)
         return Latent(shape, latent_size)
     heads = max(states.shape[1] for layer in kept for states in layer)
