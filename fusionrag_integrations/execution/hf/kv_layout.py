@@ -179,7 +179,8 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
 
     Raises `UnsupportedModelError` for KV that has no such layout.
     """
-    ids = torch.linspace(0, model.config.vocab_size - 1, TOKENS).long().repeat(2)[:, None]
+    spread = [number * (model.config.vocab_size - 1) // (TOKENS - 1) for number in range(TOKENS)]
+    ids = torch.tensor(spread * 2)[:, None]
     positions = torch.tensor([0, FAR]).repeat_interleave(TOKENS)[:, None]
     try:
         _, *kv = own_pass(model, positions, input_ids=ids.to(model.device))
