@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,41 @@ def test_positions_beside_rotations_are_refused() -> None:
         admit(with_positions_added("llama_gqa2"))
 
 
-def test_layers_that_mix_rows_outside_attention_are_refused() -> None:
-    """As a convolution over tokens does."""
+MIXED = {
+    "as a convolution does": lambda out: out + out.roll(1, dims=1),
+    "in any order": lambda out: out + out.mean(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
+def test_layers_that_mix_rows_outside_attention_are_refused(
+    mix: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
     hf = build("qwen3")
-    hf.model.layers[1].mlp.register_forward_hook(lambda mlp, args, out: out + out.roll(1, dims=1))
+    hf.model.layers[0].mlp.register_forward_hook(lambda mlp, args, out: mix(out))
     with pytest.raises(UnsupportedModelError, match="rows in any order differ from a prefill's"):
         admit(CausalModel(hf, None, "mixing"))
+
+
+def test_what_few_tokens_do_is_seen() -> None:
+    """One in eight of the vocabulary takes something of the token before."""
+
+    def take(embedding: torch.nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> object:
+        return torch.where((args[0] % 8 == 0)[..., None], out + out.roll(1, dims=1), out)
+
+    hf = build("qwen3")
+    hf.model.embed_tokens.register_forward_hook(take)
+    with pytest.raises(UnsupportedModelError, match="rows in any order differ from a prefill's"):
+        admit(CausalModel(hf, None, "bigrams"))
+
+
+def test_a_rotation_that_changes_far_away_is_seen_where_nobody_tested_the_type() -> None:
+    hf = build("qwen3")
+    hf.config.model_type = "brand_new"
+    rotary, forward = hf.model.rotary_emb, hf.model.rotary_emb.forward
+    rotary.forward = lambda x, position_ids: forward(x, 400 * (position_ids / 400).tanh())
+    with pytest.raises(UnsupportedModelError, match="moved keys differ"):
+        admit(CausalModel(hf, None, "clamped"))
 
 
 def test_windows_that_attention_is_not_told_of_are_refused() -> None:

@@ -80,12 +80,12 @@ def answered(
 def test_turn_tables_are_the_models_own_turn(family: str) -> None:
     """Partial, interleaved and scaled rotary embeddings, forwards and backwards."""
     model = model_of(family)
-    keys = torch.randn(model.num_layers, model.num_kv_heads, 4, model.head_dim)
+    keys = torch.randn(model.kv_layers, model.num_kv_heads, 4, model.head_dim)
     rotation = model.rotation((0, 3, 77, -2))
     turns = RotaryTable.of(rotation, model.head_dim)
     for turn, sign in ((rotation, 1.0), (rotation.inverse(), -1.0)):
         expected = rotate(keys, turn)
-        for layer in range(model.num_layers):
+        for layer in range(model.kv_layers):
             cos, sin = turns.layer(layer)
             turned = keys[layer] * cos + keys[layer][..., turns.other] * (sign * sin)
             torch.testing.assert_close(turned, expected[layer], rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ from fusionrag_integrations.serving.loading import LoadedPrompt
 from tests.conftest import all_records, town
 from tests.test_gates import TOLERANCE
 
-AS_IT_STANDS = AnswerSettings(selector="none", max_tokens=4)
+AS_IT_STANDS = AnswerSettings(kv="fused", selector="none", max_tokens=4)
 AS_STORED = replace(AS_IT_STANDS, corrected=False)
 UNKNOWN = "Nobody has ever written this before. "
 

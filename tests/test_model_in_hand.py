@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5ForConditionalGeneration,
+)
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.demo import MODEL_DIR
@@ -19,6 +25,7 @@ from fusionrag_integrations.errors import (
     UnsupportedModelError,
 )
 from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from tests.conftest import town
 from tests.tiny_models import build, of_text
 
@@ -124,10 +131,20 @@ def test_padded_batches_of_others_stay_numbers() -> None:
 
 
 def test_models_of_other_kinds_are_refused(tokenizer: object) -> None:
-    with pytest.raises(UnsupportedModelError, match="generates no text"):
+    with pytest.raises(UnsupportedModelError, match="doesn't go on with a text"):
         CausalModel.of(load().model, tokenizer)
     with pytest.raises(UnsupportedModelError, match="multimodal"):
         CausalModel.of(of_text("llava"), tokenizer)
+
+
+@pytest.mark.parametrize("kind", [T5ForConditionalGeneration, BertForMaskedLM])
+def test_what_fills_gaps_or_translates_is_refused_without_kv_too(
+    kind: type[PreTrainedModel], tokenizer: object
+) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    hf = kind(kind.config_class(**sizes))
+    with pytest.raises(UnsupportedModelError, match="doesn't go on with a text"):
+        PlainModel.of(hf, tokenizer)
 
 
 @pytest.mark.parametrize("given", [None, "a name", torch.nn.Linear(1, 1)])

@@ -74,7 +74,7 @@ def test_all_kinds_in_one_pass_are_each_as_alone(family: str) -> None:
     found = executor.run(together)
     for mine, one in zip(found, apart, strict=True):
         torch.testing.assert_close(mine, executor.run([one])[0], **CLOSE)
-    assert len(seen.told) == len(seen_alone.told) == 2 * executor.model.num_layers
+    assert len(seen.told) == len(seen_alone.told) == 2 * executor.model.kv_layers
     for mine_told, alone_told in zip(seen.told, seen_alone.told, strict=True):
         torch.testing.assert_close(mine_told, alone_told, **CLOSE)
 

@@ -50,12 +50,14 @@ GEMMA_ROPE = {
     }
 }
 
-Factory = Callable[[], PreTrainedModel]
+Factory = Callable[..., PreTrainedModel]
 
 
 def of(kind: str, **more: Any) -> Factory:
     """A model of this type; `more` of its configuration than is common to all."""
-    return lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | more))
+    return lambda **changes: AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **COMMON | more | changes)
+    )
 
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -220,15 +222,29 @@ VARIED = (
 )
 
 
-def build(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The named model with weights from a fixed seed; biases and norms are random too."""
+def build(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    """The named model with weights from a fixed seed; biases and norms are random too.
+
+    changes: of its configuration.
+    """
     torch.manual_seed(0)
-    model = FACTORIES[name]()
+    model = FACTORIES[name](**changes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.to(dtype).eval()
+
+
+def build_for(tokenizer: Any, name: str, **changes: Any) -> PreTrainedModel:
+    """The same for a tokenizer's vocabulary, and prompts of up to 2,048 tokens."""
+    words = len(tokenizer)
+    own = {"vocab_size_per_layer_input": words} if "gemma4" in name else {}
+    return build(
+        name,
+        **{"vocab_size": words, "eos_token_id": tokenizer.eos_token_id, **own},
+        **{"max_position_embeddings": 2048, **changes},
+    )
 
 
 _HYBRID = {**heads(4, 2), "intermediate_size": 96}

@@ -45,8 +45,12 @@ class DensePrefill:
     def result(self) -> PrefillOutput:
         buffer = self._executor.new_buffer(self._capacity)
         stop = len(self._token_ids)
-        for layer, kept in enumerate(self._cache.layers):
-            for slots, kv in zip(buffer.layer(layer), (kept.keys, kept.values), strict=True):
-                slots[:, stop - kv.shape[2] : stop] = kv[0]  # a window's layer keeps the last ones
+        layout = self._executor.model.layout
+        for layer, own in enumerate(self._cache.layers):
+            if own.keys is None:  # it attends to another's
+                continue
+            kept = layout.keep(own.keys[0], own.values[0])
+            for slots, kv in zip(buffer.layer(layout.shape.sources[layer]), kept, strict=True):
+                slots[:, stop - kv.shape[1] : stop] = kv  # a window's layer keeps the last ones
         self._cache = DynamicCache()  # its memory is free
         return PrefillOutput(self._logits, buffer)

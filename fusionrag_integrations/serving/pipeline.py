@@ -179,8 +179,10 @@ class Pipeline(RequestSteps):
 
     def _keep_start(self, request: Request, kv: SequenceKV) -> None:
         """Keep what stands before the first chunk: nothing that stored KV changes."""
-        ids = request.encoded.token_ids
-        if request.known.exact and request.settings.kv != "none":
+        ids, model = request.encoded.token_ids, self.executor.model
+        # The model's own cache forgets what its windows have left behind.
+        whole = not request.dense or len(model.global_layers) == model.num_layers
+        if request.known.exact and request.settings.kv != "none" and whole:
             spans = () if request.dense else request.loaded.prompt.spans
             request.exact = spans[0].start if spans else len(ids)
             start = ids[: request.exact]

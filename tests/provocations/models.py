@@ -286,7 +286,7 @@ provoked.each(
         "This ... is multimodal. Give its name or directory to from_pretrained, which loads ...": (
             lambda w: CausalModel.of(of_text("llava"), None)
         ),
-        "A ... generates no text; give the model with its language model's head, as ...": (
+        "A ... doesn't go on with a text; give the model with its language model's head, as ...": (
             lambda w: CausalModel.of(w.engine.model.hf.model, None)
         ),
         "tokenizer is ...; give the model's own, as ...": lambda w: FusionEngine.from_model(

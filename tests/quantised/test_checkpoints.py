@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from fusionrag_integrations import AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.demo import MODEL_DIR
@@ -16,6 +16,8 @@ from fusionrag_integrations.errors import StoreMismatchError
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import question_prompt
 from tests.quantised.checkpoints import WRITERS
+from tests.tiny_models import build
+from tests.tiny_tokenizers import byte_level_tokenizer
 
 TEXTS = (
     "Before the war people talked about the weather. In spring the river rose and the fields stood "
@@ -97,3 +99,18 @@ def test_the_page_lists_what_is_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     table = page.split("| tested with every release, on a CPU |")[1].split("\n\n")[0]
     assert re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:] == list(WRITERS)
+
+
+def test_buffers_beside_quantised_weights_belong_to_the_model(tmp_path: Path) -> None:
+    """Gemma 4 scales each layer by one; quantisation in 4 bits leaves it as it is."""
+    hf = build("gemma4", hidden_size=128, intermediate_size=128)
+    signatures = []
+    for scale in (1.0, 3.0):
+        hf.model.layers[0].layer_scalar.fill_(scale)
+        hf.save_pretrained(tmp_path)
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=config, dtype=torch.float32
+        )
+        signatures.append(CausalModel(model, byte_level_tokenizer(), "scaled").signature(""))
+    assert signatures[0] != signatures[1]

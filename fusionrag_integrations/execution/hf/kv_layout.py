@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -133,7 +134,8 @@ class Latent:
         return pad(queries, (0, _size(module) - queries.shape[-1]))
 
     def read(self, module: Any, keys: torch.Tensor, values: torch.Tensor) -> KV:
-        both = torch.cat([keys, values], dim=-1)[None].to(module.kv_b_proj.weight.device)
+        weight = next(chain(module.kv_b_proj.parameters(), module.kv_b_proj.buffers()))
+        both = torch.cat([keys, values], dim=-1)[None].to(weight.device)
         key, latent = torch.split(both, [self.shape.front, self.latent], dim=-1)
         of_keys, of_values = (
             pad(one[0], (0, _size(module) - one.shape[-1])).to(keys.device)

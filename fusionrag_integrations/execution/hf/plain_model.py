@@ -137,10 +137,14 @@ class PlainModel(Forkable):
                 f"This {type(model).__name__} is multimodal. Give its name or directory to "
                 "from_pretrained, which loads the text part."
             )
-        if model.get_output_embeddings() is None:
+        if (
+            model.get_output_embeddings() is None
+            or model.config.is_encoder_decoder
+            or not model.can_generate()
+        ):
             raise UnsupportedModelError(
-                f"A {type(model).__name__} generates no text; give the model with its language "
-                "model's head, as AutoModelForCausalLM loads it."
+                f"A {type(model).__name__} doesn't go on with a text; give the model with its "
+                "language model's head, as AutoModelForCausalLM loads it."
             )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise InvalidInputError(

@@ -69,7 +69,8 @@ def _as_pair(function: Any) -> ApplyRotary:
         def by_complex(
             queries: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            # Its reshape fails on queries of no head.
+            # It takes no queries of no head, and keys only where pairs of numbers are aligned.
+            keys = keys.clone(memory_format=torch.contiguous_format)
             return queries, function(keys[:, :1], keys, torch.complex(cos, sin))[1]
 
         return by_complex

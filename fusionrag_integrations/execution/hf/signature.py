@@ -82,9 +82,19 @@ def _weights(model: PreTrainedModel) -> dict[str, Any]:
         for part, tensor in weight.quant_state.as_dict(packed=True).items()
     }
     if packed:  # bitsandbytes' in 4 bit, which asking for a state dict would change
-        return packed | dict(model.named_parameters())
+        return packed | dict(model.named_parameters()) | _saved_buffers(model)
     weights: dict[str, Any] = model.state_dict() if kept is None else kept
     return weights
+
+
+def _saved_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Those that a state dict has: the others are made of the configuration."""
+    return {
+        f"{path}.{name}": buffer
+        for path, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
 
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

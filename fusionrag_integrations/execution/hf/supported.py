@@ -147,7 +147,7 @@ def context_window(config: Any, tokenizer: Any) -> int:
     A model that has a state instead of positions may read any number; then its tokenizer says.
     """
     known = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    positions = next(filter(None, known), None)
+    positions = next((limit for limit in known if limit is not None and limit > 0), None)
     limit = int(positions or min(getattr(tokenizer, "model_max_length", MOST), MOST))
     for parameters in _rope_parameters(config):
         if parameters.get("rope_type") in SWITCHING_ROPE_TYPES:
