@@ -25,9 +25,10 @@ from fusionrag_integrations.execution.hf.supported import (
 )
 
 # By how much numbers may differ that a model computes in two ways, relative to their size: several
-# times the rounding error in models of 8 to 30 layers (2e-6, 2e-3 and 2e-2). Where activations are
-# quantised, the least difference may move one to the next step.
+# times the rounding error in models of 8 to 30 layers (2e-6, 2e-3 and 2e-2), which adds up over
+# them. Where activations are quantised, the least difference may move one to the next step.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+LAYERS = 30
 OF_QUANTISED = 1e-1
 
 
@@ -94,7 +95,8 @@ class CausalModel(PlainModel):
     def rounding(self) -> float:
         """By how much its numbers may differ that are computed in two ways, relative to them."""
         plain = str(self.dtype).removeprefix("torch.")
-        return ROUNDING[self.dtype] if self.weights == plain else OF_QUANTISED
+        of_few = ROUNDING[self.dtype] if self.weights == plain else OF_QUANTISED
+        return of_few * max(1.0, self.num_layers / LAYERS)
 
     @property
     def keys_of_a_row(self) -> float:
