@@ -72,3 +72,10 @@ def test_nothing_is_kept_of_a_prompt_whose_windows_have_forgotten_it(
         answer = engine.answer(messages("Which city?"), settings)
         assert answer.token_ids == expected
         assert (answer.usage.reused_tokens > 0) == (family == "llama_gqa2")
+        turns = [*messages("Which city?"), {"role": "assistant", "content": answer.text}]
+        turns.append({"role": "user", "content": "And the river?"})
+        full = engine.answer(turns, replace(settings, kv="none"))
+        # What comes behind a conversation sees only what its windows still hold.
+        further = engine.answer(turns, settings)
+        assert further.token_ids == full.token_ids
+        assert further.usage.reused_tokens > 0
