@@ -104,11 +104,10 @@ def open_engine(
 
 def model_for(model: str | None, store: Path) -> str | Path:
     """The model of this name; where there is no name, the store's own, or the demo's."""
-    from fusionrag_integrations.store.opening import is_store, open_catalog
+    from fusionrag_integrations.store.stored_info import is_store, stored_info
 
     if model is None and is_store(store):
-        with open_catalog(store) as catalog:
-            return catalog.info.model_source
+        return stored_info(store).model_source
     return find_model(model)
 
 
@@ -120,9 +119,9 @@ def closed_later(opened: Opened) -> Opened:
 
 def existing(store: Path) -> Path:
     """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
-    from fusionrag_integrations.store.opening import open_catalog
+    from fusionrag_integrations.store.stored_info import stored_info
 
-    open_catalog(store).close()
+    stored_info(store)
     return store
 
 

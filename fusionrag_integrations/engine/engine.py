@@ -87,23 +87,24 @@ class FusionEngine(EngineFacts, Answering, Closable):
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is created where there is none.
 
-        model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" is CUDA if
-        available. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a LangChain
-        `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical one.
-        chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
-        (default 256). kv_format: how KV is stored, fixed too: "float32", "float16", "bfloat16",
-        "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
-        every key depends on; the same one is needed each time. budgets: bytes of KV, by where it is
-        and what for. gguf_file: the name of a GGUF file in the directory or hub repository. index,
-        kv_files: used instead of the vector index and the KV files in the directory; the caller
-        closes them. kv: "none" computes and keeps no KV: each prompt is answered by the model's own
-        full attention, so that any model can be used, also one whose KV can't be reused; fixed when
-        the store is created (default "fused").
+        store: a directory; or a URL that fsspec can open, such as s3://bucket/prefix, for a store
+        that several machines share. model_name_or_path: a directory, a .gguf file or a hub name.
+        device: "auto" is CUDA if available. dtype: "auto", "float32", "bfloat16" or "float16".
+        embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in
+        lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is
+        created (default 256). kv_format: how KV is stored, fixed too: "float32", "float16",
+        "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of this store's
+        owner that every key depends on; the same one is needed each time. budgets: bytes of KV, by
+        where it is and what for. gguf_file: the name of a GGUF file in the directory or hub
+        repository. index, kv_files: used instead of the vector index and the KV files in the
+        directory; the caller closes them. kv: "none" computes and keeps no KV: each prompt is
+        answered by the model's own full attention, so that any model can be used, also one whose KV
+        can't be reused; fixed when the store is created (default "fused").
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
         """
-        model = model_class(Path(store), kv).load(model_name_or_path, device, dtype, gguf_file)
+        model = model_class(store, kv).load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -139,7 +140,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         that act in it. It stays on its device and as it is quantised; its attention becomes this
         package's (see `CausalModel`), unless this raises or no KV is kept.
         """
-        loaded = model_class(Path(store), kv).of(model, tokenizer)
+        loaded = model_class(store, kv).of(model, tokenizer)
         with ExitStack() as unless_opened:
             unless_opened.callback(loaded.give_back)
             engine = cls.open(
@@ -177,7 +178,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """
         parts = EngineParts.open(
             model,
-            Path(store),
+            store,
             embedding=embedding,
             chunk_tokens=chunk_tokens,
             kv_format=kv_format,
@@ -262,6 +263,14 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """
         self._check_usable()
         return delete_documents(self.store, self.kv, document_ids, scope)
+
+    def refresh(self) -> bool:
+        """Bring a store at a URL to its newest version; returns whether there was a newer one.
+
+        Requests that are at work end as they began. Raises as `Store.refresh`.
+        """
+        self._check_usable()
+        return self.store.refresh()
 
     def metrics(self) -> StoreMetrics:
         """The contents of the tiers of KV, and counts since the engine was opened."""

@@ -101,7 +101,7 @@ class Ingest:
         if not isinstance(self._executor, Executor):
             return
         try:
-            with self._store.writing():
+            with self._store.changing_here():
                 progress = self.until_closed(None)
                 prefill = self._prefill(self._executor, DEFAULT_NEIGHBOURS, progress)
                 prefill.fuse_adhoc(record)

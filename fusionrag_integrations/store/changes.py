@@ -74,7 +74,7 @@ class Changes:
         if interrupted:
             documents = self._catalog.documents.all()
             self.delete(self._manifests.deleted(documents), collect)
-            self._remove_unknown()
+            self.remove_unknown()
             for document in self._catalog.documents.all():
                 with suppress(CatalogRowError):  # its manifest may be the only intact copy
                     self.note_links([document])
@@ -124,7 +124,7 @@ class Changes:
 
     def embed_missing(self, progress: Progress) -> None:
         """Make the index match the catalog, embedding chunks whose vectors are lost in both."""
-        not_indexed = set(self._catalog.chunks.ids()) - self._remove_unknown()
+        not_indexed = set(self._catalog.chunks.ids()) - self.remove_unknown()
         missing = sorted(not_indexed.union(self._catalog.vectors.missing()))
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
@@ -133,7 +133,7 @@ class Changes:
             self._catalog.vectors.set(self.embed(without))
         progress("embed", len(missing), len(missing))
 
-    def _remove_unknown(self) -> set[str]:
+    def remove_unknown(self) -> set[str]:
         """Remove chunks from the index that aren't in the catalog; returns the others' ids."""
         indexed, known = self._index.ids(), set(self._catalog.chunks.ids())
         self._index.remove(sorted(indexed - known))

@@ -1,40 +1,44 @@
-"""Store: the owner of all that is kept in one directory, as `layout.py` lists it."""
+"""Store: the owner of all that is kept in one directory, as `layout.py` lists it.
+
+A store at a URL is opened in a directory too, a `WorkingCopy` of its newest version.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from filelock import Timeout
-
 from fusionrag_integrations.documents.embedding import Embedder, as_embedder, probe, same_embedding
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit
 from fusionrag_integrations.documents.types import Chunk, canonical_text
-from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreMismatchError
+from fusionrag_integrations.errors import StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
 from fusionrag_integrations.store.corrections import Corrections
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
+from fusionrag_integrations.store.kv.copied import CopiedKVFiles
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.record_store import RecordStore
 from fusionrag_integrations.store.layout import (
     CATALOG_FILE,
     INDEX_DIRECTORY,
     KV_DIRECTORY,
-    LOCK_FILE,
 )
+from fusionrag_integrations.store.locking import holding
 from fusionrag_integrations.store.manifests import Manifests
-from fusionrag_integrations.store.opening import is_store, open_catalog
+from fusionrag_integrations.store.objects.opening import is_url
+from fusionrag_integrations.store.opening import open_catalog
+from fusionrag_integrations.store.published.working_copy import WorkingCopy
 from fusionrag_integrations.store.search import Search, index_lost_chunks
+from fusionrag_integrations.store.stored_info import is_store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.store.vector_index.chroma import DATABASE_FILE, ChromaIndex
 from fusionrag_integrations.support.atomic_files import (
-    locked,
     make_directory,
     make_private,
     remove_file,
@@ -48,6 +52,7 @@ class Store(Closable):
 
     catalog: what was ingested. manifests: the same as files. index: finds chunks. records: KV.
     corrections: what is added to KV. changes: of documents, while the lock is held (`writing`).
+    copies: the records of a store at a URL that are on this machine; None for a directory.
 
     A context manager that closes the store; using it afterwards raises `StoreClosedError`.
     """
@@ -82,6 +87,8 @@ class Store(Closable):
         self.records = RecordStore(files, info.record_signature, info.kv_format)
         self._search = Search(self.path, catalog, index, embedder, fill_index)
         self.changes = Changes(self.path, catalog, self.manifests, index, embedder, self._search)
+        self.copies: RecordStore | None = None
+        self._working_copy: WorkingCopy | None = None
         self._opened = ExitStack()  # parts that `open` or `create` opened
         self.threads = Threads("fusionrag-search", self.path)  # for event loops
 
@@ -95,7 +102,7 @@ class Store(Closable):
         index: VectorIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> Self:
-        """Open an existing store.
+        """Open an existing store: in a directory, or the newest version of one at a URL.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
         `BaseEmbedding`, or None for the built-in lexical one. index, kv_files: used instead of
@@ -104,44 +111,42 @@ class Store(Closable):
         embedding, and `StoreError` where the directory's index is missing. Where it lacks chunks,
         the first search or change raises `StoreError`.
         """
-        path = Path(path).resolve()  # once for all parts, since a link may change
         embedder = as_embedder(embedding)
         with ExitStack() as opened:
-            catalog = opened.enter_context(open_catalog(path))
-            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
+            copy = opened.enter_context(WorkingCopy(path)) if is_url(path) else None
+            # Once for all parts, since a link may change.
+            directory = Path(path).resolve() if copy is None else copy.path
+            catalog = opened.enter_context(open_catalog(directory))
+            return cls._of_parts(directory, catalog, embedder, index, kv_files, opened, copy)
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: str | Path,
         info: StoreInfo,
         embedding: object | None = None,
         *,
         index: VectorIndex | None = None,
         kv_files: KVFiles | None = None,
+        publish: bool = True,
     ) -> Self:
-        """Create an empty store in the directory `path`. index, kv_files: as in `open`.
+        """Create an empty store, in a directory or at a URL. index, kv_files: as in `open`.
 
-        Raises `StoreError` where any part of a store exists, `InvalidInputError` for a path that
-        isn't UTF-8.
+        publish: at a URL, make it known now; else its first change does. Raises `StoreError` where
+        any part of a store exists, `InvalidInputError` for a path that isn't UTF-8.
         """
-        check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
-        path = path.resolve()
-        is_there = is_store(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
-        notes = Manifests(path).notes
-        try:
-            make_directory(path)
-            if not is_there:  # left by an interrupted creation
-                remove_file(notes.info_path)
-        except OSError as error:
-            raise StoreError(f"Can't make a store at {path}: {error}") from error
         with ExitStack() as opened:
+            copy = opened.enter_context(WorkingCopy(path, is_new=True)) if is_url(path) else None
+            directory = _empty_directory(Path(path)) if copy is None else copy.path
             # Before other files: of two processes only one succeeds, and the other changes none.
-            catalog = opened.enter_context(Catalog.create(path / CATALOG_FILE, info))
-            notes.write_info(info)
-            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
+            catalog = opened.enter_context(Catalog.create(directory / CATALOG_FILE, info))
+            Manifests(directory).notes.write_info(info)
+            store = cls._of_parts(directory, catalog, embedder, index, kv_files, opened, copy)
+        if copy is not None and publish:
+            copy.publish_first(info)
+        return store
 
     @classmethod
     def _of_parts(
@@ -152,13 +157,20 @@ class Store(Closable):
         index: VectorIndex | None,
         kv_files: KVFiles | None,
         opened: ExitStack,
+        copy: WorkingCopy | None,
     ) -> Self:
         """The directory's own index and files where none are given. opened: becomes the store's."""
-        fill_index = index is not None
+        # The index of a working copy follows the catalog, as one that is given.
+        fill_index = index is not None or copy is not None
         if index is None:
-            index = opened.enter_context(closing(_open_index(path, catalog)))
-        files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
-        store = cls(path, catalog, embedder, index, files, fill_index=fill_index)
+            index = opened.enter_context(closing(_open_index(path, catalog, fill_index)))
+        if kv_files is None:
+            kv_files = LocalKVFiles(path / KV_DIRECTORY) if copy is None else copy.files
+        store = cls(path, catalog, embedder, index, kv_files, fill_index=fill_index)
+        store._working_copy = copy
+        if isinstance(kv_files, CopiedKVFiles):
+            info = catalog.info
+            store.copies = RecordStore(kv_files.copies, info.record_signature, info.kv_format)
         store._opened = opened.pop_all()
         return store
 
@@ -175,30 +187,45 @@ class Store(Closable):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store's lock, which is needed to change it.
+        """Hold the store's lock, which is needed to change it; at a URL, its lease as well.
 
-        Raises `StoreBusyError` while another process or thread holds it, `StoreError` for a
-        read-only store.
+        There, what was changed is published at the end. Raises `StoreBusyError` while another
+        process, thread or machine holds it, `StoreError` for a read-only store.
         """
-        try:
-            lock = locked(self.path / LOCK_FILE)
-        except Timeout as error:
-            raise StoreBusyError(
-                f"Another ingest or delete is changing the store at {self.path}. "
-                "Wait for it to end."
-            ) from error
-        except OSError as error:
-            raise StoreError(
-                f"The store at {self.path} can't be written: {error}. Answering from it needs no "
-                "writing."
-            ) from error
-        with lock:
+        with holding(self.path), self._publishing():
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
             try:
                 yield
             finally:
                 make_private(self.path / INDEX_DIRECTORY)
+
+    @contextmanager
+    def changing_here(self) -> Iterator[None]:
+        """Hold the lock for a change that concerns this machine alone, as of ad-hoc chunks."""
+        with holding(self.path):
+            yield
+
+    def refresh(self) -> bool:
+        """Bring a store at a URL to its newest version; returns whether there was a newer one.
+
+        A store in a directory is always at its newest. Raises `StoreBusyError` while it is being
+        changed here, and `StoreMismatchError` where it is another model's by now: it then stays at
+        its version, and can be used on.
+        """
+        if self._working_copy is None:
+            return False
+        with holding(self.path):
+            if not self._working_copy.follow(self.catalog):
+                return False
+            self._search.follow()
+            self.changes.remove_unknown()
+        return True
+
+    def _publishing(self) -> AbstractContextManager[None]:
+        """What is changed in a working copy is published at the end."""
+        copy = self._working_copy
+        return nullcontext() if copy is None else copy.writing(self.catalog)
 
     @checked(leave=("question", "where"))
     def search(
@@ -274,10 +301,24 @@ class Store(Closable):
         return candidates[0].handle if len(candidates) == 1 else None
 
 
-def _open_index(path: Path, catalog: Catalog) -> ChromaIndex:
-    """The index of a store. Raises `StoreError` where it is missing and the store has chunks."""
+def _empty_directory(path: Path) -> Path:
+    """A directory for a new store, with nothing of an older one. Raises as `Store.create` does."""
+    check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
+    path = path.resolve()
+    is_there = is_store(path)
+    try:
+        make_directory(path)
+        if not is_there:  # left by an interrupted creation
+            remove_file(Manifests(path).notes.info_path)
+    except OSError as error:
+        raise StoreError(f"Can't make a store at {path}: {error}") from error
+    return path
+
+
+def _open_index(path: Path, catalog: Catalog, fill: bool) -> ChromaIndex:
+    """The index of a store. Raises `StoreError` where it is missing, and isn't to be filled."""
     directory = path / INDEX_DIRECTORY
     database = directory / DATABASE_FILE
-    if catalog.counts().chunks and not (database.exists() and database.stat().st_size):
+    if not fill and catalog.counts().chunks and not (database.exists() and database.stat().st_size):
         raise index_lost_chunks(path, catalog)
     return ChromaIndex(directory)
