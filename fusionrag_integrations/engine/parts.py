@@ -46,6 +46,7 @@ from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.support.threads import Closable
 
+Opener = Callable[..., Store]
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_BUDGETS = Budgets()
 
@@ -83,8 +84,12 @@ class EngineParts(Closable):
         budgets: Budgets,
         index: VectorIndex | None,
         kv_files: KVFiles | None,
+        opener: Opener = open_or_create,
     ) -> Self:
-        """Open the store at a place, or create it. See `FusionEngine.from_pretrained`."""
+        """Open the store at a place, or create it. See `FusionEngine.from_pretrained`.
+
+        opener: opens it, as `open_or_create` does.
+        """
         kept = kept_kv(place, None if isinstance(model, CausalModel) else "none")
         if kept == "none" and kv_format is not None:
             raise InvalidInputError(
@@ -107,7 +112,7 @@ class EngineParts(Closable):
         )
         executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:
-            store = open_or_create(
+            store = opener(
                 *(place, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
                 before=try_reuse,
             )

@@ -53,7 +53,10 @@ _DRAFTS = "drafts"
 
 
 class WorkingCopy(Closable):
-    """Of the store at a URL. path: its directory. files: its KV. version: None for a new store."""
+    """Of the store at a URL. path: its directory. version: None for a new store.
+
+    shared: the files of KV that all machines see. files: the same with copies on this one.
+    """
 
     def __init__(self, url: str, *, is_new: bool = False) -> None:
         """Bring a directory up to date with the newest version, and hold it until closed.
@@ -83,8 +86,8 @@ class WorkingCopy(Closable):
             if self.version is not None:
                 self._note.set(self.version.number)
             unless_opened.pop_all()
-        copies = LocalKVFiles(self.path / KV_DIRECTORY)
-        self.files = CopiedKVFiles(copies, SharedKVFiles(self._objects))
+        self.shared = SharedKVFiles(self._objects)
+        self.files = CopiedKVFiles(LocalKVFiles(self.path / KV_DIRECTORY), self.shared)
 
     def close(self) -> None:
         """Let other processes have the directory. May be called again."""
