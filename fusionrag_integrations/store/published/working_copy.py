@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from itertools import count
@@ -33,7 +33,7 @@ from fusionrag_integrations.store.objects.opening import open_objects
 from fusionrag_integrations.store.published import blocks
 from fusionrag_integrations.store.published.reader_note import ReaderNote
 from fusionrag_integrations.store.published.snapshot import published_names, snapshot
-from fusionrag_integrations.store.published.version import Version
+from fusionrag_integrations.store.published.version import PublishedFile, Version
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from fusionrag_integrations.support.atomic_files import (
@@ -153,7 +153,7 @@ class WorkingCopy(Closable):
             files = {
                 name: blocks.upload(self._objects, path, known) for name, path in found.items()
             }
-        if last is None or files != last.files or info != last.store:
+        if last is None or info != last.store or _truth(files) != _truth(last.files):
             lease.check()
             number = 1 if last is None else last.number + 1
             made = Version(number, time.time(), uuid4().hex, info, files)
@@ -214,6 +214,11 @@ class WorkingCopy(Closable):
 
     def _is_changed(self) -> bool:
         return self._marked()[1]
+
+
+def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
+    """The files without the index, which is made of them and changes when it is opened."""
+    return {name: file for name, file in files.items() if not name.startswith("index/")}
 
 
 @contextmanager
