@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from itertools import count
@@ -78,10 +78,12 @@ class WorkingCopy(Closable):
             self.path = self._opened.enter_context(_directory(self.url))
             self._drafts = self.path / _DRAFTS
             self._is_writable = False  # known once it was tried
+            self._is_new = is_new  # until it is published
             self._note = self._opened.enter_context(ReaderNote(self._objects))
             if is_new:
-                self._empty()
+                self._clear(keep=())
             elif self.version is not None and not self._has(self.version):
+                self._clear(keep=published_names(self.path))  # whose blocks may be the same
                 self._fetch(self.version, replace_index=True)
             if self.version is not None:
                 self._note.set(self.version.number)
@@ -158,7 +160,7 @@ class WorkingCopy(Closable):
             number = 1 if last is None else last.number + 1
             made = Version(number, time.time(), uuid4().hex, info, files)
             self._log.publish(made)
-            self.version = made
+            self.version, self._is_new = made, False
             self._note.set(number)
             logger.info("Published version %s of %s", number, self.url)
         self._mark(changed=False)
@@ -189,14 +191,17 @@ class WorkingCopy(Closable):
             remove_file(journal)  # of what was there before
         self._mark(changed=False, version=version)
 
-    def _empty(self) -> None:
+    def _clear(self, keep: Iterable[str]) -> None:
+        """Remove what an earlier user has left, but for copies of KV and files to keep."""
+        kept = {_LOCK, *keep}
         for path in sorted(self.path.rglob("*"), reverse=True):
-            if path.name != _LOCK and KV_DIRECTORY not in path.relative_to(self.path).parts[:1]:
+            name = path.relative_to(self.path).as_posix()
+            if name not in kept and not name.startswith(f"{KV_DIRECTORY}/"):
                 with suppress(OSError):  # a directory that isn't empty
                     path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _mark(self, *, changed: bool, version: Version | None = None) -> None:
-        version = version or self.version
+        version = None if self._is_new else version or self.version
         note = {"url": self.url, "number": version.number if version else 0, "changed": changed}
         write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine, Store
+from fusionrag_integrations import Document, FusionEngine, Store
 from fusionrag_integrations.errors import (
     InvalidInputError,
     StoreBusyError,
     StoreNotFoundError,
     StoreUnreachableError,
 )
-from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
 from fusionrag_integrations.store.catalog import Catalog
@@ -28,53 +24,13 @@ from fusionrag_integrations.store.published.verifying import find_damage_at, rep
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from tests.conftest import all_records, document_ids, town
-
-SETTINGS = AnswerSettings(max_tokens=8)
-QUESTION = "Where does the fox of town number 2 jump?"
-
-Open = Callable[..., FusionEngine]
+from tests.store.published.sharing import SETTINGS, Open, ask, live_keys, same, towns
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """What storages differ in, `test_objects.py` tries over each."""
     return f"file://{tmp_path}/shared"
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> CausalModel:
-    return CausalModel.load(model_dir)
-
-
-@pytest.fixture
-def opened(model: CausalModel) -> Iterator[Open]:
-    """Opens engines, as if each were another machine's, and closes them at the end."""
-    with ExitStack() as engines:
-
-        def opener(store: str | Path, **given: Any) -> FusionEngine:
-            engine = FusionEngine.open(model, store, chunk_tokens=48, **given)
-            return engines.enter_context(engine)
-
-        yield opener
-
-
-def ask(engine: FusionEngine, question: str = QUESTION) -> Answer:
-    """The answer over the nearest chunks, which must be found."""
-    hits = engine.store.search(question, 3)
-    assert hits
-    return engine.answer(question_prompt(question, [hit.chunk.text for hit in hits]), SETTINGS)
-
-
-def same(one: Answer, other: Answer) -> bool:
-    return (one.text, one.usage, one.fallbacks) == (other.text, other.usage, other.fallbacks)
-
-
-def towns(count: int) -> list[Document]:
-    return [town(number) for number in range(count)]
-
-
-def live_keys(engine: FusionEngine) -> set[str]:
-    return engine.store.catalog.kv.live_keys()
 
 
 def forget(engine: FusionEngine) -> None:
