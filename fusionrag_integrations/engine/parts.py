@@ -42,7 +42,7 @@ from fusionrag_integrations.store.kv.tiered_kv import MoveToDevice, TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from fusionrag_integrations.store.store import Store
-from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.threads import Closable
 
 DEFAULT_CHUNK_TOKENS = 256
@@ -80,7 +80,7 @@ class EngineParts(Closable):
         kv_format: KVFormat | None,
         salt: str,
         budgets: Budgets,
-        index: VectorIndex | None,
+        index: GivenIndex | None,
         kv_files: KVFiles | None,
     ) -> Self:
         """Open the store at `path`, or create it. See `FusionEngine.from_pretrained`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,9 +30,10 @@ from fusionrag_integrations.store.layout import (
 )
 from fusionrag_integrations.store.manifests import Manifests
 from fusionrag_integrations.store.opening import is_store, open_catalog
-from fusionrag_integrations.store.search import Search, index_lost_chunks
-from fusionrag_integrations.store.vector_index.base import VectorIndex
-from fusionrag_integrations.store.vector_index.chroma import DATABASE_FILE, ChromaIndex
+from fusionrag_integrations.store.opening_index import opened_index
+from fusionrag_integrations.store.search import Search
+from fusionrag_integrations.store.vector_index.base import GivenIndex, VectorIndex
+from fusionrag_integrations.store.vector_index.given import IndexElsewhere
 from fusionrag_integrations.support.atomic_files import (
     locked,
     make_directory,
@@ -60,10 +61,10 @@ class Store(Closable):
         index: VectorIndex,
         files: KVFiles,
         *,
-        fill_index: bool = True,
+        index_place: str = "",
     ) -> None:
-        """fill_index: add chunks that the index lacks from the catalog. If False, an index that
-        lacks chunks counts as damaged.
+        """index_place: where the index is, if not in the directory. Chunks that it lacks are then
+        added to it from the catalog; else an index that lacks chunks counts as damaged.
 
         Raises `StoreMismatchError` for another embedding than the store was made with.
         """
@@ -80,7 +81,8 @@ class Store(Closable):
         self.corrections = Corrections(self.path, catalog)
         info = catalog.info
         self.records = RecordStore(files, info.record_signature, info.kv_format)
-        self._search = Search(self.path, catalog, index, embedder, fill_index)
+        self._index_place = index_place
+        self._search = Search(self.path, catalog, index, embedder, bool(index_place))
         self.changes = Changes(self.path, catalog, self.manifests, index, embedder, self._search)
         self._opened = ExitStack()  # parts that `open` or `create` opened
         self.threads = Threads("fusionrag-search", self.path)  # for event loops
@@ -92,23 +94,26 @@ class Store(Closable):
         path: str | Path,
         embedding: object | None = None,
         *,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> Self:
         """Open an existing store.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
-        `BaseEmbedding`, or None for the built-in lexical one. index, kv_files: used instead of
-        those in the directory; the caller closes them. Chunks that a given index lacks are added
-        from the catalog. Raises as `open_catalog` does, `StoreMismatchError` for another
-        embedding, and `StoreError` where the directory's index is missing. Where it lacks chunks,
-        the first search or change raises `StoreError`.
+        `BaseEmbedding`, or None for the built-in lexical one. index: a `VectorIndex`, a client of
+        chromadb's or one of its collections. index, kv_files: used instead of those in the
+        directory; the caller closes them. Chunks that a given index lacks are added from the
+        catalog by the first search or change. Raises as `open_catalog` does, `StoreMismatchError`
+        for another embedding, `InvalidInputError` for an index that can't be used, and `StoreError`
+        where the directory's index is missing. Where that lacks chunks, the first search or change
+        raises `StoreError`.
         """
         path = Path(path).resolve()  # once for all parts, since a link may change
         embedder = as_embedder(embedding)
         with ExitStack() as opened:
             catalog = opened.enter_context(open_catalog(path))
-            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
+            given = _given_index(index, path, catalog.info)
+            return cls._of_parts(path, catalog, embedder, given, kv_files, opened)
 
     @classmethod
     def create(
@@ -117,19 +122,20 @@ class Store(Closable):
         info: StoreInfo,
         embedding: object | None = None,
         *,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> Self:
         """Create an empty store in the directory `path`. index, kv_files: as in `open`.
 
         Raises `StoreError` where any part of a store exists, `InvalidInputError` for a path that
-        isn't UTF-8.
+        isn't UTF-8, and for an index that can't be used.
         """
         check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
         path = path.resolve()
         is_there = is_store(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
+        given = _given_index(index, path, info)
         notes = Manifests(path).notes
         try:
             make_directory(path)
@@ -141,7 +147,7 @@ class Store(Closable):
             # Before other files: of two processes only one succeeds, and the other changes none.
             catalog = opened.enter_context(Catalog.create(path / CATALOG_FILE, info))
             notes.write_info(info)
-            return cls._of_parts(path, catalog, embedder, index, kv_files, opened)
+            return cls._of_parts(path, catalog, embedder, given, kv_files, opened)
 
     @classmethod
     def _of_parts(
@@ -149,16 +155,15 @@ class Store(Closable):
         path: Path,
         catalog: Catalog,
         embedder: Embedder,
-        index: VectorIndex | None,
+        given: IndexElsewhere | None,
         kv_files: KVFiles | None,
         opened: ExitStack,
     ) -> Self:
         """The directory's own index and files where none are given. opened: becomes the store's."""
-        fill_index = index is not None
-        if index is None:
-            index = opened.enter_context(closing(_open_index(path, catalog)))
+        index = opened.enter_context(opened_index(path, catalog, given))
+        place = given.place if given else ""
         files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
-        store = cls(path, catalog, embedder, index, files, fill_index=fill_index)
+        store = cls(path, catalog, embedder, index, files, index_place=place)
         store._opened = opened.pop_all()
         return store
 
@@ -195,6 +200,8 @@ class Store(Closable):
         with lock:
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
+            if self._index_place:
+                self.manifests.notes.write_index_place(self._index_place)
             try:
                 yield
             finally:
@@ -274,10 +281,5 @@ class Store(Closable):
         return candidates[0].handle if len(candidates) == 1 else None
 
 
-def _open_index(path: Path, catalog: Catalog) -> ChromaIndex:
-    """The index of a store. Raises `StoreError` where it is missing and the store has chunks."""
-    directory = path / INDEX_DIRECTORY
-    database = directory / DATABASE_FILE
-    if catalog.counts().chunks and not (database.exists() and database.stat().st_size):
-        raise index_lost_chunks(path, catalog)
-    return ChromaIndex(directory)
+def _given_index(given: GivenIndex | None, path: Path, info: StoreInfo) -> IndexElsewhere | None:
+    return None if given is None else IndexElsewhere.of(given, path, info.store_id)
