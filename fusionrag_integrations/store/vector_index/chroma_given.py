@@ -162,12 +162,17 @@ class GivenCollection:
                 f"The Chroma collection {self._name!r} is gone: {error}. {self._what_to_do}"
             ) from error
         except Exception as error:
-            known = (ChromaError, httpx.HTTPError, OSError, RuntimeError, JSONDecodeError)
-            # What a proxy answers comes as a bare Exception.
+            # Closed clients raise RuntimeError or AttributeError. A bare Exception is what a proxy
+            # answered that stands before the server.
+            known = (
+                *(ChromaError, httpx.HTTPError, JSONDecodeError),
+                *(OSError, RuntimeError, AttributeError),
+            )
             if not isinstance(error, known) and type(error) is not Exception:
                 raise
             raise StoreError(
-                f"The Chroma collection {self._name!r} can't be used: {error}."
+                f"The Chroma collection {self._name!r} can't be used: {error}. Look at its server "
+                "and client; a client must stay open as long as the store."
             ) from error
 
     @property
