@@ -17,6 +17,7 @@ from fusionrag_integrations.documents.types import Chunk, canonical_text
 from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
+from fusionrag_integrations.store.chosen_index import opened_index
 from fusionrag_integrations.store.corrections import Corrections
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
@@ -30,7 +31,6 @@ from fusionrag_integrations.store.layout import (
 )
 from fusionrag_integrations.store.manifests import Manifests
 from fusionrag_integrations.store.opening import is_store, open_catalog
-from fusionrag_integrations.store.opening_index import opened_index
 from fusionrag_integrations.store.search import Search
 from fusionrag_integrations.store.vector_index.base import GivenIndex, VectorIndex
 from fusionrag_integrations.store.vector_index.given import IndexElsewhere

@@ -1,7 +1,7 @@
 """Finds the chunks nearest to a question.
 
 base.py               VectorIndex: the port for an index
-exact.py              ExactSearch: compares all vectors while they fit into memory, else asks an index
+exact.py              ExactSearch: compares all vectors while they fit, else asks an index
 matrix.py             these vectors as one matrix
 collection_index.py   CollectionIndex: a VectorIndex in a collection of Chroma's
 chroma.py             ChromaIndex: one in a directory
