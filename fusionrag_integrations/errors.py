@@ -15,6 +15,7 @@ FusionRAGError
     ├── StoreNotFoundError                    no store at this path
     ├── StoreMismatchError                    the store was made by another model or embedding
     ├── StoreBusyError                        another ingest or delete is changing the store
+    ├── StoreUnreachableError                 the storage at a store's URL can't be used now
     ├── CatalogRowError                       a row of the catalog is damaged
     ├── StoreClosedError                      the store was closed, and is used all the same
     └── KVRecordError                         one record can't be used; in serving, a counted miss
@@ -90,6 +91,10 @@ class StoreMismatchError(StoreError):
 
 class StoreBusyError(StoreError):
     """Another ingest or delete, in this process or another, is changing the store."""
+
+
+class StoreUnreachableError(StoreError):
+    """The storage at a store's URL can't be reached, or refuses; the message says what it said."""
 
 
 class CatalogRowError(StoreError):

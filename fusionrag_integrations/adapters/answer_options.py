@@ -97,10 +97,10 @@ class AnswerOptions(Component, Closable):
         here, and whatever `FusionEngine.from_model` raises.
         """
         from fusionrag_integrations.engine import FusionEngine
-        from fusionrag_integrations.store.opening import is_store
+        from fusionrag_integrations.store.stored_info import is_store
 
         held = cls._held_by(llm)
-        full = settings.get("kv") == "none" and not is_store(Path(store))
+        full = settings.get("kv") == "none" and not is_store(store)
         with ExitStack() as unless_made:
             engine = FusionEngine.from_model(
                 held.model,

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def check(
-    store: Path,
+    store: Path | str,
     model: str | None,
     embedding: str | None,
     salt: str,
@@ -86,7 +86,7 @@ def check(
     fusionrag check --store new-store --model my-model --estimate docs/     before indexing
     """
     from fusionrag_integrations.documents.readers import read_documents
-    from fusionrag_integrations.store.opening import is_store
+    from fusionrag_integrations.store.stored_info import is_store
 
     documents = list(read_documents(paths)) if paths else None
     if documents and not is_store(store):

@@ -26,6 +26,7 @@ from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.metrics import StoreMetrics
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
+from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.progress import Progress
@@ -87,24 +88,25 @@ class FusionEngine(EngineFacts, Answering, Closable):
     ) -> FusionEngine:
         """Load a model and open the store at `store`, which is created where there is none.
 
-        model_name_or_path: a directory, a .gguf file or a hub name. device: "auto" is CUDA if
-        available. dtype: "auto", "float32", "bfloat16" or "float16". embedding: a LangChain
-        `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in lexical one.
-        chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is created
-        (default 256). kv_format: how KV is stored, fixed too: "float32", "float16", "bfloat16",
-        "int8" or "int4" (default: the model's dtype). salt: a secret of this store's owner that
-        every key depends on; the same one is needed each time. budgets: bytes of KV, by where it is
-        and what for. gguf_file: the name of a GGUF file in the directory or hub repository. index:
-        a `VectorIndex`, a client of chromadb's or one of its collections. index, kv_files: used
-        instead of the vector index and the KV files in the directory; the caller closes them. kv:
-        "none" computes and keeps no KV: each prompt is answered by the model's own
+        store: a directory; or a URL that fsspec can open, such as s3://bucket/prefix, for a store
+        that several machines share. model_name_or_path: a directory, a .gguf file or a hub name.
+        device: "auto" is CUDA if available. dtype: "auto", "float32", "bfloat16" or "float16".
+        embedding: a LangChain `Embeddings`, a LlamaIndex `BaseEmbedding`, or None for the built-in
+        lexical one. chunk_tokens: the longest chunk, in tiktoken tokens, fixed when the store is
+        created (default 256). kv_format: how KV is stored, fixed too: "float32", "float16",
+        "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of this store's
+        owner that every key depends on; the same one is needed each time. budgets: bytes of KV, by
+        where it is and what for. gguf_file: the name of a GGUF file in the directory or hub
+        repository. index: a `VectorIndex`, a client of chromadb's or one of its collections. index,
+        kv_files: used instead of the vector index and the KV files in the directory; the caller
+        closes them. kv: "none" computes and keeps no KV: each prompt is answered by the model's own
         full attention, so that any model can be used, also one whose KV can't be reused; fixed when
         the store is created (default "fused").
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
         """
-        model = model_class(Path(store), kv).load(model_name_or_path, device, dtype, gguf_file)
+        model = model_class(store, kv).load(model_name_or_path, device, dtype, gguf_file)
         return cls.open(
             model,
             store,
@@ -140,7 +142,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         that act in it. It stays on its device and as it is quantised; its attention becomes this
         package's (see `CausalModel`), unless this raises or no KV is kept.
         """
-        loaded = model_class(Path(store), kv).of(model, tokenizer)
+        loaded = model_class(store, kv).of(model, tokenizer)
         with ExitStack() as unless_opened:
             unless_opened.callback(loaded.give_back)
             engine = cls.open(
@@ -178,7 +180,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """
         parts = EngineParts.open(
             model,
-            Path(store),
+            store,
             embedding=embedding,
             chunk_tokens=chunk_tokens,
             kv_format=kv_format,
@@ -253,6 +255,22 @@ class FusionEngine(EngineFacts, Answering, Closable):
         self._check_usable()
         return self._ingest.run(documents, delete_others, neighbours, progress)
 
+    @checked(leave=("store",))
+    def copy_from(
+        self,
+        store: Store,
+        *,
+        neighbours: NeighbourPolicy = DEFAULT_NEIGHBOURS,
+        progress: Progress | None = None,
+    ) -> IngestReport:
+        """Make this store's documents those of another one, which any model may have made.
+
+        Their chunks and vectors are kept; tokens and KV are computed. Raises as `ingest` does, and
+        `InvalidInputError` for a chunk that the model's context can't hold.
+        """
+        self._check_usable()
+        return self._ingest.copy(store, neighbours, progress)
+
     @checked()
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:
         """Delete documents with all KV computed from or behind them; returns how many there were.
@@ -263,6 +281,14 @@ class FusionEngine(EngineFacts, Answering, Closable):
         """
         self._check_usable()
         return delete_documents(self.store, self.kv, document_ids, scope)
+
+    def refresh(self) -> bool:
+        """Bring a store at a URL to its newest version; returns whether there was a newer one.
+
+        Requests that are at work end as they began. Raises as `Store.refresh`.
+        """
+        self._check_usable()
+        return self.store.refresh()
 
     def metrics(self) -> StoreMetrics:
         """The contents of the tiers of KV, and counts since the engine was opened."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +46,7 @@ from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.threads import Closable
 
+Opener = Callable[..., Store]
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_BUDGETS = Budgets()
 
@@ -73,7 +75,7 @@ class EngineParts(Closable):
     def open(
         cls,
         model: PlainModel,
-        path: Path,
+        place: str | Path,
         *,
         embedding: object | None,
         chunk_tokens: int | None,
@@ -82,9 +84,13 @@ class EngineParts(Closable):
         budgets: Budgets,
         index: GivenIndex | None,
         kv_files: KVFiles | None,
+        opener: Opener = open_or_create,
     ) -> Self:
-        """Open the store at `path`, or create it. See `FusionEngine.from_pretrained`."""
-        kept = kept_kv(path, None if isinstance(model, CausalModel) else "none")
+        """Open the store at a place, or create it. See `FusionEngine.from_pretrained`.
+
+        opener: opens it, as `open_or_create` does.
+        """
+        kept = kept_kv(place, None if isinstance(model, CausalModel) else "none")
         if kept == "none" and kv_format is not None:
             raise InvalidInputError(
                 f"kv_format is {kv_format!r}, and kv='none' keeps no KV; leave one of them out."
@@ -106,14 +112,17 @@ class EngineParts(Closable):
         )
         executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:
-            store = open_or_create(
-                *(path, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
+            store = opener(
+                *(place, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
                 before=try_reuse,
             )
             opened.enter_context(store)
             beside_weights = (model.directory / CALIBRATION_FILE).resolve()  # the hub's has links
             measured = [store.path / CALIBRATION_FILE, beside_weights]
-            kv = TieredKV(store.path, store.records, budgets, model.device, to_device)
+            kv = TieredKV(
+                *(store.path, store.records, _of_this_disk(budgets, store)),
+                *(model.device, to_device, store.copies),
+            )
             parts = cls(
                 executor=executor,
                 store=store,
@@ -152,7 +161,15 @@ class EngineParts(Closable):
         self.store.close()
 
 
-def model_class(store: Path, kv: KeptKV | None) -> type[PlainModel]:
+def _of_this_disk(budgets: Budgets, store: Store) -> Budgets:
+    """The budgets, where copies of shared KV may at most take half of what is free."""
+    if store.copies is None or budgets.disk is not None:
+        return budgets
+    taken = store.copies.size_bytes()
+    return replace(budgets, disk=(shutil.disk_usage(store.path).free + taken) // 2)
+
+
+def model_class(store: str | Path, kv: KeptKV | None) -> type[PlainModel]:
     """What a model is loaded as, for the store at a path. Raises as `kept_kv` does."""
     return PlainModel if kept_kv(store, kv) == "none" else CausalModel
 

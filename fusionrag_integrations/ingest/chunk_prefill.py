@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TypeVar
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord, ContextTrace
@@ -74,24 +74,17 @@ class ChunkPrefill:
         self._progress = progress
         self.full = False
 
-    @cached_property
-    def _stored(self) -> set[str]:
-        """Keys of stored KV: one listing costs less than a lookup for each record."""
-        return set(self._kv.keys())
-
     def without_kv(self) -> int:
         """How many chunks have no KV."""
-        return sum(
-            isolated not in self._stored for _, isolated, _ in self._catalog.kv.keys_by_chunk()
-        )
+        keys = [isolated for _, isolated, _ in self._catalog.kv.keys_by_chunk()]
+        stored = self._kv.existing(set(keys))
+        return sum(key not in stored for key in keys)
 
     def prefill_missing(self) -> int:
         """Compute isolated KV of the chunks that have none; returns how many there were."""
-        missing = {
-            isolated: chunk_id
-            for chunk_id, isolated, _ in self._catalog.kv.keys_by_chunk()
-            if isolated not in self._stored
-        }
+        chunks = {isolated: i for i, isolated, _ in self._catalog.kv.keys_by_chunk()}
+        stored = self._kv.existing(chunks)
+        missing = {key: chunk_id for key, chunk_id in chunks.items() if key not in stored}
         records = (self._catalog.chunks.records([chunk])[chunk] for chunk in missing.values())
         done = 0
         for batch in _batches(records, lambda record: record):
@@ -110,35 +103,30 @@ class ChunkPrefill:
             self._put(kv)
         return kvs
 
-    def _put(self, kv: ChunkKV) -> None:
-        if self._kv.put(kv):
-            self._stored.add(kv.key)
-        else:
-            self.full = True
+    def _put(self, kv: ChunkKV) -> bool:
+        """Store a record; returns whether there was room."""
+        kept = self._kv.put(kv)
+        self.full = self.full or not kept
+        return kept
 
     def fuse_missing(self) -> int:
         """Compute fused KV of the chunks that have none, and record it; returns how many."""
-        lost = [
-            chunk_id
-            for chunk_id, _, fused in self._catalog.kv.keys_by_chunk()
-            if fused and fused not in self._stored
-        ]
+        fused_keys = {i: fused for i, _, fused in self._catalog.kv.keys_by_chunk() if fused}
+        stored = self._kv.existing(set(fused_keys.values()))
+        lost = [chunk_id for chunk_id, key in fused_keys.items() if key not in stored]
         unfused = [*self._catalog.kv.unfused_ids(), *lost]
         traced = self._catalog.kv.traced_keys()
         touched: set[DocumentKey] = set()
         load = lru_cache(NEIGHBOURS_IN_MEMORY)(self._load_isolated)
         computed = 0
         for batch in _batches(self._to_fuse(unfused), lambda fusing: fusing.record):
-            missing = {
-                fusing.key: fusing
-                for fusing in batch
-                if fusing.key not in self._stored or fusing.key not in traced
-            }
+            usable = self._kv.existing({fusing.key for fusing in batch}) & traced
+            missing = {fusing.key: fusing for fusing in batch if fusing.key not in usable}
             traces = self._fuse(missing, load)
             for fusing in batch:
                 chunk_id, key = fusing.record.chunk.id, fusing.key
                 neighbours = [neighbour.chunk.id for neighbour in fusing.neighbours]
-                if key in self._stored:
+                if key in usable or key in traces:
                     self._catalog.kv.set_fused(chunk_id, key, neighbours, traces.get(key))
                     touched.add(fusing.record.chunk.document)
             traced |= traces.keys()
@@ -152,7 +140,7 @@ class ChunkPrefill:
     def _fuse(
         self, missing: Mapping[str, _Fusing], load: Callable[[str], ChunkKV]
     ) -> dict[str, ContextTrace]:
-        """Compute and store these, by key; returns the trace of each."""
+        """Compute and store these, by key; returns the traces of those that found room."""
         fusions = [
             Fusion(
                 key,
@@ -163,8 +151,8 @@ class ChunkPrefill:
         ]
         traces = {}
         for fused, trace in fuse_chunks(self._executor, self._prefix, fusions, self._separator):
-            self._put(fused)
-            traces[fused.key] = trace
+            if self._put(fused):
+                traces[fused.key] = trace
         return traces
 
     def _to_fuse(self, chunk_ids: Sequence[str]) -> Iterator[_Fusing]:

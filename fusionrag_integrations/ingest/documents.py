@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sized
 from hashlib import sha256
 from typing import Literal
 
-from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.chunking import Chunker
-from fusionrag_integrations.documents.keys import isolated_key, metadata_json
-from fusionrag_integrations.documents.types import Chunk, Document, DocumentKey
+from fusionrag_integrations.documents.keys import metadata_json
+from fusionrag_integrations.documents.types import Document, DocumentKey
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.plain_model import PlainModel
-from fusionrag_integrations.prompt import encode_chunk
+from fusionrag_integrations.ingest.chunk_encoder import ChunkEncoder
 from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.inputs import holds_several
@@ -29,11 +28,9 @@ class DocumentUpdates:
         self, model: PlainModel, store: Store, prefix_tokens: int, progress: Progress
     ) -> None:
         """prefix_tokens: how many the ingest prefix has."""
-        self._model = model
         self._store = store
-        self._prefix_tokens = prefix_tokens
         self._progress = progress
-        self._signature = store.catalog.info.record_signature
+        self._encoder = ChunkEncoder(model, store.catalog.info.record_signature, prefix_tokens)
 
     def update(self, documents: Iterable[Document]) -> dict[DocumentKey, Change]:
         """Returns whether each document changed. A later one replaces one of the same key."""
@@ -62,8 +59,8 @@ class DocumentUpdates:
                 if before == content:
                     changes.setdefault(key, "unchanged")
                     continue
-                records = tuple(self._record(chunk) for chunk in chunker.split(document))
-                waiting.append(Update(document, content, records))
+                records = tuple(map(self._encoder.record, chunker.split(document)))
+                waiting.append(Update(document.key, content, records))
                 changes.setdefault(key, "new" if before is None else "changed")
                 if sum(len(update.records) for update in waiting) >= EMBEDDING_BATCH:
                     self._replace(waiting)
@@ -76,18 +73,6 @@ class DocumentUpdates:
     def _replace(self, waiting: list[Update]) -> None:
         self._store.changes.replace(waiting)
         waiting.clear()
-
-    def _record(self, chunk: Chunk) -> ChunkRecord:
-        encoded = encode_chunk(self._model.tokenizer, chunk)
-        needed = self._prefix_tokens + len(encoded.token_ids)
-        if needed > self._model.context_window:
-            raise InvalidInputError(
-                f"Chunk {chunk.index} of document {chunk.document_id!r} needs {needed} tokens with "
-                f"the ingest prefix; the model's context holds {self._model.context_window}. "
-                "Make a store with a smaller chunk_tokens."
-            )
-        key = isolated_key(encoded.token_ids, self._signature, chunk.scope)
-        return ChunkRecord(encoded, key)
 
 
 def _content_hash(document: Document) -> str:

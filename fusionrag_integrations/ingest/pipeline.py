@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
-from fusionrag_integrations.documents.types import Document
+from fusionrag_integrations.documents.types import Document, DocumentKey
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.execution.executor import Executor
 from fusionrag_integrations.execution.own_attention import OwnExecutor
 from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
+from fusionrag_integrations.ingest.copied_documents import copy_documents
 from fusionrag_integrations.ingest.corrections import measure_corrections
 from fusionrag_integrations.ingest.documents import DocumentUpdates
 from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
@@ -93,15 +94,41 @@ class Ingest:
 
         Its other documents stay as they are, or are deleted once all of `documents` are stored.
         """
+        progress = self.until_closed(progress)
+
+        def update() -> tuple[Mapping[DocumentKey, str], int]:
+            before = len(self._prefix_ids)
+            updates = DocumentUpdates(self._executor.model, self._store, before, progress)
+            updated = updates.update(documents)
+            deleted = 0
+            if delete_others:
+                others = set(self._store.catalog.documents.all()) - updated.keys()
+                deleted = self._store.changes.delete(sorted(others))
+            return updated, deleted
+
         with self._store.writing():
-            return self._run(documents, delete_others, policy, self.until_closed(progress))
+            return self._run(update, policy, progress)
+
+    def copy(
+        self, source: Store, policy: NeighbourPolicy, progress: Progress | None
+    ) -> IngestReport:
+        """Bring the store to the documents of another, whose texts and vectors are kept."""
+        progress = self.until_closed(progress)
+        before = len(self._prefix_ids)
+
+        def update() -> tuple[Mapping[DocumentKey, str], int]:
+            model = self._executor.model
+            return copy_documents(source, self._store, model, before, progress), 0
+
+        with self._store.writing():
+            return self._run(update, policy, progress)
 
     def fuse_adhoc(self, record: ChunkRecord) -> None:
         """Fuse an ad-hoc chunk, unless the store is being changed."""
         if not isinstance(self._executor, Executor):
             return
         try:
-            with self._store.writing():
+            with self._store.changing_here():
                 progress = self.until_closed(None)
                 prefill = self._prefill(self._executor, DEFAULT_NEIGHBOURS, progress)
                 prefill.fuse_adhoc(record)
@@ -120,20 +147,15 @@ class Ingest:
 
     def _run(
         self,
-        documents: Iterable[Document],
-        delete_others: bool,
+        update: Callable[[], tuple[Mapping[DocumentKey, str], int]],
         policy: NeighbourPolicy,
         progress: Progress,
     ) -> IngestReport:
+        """update: changes the documents; returns how each changed, and how many were deleted."""
         started = perf_counter()
         changes, catalog = self._store.changes, self._store.catalog
-        model, before = self._executor.model, len(self._prefix_ids)
         with changes.begin(self._collect):
-            updated = DocumentUpdates(model, self._store, before, progress).update(documents)
-            deleted = 0
-            if delete_others:
-                others = set(catalog.documents.all()) - updated.keys()
-                deleted = changes.delete(sorted(others))
+            updated, deleted = update()
             changes.embed_missing(progress)
             isolated, fused, without_room = self._compute_kv(policy, progress)
             self._collect()

@@ -9,14 +9,14 @@ one that was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.embedding import Embedder, as_vector
-from fusionrag_integrations.documents.types import Chunk, Document, DocumentKey
+from fusionrag_integrations.documents.types import Chunk, DocumentKey
 from fusionrag_integrations.errors import CatalogRowError, StoreError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.layout import UNFINISHED_FILE
@@ -33,11 +33,15 @@ EMBEDDING_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A document with the hash of its content and the records of all its chunks."""
+    """A document with the hash of its content and the records of all its chunks.
 
-    document: Document
+    vectors: of its chunks by chunk id, as far as they are known; others are embedded.
+    """
+
+    document: DocumentKey
     content_hash: str
     records: tuple[ChunkRecord, ...]
+    vectors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class Changes:
@@ -74,7 +78,7 @@ class Changes:
         if interrupted:
             documents = self._catalog.documents.all()
             self.delete(self._manifests.deleted(documents), collect)
-            self._remove_unknown()
+            self.remove_unknown()
             for document in self._catalog.documents.all():
                 with suppress(CatalogRowError):  # its manifest may be the only intact copy
                     self.note_links([document])
@@ -84,12 +88,14 @@ class Changes:
 
     def replace(self, updates: Sequence[Update]) -> None:
         """Add documents, replacing those with the same keys."""
-        old = set(self._catalog.chunks.ids(update.document.key for update in updates))
+        old = set(self._catalog.chunks.ids(update.document for update in updates))
         chunks = [record.chunk for update in updates for record in update.records]
-        vectors = self.embed([chunk for chunk in chunks if chunk.id not in old])
+        vectors = self._add_known(updates, old)
+        new = [chunk for chunk in chunks if chunk.id not in old and chunk.id not in vectors]
+        vectors |= self.embed(new)
         vectors |= self._catalog.vectors.of(chunk.id for chunk in chunks if chunk.id in old)
         for update in updates:
-            key, content, records = update.document.key, update.content_hash, update.records
+            key, content, records = update.document, update.content_hash, update.records
             unfused = ((),) * len(records)
             known = {r.chunk.id: vectors[r.chunk.id] for r in records if r.chunk.id in vectors}
             self._manifests.write(Manifest(key, content, records, unfused, known))
@@ -97,6 +103,17 @@ class Changes:
             self._manifests.remove_aside(key)
         self._index.remove(old - {chunk.id for chunk in chunks})
         self._note_revision()
+
+    def _add_known(self, updates: Sequence[Update], old: set[str]) -> dict[str, list[float]]:
+        """Add the chunks to the index that aren't there and whose vectors come with them."""
+        added: dict[str, list[float]] = {}
+        for update in updates:
+            chunks = [record.chunk for record in update.records]
+            known = [c for c in chunks if c.id in update.vectors and c.id not in old]
+            vectors = {chunk.id: list(update.vectors[chunk.id]) for chunk in known}
+            self._index.add(known, list(vectors.values()))
+            added |= vectors
+        return added
 
     def delete(
         self, documents: Iterable[DocumentKey], free: Callable[[], object] = lambda: None
@@ -124,7 +141,7 @@ class Changes:
 
     def embed_missing(self, progress: Progress) -> None:
         """Make the index match the catalog, embedding chunks whose vectors are lost in both."""
-        not_indexed = set(self._catalog.chunks.ids()) - self._remove_unknown()
+        not_indexed = set(self._catalog.chunks.ids()) - self.remove_unknown()
         missing = sorted(not_indexed.union(self._catalog.vectors.missing()))
         for start in range(0, len(missing), EMBEDDING_BATCH):
             progress("embed", start, len(missing))
@@ -133,7 +150,7 @@ class Changes:
             self._catalog.vectors.set(self.embed(without))
         progress("embed", len(missing), len(missing))
 
-    def _remove_unknown(self) -> set[str]:
+    def remove_unknown(self) -> set[str]:
         """Remove chunks from the index that aren't in the catalog; returns the others' ids."""
         indexed, known = self._index.ids(), set(self._catalog.chunks.ids())
         self._index.remove(sorted(indexed - known))

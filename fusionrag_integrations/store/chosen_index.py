@@ -18,20 +18,23 @@ from fusionrag_integrations.store.vector_index.given import IndexElsewhere
 
 @contextmanager
 def opened_index(
-    path: Path, catalog: Catalog, elsewhere: IndexElsewhere | None
+    path: Path, catalog: Catalog, elsewhere: IndexElsewhere | None, fill: bool
 ) -> Iterator[VectorIndex]:
     """The index of the store at a path, until the block ends; a caller's own stays open.
 
-    Raises `StoreError` where none is given and that in the directory is missing.
+    fill: whether it is filled from the catalog. Raises `StoreError` where it isn't, none is given
+    and that in the directory is missing.
     """
     if elsewhere is not None and not elsewhere.is_ours:
         yield elsewhere.index
         return
-    with closing(_in_directory(path, catalog) if elsewhere is None else elsewhere.index) as index:
+    with closing(
+        _in_directory(path, catalog, fill) if elsewhere is None else elsewhere.index
+    ) as index:
         yield index
 
 
-def _in_directory(path: Path, catalog: Catalog) -> ChromaIndex:
+def _in_directory(path: Path, catalog: Catalog, fill: bool) -> ChromaIndex:
     notes = Manifests(path).notes
     if place := notes.index_place():
         raise StoreError(
@@ -41,6 +44,7 @@ def _in_directory(path: Path, catalog: Catalog) -> ChromaIndex:
         )
     directory = path / INDEX_DIRECTORY
     database = directory / DATABASE_FILE
-    if catalog.counts().chunks and not (database.exists() and database.stat().st_size):
+    is_there = database.exists() and database.stat().st_size
+    if not fill and catalog.counts().chunks and not is_there:
         raise index_lost_chunks(path, catalog)
     return ChromaIndex(directory)

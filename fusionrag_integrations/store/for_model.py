@@ -10,19 +10,18 @@ from fusionrag_integrations.errors import InvalidInputError, StoreMismatchError,
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
-from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.store.stored_info import stored_info
 from fusionrag_integrations.store.vector_index.base import GivenIndex
 
 
-def kept_kv(path: Path, asked: KeptKV | None) -> KeptKV:
-    """What the store at a path keeps; where there is none, what was asked for, by default KV.
+def kept_kv(path: str | Path, asked: KeptKV | None) -> KeptKV:
+    """What the store at a place keeps; where there is none, what was asked for, by default KV.
 
     Raises `StoreMismatchError` for a store that keeps something else, and as `Store.open` does.
     """
     try:
-        with open_catalog(path) as catalog:
-            kept = catalog.info.kv
+        kept = stored_info(path).kv
     except StoreNotFoundError:
         return asked or "fused"
     if asked not in (None, kept):
@@ -51,7 +50,7 @@ def no_kv(path: Path) -> InvalidInputError:
 
 
 def open_or_create(
-    path: Path,
+    path: str | Path,
     wanted: StoreInfo,
     embedding: object | None,
     chunk_tokens: int | None,

@@ -19,9 +19,8 @@ class StoreInfo:
     model_source: the directory or hub name that the model was loaded from. kv_format: of KV
     records. salt_id: a hash of the store's salt, which is never stored itself. embedding: its name,
     for messages. probes: its vectors of a few texts, which identify it. store_id: random, to
-    recognise the store's own files; no key depends on it. kv: whether KV is kept.
-    recognise the store's own files; no key depends on it. model_parts: what the signature is made
-    of, as JSON: values that can be read, or digests, by their names; for messages.
+    recognise the store's own files; no key depends on it. kv: whether KV is kept. model_parts: what
+    the signature is made of, as JSON: values, or digests of them, by their names; for messages.
     """
 
     format_version: int

@@ -58,15 +58,6 @@ def open_catalog(path: Path) -> Catalog:
     return catalog
 
 
-def is_store(path: Path) -> bool:
-    """Whether there is a store, whose creation was completed. Raises as `open_catalog` does."""
-    try:
-        open_catalog(path).close()
-    except StoreNotFoundError:
-        return False
-    return True
-
-
 def check_nothing_lost(path: Path) -> None:
     """Raises `StoreError` where there are other parts of a store without its catalog."""
     names = [*_BESIDE_THE_CATALOG, *(f"{name}{ASIDE_SUFFIX}" for name in _BESIDE_THE_CATALOG)]

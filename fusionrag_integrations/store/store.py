@@ -1,41 +1,46 @@
-"""Store: the owner of all that is kept in one directory, as `layout.py` lists it."""
+"""Store: the owner of all that is kept in one directory, as `layout.py` lists it.
+
+A store at a URL is opened in a directory too, a `WorkingCopy` of its newest version.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from filelock import Timeout
-
 from fusionrag_integrations.documents.embedding import Embedder, as_embedder, probe, same_embedding
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit
 from fusionrag_integrations.documents.types import Chunk, canonical_text
-from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreMismatchError
+from fusionrag_integrations.errors import StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
 from fusionrag_integrations.store.chosen_index import opened_index
 from fusionrag_integrations.store.corrections import Corrections
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
+from fusionrag_integrations.store.kv.copied import CopiedKVFiles
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.record_store import RecordStore
 from fusionrag_integrations.store.layout import (
     CATALOG_FILE,
     INDEX_DIRECTORY,
     KV_DIRECTORY,
-    LOCK_FILE,
 )
+from fusionrag_integrations.store.locking import holding
 from fusionrag_integrations.store.manifests import Manifests
-from fusionrag_integrations.store.opening import is_store, open_catalog
+from fusionrag_integrations.store.objects.opening import is_url
+from fusionrag_integrations.store.opening import open_catalog
+from fusionrag_integrations.store.published.working_copy import WorkingCopy
 from fusionrag_integrations.store.search import Search
+from fusionrag_integrations.store.stored_info import is_store
 from fusionrag_integrations.store.vector_index.base import GivenIndex, VectorIndex
 from fusionrag_integrations.store.vector_index.given import IndexElsewhere
 from fusionrag_integrations.support.atomic_files import (
-    locked,
     make_directory,
     make_private,
     remove_file,
@@ -49,6 +54,7 @@ class Store(Closable):
 
     catalog: what was ingested. manifests: the same as files. index: finds chunks. records: KV.
     corrections: what is added to KV. changes: of documents, while the lock is held (`writing`).
+    copies: the records of a store at a URL that are on this machine; None for a directory.
 
     A context manager that closes the store; using it afterwards raises `StoreClosedError`.
     """
@@ -61,10 +67,11 @@ class Store(Closable):
         index: VectorIndex,
         files: KVFiles,
         *,
+        fill_index: bool = True,
         index_place: str = "",
     ) -> None:
-        """index_place: where the index is, if not in the directory. Chunks that it lacks are then
-        added to it from the catalog; else an index that lacks chunks counts as damaged.
+        """fill_index: add chunks that the index lacks from the catalog. If False, an index that
+        lacks chunks counts as damaged. index_place: where it is, if not in the directory.
 
         Raises `StoreMismatchError` for another embedding than the store was made with.
         """
@@ -82,8 +89,10 @@ class Store(Closable):
         info = catalog.info
         self.records = RecordStore(files, info.record_signature, info.kv_format)
         self._index_place = index_place
-        self._search = Search(self.path, catalog, index, embedder, bool(index_place))
+        self._search = Search(self.path, catalog, index, embedder, fill_index)
         self.changes = Changes(self.path, catalog, self.manifests, index, embedder, self._search)
+        self.copies: RecordStore | None = None
+        self._working_copy: WorkingCopy | None = None
         self._opened = ExitStack()  # parts that `open` or `create` opened
         self.threads = Threads("fusionrag-search", self.path)  # for event loops
 
@@ -97,7 +106,7 @@ class Store(Closable):
         index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> Self:
-        """Open an existing store.
+        """Open an existing store: in a directory, or the newest version of one at a URL.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
         `BaseEmbedding`, or None for the built-in lexical one. index: a `VectorIndex`, a client of
@@ -108,46 +117,45 @@ class Store(Closable):
         where the directory's index is missing. Where that lacks chunks, the first search or change
         raises `StoreError`.
         """
-        path = Path(path).resolve()  # once for all parts, since a link may change
         embedder = as_embedder(embedding)
         with ExitStack() as opened:
-            catalog = opened.enter_context(open_catalog(path))
-            given = _given_index(index, path, catalog.info)
-            return cls._of_parts(path, catalog, embedder, given, kv_files, opened)
+            copy = opened.enter_context(WorkingCopy(path)) if is_url(path) else None
+            # Once for all parts, since a link may change.
+            directory = directory_of(path) if copy is None else copy.path
+            catalog = opened.enter_context(open_catalog(directory))
+            given = _given_index(index, directory, catalog.info)
+            return cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: str | Path,
         info: StoreInfo,
         embedding: object | None = None,
         *,
         index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
+        publish: bool = True,
     ) -> Self:
-        """Create an empty store in the directory `path`. index, kv_files: as in `open`.
+        """Create an empty store, in a directory or at a URL. index, kv_files: as in `open`.
 
-        Raises `StoreError` where any part of a store exists, `InvalidInputError` for a path that
-        isn't UTF-8, and for an index that can't be used.
+        publish: at a URL, make it known now; else its first change does. Raises `StoreError` where
+        any part of a store exists, `InvalidInputError` for a path that isn't UTF-8, and for an
+        index that can't be used.
         """
-        check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
-        path = path.resolve()
-        is_there = is_store(path)
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
-        given = _given_index(index, path, info)
-        notes = Manifests(path).notes
-        try:
-            make_directory(path)
-            if not is_there:  # left by an interrupted creation
-                remove_file(notes.info_path)
-        except OSError as error:
-            raise StoreError(f"Can't make a store at {path}: {error}") from error
+        given = _given_index(index, Path(path), info)
         with ExitStack() as opened:
+            copy = opened.enter_context(WorkingCopy(path, is_new=True)) if is_url(path) else None
+            directory = _empty_directory(Path(path)) if copy is None else copy.path
             # Before other files: of two processes only one succeeds, and the other changes none.
-            catalog = opened.enter_context(Catalog.create(path / CATALOG_FILE, info))
-            notes.write_info(info)
-            return cls._of_parts(path, catalog, embedder, given, kv_files, opened)
+            catalog = opened.enter_context(Catalog.create(directory / CATALOG_FILE, info))
+            Manifests(directory).notes.write_info(info)
+            store = cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
+        if copy is not None and publish:
+            copy.publish_first(info)
+        return store
 
     @classmethod
     def _of_parts(
@@ -158,12 +166,22 @@ class Store(Closable):
         given: IndexElsewhere | None,
         kv_files: KVFiles | None,
         opened: ExitStack,
+        copy: WorkingCopy | None,
     ) -> Self:
         """The directory's own index and files where none are given. opened: becomes the store's."""
-        index = opened.enter_context(opened_index(path, catalog, given))
+        # The index of a working copy follows the catalog, as one that is given.
+        fill_index = given is not None or copy is not None
+        index = opened.enter_context(opened_index(path, catalog, given, fill_index))
+        if kv_files is None:
+            kv_files = LocalKVFiles(path / KV_DIRECTORY) if copy is None else copy.files
         place = given.place if given else ""
-        files = LocalKVFiles(path / KV_DIRECTORY) if kv_files is None else kv_files
-        store = cls(path, catalog, embedder, index, files, index_place=place)
+        store = cls(
+            *(path, catalog, embedder, index, kv_files), fill_index=fill_index, index_place=place
+        )
+        store._working_copy = copy
+        if isinstance(kv_files, CopiedKVFiles):
+            info = catalog.info
+            store.copies = RecordStore(kv_files.copies, info.record_signature, info.kv_format)
         store._opened = opened.pop_all()
         return store
 
@@ -180,32 +198,48 @@ class Store(Closable):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store's lock, which is needed to change it.
+        """Hold the store's lock, which is needed to change it; at a URL, its lease as well.
 
-        Raises `StoreBusyError` while another process or thread holds it, `StoreError` for a
-        read-only store.
+        There, what was changed is published at the end. Raises `StoreBusyError` while another
+        process, thread or machine holds it, `StoreError` for a read-only store.
         """
-        try:
-            lock = locked(self.path / LOCK_FILE)
-        except Timeout as error:
-            raise StoreBusyError(
-                f"Another ingest or delete is changing the store at {self.path}. "
-                "Wait for it to end."
-            ) from error
-        except OSError as error:
-            raise StoreError(
-                f"The store at {self.path} can't be written: {error}. Answering from it needs no "
-                "writing."
-            ) from error
-        with lock:
+        with holding(self.path), self._publishing():
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
-            if self._index_place:
+            if self._index_place and self._working_copy is None:
                 self.manifests.notes.write_index_place(self._index_place)
             try:
                 yield
             finally:
                 make_private(self.path / INDEX_DIRECTORY)
+
+    @contextmanager
+    def changing_here(self) -> Iterator[None]:
+        """Hold the lock for a change that concerns this machine alone, as of ad-hoc chunks."""
+        with holding(self.path):
+            yield
+
+    def refresh(self) -> bool:
+        """Bring a store at a URL to its newest version; returns whether there was a newer one.
+
+        A store in a directory is always at its newest. Raises `StoreBusyError` while it is being
+        changed here, and `StoreMismatchError` where it is another model's by now: it then stays at
+        its version, and can be used on.
+        """
+        if self._working_copy is None:
+            return False
+        with holding(self.path):
+            if not self._working_copy.follow(self.catalog):
+                return False
+            self._search.follow()
+            if not self._index_place:  # others may have a newer version's chunks there
+                self.changes.remove_unknown()
+        return True
+
+    def _publishing(self) -> AbstractContextManager[None]:
+        """What is changed in a working copy is published at the end."""
+        copy = self._working_copy
+        return nullcontext() if copy is None else copy.writing(self.catalog)
 
     @checked(leave=("question", "where"))
     def search(
@@ -283,3 +317,17 @@ class Store(Closable):
 
 def _given_index(given: GivenIndex | None, path: Path, info: StoreInfo) -> IndexElsewhere | None:
     return None if given is None else IndexElsewhere.of(given, path, info.store_id)
+
+
+def _empty_directory(path: Path) -> Path:
+    """A directory for a new store, with nothing of an older one. Raises as `Store.create` does."""
+    check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
+    path = directory_of(path)
+    is_there = is_store(path)
+    try:
+        make_directory(path)
+        if not is_there:  # left by an interrupted creation
+            remove_file(Manifests(path).notes.info_path)
+    except OSError as error:
+        raise StoreError(f"Can't make a store at {path}: {error}") from error
+    return path

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -53,7 +53,7 @@ def make_directory(path: Path) -> None:
 
 def write_file(
     path: Path,
-    parts: Sequence[bytes | memoryview],
+    parts: Iterable[bytes | memoryview],
     drafts: Path,
     *,
     sync: bool = True,
@@ -64,6 +64,24 @@ def write_file(
     drafts: a directory on the same file system, for the file until it is complete. sync: return
     once content and name are on the disk. mode: the file's permissions. Raises `OSError`.
     """
+    with _draft(path, parts, drafts, sync, mode) as draft:
+        draft.replace(path)
+    if sync:
+        sync_directory(path.parent)
+
+
+def create_file(path: Path, content: bytes, drafts: Path) -> None:
+    """Like `write_file`, where there is no such file. Raises `FileExistsError`, and `OSError`."""
+    with _draft(path, [content], drafts, True, FILE_MODE) as draft:
+        os.link(draft, path)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def _draft(
+    path: Path, parts: Iterable[bytes | memoryview], drafts: Path, sync: bool, mode: int
+) -> Iterator[Path]:
+    """A complete file among the drafts, to be given the name `path`; removed at the end."""
     make_directory(drafts)
     make_directory(path.parent)
     draft = drafts / f"{path.name}.{uuid4().hex}"
@@ -77,11 +95,9 @@ def write_file(
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        draft.replace(path)
-        if sync:
-            sync_directory(path.parent)
+        yield draft
     finally:
-        with suppress(OSError):  # gone after the rename, useless after a failure
+        with suppress(OSError):  # gone after a rename, useless after a failure
             draft.unlink()
 
 

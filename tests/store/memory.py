@@ -13,7 +13,7 @@ import numpy as np
 
 from fusionrag_integrations.documents.types import Chunk
 from fusionrag_integrations.errors import InvalidInputError, KVMissingError, StoreClosedError
-from fusionrag_integrations.store.kv.base import KVFile, KVFileEntry
+from fusionrag_integrations.store.kv.base import KVFile, KVFileEntry, Part
 from fusionrag_integrations.store.kv.record_format import is_key
 from fusionrag_integrations.store.vector_index.vectors import (
     check_k,
@@ -171,6 +171,9 @@ class MemoryKVFiles:
         self.name_of(key)
         self._files.pop(key, None)
 
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        return {key for key in keys if self.name_of(key) and key in self._files}
+
     def entries(self) -> Iterator[KVFileEntry]:
         for key, (content, modified) in sorted(self._files.items()):
             yield KVFileEntry(key, len(content), modified)
@@ -181,7 +184,10 @@ class _OpenFile:
         self._content = content
         self.size = len(content)
 
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        part = self._content[offset : offset + len(buffer)]
-        buffer[: len(part)] = part
-        return len(part)
+    def read(self, parts: Sequence[Part]) -> int:
+        total = 0
+        for buffer, offset in parts:
+            found = self._content[offset : offset + len(buffer)]
+            buffer[: len(found)] = found
+            total += len(found)
+        return total

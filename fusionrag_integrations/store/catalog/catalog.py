@@ -109,6 +109,19 @@ class Catalog(Closable):
         """Like `revision`, of all texts: ad-hoc chunks' too."""
         return store_row.read_count(self._database, "texts")
 
+    def replace(self, draft: Path) -> None:
+        """Put another catalog of this store in the place of this one, for all threads.
+
+        draft: its file, on the same disk. Its counts go on from those of both, so that whatever
+        follows them reads again. Raises `StoreError`.
+        """
+        counts = [(self.revision, self.texts_revision)]
+        with Catalog.open(draft) as other:
+            counts.append((other.revision, other.texts_revision))
+        revision, texts = (max(of_both) + 1 for of_both in zip(*counts, strict=True))
+        store_row.set_counts(draft, revision, texts)
+        self._database.replace(draft)
+
     def raise_revision(self) -> None:
         """Make all processes that have the store open read its index again."""
         with self._database.transaction() as db:

@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any
 
 from fusionrag_integrations.errors import InvalidInputError, StoreClosedError, StoreError
+from fusionrag_integrations.support.atomic_files import move_file
 from fusionrag_integrations.support.batches import in_batches
 from fusionrag_integrations.support.forks import Forkable
 
@@ -73,6 +74,16 @@ class Database(Forkable):
         for batch in batches(list(dict.fromkeys(values))):
             rows += self.rows(query.format(", ".join("?" * len(batch))), (*batch, *parameters))
         return rows
+
+    def replace(self, draft: Path) -> None:
+        """Put another file in the place of this one. Raises `StoreError`."""
+        with self._lock:
+            self.check_open()
+            self._disconnect()
+            try:
+                move_file(draft, self.path)
+            except OSError as error:
+                raise StoreError(f"The catalog {self.path} can't be replaced: {error}.") from error
 
     def _connected(self) -> sqlite3.Connection:
         """To the file that is there now: a repair puts another in its place."""

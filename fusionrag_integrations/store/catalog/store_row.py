@@ -69,6 +69,12 @@ def last_revision(path: Path) -> int:
     return max(filter(_is_count, counts), default=0)
 
 
+def set_counts(path: Path, revision: int, texts: int) -> None:
+    """Set how often a catalog that nobody has open was changed. Raises `StoreError`."""
+    with connect(path, "rw") as opened, closing(opened) as db, db:
+        db.execute("UPDATE store SET revision = ?, texts = ?", (revision, texts))
+
+
 def _is_count(value: object) -> bool:
     """Whether it can be counted on from; SQLite makes a float of an integer beyond 64 bits."""
     return isinstance(value, int) and 0 <= value < 1 << 62

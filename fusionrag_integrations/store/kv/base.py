@@ -6,20 +6,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
+
+Part = tuple[memoryview, int]
+"""A buffer, and the offset in a file from which it is to be filled."""
 
 
 class KVFile(Protocol):
     """An open file. Raises `KVUnreadableError` where it can't be read."""
 
     @property
-    def size(self) -> int:
-        """In bytes."""
+    def size(self) -> int | None:
+        """In bytes; None where that would have to be asked for."""
 
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Read into the buffer from `offset` on; returns how many bytes there were."""
+    def read(self, parts: Sequence[Part]) -> int:
+        """Fill these buffers, all at once where that is faster; returns how many bytes there were
+        for them.
+        """
 
 
 class KVFileEntry(NamedTuple):
@@ -50,6 +55,10 @@ class KVFiles(Protocol):
 
     def delete(self, key: str) -> None:
         """Delete a file; nothing happens where there is none. Raises `StoreError`."""
+
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys that there are files of. Raises `StoreError`."""
+        ...
 
     def entries(self) -> Iterator[KVFileEntry]:
         """All files, by ascending key. Raises `StoreError`."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from threading import RLock
 
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.store.kv.kv_record import KVRecord
 from fusionrag_integrations.store.kv.lrfu import LRFUScores
 from fusionrag_integrations.store.kv.record_store import RecordStore
 from fusionrag_integrations.store.kv.tier import Tier
 from fusionrag_integrations.store.kv.types import ChunkKV
 from fusionrag_integrations.support.inputs import check_fields
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
@@ -21,7 +25,8 @@ GIB = 1 << 30
 class Budgets:
     """Bytes that each tier may hold; None for no bound.
 
-    device: beside the model. captured: the part of the disk's that ad-hoc chunks may take. starts:
+    device: beside the model. disk: of this machine; for a store at a URL None is half of what is
+    free there. captured: the part of the disk's that ad-hoc chunks may take. starts:
     on the device, of what prompts begin with, kept for those that begin the same; 0 keeps none.
     requests: on the device, of requests that are at work at once, while others wait; None: half of
     what is free there when the engine is opened. Raises `InvalidInputError` for less than 0.
@@ -45,6 +50,8 @@ class DiskBudget:
     """Keeps the records on disk, as far as this process knows them, within budgets. Thread-safe.
 
     Ingested chunks are kept while there is room; ad-hoc chunks evict records with lower scores.
+    Where files are copies of those that machines share, ingested chunks are kept there in any case,
+    and here while nothing that is used more needs the room.
     """
 
     def __init__(
@@ -55,9 +62,14 @@ class DiskBudget:
         pinned: Counter[str],
         lock: RLock,
         forget: Callable[[str], None],
+        copies: RecordStore | None = None,
     ) -> None:
-        """lock: guards scores and pinned. forget: called under it with keys of changed records."""
+        """lock: guards scores and pinned. forget: called under it with keys of changed records.
+
+        copies: of the records that machines share; None where the disk has all there are.
+        """
         self._store = store
+        self._copies = copies
         self._scores = scores
         self._lock = lock
         self._forget = forget
@@ -82,11 +94,42 @@ class DiskBudget:
         with self._lock:
             self._list()
             new = key not in self._disk
-            if new and not self._disk.fits(nbytes):
+            if self._copies is None and new and not self._disk.fits(nbytes):
                 return False
-            self._disk.admit(key, None, nbytes)
-        self._write(record, new)
+            if self._copies is not None:
+                self._scores.touch(key)
+            kept = self._disk.admit(key, None, nbytes)
+        self._write(self._store, record, new)
+        if not kept and self._copies is not None:
+            self._copies.delete(key)
         return True
+
+    def lacks(self, key: str) -> bool:
+        """Whether a record would have to be read from the storage that machines share."""
+        with self._lock:
+            if self._copies is None:
+                return False
+            self._list()
+            return key not in self._disk
+
+    def copy(self, record: KVRecord) -> None:
+        """Keep a copy of a record that was read from there, if there is room for it."""
+        if self._copies is None or not self.lacks(record.key):
+            return
+        with self._lock:
+            if not self._disk.admit(record.key, None, record.header.file_bytes):
+                return
+        try:
+            self._copies.copy(record)
+        except StoreError as error:  # a full disk
+            logger.info("KV is not copied to this machine: %s", error)
+            with self._lock:
+                self._disk.discard(record.key)
+
+    def drop_copy(self, key: str) -> None:
+        """Remove a copy that turned out to be damaged, so that the record itself is read."""
+        if self._copies is not None:
+            self.delete(key)
 
     def put_adhoc(self, record: ChunkKV) -> bool:
         """Like `put`, for an ad-hoc chunk: evicts records with lower scores."""
@@ -101,7 +144,7 @@ class DiskBudget:
                     return False
                 for tier in tiers:
                     tier.admit(key, None, nbytes)
-        self._write(record, new)
+        self._write(self._store if self._copies is None else self._copies, record, new)
         return True
 
     def mark_adhoc(self, keys: Iterable[str]) -> None:
@@ -128,10 +171,10 @@ class DiskBudget:
         with self._lock:
             self._drop(key)
 
-    def _write(self, record: ChunkKV, new: bool) -> None:
+    def _write(self, store: RecordStore, record: ChunkKV, new: bool) -> None:
         """Write a record that is already counted; if that fails, a new one is discounted."""
         try:
-            self._store.put(record)
+            store.put(record)
         except BaseException:
             with self._lock:
                 if new:

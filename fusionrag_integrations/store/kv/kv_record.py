@@ -77,7 +77,7 @@ class KVRecord:
         """data: uint8 [header.data_bytes], all that follows the header in the file. Its token ids
         must have been read. readiness: of its layers; None where all have been.
         """
-        self._header = header
+        self.header = header
         self._readiness = readiness
         self._data = data
         self._tensors = self._of(data)
@@ -85,20 +85,25 @@ class KVRecord:
 
     @property
     def key(self) -> str:
-        return self._header.key
+        return self.header.key
 
     @property
     def kind(self) -> KVKind:
-        return self._header.kind
+        return self.header.kind
 
     @property
     def neighbours(self) -> tuple[str, ...]:
-        return self._header.neighbours
+        return self.header.neighbours
+
+    @property
+    def data(self) -> memoryview:
+        """The tensors' bytes, as in the file, which the loader fills."""
+        return self._data.numpy().data
 
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors take."""
-        return self._header.data_bytes
+        return self.header.data_bytes
 
     def ready(self, layers: slice = slice(None)) -> bool:
         """Whether these layers have been read."""
@@ -124,9 +129,9 @@ class KVRecord:
                 name: tensor[layers].to(device, non_blocking=True)
                 for name, tensor in self._tensors.items()
             }
-        if self._header.kv_format in DENSE:
+        if self.header.kv_format in DENSE:
             return moved["keys"], moved["values"]
-        return dequantised(self._header.kv_format, moved)
+        return dequantised(self.header.kv_format, moved)
 
     def dense(self) -> ChunkKV:
         """The record as plain tensors on the CPU, as `tensors` gives them."""
@@ -137,8 +142,8 @@ class KVRecord:
         """The record's tensors, as views of data, by name."""
         return {
             name: data[entry.start : entry.stop].view(DTYPES[entry.dtype]).view(entry.shape)
-            for name, entry in self._header.entries.items()
+            for name, entry in self.header.entries.items()
         }
 
     def _range(self, layers: slice) -> range:
-        return range(*layers.indices(self._header.shape[0]))
+        return range(*layers.indices(self.header.shape[0]))

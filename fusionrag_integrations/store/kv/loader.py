@@ -30,13 +30,16 @@ from fusionrag_integrations.support.threads import Threads
 STAGES = 4  # groups of layers, read one after another
 WHOLE_BYTES = 1 << 20  # smaller records are read at once
 THREADS = min(4, os.cpu_count() or 1)
+THREADS_OF_SHARED = 16  # which wait for a network
 
 
 class Load:
     """A record that is being read."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, from_shared: bool = False) -> None:
+        """from_shared: whether it is read from a storage that machines share."""
         self.key = key
+        self.from_shared = from_shared
         self.cancelled = False  # set by the owner, which then forgets the load
         self._record: Future[KVRecord] = Future()
 
@@ -63,12 +66,14 @@ class Load:
 class LoaderEvents:
     """Callbacks to the loader's owner, from the loader's threads.
 
-    opened: a record's header is read. read: bytes read, and in how many seconds. failed: a load
-    failed. waited: the seconds that a caller waited for layers, from the caller's thread.
+    opened: a record's header is read. read: bytes read of a load, and in how many seconds.
+    complete: all layers are read. failed: a load failed. waited: the seconds that a caller waited
+    for layers, from the caller's thread.
     """
 
     opened: Callable[[Load, KVRecord], None]
-    read: Callable[[int, float], None]
+    read: Callable[[Load, int, float], None]
+    complete: Callable[[Load, KVRecord], None]
     waited: Callable[[float], None]
     failed: Callable[[Load, KVRecordError], None]
 
@@ -76,14 +81,19 @@ class LoaderEvents:
 class Loader:
     """Threads that read records."""
 
-    def __init__(self, path: Path, files: RecordFiles, pinned: bool, events: LoaderEvents) -> None:
-        """path: the store's. pinned: whether to read into pinned memory, for a GPU."""
+    def __init__(
+        self, path: Path, files: RecordFiles, pinned: bool, is_shared: bool, events: LoaderEvents
+    ) -> None:
+        """path: the store's. pinned: whether to read into pinned memory, for a GPU. is_shared:
+        whether files may come from a storage that machines share.
+        """
         self._files = files
         self._pinned = pinned
         self._events = events
         self._order = count()
         self._waiting: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
-        self._threads = Threads("fusionrag-load", path, THREADS)
+        threads = THREADS_OF_SHARED if is_shared else THREADS
+        self._threads = Threads("fusionrag-load", path, threads)
 
     def start(self, load: Load) -> None:
         """Begin a load without waiting for it. Raises `StoreClosedError` once this is closed."""
@@ -108,15 +118,18 @@ class Loader:
             groups = [] if small else _groups(header.layers)
             if small:
                 file.read_all(view)
-                self._events.read(header.data_bytes, perf_counter() - started)
+                self._events.read(load, header.data_bytes, perf_counter() - started)
             else:
                 file.read_tokens(view)
             readiness = LayerReadiness(groups, self._events.waited)
             record = KVRecord(header, data, readiness)
             self._events.opened(load, record)
             for stage, group in enumerate(groups, start=1):
-                self._submit(stage, partial(self._read, load, file, view, group, readiness))
+                read = partial(self._read, load, file, group, record, readiness)
+                self._submit(stage, read)
             load.opened(record)
+            if small:
+                self._events.complete(load, record)
 
         self._with_file(load, read_record, load.fail)
 
@@ -124,21 +137,22 @@ class Loader:
         self,
         load: Load,
         known: RecordFile,
-        view: memoryview,
         group: range,
+        record: KVRecord,
         readiness: LayerReadiness,
     ) -> None:
-        header = known.header
+        header = record.header
 
         def read_group(file: RecordFile) -> None:
             if file.header != header:
                 raise KVCorruptError(f"KV {load.key} was replaced while it was being read.")
             started = perf_counter()
-            file.read_layers(view, group)
-            self._events.read(
-                header.data_bytes * len(group) // len(header.layers), perf_counter() - started
-            )
+            file.read_layers(record.data, group)
+            nbytes = header.data_bytes * len(group) // len(header.layers)
+            self._events.read(load, nbytes, perf_counter() - started)
             readiness.mark_ready(group)
+            if record.ready():
+                self._events.complete(load, record)
 
         self._with_file(load, read_group, readiness.fail, known)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -23,7 +23,7 @@ from fusionrag_integrations.errors import (
     KVUnreadableError,
     StoreError,
 )
-from fusionrag_integrations.store.kv.base import KVFile, KVFileEntry
+from fusionrag_integrations.store.kv.base import KVFile, KVFileEntry, Part
 from fusionrag_integrations.store.kv.record_format import is_key
 from fusionrag_integrations.store.layout import DRAFTS_DIRECTORY
 from fusionrag_integrations.support.atomic_files import (
@@ -79,6 +79,16 @@ class LocalKVFiles:
         except OSError as error:
             raise StoreError(f"Can't delete the KV record {path}: {error}") from error
 
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys that there are regular files of."""
+        found: set[str] = set()
+        for key in keys:
+            path = self.path_of(key)
+            with _listing(path), suppress(FileNotFoundError):
+                if S_ISREG(path.lstat().st_mode):
+                    found.add(key)
+        return found
+
     def entries(self) -> Iterator[KVFileEntry]:
         """The files of all records; others are skipped."""
         for path in self.paths():
@@ -125,9 +135,9 @@ class _OpenFile:
         with _named_errors(path):
             self.size = os.fstat(descriptor).st_size
 
-    def read_into(self, buffer: memoryview, offset: int) -> int:
+    def read(self, parts: Sequence[Part]) -> int:
         with _named_errors(self._path):
-            return read_into(self._descriptor, buffer, offset)
+            return sum(read_into(self._descriptor, buffer, offset) for buffer, offset in parts)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from fusionrag_integrations.store.kv.tier import Tier
 class TierMetrics:
     """One tier. budget: in bytes, None for no bound. records, bytes: held now.
 
-    hits: requests for a record that this tier served. moved_bytes, moved_ms: of the disk, read from
-    it; of the device, copied to it; of host memory, 0.
+    hits: requests for a record that this tier served. moved_bytes, moved_ms: of the disk and the
+    shared storage, read from it; of the device, copied to it; of host memory, 0.
     """
 
     budget: int | None
@@ -30,13 +30,16 @@ class TierMetrics:
 class StoreMetrics:
     """All tiers, and records that couldn't be used. misses: those that are in no tier.
 
-    corrupt: damaged or unreadable ones. stale: those of another model, format, salt or text.
+    shared: the storage that machines share, of which only hits and what was read are known; all 0
+    for a store in a directory. corrupt: damaged or unreadable ones. stale: those
+    of another model, format, salt or text.
     waited_ms: how long requests waited for reads of the disk, which took `disk.moved_ms`.
     """
 
     device: TierMetrics
     host: TierMetrics
     disk: TierMetrics
+    shared: TierMetrics
     misses: int
     corrupt: int
     stale: int
@@ -53,6 +56,15 @@ def store_metrics(
         device=_tier_metrics("device", device, counts),
         host=_tier_metrics("host", host, counts),
         disk=_tier_metrics("disk", disk, counts),
+        shared=TierMetrics(
+            budget=None,
+            records=0,
+            bytes=0,
+            hits=counts["shared hits"],
+            evictions=0,
+            moved_bytes=counts["shared bytes"],
+            moved_ms=counts["shared ns"] / 1e6,
+        ),
         misses=counts["misses"],
         corrupt=counts["corrupt"],
         stale=counts["stale"],

@@ -5,7 +5,7 @@ docs/kv_format.md describes the format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import xxhash
@@ -24,7 +24,7 @@ from fusionrag_integrations.store.kv.record_format import (
     with_digests,
 )
 
-_FIRST_READ = 1 << 14  # bytes; holds the header of all but the deepest models
+FIRST_READ = 1 << 14  # bytes; holds the header of all but the deepest models
 
 
 class RecordFiles:
@@ -98,6 +98,10 @@ class RecordFiles:
         """The keys of all records, ascending."""
         return (entry.key for entry in self.entries())
 
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys that there are records of; they may be damaged."""
+        return self.files.existing(keys)
+
     def entries(self) -> Iterator[KVFileEntry]:
         """The files of all records, by ascending key; they may be damaged."""
         return self.files.entries()
@@ -115,10 +119,12 @@ class RecordFile:
         self._name = name
         self._file = file
         size = file.size
-        head = self._bytes(0, min(size, _FIRST_READ))
-        length = header_length(head, size, name)
+        head = self._bytes(FIRST_READ if size is None else min(size, FIRST_READ))
+        if size is None and len(head) < FIRST_READ:
+            size = len(head)
+        length = header_length(head, MAX_RECORD_BYTES if size is None else size, name)
         if length > len(head):
-            head = self._bytes(0, length)
+            head = self._bytes(length)
         self._head = head[:length]
         self.header: RecordHeader
         if known is not None and known._head == self._head:
@@ -128,48 +134,51 @@ class RecordFile:
         self._entries = self.header.entries
         self._start = length
         wanted = length + self.header.data_bytes
-        if size != wanted:
+        if size not in (None, wanted):
             raise KVCorruptError(
                 f"{name} is damaged: it has {size} bytes, and should have {wanted}."
             )
-        if size > MAX_RECORD_BYTES:
-            raise KVCorruptError(f"{name} has {size} bytes; at most {MAX_RECORD_BYTES} are read.")
+        if wanted > MAX_RECORD_BYTES:
+            raise KVCorruptError(f"{name} has {wanted} bytes; at most {MAX_RECORD_BYTES} are read.")
 
     def read_all(self, data: memoryview) -> None:
         """Read all tensors into `data`. Raises `KVCorruptError`."""
-        self.read_tokens(data)
-        first = self._entries["token_ids"].stop
-        self._fill(data, slice(first, len(data)))
+        self._fill(data, [slice(0, len(data))])
+        self._check_tokens(data)
         self._check_layers(data, self.header.layers)
 
     def read_tokens(self, data: memoryview) -> None:
         """Read the token ids into their place in `data`. Raises `KVCorruptError`."""
         entry = self._entries["token_ids"]
-        where = slice(entry.start, entry.stop)
-        self._fill(data, where)
-        if xxhash.xxh3_64_hexdigest(data[where]) != self.header.digests[0]:
-            raise self._damaged()
+        self._fill(data, [slice(entry.start, entry.stop)])
+        self._check_tokens(data)
 
     def read_layers(self, data: memoryview, layers: range) -> None:
         """Read these layers into their places in `data`. Raises `KVCorruptError`."""
-        for name, entry in self._entries.items():
-            if name != "token_ids":
-                self._fill(data, entry.of_layers(layers))
+        tensors = (entry for name, entry in self._entries.items() if name != "token_ids")
+        self._fill(data, [entry.of_layers(layers) for entry in tensors])
         self._check_layers(data, layers)
+
+    def _check_tokens(self, data: memoryview) -> None:
+        entry = self._entries["token_ids"]
+        where = slice(entry.start, entry.stop)
+        if xxhash.xxh3_64_hexdigest(data[where]) != self.header.digests[0]:
+            raise self._damaged()
 
     def _check_layers(self, data: memoryview, layers: range) -> None:
         wanted = self.header.digests[1 + layers.start : 1 + layers.stop]
         if tuple(layer_digests(self._entries, layers, data)) != wanted:
             raise self._damaged()
 
-    def _fill(self, data: memoryview, where: slice) -> None:
-        part = data[where]
-        if self._file.read_into(part, self._start + where.start) < len(part):
+    def _fill(self, data: memoryview, places: Sequence[slice]) -> None:
+        parts = [(data[where], self._start + where.start) for where in places]
+        if self._file.read(parts) < sum(len(buffer) for buffer, _ in parts):
             raise self._damaged()
 
-    def _bytes(self, offset: int, count: int) -> bytes:
+    def _bytes(self, count: int) -> bytes:
+        """The file's first bytes."""
         content = bytearray(count)
-        return bytes(content[: self._file.read_into(memoryview(content), offset)])
+        return bytes(content[: self._file.read([(memoryview(content), 0)])])
 
     def _damaged(self) -> KVCorruptError:
         return KVCorruptError(f"{self._name} is damaged: its content doesn't match its digests.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -56,6 +56,10 @@ class RecordStore:
         tensors = self._tensors(record, half)
         self.files.write(header, [_bytes_of(tensors[name]) for name in header.entries])
 
+    def copy(self, record: KVRecord) -> None:
+        """Write a record as it was read elsewhere. Raises `StoreError`."""
+        self.files.write(record.header, [record.data])
+
     def file_bytes(self, record: ChunkKV) -> int:
         """The size of the record's file. Raises `InvalidInputError` as `put` does."""
         return self._header(record)[0].file_bytes
@@ -88,6 +92,10 @@ class RecordStore:
     def delete(self, key: str) -> None:
         """Delete a record; nothing happens where there is none."""
         self.files.delete(key)
+
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys that there are records of; they may be damaged."""
+        return self.files.existing(keys)
 
     def keys(self) -> Iterator[str]:
         """The keys of all records, ascending."""

@@ -1,8 +1,11 @@
 """Three tiers of KV records: files, host memory, and the model's device.
 
+Below them, for a store at a URL, is the storage that machines share.
+
 A request holds a `Lease`. Each record is served from the fastest tier that has it. One that is read
 from disk goes into host memory, and when its request ends, to the device if there is room.
 
+shared storage --loader--> host memory, and a copy on this machine's disk
 disk --loader--> host memory, in the file's format --to_device--> device, rotated to its chunk
 """
 
@@ -18,7 +21,12 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from fusionrag_integrations.errors import KVForeignError, KVMissingError, KVRecordError
+from fusionrag_integrations.errors import (
+    KVCorruptError,
+    KVForeignError,
+    KVMissingError,
+    KVRecordError,
+)
 from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.kv.disk_budget import Budgets, DiskBudget
 from fusionrag_integrations.store.kv.kv_record import KVRecord
@@ -63,9 +71,11 @@ class TieredKV(Forkable, Closable):
         budgets: Budgets,
         device: torch.device,
         to_device: MoveToDevice,
+        copies: RecordStore | None = None,
     ) -> None:
         """path: the store's directory, for messages. to_device: moves a record to `device`, in the
-        form that requests attend to in place, with a correction added.
+        form that requests attend to in place, with a correction added. copies: on this machine, of
+        records that machines share.
         """
         self.path = path
         self._store = store
@@ -77,8 +87,9 @@ class TieredKV(Forkable, Closable):
         self._device: Tier[_Resident] = Tier(budgets.device, self._scores, self._pin_counts)
         self._host: Tier[KVRecord] = Tier(budgets.host, self._scores, self._pin_counts)
         self.disk = DiskBudget(
-            store, budgets, self._scores, self._pin_counts, self._lock, self._forget
+            store, budgets, self._scores, self._pin_counts, self._lock, self._forget, copies
         )
+        self._is_shared = copies is not None
         self._unopened: dict[str, Load] = {}  # whose headers aren't read yet
         self._active: WeakValueDictionary[str, Load] = WeakValueDictionary()
         self._alive: WeakValueDictionary[str, KVRecord] = (
@@ -129,7 +140,7 @@ class TieredKV(Forkable, Closable):
             load = self._load(key)
         record = load.record()
         with self._lock:
-            self._counts["disk hits"] += 1
+            self._counts[f"{_source(load)} hits"] += 1
         return record
 
     def at_hand(self, keys: Iterable[str]) -> bool:
@@ -193,7 +204,9 @@ class TieredKV(Forkable, Closable):
 
     def get(self, key: str) -> KVRecord:
         """A whole record from its file, past all tiers. Raises as `RecordStore.get` does."""
-        return self._store.get(key)
+        record = self._store.get(key)
+        self.disk.copy(record)
+        return record
 
     def put(self, record: ChunkKV) -> bool:
         """Write a record if there is room on the disk; returns whether it is kept.
@@ -210,11 +223,15 @@ class TieredKV(Forkable, Closable):
         """The keys of all records on disk, ascending, whichever process wrote them."""
         return self._store.keys()
 
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Those of these keys that there are records of, on disk or in the shared storage."""
+        return self._store.existing(keys)
+
     # Private.
 
     def _new_loader(self) -> Loader:
-        events = LoaderEvents(self._opened, self._read, self._waited, self._failed)
-        return Loader(self.path, self._store.files, self._page_locked, events)
+        events = LoaderEvents(self._opened, self._read, self._complete, self._waited, self._failed)
+        return Loader(self.path, self._store.files, self._page_locked, self._is_shared, events)
 
     def _forget_memory(self) -> None:
         for tier in (self._device, self._host):
@@ -236,7 +253,7 @@ class TieredKV(Forkable, Closable):
     def _load(self, key: str) -> Load:
         load = self._unopened.get(key)
         if load is None:
-            load = Load(key)
+            load = Load(key, self.disk.lacks(key))
             self._scores.touch(key)  # without any score it would find no room
             self._loader.start(load)  # its callbacks wait for the lock, and find the load then
             self._unopened[key] = self._active[key] = load
@@ -283,10 +300,14 @@ class TieredKV(Forkable, Closable):
             else:
                 load.cancelled = True
 
-    def _read(self, nbytes: int, seconds: float) -> None:
+    def _read(self, load: Load, nbytes: int, seconds: float) -> None:
         with self._lock:
-            self._counts["disk bytes"] += nbytes
-            self._counts["disk ns"] += int(seconds * 1e9)
+            self._counts[f"{_source(load)} bytes"] += nbytes
+            self._counts[f"{_source(load)} ns"] += int(seconds * 1e9)
+
+    def _complete(self, load: Load, record: KVRecord) -> None:
+        if load.from_shared:
+            self.disk.copy(record)
 
     def _waited(self, seconds: float) -> None:
         with self._lock:
@@ -297,9 +318,15 @@ class TieredKV(Forkable, Closable):
             if load.cancelled:
                 return
             load.cancelled = True
+            if not load.from_shared and isinstance(error, KVCorruptError):
+                self.disk.drop_copy(load.key)
             if self._unopened.get(load.key) is load or self._active.get(load.key) is load:
                 self._forget(load.key)
             if not self.disk.holds(load.key):
                 self._scores.forget(load.key)
             kinds = {KVMissingError: "misses", KVForeignError: "stale"}
             self._counts[kinds.get(type(error), "corrupt")] += 1
+
+
+def _source(load: Load) -> str:
+    return "shared" if load.from_shared else "disk"

@@ -47,7 +47,7 @@ def records(files: KVFiles) -> RecordStore:
 
 def read(file: KVFile, offset: int = 0, count: int | None = None) -> bytes:
     buffer = bytearray(file.size if count is None else count)
-    return bytes(buffer[: file.read_into(memoryview(buffer), offset)])
+    return bytes(buffer[: file.read([(memoryview(buffer), offset)])])
 
 
 def content(files: KVFiles, key: str = KEY) -> bytes:

@@ -1,0 +1,162 @@
+"""`Objects` through fsspec, which knows S3, GCS, Azure and many others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreUnreachableError
+from fusionrag_integrations.store.objects.base import ObjectEntry, Parts
+from fusionrag_integrations.support.forks import Forkable
+from fusionrag_integrations.support.threads import Closable
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 16  # questions to the storage, each of which takes a round trip
+PATIENCE = 60.0  # seconds that a storage may be away before what writes to it gives up
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 4.0  # seconds between attempts
+_ABSENT = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
+# Listings would hide what other machines write. S3: reads don't wait for a server that hangs.
+_EVERYWHERE = {"use_listings_cache": False, "skip_instance_cache": True}
+_ON_S3 = {"config_kwargs": {"connect_timeout": 3, "read_timeout": 10, "max_pool_connections": 64}}
+
+Result = TypeVar("Result")
+
+
+class FsspecObjects(Forkable, Closable):
+    """`Objects` at a URL of fsspec's. See `Objects`.
+
+    Its options, such as keys and endpoints, are fsspec's configuration and the environment's.
+    Everything but `read_ranges` is tried again for `PATIENCE` seconds.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises `InvalidInputError` for a URL that fsspec can't open, or not with what is
+        installed.
+        """
+        self.url = url
+        self.in_child()
+        super().__init__()
+
+    def in_child(self) -> None:
+        """Connect anew: a forked child has neither the parent's connections nor its threads."""
+        import fsspec
+
+        options: dict[str, Any] = dict(_EVERYWHERE)
+        if self.url.startswith(("s3:", "s3a:")):
+            options |= _ON_S3
+        try:
+            self._fs, self._root = fsspec.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise InvalidInputError(
+                f"The store {self.url} can't be opened: {error}. Install what fsspec needs for "
+                "it; for S3 that is pip install 'fusionrag-integrations[s3]'."
+            ) from error
+        self._threads = ThreadPoolExecutor(AT_ONCE, "fusionrag-objects")
+
+    def read(self, name: str) -> bytes:
+        return self._patiently(name, lambda path: bytes(self._fs.cat_file(path)))
+
+    def read_ranges(self, name: str, ranges: Sequence[range]) -> list[bytes]:
+        path = self._path(name)
+        starts, stops = [r.start for r in ranges], [r.stop for r in ranges]
+        try:
+            if len(ranges) == 1:
+                return [bytes(self._fs.cat_file(path, start=starts[0], end=stops[0]))]
+            paths = [path] * len(ranges)
+            return list(self._fs.cat_ranges(paths, starts, stops, on_error="raise"))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each storage has errors of its own
+            raise self._unreachable(name, error) from error
+
+    def existing(self, names: Iterable[str]) -> set[str]:
+        # One byte is read: fsspec's own question lists a folder of that name where there is none.
+        def exists(name: str) -> bool:
+            try:
+                self._patiently(name, lambda path: self._fs.cat_file(path, start=0, end=1))
+            except FileNotFoundError:
+                return False
+            return True
+
+        asked = list(names)
+        return {
+            n for n, there in zip(asked, self._threads.map(exists, asked), strict=True) if there
+        }
+
+    def write(self, name: str, parts: Parts) -> None:
+        content = b"".join(parts)
+        self._patiently(name, lambda path: self._fs.pipe_file(path, content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        try:
+            self._patiently(name, lambda path: self._fs.pipe_file(path, content, mode="create"))
+        except FileExistsError:  # perhaps by an attempt whose reply was lost
+            return self.read(name) == content
+        return True
+
+    def delete(self, names: Iterable[str]) -> None:
+        def remove(name: str) -> None:
+            with suppress(FileNotFoundError):
+                self._patiently(name, self._fs.rm_file)
+
+        list(self._threads.map(remove, names))
+
+    def entries(self, folder: str) -> Iterator[ObjectEntry]:
+        try:
+            found = self._patiently(folder, lambda path: self._fs.find(path, detail=True))
+        except FileNotFoundError:
+            return
+        for path, facts in found.items():
+            name = path.removeprefix(self._root).lstrip("/")
+            yield ObjectEntry(name, int(facts["size"]), _modified(facts))
+
+    def check_exclusive(self) -> None:
+        name = f"tries/{uuid4().hex}"
+        try:
+            refused = self.create(name, b"first") and not self.create(name, b"second")
+        finally:
+            self.delete([name])
+        if not refused:
+            raise StoreError(
+                f"{self.url} can't be written: it replaces what is there where it is told to "
+                "create, so that two writers could destroy each other's work. Reading works."
+            )
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _patiently(self, name: str, call: Callable[[str], Result]) -> Result:
+        """Call with a path, again and again while the storage is away."""
+        until, pause = monotonic() + PATIENCE, _FIRST_PAUSE
+        while True:
+            try:
+                return call(self._path(name))
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except Exception as error:  # each storage has errors of its own
+                if isinstance(error, _ABSENT) or monotonic() + pause > until:
+                    raise self._unreachable(name, error) from error
+                logger.warning("%s can't be reached, and is tried again: %s", self.url, error)
+            sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _unreachable(self, name: str, error: Exception) -> StoreUnreachableError:
+        what = f"{type(error).__name__}: {error}".rstrip(".")
+        return StoreUnreachableError(f"{self.url} can't be used ({what}; object {name}).")
+
+
+def _modified(facts: dict[str, Any]) -> float:
+    """When an object was written, by whatever name its storage has for that."""
+    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        if (found := facts.get(name)) is not None:
+            return float(found.timestamp() if hasattr(found, "timestamp") else found)
+    raise StoreError(f"The storage doesn't say when {facts.get('name')!r} was written.")

@@ -1,0 +1,255 @@
+"""WorkingCopy: the directory on this machine in which a published store is opened.
+
+It is a store's directory like any other, but for its KV, which are copies of those in the storage.
+It follows the versions at the URL when it is told to, and what is changed in it is published as
+the next one.
+
+<cache>/<of the URL>/<0, 1, ...>/   one for each process that has the store open at the same time
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import Timeout
+
+from fusionrag_integrations.errors import StoreError, StoreMismatchError, StoreNotFoundError
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.copied import CopiedKVFiles
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.kv.shared import SharedKVFiles
+from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
+from fusionrag_integrations.store.objects.opening import open_objects
+from fusionrag_integrations.store.published import blocks
+from fusionrag_integrations.store.published.reader_note import ReaderNote
+from fusionrag_integrations.store.published.snapshot import published_names, snapshot
+from fusionrag_integrations.store.published.version import PublishedFile, Version
+from fusionrag_integrations.store.published.version_log import VersionLog
+from fusionrag_integrations.store.published.writer_lease import WriterLease
+from fusionrag_integrations.support.atomic_files import (
+    locked,
+    make_directory,
+    remove_file,
+    write_file,
+)
+from fusionrag_integrations.support.threads import Closable
+
+logger = logging.getLogger(__name__)
+
+CACHE = "FUSIONRAG_CACHE"  # the environment's variable
+_NOTE = "version.json"  # of which version a working copy is, and whether it was changed since
+_LOCK = "in-use.lock"
+_DRAFTS = "drafts"
+
+
+class WorkingCopy(Closable):
+    """Of the store at a URL. path: its directory. version: None for a new store.
+
+    shared: the files of KV that all machines see. files: the same with copies on this one.
+    """
+
+    def __init__(self, url: str, *, is_new: bool = False) -> None:
+        """Bring a directory up to date with the newest version, and hold it until closed.
+
+        is_new: begin a store there, which its first `publish` makes known. Raises
+        `StoreNotFoundError` where there is none, `StoreUnreachableError`, `StoreError`, and
+        `InvalidInputError` for a URL that can't be opened.
+        """
+        self.url = url.rstrip("/")
+        self._opened = ExitStack()
+        with ExitStack() as unless_opened:
+            unless_opened.callback(self._opened.close)
+            self._objects = open_objects(self.url)
+            self._opened.callback(self._objects.close)
+            self._log = VersionLog(self._objects)
+            self.version = self._log.newest()
+            if self.version is None and not is_new:
+                raise StoreNotFoundError(f"There is no store at {self.url}.")
+            self.path = self._opened.enter_context(_directory(self.url))
+            self._drafts = self.path / _DRAFTS
+            self._is_writable = False  # known once it was tried
+            self._is_new = is_new  # until it is published
+            self._note = self._opened.enter_context(ReaderNote(self._objects))
+            if is_new:
+                self._clear(keep=())
+            elif self.version is not None and not self._has(self.version):
+                self._clear(keep=published_names(self.path))  # whose blocks may be the same
+                self._fetch(self.version, replace_index=True)
+            if self.version is not None:
+                self._note.set(self.version.number)
+            unless_opened.pop_all()
+        self.shared = SharedKVFiles(self._objects)
+        self.files = CopiedKVFiles(LocalKVFiles(self.path / KV_DIRECTORY), self.shared)
+
+    def close(self) -> None:
+        """Let other processes have the directory. May be called again."""
+        self._opened.close()
+
+    def follow(self, catalog: Catalog) -> bool:
+        """Bring the open catalog to the newest version; returns whether there was a newer one.
+
+        Changes that weren't published are kept while there is none, else given up. Raises
+        `StoreMismatchError` where the store is another model's by now, and stays at its version.
+        """
+        newest = self._log.newest()
+        if newest is None or (self.version and newest.number <= self.version.number):
+            return False
+        if newest.store != catalog.info:
+            raise StoreMismatchError(
+                f"Version {newest.number} of {self.url} was made for {newest.store.model_source} "
+                f"({newest.store.kv_format}), and this one for {catalog.info.model_source} "
+                f"({catalog.info.kv_format}), which stays open. Open the store anew to use it."
+            )
+        if self._is_changed():
+            logger.warning(
+                "Unpublished changes of %s give way to version %s", self.url, newest.number
+            )
+        self._note.set(newest.number)
+        self._fetch(newest, replace_index=False, swap=catalog.replace)
+        self.version = newest
+        return True
+
+    @contextmanager
+    def writing(self, catalog: Catalog) -> Iterator[None]:
+        """Hold the lease to write, over the newest version, and publish what the block changes.
+
+        Where the block is interrupted nothing is published; the next one on this machine goes on
+        from there. Raises `StoreBusyError` while another writer holds the lease, and as `follow`.
+        """
+        if not self._is_writable:
+            self._objects.check_exclusive()
+            self._is_writable = True
+        with WriterLease(self._objects) as lease:
+            self.follow(catalog)
+            self._mark(changed=True)
+            try:
+                yield
+            except StoreError:
+                raise
+            except Exception:  # what was stored before it stays, as in a directory
+                self._publish(catalog.info, lease)
+                raise
+            self._publish(catalog.info, lease)
+
+    def publish_first(self, info: StoreInfo) -> None:
+        """Publish a store that was just made. Raises as `writing` does."""
+        self._objects.check_exclusive()
+        with WriterLease(self._objects) as lease:
+            self._mark(changed=True)
+            self._publish(info, lease)
+
+    def _publish(self, info: StoreInfo, lease: WriterLease) -> None:
+        last = self.version
+        known = last.blocks if last else set()
+        with snapshot(self.path, self._drafts) as found:
+            files = {
+                name: blocks.upload(self._objects, path, known) for name, path in found.items()
+            }
+        if last is None or info != last.store or _truth(files) != _truth(last.files):
+            lease.check()
+            number = 1 if last is None else last.number + 1
+            made = Version(number, time.time(), uuid4().hex, info, files)
+            self._log.publish(made)
+            self.version, self._is_new = made, False
+            self._note.set(number)
+            logger.info("Published version %s of %s", number, self.url)
+        self._mark(changed=False)
+
+    def _fetch(
+        self,
+        version: Version,
+        *,
+        replace_index: bool,
+        swap: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Make the files those of a version. swap: puts a catalog in the place of an open one."""
+        for name in set(published_names(self.path)) - version.files.keys():
+            if replace_index or not name.startswith("index/"):
+                remove_file(self.path / name)
+        for name, file in version.files.items():
+            path = self.path / name
+            if (name.startswith("index/") and not replace_index) or blocks.matches(path, file):
+                continue
+            parts = blocks.download(self._objects, file, path)
+            if name == CATALOG_FILE and swap is not None:
+                draft = self._drafts / "next.sqlite"
+                write_file(draft, parts, self._drafts)
+                swap(draft)
+            else:
+                write_file(path, parts, self._drafts)
+        for journal in self.path.glob(f"{CATALOG_FILE}-*"):
+            remove_file(journal)  # of what was there before
+        self._mark(changed=False, version=version)
+
+    def _clear(self, keep: Iterable[str]) -> None:
+        """Remove what an earlier user has left, but for copies of KV and files to keep."""
+        kept = {_LOCK, *keep}
+        for path in sorted(self.path.rglob("*"), reverse=True):
+            name = path.relative_to(self.path).as_posix()
+            if name not in kept and not name.startswith(f"{KV_DIRECTORY}/"):
+                with suppress(OSError):  # a directory that isn't empty
+                    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _mark(self, *, changed: bool, version: Version | None = None) -> None:
+        version = None if self._is_new else version or self.version
+        note = {"url": self.url, "number": version.number if version else 0, "changed": changed}
+        write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
+
+    def _marked(self) -> tuple[int, bool]:
+        """The number of the version that is here, 0 for none, and whether it was changed since."""
+        try:
+            note = json.loads((self.path / _NOTE).read_bytes())
+            return int(note["number"]), bool(note["changed"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0, False
+
+    def _has(self, version: Version) -> bool:
+        """Whether the directory is of this version, perhaps with changes that aren't published."""
+        return self._marked()[0] == version.number
+
+    def _is_changed(self) -> bool:
+        return self._marked()[1]
+
+
+def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
+    """The files without the index, which is made of them and changes when it is opened."""
+    return {name: file for name, file in files.items() if not name.startswith("index/")}
+
+
+@contextmanager
+def _directory(url: str) -> Iterator[Path]:
+    """The first directory for a URL that no process uses, which is held meanwhile."""
+    of_url = cache_directory() / sha256(url.encode()).hexdigest()[:16]
+    for number in count():
+        path = of_url / str(number)
+        try:
+            make_directory(path)
+            lock = locked(path / _LOCK)
+        except Timeout:
+            continue
+        except OSError as error:
+            raise StoreError(
+                f"{path} can't be used for a working copy of {url}: {error}. Name another "
+                f"directory by the environment's {CACHE}."
+            ) from error
+        with lock:
+            yield path
+        return
+
+
+def cache_directory() -> Path:
+    """Where working copies are: by the environment, or in the user's cache."""
+    if given := os.environ.get(CACHE):
+        return Path(given).absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).absolute() / "fusionrag"
