@@ -12,6 +12,7 @@ from tests.provocations import (
     reuse,
     servers,
     settings,
+    shared,
     stores,
 )
 from tests.provocations.world import Provocation, Seen, World, see
@@ -25,6 +26,7 @@ PROVOCATIONS: list[tuple[str, Provocation]] = [
         models,
         stores,
         indexes,
+        shared,
         documents,
         asking,
         settings,
