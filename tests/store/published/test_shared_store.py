@@ -248,7 +248,7 @@ class TestWriters:
         writer = opened(url)
         writer.ingest(towns(2))
         wanted = ask(writer)
-        storage = type(opened(url).store._working_copy._objects)
+        storage = type(opened(url).store._parts.working_copy._objects)
 
         def refuse(objects: Objects, name: str, *given: object) -> None:
             raise StoreUnreachableError(f"PermissionError: {name}")
@@ -335,7 +335,7 @@ class TestDamage:
             asked.append(name)
             raise StoreUnreachableError("it is away")
 
-        storage = type(reader.store._working_copy._objects)
+        storage = type(reader.store._parts.working_copy._objects)
         with monkeypatch.context() as patch:
             patch.setattr(storage, "read_ranges", away)
             found = ask(reader)
@@ -344,7 +344,7 @@ class TestDamage:
             assert len(asked) <= 16  # those that were under way at once
             ask(reader)
         monkeypatch.setattr("fusionrag_integrations.store.kv.shared._REST", 0.0)
-        reader.store._working_copy.shared._away_until = 0.0
+        reader.store._parts.working_copy.shared._away_until = 0.0
         assert ask(reader).missed_chunks == 0
 
 
