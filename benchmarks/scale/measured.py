@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.kv_bytes import bytes_a_token
+from benchmarks.scale.ingest import IngestWork
+from benchmarks.scale.kv_bytes import bytes_a_token, record_bytes
 from benchmarks.scale.parameters import Service, Speed
 from fusionrag_integrations.bench.shapes import SHAPES
 from fusionrag_integrations.support.inputs import parse_json
@@ -17,8 +18,8 @@ RECOMPUTED = 0.15
 
 # Assumed: nobody has measured these yet.
 DECODE_TOGETHER = 8  # requests that share a step of decode at the time that one alone takes
-OBJECT_STORAGE = Speed(latency_s=0.03, bytes_s=1.25e9)  # a network of 10 Gbit/s a replica
-OBJECT_SHARED_BYTES_S = 25e9
+OBJECT_STORAGE = Speed(latency_s=0.03, bytes_s=5e9)  # of a network of 100 Gbit/s, less than half
+OBJECT_SHARED_BYTES_S = 200e9
 DISK_LATENCY_S = 0.0002
 
 
@@ -54,12 +55,35 @@ def services(results: Path) -> dict[str, Any]:
         "reuse": asdict(reuse),
         "full_attention": asdict(reuse) | full,
         "measured": {
-            "fixed_s, row_s, pair_s": "h100/ttft-host.json: the fit; of full attention its two rows",
+            "fixed_s, row_s, pair_s": "h100/ttft-host.json: fit; full attention's two rows",
             "decode_step_s": "h100/decode.json: placed_ms",
             "disk.bytes_s": "h100/store.json: verified reads of cold files",
         },
         "assumed": ["decode_device_s", "disk.latency_s", "object_storage", "object_shared_bytes_s"],
     }
+
+
+def ingest_works(results: Path) -> dict[str, IngestWork]:
+    """An ingest's parts by machine; chunks of 256 tokens.
+
+    Passes are those of `h100/offline.json` and `cpu/offline.json`. The driver's part was measured
+    on the CPU machine for both. All neighbours' KV is assumed to be read from storage.
+    """
+    driver_s = _read(results / "scale" / "driver.json")["ms_a_chunk"] / 1e3
+    works = {}
+    for machine in ("h100", "cpu"):
+        offline = _read(results / machine / "offline.json")
+        model, kv_format = offline["model"], offline["dtype"]
+        works[machine] = IngestWork(
+            isolated_s=offline["isolated_together_ms"] / 1e3,
+            fused_s=offline["fused_together_ms"] / 1e3,
+            driver_s=driver_s,
+            record_bytes=record_bytes(model, kv_format, offline["chunk_tokens"]),
+            read_records=offline["neighbours"],
+            worker_bytes_s=OBJECT_STORAGE.bytes_s,
+            shared_bytes_s=OBJECT_SHARED_BYTES_S,
+        )
+    return works
 
 
 def _full_attention(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

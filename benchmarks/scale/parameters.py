@@ -85,11 +85,10 @@ def read_service(path: Path) -> Service:
 def service_from(values: Mapping[str, Any], source: str) -> Service:
     """As `read_service`, from what such a file holds. source: its name, for messages."""
     try:
-        return Service(
-            **{
-                name: Speed(**values[name]) if kind == "Speed" else float(values[name])
-                for name, kind in Service.__annotations__.items()
-            }
-        )
+        fields: dict[str, Any] = {
+            name: Speed(**values[name]) if kind == "Speed" else float(values[name])
+            for name, kind in Service.__annotations__.items()
+        }
+        return Service(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(f"{source} lacks a figure of a service: {error}.") from error

@@ -96,4 +96,4 @@ class RealPrompts:
         ranked = draw.permutation(len(self.by_topic))
         for rank in draw.choice(len(ranked), count, p=zipf(len(ranked), EXPONENT)):
             topic = self.by_topic[ranked[rank]]
-            yield topic[draw.integers(len(topic))]
+            yield topic[int(draw.integers(len(topic)))]

@@ -94,7 +94,7 @@ def overlap(questions: Sequence[Asked]) -> Overlap:
 
 
 def _topic(row: Mapping[str, Any]) -> str:
-    """The article that all supporting passages are of; a question over several is one of its own."""
+    """The article of its supporting passages; a question over several is a topic of its own."""
     titles = {passage["title"] for passage in row["passages"] if passage["supporting"]}
     return titles.pop() if len(titles) == 1 else str(row["id"])
 

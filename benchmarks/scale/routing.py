@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from statistics import mean
 from typing import Any
 
 from benchmarks.scale.other_policies import (
@@ -26,7 +27,7 @@ from benchmarks.scale.policies import (
     RoundRobin,
     TwoChoices,
 )
-from benchmarks.scale.prompts import Prompts
+from benchmarks.scale.prompts import Prompt, Prompts
 from benchmarks.scale.simulation import simulate
 from fusionrag_integrations.bench.throughput.workload import poisson
 
@@ -64,24 +65,24 @@ class Setting:
     seed: int = 0
 
 
-def compare(
-    prompts: Prompts, service: Service, setting: Setting, tried: bool = True
-) -> list[dict[str, Any]]:
+def compare(prompts: Prompts, service: Service, setting: Setting) -> list[dict[str, Any]]:
     """A row a policy: hit rate of memory, over that of random, waits and spread.
 
-    `tried`: those that weren't taken, too. The last row is one memory as large as all together.
+    The last row is one replica with a memory as large as all four together, under as much load a
+    replica: no choice among four can find more.
     """
     share = prompts.tokens * service.bytes_a_token / REPLICAS
     cluster = Cluster(REPLICAS, share, 0, service)
-    policies = {**COMPARED, **(TRIED if tried else {})}
-    outcomes = {name: _run(cluster, prompts, setting, make()) for name, make in policies.items()}
+    outcomes = {
+        name: run_policy(cluster, prompts, setting, make())
+        for name, make in {**COMPARED, **TRIED}.items()
+    }
     for stale in STALE_S:
         name = f"ours, reports up to {stale:.0f} s old"
         old = replace(cluster, report_every_s=stale)
-        outcomes[name] = _run(old, prompts, setting, ByMemory())
+        outcomes[name] = run_policy(old, prompts, setting, ByMemory())
     every = Cluster(1, share * REPLICAS, 0, service)
-    alone = replace(setting, load=setting.load / REPLICAS)
-    outcomes["one memory of all four"] = _run(every, prompts, alone, AtRandom())
+    outcomes["one memory of all four"] = run_policy(every, prompts, setting, AtRandom())
     random = outcomes["random"].hits["memory"]
     return [
         {"policy": name, "of_random": found.hits["memory"] / random, **asdict(found)}
@@ -89,18 +90,18 @@ def compare(
     ]
 
 
-def _run(cluster: Cluster, prompts: Prompts, setting: Setting, policy: Policy) -> Outcome:
+def run_policy(cluster: Cluster, prompts: Prompts, setting: Setting, policy: Policy) -> Outcome:
+    """What one policy gives."""
     drawn = list(prompts.drawn(setting.requests, setting.seed))
     rate = setting.load * cluster.replicas / mean_device_s(cluster.service, drawn)
     arrivals = poisson(setting.requests, rate, setting.seed, 2)
     return outcome(simulate(cluster, drawn, arrivals, policy))
 
 
-def mean_device_s(service: Service, prompts: list[Any]) -> float:
+def mean_device_s(service: Service, prompts: Iterable[Prompt]) -> float:
     """Seconds of a device that a prompt takes, the mean."""
-    taken = [
-        service.prefill_s(sum(p.chunks.values()), p.own_tokens)
-        + p.output_tokens * service.decode_device_s
-        for p in prompts
-    ]
-    return sum(taken) / len(taken)
+    return mean(
+        service.prefill_s(sum(prompt.chunks.values()), prompt.own_tokens)
+        + prompt.output_tokens * service.decode_device_s
+        for prompt in prompts
+    )

@@ -20,7 +20,7 @@ from fusionrag_integrations.errors import InvalidInputError
 # Chosen by simulation; docs/scale.md says what others gave.
 SLACK = 1.5
 OWNED = 0.3  # what a token counts that a replica only owns, beside one in its memory
-LOAD = 0.1  # what an average load counts, beside having all of a prompt in memory
+LOAD = 0.2  # what an average load counts, beside having all of a prompt in memory
 
 
 @dataclass(frozen=True, slots=True)
