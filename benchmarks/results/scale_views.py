@@ -127,7 +127,7 @@ def serving_cost(mark: Mark) -> str:
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         key = (f"{row['prompt_tokens']:,}", f"{row['requests']:,}")
-        lines.setdefault(key, []).append(f"{row['replicas']:,.2f} / {_figure(row['dollars'])}")
+        lines.setdefault(key, []).append(f"{row['replicas']:,} / {_figure(row['dollars'])}")
     return markdown(
         ("prompt", "requests a month", *ways), [(*key, *cells) for key, cells in lines.items()]
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from benchmarks.scale.ingest import IngestWork
 from benchmarks.scale.kv_bytes import CHUNK_TOKENS
 from benchmarks.scale.parameters import Service
+from benchmarks.scale.prompts import Prompt
 
 HOURS_A_MONTH = 730.0
 KINDS = 2  # isolated and fused
@@ -96,11 +98,10 @@ def break_even(
 
 
 def serving_month(
-    requests: float, prompt_tokens: int, own_tokens: int, output_tokens: int,
-    service: Service, prices: Prices,
-) -> tuple[float, float]:  # fmt: skip
-    """Replicas for so many requests a month, and what they cost in it."""
-    device_s = service.prefill_s(prompt_tokens - own_tokens, own_tokens)
-    device_s += output_tokens * service.decode_device_s
-    replicas = requests * device_s / (HOURS_A_MONTH * 3600 * prices.utilisation)
+    requests: float, service: Service, prices: Prices, prompt: Prompt
+) -> tuple[int, float]:
+    """Whole replicas for so many such prompts a month, and what they cost in it."""
+    device_s = service.prefill_s(sum(prompt.chunks.values()), prompt.own_tokens)
+    device_s += prompt.output_tokens * service.decode_device_s
+    replicas = ceil(requests * device_s / (HOURS_A_MONTH * 3600 * prices.utilisation))
     return replicas, replicas * HOURS_A_MONTH * prices.gpu_hour

@@ -12,12 +12,13 @@ from benchmarks.scale.ingest import ingest
 from benchmarks.scale.kv_bytes import CHUNK_TOKENS, FORMATS, MODELS, bytes_a_token, record_bytes
 from benchmarks.scale.measured import MODEL, ingest_works, services
 from benchmarks.scale.parameters import Service, service_from
-from benchmarks.scale.prompts import InventedTopics, Prompts
+from benchmarks.scale.prompts import InventedTopics, Prompt, Prompts
 from benchmarks.scale.questions import as_prompts, overlap, read_questions
 from benchmarks.scale.routing import Setting, compare
 from benchmarks.scale.serving import LONG, Plan, serve
 
 OWN_SHARES = (0.5, 0.7, 0.9)
+SLOW_BYTES_S = 1.25e9  # of object storage, by a network of 10 Gbit/s
 WORKERS = (1, 2, 4, 8, 16)
 INGESTED = 2_000  # chunks of a simulated ingest
 CORPORA = tuple(10**power for power in range(4, 10))
@@ -42,14 +43,21 @@ def routing(results: Path, questions: Sequence[Path], setting: Setting) -> dict[
     workloads: list[dict[str, Any]] = []
     for path in questions:
         asked = read_questions(path)
-        prompts: Prompts = as_prompts(asked)
-        rows = compare(prompts, service, setting)
+        rows = compare(as_prompts(asked), service, setting)
         workloads.append({"name": path.stem, "overlap": asdict(overlap(asked)), "rows": rows})
-    topics = {f"topics, {share:.0%} own": InventedTopics(own_share=share) for share in OWN_SHARES}
-    for name, invented in {**topics, "long prompts": LONG}.items():
-        rows = compare(invented, service, setting)
+    for name, (prompts, served) in invented_workloads(service).items():
+        rows = compare(prompts, served, setting)
         workloads.append({"name": name, "overlap": None, "rows": rows})
     return {"setting": asdict(setting), "workloads": workloads}
+
+
+def invented_workloads(service: Service) -> dict[str, tuple[Prompts, Service]]:
+    """Prompts of invented topics, each with what serves them."""
+    slow = replace(service, object_storage=replace(service.object_storage, bytes_s=SLOW_BYTES_S))
+    return {
+        f"topics, {share:.0%} own": (InventedTopics(own_share=share), service)
+        for share in OWN_SHARES
+    } | {"long prompts": (LONG, service), "long prompts, 10 Gbit/s": (LONG, slow)}
 
 
 def serving(results: Path, plan: Plan) -> dict[str, Any]:
@@ -104,18 +112,12 @@ def costs(results: Path, prices: Prices) -> dict[str, Any]:
 def _serving_cost(pair: tuple[Service, Service], prices: Prices) -> list[Mapping[str, Any]]:
     nothing = replace(pair[0], recomputed=0.0)
     ways = {"15% recomputed": pair[0], "0% recomputed": nothing, "full attention": pair[1]}
-    return [
-        {
-            **{"requests": requests, "prompt_tokens": tokens, "way": way},
-            **dict(
-                zip(
-                    ("replicas", "dollars"),
-                    serving_month(requests, tokens, OWN_TOKENS, OUTPUT_TOKENS, service, prices),
-                    strict=True,
-                )
-            ),
-        }
-        for tokens in PROMPTS[1:]
-        for requests in REQUESTS_A_MONTH
-        for way, service in ways.items()
-    ]
+    rows: list[Mapping[str, Any]] = []
+    for tokens in PROMPTS[1:]:
+        prompt = Prompt({"all": tokens - OWN_TOKENS}, OWN_TOKENS, OUTPUT_TOKENS)
+        for requests in REQUESTS_A_MONTH:
+            for way, service in ways.items():
+                replicas, dollars = serving_month(requests, service, prices, prompt)
+                row = {"requests": requests, "prompt_tokens": tokens, "way": way}
+                rows.append(row | {"replicas": replicas, "dollars": dollars})
+    return rows
