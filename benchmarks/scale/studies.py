@@ -51,7 +51,7 @@ def routing(results: Path, questions: Sequence[Path], setting: Setting) -> dict[
     return {"setting": asdict(setting), "workloads": workloads}
 
 
-def invented_workloads(service: Service) -> dict[str, tuple[Prompts, Service]]:
+def invented_workloads(service: Service) -> Mapping[str, tuple[Prompts, Service]]:
     """Prompts of invented topics, each with what serves them."""
     slow = replace(service, object_storage=replace(service.object_storage, bytes_s=SLOW_BYTES_S))
     return {

@@ -60,12 +60,13 @@ def test_the_small_end_of_serving() -> None:
 def test_routing() -> None:
     kept = on_file("routing")
     service, _ = both_services(RESULTS)
-    prompts, served = invented_workloads(service)["long prompts"]
-    (rows,) = [work["rows"] for work in kept["workloads"] if work["name"] == "long prompts"]
+    name = "topics, 90% own"
+    prompts, served = invented_workloads(service)[name]
+    (rows,) = [work["rows"] for work in kept["workloads"] if work["name"] == name]
     cluster = Cluster(REPLICAS, prompts.tokens * served.bytes_a_token / REPLICAS, 0, served)
-    for name, policy in (("random", AtRandom()), ("ours", ByMemory())):
+    for chosen, policy in (("random", AtRandom()), ("ours", ByMemory())):
         found = run_policy(cluster, prompts, Setting(**kept["setting"]), policy)
-        (row,) = [row for row in rows if row["policy"] == name]
+        (row,) = [row for row in rows if row["policy"] == chosen]
         same(as_json(found.hits), row["hits"])
         same(found.ttft_p99_s, row["ttft_p99_s"])
 
@@ -115,5 +116,6 @@ class TestCommands:
         assert "| 27,104 |" in table
 
     def test_driver(self) -> None:
-        assert said(run_command("scale", "driver", "--chunks", 8, "--json"))["chunks"] >= 8
-        assert "ms a chunk" in run_command("scale", "driver", "--chunks", 4).stdout
+        found = said(run_command("scale", "driver", "--chunks", 8, "--json"))
+        assert found["chunks"] >= 8
+        assert found["ms_a_chunk"] > 0
