@@ -30,11 +30,15 @@ CHARACTERS_A_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question: what it is about, its own passages, and those that were found for it."""
+    """A question: what it is about, its own passages, and those that were found for it.
+
+    found: tokens by id, the nearest first. A passage's id is its article's title, a stroke and a
+    number.
+    """
 
     topic: str
     own: frozenset[str]
-    found: tuple[str, ...]
+    found: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +60,17 @@ class Overlap:
 def read_questions(path: Path) -> list[Asked]:
     """The questions behind the first `CHOSEN_ON` of a file, with what is found for each."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = list(dict.fromkeys(p["text"] for row in rows for p in row["passages"]))
-    embedder = LexicalEmbedder()
-    passages = np.array(embedder.embed_documents(texts), dtype=np.float32)
-    return [
-        Asked(
-            _topic(row),
-            frozenset(passage["text"] for passage in row["passages"]),
-            tuple(texts[i] for i in _nearest(embedder.embed_query(row["question"]), passages)),
-        )
-        for row in rows[CHOSEN_ON:]
-    ]
+    titles = {p["text"]: p["title"].replace("/", " ") for row in rows for p in row["passages"]}
+    ids = {text: f"{title}/{number}" for number, (text, title) in enumerate(titles.items())}
+    tokens = {ids[text]: max(1, len(text) // CHARACTERS_A_TOKEN) for text in titles}
+    embedder, names = LexicalEmbedder(), [*tokens]
+    passages = np.array(embedder.embed_documents([*titles]), dtype=np.float32)
+    asked = []
+    for row in rows[CHOSEN_ON:]:
+        nearest = _nearest(embedder.embed_query(row["question"]), passages)
+        own = frozenset(ids[passage["text"]] for passage in row["passages"])
+        asked.append(Asked(_topic(row), own, {names[i]: tokens[names[i]] for i in nearest}))
+    return asked
 
 
 def as_prompts(
@@ -75,8 +79,7 @@ def as_prompts(
     """Prompts with the chunks found for these, by topic."""
     by_topic = defaultdict(list)
     for asked in questions:
-        chunks = {text: max(1, len(text) // CHARACTERS_A_TOKEN) for text in asked.found}
-        by_topic[asked.topic].append(Prompt(chunks, own_tokens, output_tokens))
+        by_topic[asked.topic].append(Prompt(asked.found, own_tokens, output_tokens))
     return RealPrompts(list(by_topic.values()))
 
 
@@ -86,8 +89,8 @@ def overlap(questions: Sequence[Asked]) -> Overlap:
     return Overlap(
         questions=len(questions),
         topics=len({asked.topic for asked in questions}),
-        passages=len({text for asked in questions for text in asked.own}),
-        own=mean(len(asked.own & {*asked.found}) / RETRIEVED for asked in questions),
+        passages=len({passage for asked in questions for passage in asked.own}),
+        own=mean(len(asked.own & asked.found.keys()) / RETRIEVED for asked in questions),
         same_topic=_shared(pair for pair in pairs if pair[0].topic == pair[1].topic),
         other_topic=_shared(pair for pair in pairs if pair[0].topic != pair[1].topic),
     )
@@ -104,5 +107,5 @@ def _nearest(question: Sequence[float], passages: Any) -> Any:
 
 
 def _shared(pairs: Iterator[tuple[Asked, Asked]]) -> float | None:
-    shares = [len({*first.found} & {*second.found}) / RETRIEVED for first, second in pairs]
+    shares = [len(first.found.keys() & second.found.keys()) / RETRIEVED for first, second in pairs]
     return mean(shares) if shares else None

@@ -17,7 +17,7 @@ TIERS = ("memory", "disk", "object storage")
 
 @dataclass(slots=True)
 class Link:
-    """What transfers wait for, one after the other. None of `bytes_s` is for others meanwhile."""
+    """Carries one transfer after the other, each at its full speed."""
 
     bytes_s: float
     free_at: float = 0.0
