@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.server.bodies import AnswerBody
 from fusionrag_integrations.server.errors import ApiError, api_error, is_told, no_model
-from fusionrag_integrations.server.forms import EVENTS, Form, event
+from fusionrag_integrations.server.events import EVENTS, event
+from fusionrag_integrations.server.forms import Form
 from fusionrag_integrations.server.keys import Caller
 from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.service import Service

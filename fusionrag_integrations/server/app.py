@@ -16,12 +16,14 @@ from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.server import retrieving
 from fusionrag_integrations.server.answering import respond
 from fusionrag_integrations.server.bodies import ChatBody, CompletionBody
+from fusionrag_integrations.server.entrance import HEALTH
 from fusionrag_integrations.server.errors import ApiError, api_error, is_told, no_model, not_allowed
 from fusionrag_integrations.server.facts import TokenizeBody, model_facts, tokenized
 from fusionrag_integrations.server.forms import ChatForm, TextForm
-from fusionrag_integrations.server.gate import HEALTH, Gate
+from fusionrag_integrations.server.gate import Gate
 from fusionrag_integrations.server.keys import Caller, Keys
-from fusionrag_integrations.server.service import Limits, Service
+from fusionrag_integrations.server.limits import Limits
+from fusionrag_integrations.server.service import Service
 
 GET = ["GET", "HEAD"]  # FastAPI adds no HEAD by itself
 
@@ -38,7 +40,7 @@ def create_app(
     # No pages of its own: FastAPI's load scripts from elsewhere.
     app = FastAPI(title="fusionrag", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, entrance=service.entrance, ended=service.ended)
     for kind in (ApiError, FusionRAGError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
     _add_answers(app, service)

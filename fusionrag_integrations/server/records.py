@@ -8,11 +8,13 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fusionrag_integrations.server.keys import Caller
-from fusionrag_integrations.serving.answer import Answer
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.serving.answer import Answer
 
 logger = logging.getLogger(__name__)
 
