@@ -21,6 +21,7 @@ OBJECT_STORE = 256 << 20  # bytes, for requests and replies on their way
 STATS_SECONDS = 2.0  # between a replica's reports of what it has in memory
 TRIES = 3  # to start a replica
 ROUTER = "fusionrag_integrations.ray.router:ChunkRouter"
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}  # replicas log requests themselves
 _FACTS = 16  # requests beside those that have limits, such as for health, at a replica
 _POLL_SECONDS = 0.2
 
@@ -50,16 +51,21 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
         ray.shutdown()
 
 
+def resources() -> tuple[float, float]:
+    """CPUs and GPUs that Ray has."""
+    import ray
+
+    found = ray.cluster_resources()
+    return found.get("CPU", 0.0), found.get("GPU", 0.0)
+
+
 def listen(host: str, port: int) -> None:
     """Have Ray listen for HTTP. Raises `InvalidInputError` where it does so elsewhere already."""
     from ray import serve
     from ray.serve.context import _get_global_client
-    from ray.serve.schema import LoggingConfig
 
-    serve.start(
-        http_options={"host": host, "port": port},
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET)
     now = _get_global_client().http_config
     if (now.host, now.port) != (host, port):
         raise InvalidInputError(
@@ -78,7 +84,7 @@ def deploy(settings: ServingSettings) -> str:
 
     deployed = uuid4().hex
     try:
-        serve.run(_application(settings, deployed), name=APPLICATION, route_prefix="/")
+        serve.run(_application(settings, deployed), name=APPLICATION, logging_config=_QUIET)
     except Exception as error:  # Ray tells of whatever a replica raised
         raise FusionRAGError(
             f"Ray couldn't serve {settings.engine.model!r} from {settings.engine.store}: {error}. "

@@ -53,6 +53,7 @@ class Relay:
         async with self._place(request, caller):
             if request.path == METRICS:
                 await self._send_metrics(request, send)
+                record.passed_on = True
             else:
                 await self._pass_on(request, caller, record, send)
 
