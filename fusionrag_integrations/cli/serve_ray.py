@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 HERE = ""  # the value of --ray without an address
 
 
-class ReplicaCounts(click.ParamType):
+class ReplicaCounts(click.ParamType[tuple[int, int]]):
     """MIN, or MIN:MAX."""
 
     name = "MIN[:MAX]"
@@ -35,11 +35,13 @@ class ReplicaCounts(click.ParamType):
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        least, colon, most = str(value).partition(":")
-        found = [count().convert(n, param, ctx) for n in (least, most if colon else least)]
-        if found[0] > found[1]:
+        given, colon, most_given = str(value).partition(":")
+        number: Any = count()
+        least: int = number.convert(given, param, ctx)
+        most: int = number.convert(most_given, param, ctx) if colon else least
+        if least > most:
             self.fail(f"{value!r} has more at least than at most.", param, ctx)
-        return found[0], found[1]
+        return least, most
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ class Memory:
         """A request that needs this KV has gone to the replica."""
         self._sent.update(map(_short, keys))
 
-    def __contains__(self, key: str) -> bool:
-        short = _short(key)
+    def __contains__(self, key: object) -> bool:
+        short = _short(str(key))
         return short in self._reported or short in self._sent or short in self._sent_before
 
 

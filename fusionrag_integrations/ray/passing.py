@@ -87,7 +87,10 @@ async def replies(app: ASGIApp, request: PlainRequest) -> AsyncIterator[Piece]:
         elif body := message.get("body"):
             pieces.put_nowait(bytes(body))
 
-    answering = asyncio.create_task(app(request.scope(), receive, send))
+    async def answer() -> None:
+        await app(request.scope(), receive, send)
+
+    answering = asyncio.create_task(answer())
     answering.add_done_callback(lambda _: pieces.put_nowait(None))
     try:
         async for piece in _joined(pieces):
