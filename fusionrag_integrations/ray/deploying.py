@@ -89,7 +89,7 @@ def deploy(settings: ServingSettings) -> str:
 
     deployed = uuid4().hex
     try:
-        serve.run(_application(settings, deployed), name=APPLICATION, logging_config=_QUIET)
+        serve.run(application(settings, deployed), name=APPLICATION, logging_config=_QUIET)
     except Exception as error:  # Ray tells of whatever a replica raised
         raise FusionRAGError(
             f"Ray couldn't serve {settings.engine.model!r} from {settings.engine.store}: {error}. "
@@ -122,14 +122,15 @@ def end(deployed: str, hurry: Callable[[], bool] = lambda: False) -> bool:
     return closed
 
 
-def _application(settings: ServingSettings, deployed: str) -> Any:
+def application(settings: ServingSettings, deployed: str, router: object = ROUTER) -> Any:
+    """What `serve.run` takes. router: of the replicas, a class of Ray's or where to import it."""
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
     limits, replicas = settings.limits, settings.replicas
     grace = limits.grace_seconds + CANCEL_SECONDS
-    router = RequestRouterConfig(
-        request_router_class=ROUTER, request_routing_stats_period_s=STATS_SECONDS
+    routing = RequestRouterConfig(
+        request_router_class=router, request_routing_stats_period_s=STATS_SECONDS
     )
     shared = {
         "graceful_shutdown_timeout_s": grace,
@@ -141,7 +142,7 @@ def _application(settings: ServingSettings, deployed: str) -> Any:
         name="replica",
         max_ongoing_requests=_at_most(limits),
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-        request_router_config=router,
+        request_router_config=routing,
         **shared,
         **_scaling(replicas, limits),
     )
