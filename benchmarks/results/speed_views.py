@@ -61,7 +61,8 @@ def routers(mark: Mark) -> str:
     setting = (
         f"{result['model']}, {asked['topics']} topics of {asked['chunks']} chunks, "
         f"{asked['asked']} in a request; {result['kv_bytes'] / 1e6:.0f} MB of KV; "
-        f"{asked['requests']:,} requests after {asked['warm_up']:,}, {asked['clients']} at a time; Ray {result['ray']}"
+        f"{asked['requests']:,} requests after {asked['warm_up']:,}, {asked['clients']} at a "
+        f"time; Ray {result['ray']}"
     )
     return f"{routers_markdown(result['rows'])}\n\n({setting}; {_measured(result)}.)"
 

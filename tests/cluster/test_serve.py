@@ -82,14 +82,15 @@ class Served:
         with self.client(key) as client:
             return client.post(path, json={"prompt": PROMPT, "max_tokens": 4} | (body or {}))
 
-    def now(self, name: str = "fusionrag_requests_now", state: str = "answering") -> Counter[str]:
+    def now(self, name: str = "fusionrag_requests_now", of: str = "answering") -> Counter[str]:
         """A number of each replica, by its name."""
         with self.client() as client:
             lines = client.get("/metrics").text.splitlines()
-        found = [line for line in lines if line.startswith(f"{name}{{") and f'"{state}"' in line]
-        return {
-            line.split('replica="')[1].split('"')[0]: int(float(line.split()[-1])) for line in found
-        }
+        counts: Counter[str] = Counter()
+        for line in lines:
+            if line.startswith(f"{name}{{") and f'"{of}"' in line:
+                counts[REPLICA.findall(line)[0]] += int(float(line.split()[-1]))
+        return counts
 
 
 def model(path: Path, model_dir: Path, seed: int) -> Path:
