@@ -28,6 +28,7 @@ from fusionrag_integrations.bench.throughput.workload import zipf
 from fusionrag_integrations.ray import deploying
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.support.progress import Progress
 
 DEFAULT_REQUEST_ROUTER = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 ROUTERS: Mapping[str, str] = {

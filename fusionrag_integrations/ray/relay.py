@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.ray.finding import KVFinder
+from fusionrag_integrations.ray.lookups import Found
 from fusionrag_integrations.ray.metrics import merged
 from fusionrag_integrations.ray.passing import Head, Piece, PlainRequest
 from fusionrag_integrations.server.admission import Admission
@@ -21,10 +24,11 @@ from fusionrag_integrations.server.keys import ANYONE, Caller
 from fusionrag_integrations.server.limits import Limits
 from fusionrag_integrations.server.records import Record, logger
 
+LOOKUP = "/v1/retrieve"
 ATTEMPTS = 3  # at a request whose replica was lost before it replied
 DOCUMENTS, METRICS = "/v1/documents", "/metrics"
 # Answers and look-ups: they wait for turns, and are counted for keys with a limit of their own.
-_LIMITED = ("/v1/chat/completions", "/v1/completions", "/v1/retrieve", "/v1/tokenize", DOCUMENTS)
+_LIMITED = ("/v1/chat/completions", "/v1/completions", LOOKUP, "/v1/tokenize", DOCUMENTS)
 
 
 class Relay:
@@ -38,8 +42,10 @@ class Relay:
         self, replicas: Any, finder: KVFinder, limits: Limits, losses: tuple[type[Exception], ...]
     ) -> None:
         """replicas: Ray's handle of them. losses: errors by which Ray tells that one was lost."""
-        self._whole = replicas
+        self._replicas = replicas
         self._reply = replicas.options(method_name="reply", stream=True)
+        self._prefetch = replicas.options(method_name="prefetch")
+        self._telling: set[asyncio.Task[None]] = set()
         self._finder = finder
         self._losses = losses
         of_callers: Counter[str] = Counter()
@@ -71,11 +77,15 @@ class Relay:
         attempts = 1 if _changes_documents(request) else ATTEMPTS
         for _ in range(attempts):
             response = self._reply.remote(request, needed=needed)
+            looked_up: list[Piece] = []
             try:
                 async for piece in response:
                     record.passed_on = True
+                    if request.path == LOOKUP:
+                        looked_up.append(piece)
                     await send(_message(piece))
                 await send({"type": "http.response.body"})
+                self._tell(request, caller, looked_up)
                 return
             except self._losses as error:
                 logger.warning("A replica was lost. %s", error)
@@ -86,6 +96,26 @@ class Relay:
                 raise
         record.passed_on = False
         raise lost()
+
+    def _tell(self, request: PlainRequest, caller: Caller, reply: Sequence[Piece]) -> None:
+        """Let replicas expect a prompt with what a look-up has found, without waiting for them."""
+        if reply and isinstance(reply[0], Head) and reply[0].status == HTTPStatus.OK:
+            body = b"".join(piece for piece in reply if isinstance(piece, bytes))
+            task = asyncio.create_task(self._expect(request, caller, body))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _expect(self, request: PlainRequest, caller: Caller, body: bytes) -> None:
+        found = Found.of(request.body, body)
+        try:
+            if found.handles:
+                await self._prefetch.remote(found.handles, needed=found.needed)
+            if found.unknown:
+                scopes = json.loads(request.body).get("scopes") or caller.scopes or [""]
+                told = self._replicas.broadcast("register", found.unknown, scopes[0])
+                await told.results_async()
+        except self._losses as error:
+            logger.warning("A replica was lost. %s", error)
 
     def _needed(self, request: PlainRequest, caller: Caller) -> dict[str, int]:
         """Keys of the KV that a request reads; none where that isn't known."""
@@ -99,7 +129,7 @@ class Relay:
 
     async def _send_metrics(self, request: PlainRequest, send: Send) -> None:
         """Of all replicas, or the refusal of one."""
-        replies: list[tuple[str, Head, bytes]] = await self._whole.broadcast(
+        replies: list[tuple[str, Head, bytes]] = await self._replicas.broadcast(
             "whole", request
         ).results_async()
         if not replies:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.ray.memory import pack
 from fusionrag_integrations.ray.passing import Head, Piece, PlainRequest, replies
 from fusionrag_integrations.ray.settings import EngineSettings
@@ -24,7 +25,10 @@ class EngineReplica:
         share_arenas()
         log_as_json()
         self._engine = engine.open()
-        self._app = create_app(self._engine, keys=keys, limits=limits)
+        # What a search has found is loaded by the replica that the prompt will go to.
+        self._app = create_app(
+            self._engine, keys=keys, limits=limits, prefetch=lambda handles: None
+        )
 
     async def reply(self, request: PlainRequest, needed: Mapping[str, int]) -> AsyncIterator[Piece]:
         """The reply to a request, in pieces. needed: for the router alone."""
@@ -39,6 +43,14 @@ class EngineReplica:
         (head,) = (piece for piece in pieces if isinstance(piece, Head))
         body = b"".join(piece for piece in pieces if isinstance(piece, bytes))
         return serve.get_replica_context().replica_id.unique_id, head, body
+
+    async def prefetch(self, handles: Sequence[KVHandle], needed: Mapping[str, int]) -> None:
+        """Load the KV of chunks that a prompt will contain. needed: for the router alone."""
+        await asyncio.to_thread(self._engine.prefetch, handles)
+
+    async def register(self, texts: Sequence[str], scope: str) -> None:
+        """Register texts that another replica has looked up, as `FusionEngine.register_texts`."""
+        await asyncio.to_thread(self._engine.register_texts, texts, scope=scope)
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What the router is to know; Ray asks now and then."""

@@ -23,20 +23,25 @@ from fusionrag_integrations.server.forms import ChatForm, TextForm
 from fusionrag_integrations.server.gate import Gate
 from fusionrag_integrations.server.keys import Caller, Keys
 from fusionrag_integrations.server.limits import Limits
-from fusionrag_integrations.server.service import Service
+from fusionrag_integrations.server.service import Prefetch, Service
 
 GET = ["GET", "HEAD"]  # FastAPI adds no HEAD by itself
 
 
 def create_app(
-    engine: FusionEngine, *, keys: Keys | None = None, limits: Limits | None = None
+    engine: FusionEngine,
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    prefetch: Prefetch | None = None,
 ) -> FastAPI:
     """An ASGI application that answers by an engine, which stays open at its end.
 
-    keys: who may ask; without them everybody may do everything. Its `state.service` counts the
-    requests under way.
+    keys: who may ask; without them everybody may do everything. prefetch: called with handles of
+    chunks that were searched for, so that their KV is loaded; by default the engine's. Its
+    `state.service` counts the requests under way.
     """
-    service = Service.of(engine, keys, limits or Limits())
+    service = Service.of(engine, keys, limits or Limits(), prefetch or engine.prefetch)
     # No pages of its own: FastAPI's load scripts from elsewhere.
     app = FastAPI(title="fusionrag", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
@@ -91,7 +96,7 @@ def _add_documents(app: FastAPI, service: Service) -> None:
     @app.post("/v1/retrieve")
     async def retrieve(who: Who, body: retrieving.RetrieveBody) -> Response:
         async with service.lookups.place(who):
-            found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
+            found = await engine.store.threads.run(retrieving.retrieve, service, who, body)
         # Metadata may hold numbers that JSON doesn't have.
         return Response(to_json(found, inf_nan_mode="null"), media_type="application/json")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.server.admission import Admission
 from fusionrag_integrations.server.entrance import Entrance
 from fusionrag_integrations.server.keys import Keys
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
     from fusionrag_integrations.engine import FusionEngine
 
 
+Prefetch = Callable[[Sequence[KVHandle]], None]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """An engine, and who may ask it how much.
 
     answers, lookups, changes: requests for answers; searches, lists and counts of tokens; and
-    changes of documents, one at a time.
+    changes of documents, one at a time. prefetch: as in `create_app`.
     """
 
     engine: FusionEngine
@@ -32,9 +37,12 @@ class Service:
     lookups: Admission
     changes: Admission
     metrics: Metrics
+    prefetch: Prefetch
 
     @classmethod
-    def of(cls, engine: FusionEngine, keys: Keys | None, limits: Limits) -> Service:
+    def of(
+        cls, engine: FusionEngine, keys: Keys | None, limits: Limits, prefetch: Prefetch
+    ) -> Service:
         """A service that has answered nothing yet."""
         traffic = Traffic()
         of_callers: Counter[str] = Counter()
@@ -50,7 +58,7 @@ class Service:
             },
         )
         entrance = Entrance(keys, limits, traffic)
-        return cls(engine, entrance, answers, lookups, changes, metrics)
+        return cls(engine, entrance, answers, lookups, changes, metrics, prefetch)
 
     @property
     def traffic(self) -> Traffic:

@@ -216,6 +216,21 @@ def test_the_same_chunks_go_to_the_same_replica(served: Served) -> None:
     assert list((after - before).values()) == [6]
 
 
+def test_what_a_search_finds_is_loaded_where_its_prompt_goes(served: Served) -> None:
+    before = served.now("fusionrag_kv_records", "host")
+    asked = {"query": "Which house of town number 2?", "k": 3, "scopes": ["board"]}
+    with served.client() as client:
+        found = client.post("/v1/retrieve", json=asked).json()["data"]
+    until(lambda: (served.now("fusionrag_kv_records", "host") - before).total() >= 3)
+    [loading] = served.now("fusionrag_kv_records", "host") - before
+    requests = served.now("fusionrag_requests_total", COMPLETIONS)
+    read = served.now("fusionrag_kv_hits_total", "disk")
+    prompt = "\n\n".join([*(chunk["text"] for chunk in found), "Which?"])
+    assert served.ask(body={"prompt": prompt}).status_code == 200
+    assert served.now("fusionrag_requests_total", COMPLETIONS) - requests == {loading: 1}
+    assert served.now("fusionrag_kv_hits_total", "disk") == read
+
+
 def actor(part: str) -> Any:
     """The Serve replica in whose name this is."""
     import ray

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.ray.passing import Head, Piece, PlainRequest
 from fusionrag_integrations.ray.relay import ATTEMPTS, Relay
@@ -37,24 +39,25 @@ class Replicas:
         self._replies = iter(replies)
         self._metrics = metrics or {}
         self.asked: list[tuple[PlainRequest, dict[str, int]]] = []
+        self.told: list[tuple[Any, ...]] = []
         self.cancelled = 0
         self.hold: asyncio.Event | None = None
 
     def options(self, **given: Any) -> Any:
+        if given == {"method_name": "prefetch"}:
+            return SimpleNamespace(remote=self._prefetch)
         assert given == {"method_name": "reply", "stream": True}
         return self
 
-    @property
-    def reply(self) -> Any:
-        return self
+    async def _prefetch(self, handles: Sequence[KVHandle], needed: dict[str, int]) -> None:
+        self.told.append(("prefetch", handles, needed))
 
     def remote(self, request: PlainRequest, needed: dict[str, int]) -> Any:
         self.asked.append((request, needed))
         return Response(self, next(self._replies))
 
-    def broadcast(self, method: str, request: PlainRequest) -> Any:
-        assert method == "whole"
-        self.asked.append((request, {}))
+    def broadcast(self, method: str, *given: Any) -> Any:
+        self.told.append((method, *given))
         return self
 
     async def results_async(self) -> list[tuple[str, Head, bytes]]:
@@ -241,6 +244,31 @@ def test_metrics_are_of_all_replicas() -> None:
         'a_total{kind="x",replica="two"} 2.0\n'
     )
     assert World(Replicas()).ask("GET", "/metrics").status_code == 503
+
+
+def test_what_a_look_up_has_found_is_told_where_it_will_be_needed() -> None:
+    fields = {"chunk_id": "a", "isolated_key": "key a", "fused_key": ""}
+    reply = json.dumps({"data": [{"handle": None}, {"handle": fields}]}).encode()
+    replicas = Replicas([OK, reply[:9], reply[9:]])
+    asked = {"texts": [{"text": "new"}, {"text": "of a"}], "scopes": ["board"]}
+    world = World(replicas)
+
+    async def look_up() -> None:
+        async with world.client() as client:
+            assert (await client.post("/v1/retrieve", json=asked)).content == reply
+        await asyncio.sleep(0.05)
+
+    asyncio.run(look_up())
+    assert replicas.told == [
+        ("prefetch", (KVHandle("a", "key a"),), {"key a": 4}),
+        ("register", ("new",), "board"),
+    ]
+
+
+def test_a_look_up_that_failed_tells_nothing() -> None:
+    replicas = Replicas([Head(400, ()), b"{}"])
+    assert World(replicas).ask(path="/v1/retrieve").status_code == 400
+    assert replicas.told == []
 
 
 def test_a_large_body_is_refused_here() -> None:
