@@ -7,7 +7,6 @@ differs.
 
 from __future__ import annotations
 
-import json
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -48,13 +47,13 @@ class Workload:
     """
 
     replicas: int = 4
-    topics: int = 80
+    topics: int = 40
     chunks: int = 8
     asked: int = 4
     popularity: float = 0.8
     memory: float = 0.25
-    warm_up: int = 400
-    requests: int = 1200
+    warm_up: int = 200
+    requests: int = 600
     clients: int = 8
     seed: int = 0
 
@@ -141,7 +140,7 @@ def _measured(
 
         def ask(prompt: str) -> None:
             body = {"prompt": prompt, "max_tokens": 1, "break_even": False}
-            client.post("/v1/completions", content=json.dumps(body)).raise_for_status()
+            client.post("/v1/completions", json=body).raise_for_status()
 
         list(pool.map(ask, prompts[: workload.warm_up]))
         before = _counts(client)

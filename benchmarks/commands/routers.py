@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from benchmarks.results.tables import routers_markdown
@@ -13,8 +15,8 @@ from fusionrag_integrations.cli.numbers import SHARE, Number, count
 @click.command()
 @click.option("--model", default="demo", show_default=True, help="Which model the replicas load.")
 @click.option("--replicas", type=count(), default=4, show_default=True)
-@click.option("--topics", type=count(), default=80, show_default=True, help="Of eight chunks each.")
-@click.option("--requests", type=count(), default=1200, show_default=True)
+@click.option("--topics", type=count(), default=40, show_default=True, help="Of eight chunks each.")
+@click.option("--requests", type=count(), default=600, show_default=True)
 @click.option(
     "--memory",
     type=SHARE,
@@ -50,7 +52,7 @@ def routers(
         popularity=popularity,
     )
     with bars() as progress:
-        result = compare_routers(find_model(model), workload, list(ROUTERS), progress)
+        result = compare_routers(Path(find_model(model)), workload, list(ROUTERS), progress)
     if as_json:
         print_json(result)
         return
