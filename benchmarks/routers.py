@@ -36,6 +36,7 @@ ROUTERS: Mapping[str, str] = {
     "prefix affinity (Ray's, for vLLM)": "benchmarks.ray_routers:PrefixAffinity",
     "ours": deploying.ROUTER,
 }
+LOOPBACK = "127.0.0.1"
 _WORDS = 60  # of a chunk
 
 
@@ -109,8 +110,8 @@ def compare_routers(
             deploying.cluster(None, num_cpus=workload.replicas, _temp_dir=short),
         ):
             port = _free_port()
-            deploying.listen(deploying.LOOPBACK, port)
-            url = f"http://{deploying.LOOPBACK}:{port}"
+            deploying.listen(LOOPBACK, port)
+            url = f"http://{LOOPBACK}:{port}"
             rows = []
             for number, router in enumerate(routers):
                 rows.append({"router": router, **_measured(settings, workload, router, url)})
@@ -176,6 +177,6 @@ def _counts(client: httpx.Client) -> dict[str, int]:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((deploying.LOOPBACK, 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port

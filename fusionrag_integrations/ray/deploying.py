@@ -16,7 +16,6 @@ from fusionrag_integrations.ray.settings import Replicas, ServingSettings
 from fusionrag_integrations.server.limits import Limits
 from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
-LOOPBACK = "127.0.0.1"
 APPLICATION = "fusionrag"
 OBJECT_STORE = 256 << 20  # bytes, for requests and replies on their way
 STATS_SECONDS = 2.0  # between a replica's reports of what it has in memory
@@ -37,11 +36,7 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each request is a line of its own
     import ray
 
-    started: dict[str, Any] = {
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE,
-        "_node_ip_address": LOOPBACK,  # no other machine joins, so none is listened to
-    }
+    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     given = started if address is None else {"address": address}
     try:
         ray.init(logging_level=logging.WARNING, **given | options)

@@ -217,9 +217,12 @@ def test_the_same_chunks_go_to_the_same_replica(served: Served) -> None:
 
 
 def test_what_a_search_finds_is_loaded_where_its_prompt_goes(served: Served) -> None:
-    before = served.now("fusionrag_kv_records", "host")
-    asked = {"query": "Which house of town number 2?", "k": 3, "scopes": ["board"]}
+    new = town(4)
+    document = {"id": new.id, "text": new.text, "title": new.title, "scope": "of this test"}
+    asked = {"query": "Which house?", "k": 3, "scopes": [document["scope"]]}
     with served.client() as client:
+        assert client.post("/v1/documents", json={"documents": [document]}).status_code == 200
+        before = served.now("fusionrag_kv_records", "host")
         found = client.post("/v1/retrieve", json=asked).json()["data"]
     until(lambda: (served.now("fusionrag_kv_records", "host") - before).total() >= 3)
     [loading] = served.now("fusionrag_kv_records", "host") - before
