@@ -123,7 +123,7 @@ def serve_on_ray(
             out.print(f"The replicas answer at http://{host}:{port}/v1", markup=False)
             told.wait()
             if not deploying.end(deployed, hurry=told.again.is_set):
-                err.print("What this command has deployed was replaced, and goes on.")
+                err.print("Another command has replaced what this one deployed; it ends alone.")
 
 
 def _free(host: str, port: int) -> int:

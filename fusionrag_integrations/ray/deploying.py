@@ -97,10 +97,12 @@ def deploy(settings: ServingSettings) -> str:
 def end(deployed: str, hurry: Callable[[], bool] = lambda: False) -> bool:
     """End what `deploy` began: no request is let in, and those under way finish.
 
-    hurry: don't wait. Returns False, and ends nothing, where it has been replaced meanwhile.
+    hurry: don't wait. Returns False, and ends nothing, where it has been replaced or ended.
     """
     from ray import serve
 
+    if APPLICATION not in serve.status().applications:
+        return False
     handle = serve.get_app_handle(APPLICATION)
     closing = handle.close.remote(deployed)
     hurried = False

@@ -344,7 +344,7 @@ def test_another_model_and_store_replace_the_first_without_a_failure(
 
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-c", "from fusionrag_integrations.cli import main; main()", "serve"]
-    command += ["--store", str(home / "second-store"), "--ray", address, "--replicas", "2"]
+    command += ["--store", str(home / "second-store"), "--ray", address, "--replicas", "2:3"]
     command += [
         "--replica-cpus",
         "0.1",
@@ -375,3 +375,4 @@ def test_another_model_and_store_replace_the_first_without_a_failure(
         assert served.ask().json()["error"]["code"] == "closing"
         assert [line for line in lines if line][-1] == "data: [DONE]"
     assert process.wait(PATIENCE) == 0
+    assert not deploying.end(served.deployed)  # nothing is served any more
