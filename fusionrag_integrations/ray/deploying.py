@@ -153,7 +153,7 @@ def application(settings: ServingSettings, deployed: str, router: object = ROUTE
         **shared,
     )
     bound = engines.bind(settings.engine, settings.keys, limits)
-    return ingress.bind(settings.engine.store, settings.keys, limits, deployed, bound)
+    return ingress.bind(settings.engine, settings.keys, limits, deployed, bound)
 
 
 def _scaling(replicas: Replicas, limits: Limits) -> dict[str, Any]:

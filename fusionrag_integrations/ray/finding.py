@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.prompt.assembled import TextMatch
 from fusionrag_integrations.serving.catalog_matcher import CatalogMatcher
 from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.objects.opening import is_url
 from fusionrag_integrations.store.opening import open_catalog
+from fusionrag_integrations.store.published.working_copy import WorkingCopy
+from fusionrag_integrations.support.beating import Beating
 from fusionrag_integrations.support.threads import Closable
 
 
 class KVFinder(Closable):
     """Finds the chunks of one store in requests. Thread-safe."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, opened: ExitStack) -> None:
+        """opened: what is closed with this, the catalog among it."""
+        self._opened = opened
         self._matcher = CatalogMatcher(catalog, catalog.chunks.readable)
         self._matcher.find("", (), None)  # texts are read now, not when the first request comes
 
     @classmethod
-    def open(cls, store: str) -> KVFinder:
-        """Of the store at a path. Raises as `Store.open`."""
-        return cls(open_catalog(Path(store)))
+    def open(cls, store: str, refresh: float = 60.0) -> KVFinder:
+        """Of the store at a path, or at a URL, at whose newest version it is looked so often.
+
+        refresh: in seconds. Raises as `Store.open`.
+        """
+        with ExitStack() as opened:
+            if not is_url(store):
+                catalog = opened.enter_context(open_catalog(Path(store)))
+            else:
+                copy = opened.enter_context(WorkingCopy(store))
+                catalog = opened.enter_context(open_catalog(copy.path))
+                opened.enter_context(
+                    Beating("fusionrag-refresh", refresh, lambda: copy.follow(catalog))
+                )
+            return cls(catalog, opened.pop_all())
 
     def needed(self, body: bytes, scopes: Sequence[str] | None) -> dict[str, int]:
         """Keys of the KV that a request reads, with tokens of each; none where it reads none.
@@ -46,7 +63,7 @@ class KVFinder(Closable):
 
     def close(self) -> None:
         """Close the catalog. May be called again."""
-        self._catalog.close()
+        self._opened.close()
 
 
 def _key(match: TextMatch, fused: bool) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from fusionrag_integrations.ray.finding import KVFinder
 from fusionrag_integrations.ray.relay import Relay
+from fusionrag_integrations.ray.settings import EngineSettings
 from fusionrag_integrations.server.entrance import Entrance
 from fusionrag_integrations.server.gate import Gate
 from fusionrag_integrations.server.keys import Keys
@@ -45,7 +46,12 @@ class Ingress:
     """Ray's application over a handle of the replicas."""
 
     def __init__(
-        self, store: str, keys: Keys | None, limits: Limits, deployed: str, replicas: Any
+        self,
+        engine: EngineSettings,
+        keys: Keys | None,
+        limits: Limits,
+        deployed: str,
+        replicas: Any,
     ) -> None:
         """deployed: which deployment this belongs to. Raises as `Store.open`."""
         from ray.exceptions import (
@@ -66,7 +72,7 @@ class Ingress:
         self._limits = limits
         self._traffic = Traffic()
         self._hurry = False
-        self._finder = KVFinder.open(store)
+        self._finder = KVFinder.open(engine.store, engine.refresh)
         relay = Relay(replicas, self._finder, limits, losses)
         self._gate = Gate(relay, Entrance(keys, limits, self._traffic), _ended)
 

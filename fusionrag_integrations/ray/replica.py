@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from fusionrag_integrations.documents.handles import KVHandle
@@ -12,6 +13,8 @@ from fusionrag_integrations.ray.passing import Head, Piece, PlainRequest, replie
 from fusionrag_integrations.ray.settings import EngineSettings
 from fusionrag_integrations.server.keys import Keys
 from fusionrag_integrations.server.limits import Limits
+from fusionrag_integrations.store.objects.opening import is_url
+from fusionrag_integrations.support.beating import Beating
 
 
 class EngineReplica:
@@ -24,7 +27,11 @@ class EngineReplica:
 
         share_arenas()
         log_as_json()
-        self._engine = engine.open()
+        self._opened = ExitStack()
+        self._engine = self._opened.enter_context(engine.open())
+        if is_url(engine.store):
+            beating = Beating("fusionrag-refresh", engine.refresh, self._engine.refresh)
+            self._opened.enter_context(beating)
         # What a search has found is loaded by the replica that the prompt will go to.
         self._app = create_app(
             self._engine, keys=keys, limits=limits, prefetch=lambda handles: None
@@ -66,4 +73,4 @@ class EngineReplica:
 
     def __del__(self) -> None:
         """Ray's way to end a replica, once its requests have finished."""
-        self._engine.close()
+        self._opened.close()

@@ -20,7 +20,8 @@ class EngineSettings:
     """What each replica opens. Paths are the same on all machines.
 
     model, store, salt, budgets: as in `FusionEngine.from_pretrained`. embedding: MODULE:NAME of one
-    that can be imported there.
+    that can be imported there. refresh: seconds between looks for a newer version of a store at a
+    URL.
     """
 
     model: str
@@ -28,6 +29,7 @@ class EngineSettings:
     embedding: str | None = None
     salt: str = field(default="", repr=False)
     budgets: Budgets | None = None
+    refresh: float = 60.0
 
     def open(self) -> FusionEngine:
         """Load the model and open the store. Raises as `FusionEngine.from_pretrained`."""
