@@ -17,6 +17,7 @@ from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.ray.finding import KVFinder
 from fusionrag_integrations.serving.settings import AnswerSettings
 from tests.conftest import all_records, town
+from tests.server.conftest import until
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,20 @@ def test_documents_that_change_are_found(filled: FusionEngine, finder: KVFinder)
     assert len(needed(finder, prompt=town(5).text)) == 3
     filled.delete(["town-5"])
     assert needed(finder, prompt=town(5).text) == {}
+
+
+def test_versions_of_a_store_at_a_url_are_followed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSIONRAG_CACHE", str(tmp_path / "cache"))
+    url = (tmp_path / "published").as_uri()
+    with FusionEngine.from_pretrained(model_dir, store=url, chunk_tokens=48) as engine:
+        engine.ingest([town(0)])
+        with KVFinder.open(url, refresh=0.05) as finder:
+            assert len(needed(finder, prompt=town(0).text)) == 3
+            assert needed(finder, prompt=town(5).text) == {}
+            engine.ingest([town(5)])
+            until(lambda: len(needed(finder, prompt=town(5).text)) == 3)
 
 
 def test_neither_the_endpoint_nor_who_deploys_loads_a_model() -> None:
