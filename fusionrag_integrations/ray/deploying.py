@@ -34,6 +34,8 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each request is a line of its own
+    # Serve's threads go on after the end, and would have Ray started again.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
