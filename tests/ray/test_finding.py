@@ -72,6 +72,14 @@ def test_it_is_what_the_engine_reads(filled: FusionEngine, finder: KVFinder) -> 
     assert set(needed(finder, prompt=prompt)) == {kv.key for kv in loaded.kvs}
 
 
+def test_what_was_read_is_in_memory(filled: FusionEngine, finder: KVFinder) -> None:
+    prompt = f"{town(1).text}\n\nWhich?"
+    keys = set(needed(finder, prompt=prompt))
+    assert not keys & filled.kv.memory_keys()
+    filled.answer(prompt, AnswerSettings(max_tokens=1))
+    assert keys <= filled.kv.memory_keys()
+
+
 def test_settings_and_scopes_count(finder: KVFinder, records: list[ChunkRecord]) -> None:
     isolated = {r.isolated_key: len(r.encoded.token_ids) for r in records}
     assert needed(finder, prompt=town(0).text, kv="isolated") == isolated
