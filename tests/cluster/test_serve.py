@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -111,6 +113,20 @@ def fill(model: Path, store: Path) -> FusionEngine:
     engine = FusionEngine.from_pretrained(model, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1), replace(town(2), scope="board")])
     return engine
+
+
+@pytest.fixture(scope="module")
+def ray_port() -> Iterator[int]:
+    """Ray on this machine, which listens for HTTP at this port of the loopback address."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' paths
+        deploying.cluster(None, num_cpus=8, _temp_dir=short),
+    ):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        deploying.listen("127.0.0.1", port)
+        yield port
 
 
 @pytest.fixture(scope="module")
