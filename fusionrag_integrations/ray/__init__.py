@@ -7,7 +7,6 @@ ingress.py    the one endpoint before them: checks requests and passes them on
 relay.py      passing a request on, again where a replica was lost
 passing.py    a request and its reply as plain values
 lookups.py    what a search has found, for the prompt that follows it
-lookups.py    what a search has found, for the prompt that follows it
 finding.py    which KV a request needs, found without a model
 routing.py    which replica answers a prompt: where most of its chunks' KV is in memory
 router.py     the same as Ray's router
