@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import cost, formats, results, scale, shared, speed, store
+from benchmarks.commands import cost, formats, results, routers, scale, shared, speed, store
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -15,7 +15,15 @@ def main() -> None:
 
 for command in (
     *(speed.kernel, speed.offline, speed.memory, store.store, speed.traffic, formats.formats),
-    *(cost.cost, scale.scale, shared.shared, results.leads, results.figures, results.report),
+    *(
+        cost.cost,
+        scale.scale,
+        shared.shared,
+        routers.routers,
+        results.leads,
+        results.figures,
+        results.report,
+    ),
 ):
     main.add_command(command)
 

@@ -24,6 +24,7 @@ ttft NAME                         times to first token, their parts and limits, 
 throughput NAME                   requests a second under each load, and how long they wait
 kernel NAME                       the attention kernel beside others
 store NAME                        reads of KV files, lookups, and what a prefetch hides
+routers NAME                      KV found in memory behind each router of replicas
 formats NAME                      bytes, times and errors of the formats that stores may have
 format-scores NAME                F1 and EM in each of these formats
 overlap-of-prompts NAME           how much the chunks of real questions have in common
@@ -136,6 +137,7 @@ _VIEWS: Mapping[str, Callable[[Mark], str]] = {
     "throughput": speed_views.throughput,
     "kernel": speed_views.kernel,
     "store": speed_views.store,
+    "routers": speed_views.routers,
     "formats": speed_views.formats,
     "format-scores": speed_views.format_scores,
     "overlap-of-prompts": scale_views.overlap,

@@ -17,7 +17,6 @@ from fusionrag_integrations.cli.console import (
     closed_later,
     embedding_option,
     err,
-    imported,
     json_option,
     model_option,
     open_engine,
@@ -27,6 +26,7 @@ from fusionrag_integrations.cli.console import (
     store_option,
 )
 from fusionrag_integrations.cli.numbers import count
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 
 PASSED_OVER_SHOWN = 5
