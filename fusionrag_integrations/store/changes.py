@@ -9,9 +9,9 @@ one that was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
@@ -33,11 +33,15 @@ EMBEDDING_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A document with the hash of its content and the records of all its chunks."""
+    """A document with the hash of its content and the records of all its chunks.
+
+    vectors: of chunks that were embedded already, by their ids.
+    """
 
     document: Document
     content_hash: str
     records: tuple[ChunkRecord, ...]
+    vectors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class Changes:
@@ -86,7 +90,9 @@ class Changes:
         """Add documents, replacing those with the same keys."""
         old = set(self._catalog.chunks.ids(update.document.key for update in updates))
         chunks = [record.chunk for update in updates for record in update.records]
-        vectors = self.embed([chunk for chunk in chunks if chunk.id not in old])
+        new = [chunk for chunk in chunks if chunk.id not in old]
+        vectors = self._add({i: v for update in updates for i, v in update.vectors.items()}, new)
+        vectors |= self.embed([chunk for chunk in new if chunk.id not in vectors])
         vectors |= self._catalog.vectors.of(chunk.id for chunk in chunks if chunk.id in old)
         for update in updates:
             key, content, records = update.document.key, update.content_hash, update.records
@@ -147,6 +153,15 @@ class Changes:
             made = [as_vector(vector) for vector in found]
             self._index.add(batch, made)
             vectors.update(zip((chunk.id for chunk in batch), made, strict=True))
+        return vectors
+
+    def _add(
+        self, made: Mapping[str, Sequence[float]], chunks: Sequence[Chunk]
+    ) -> dict[str, list[float]]:
+        """Add those of these chunks to the index whose vectors were made; returns the vectors."""
+        vectors = {c.id: as_vector(made[c.id]) for c in chunks if c.id in made}
+        for batch in in_batches([c for c in chunks if c.id in vectors], EMBEDDING_BATCH):
+            self._index.add(batch, [vectors[chunk.id] for chunk in batch])
         return vectors
 
     def _note_revision(self) -> None:
