@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from fusionrag_integrations.store.calibration import (
 from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.for_model import kept_kv, open_or_create
 from fusionrag_integrations.store.kv.base import KVFiles
-from fusionrag_integrations.store.kv.disk_budget import Budgets
+from fusionrag_integrations.store.kv.disk_budget import Budgets, free_for_copies
 from fusionrag_integrations.store.kv.tiered_kv import MoveToDevice, TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
@@ -151,8 +150,7 @@ def _of_this_disk(budgets: Budgets, store: Store) -> Budgets:
     """The budgets, where copies of shared KV may at most take half of what is free."""
     if store.copies is None or budgets.disk is not None:
         return budgets
-    taken = store.copies.size_bytes()
-    return replace(budgets, disk=(shutil.disk_usage(store.path).free + taken) // 2)
+    return replace(budgets, disk=free_for_copies(store.path, store.copies))
 
 
 def model_class(store: str | Path, kv: KeptKV | None) -> type[PlainModel]:

@@ -30,7 +30,7 @@ def fuse_adhoc(
                 return
             made, trace = work.prefill.fused_only(found.fused)
             if kv.disk.put_adhoc(made):
-                ids = found.neighbour_ids
+                ids = found.links.neighbour_ids
                 store.catalog.kv.set_fused(record.chunk.id, made.key, ids, trace)
     except StoreError as error:  # also if the engine is being closed
         logger.info("An ad-hoc chunk stays isolated for now: %s", error)

@@ -41,11 +41,11 @@ class InProcess:
     def split(self, documents: Iterable[ChangedDocument]) -> Iterator[Update]:
         return map(self._splitter.split, documents)
 
-    def isolated(self, chunks: Iterable[ChunkTokens]) -> Iterator[Computed]:
-        return self.prefill.isolated(chunks)
-
-    def fused(self, chunks: Iterable[FusedChunk]) -> Iterator[Computed]:
-        return self.prefill.fused(chunks)
+    def kv(
+        self, isolated: Iterable[ChunkTokens], fused: Iterable[FusedChunk]
+    ) -> Iterator[Computed]:
+        yield from self.prefill.isolated(isolated)
+        yield from self.prefill.fused(fused)
 
     def correction(
         self, mixtures: Sequence[Sequence[ChunkRecord]], progress: Callable[[int, int], None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.documents.types import DocumentKey
 from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.ingest.neighbours import (
     MAX_NEIGHBOUR_TOKENS,
@@ -17,11 +18,19 @@ from fusionrag_integrations.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
+class Links:
+    """A chunk of a document, and the chunks behind which it is fused."""
+
+    chunk_id: str
+    document: DocumentKey
+    neighbour_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WithNeighbours:
     """A chunk that has neighbours. fused: what is to be computed of it."""
 
-    chunk_id: str
-    neighbour_ids: tuple[str, ...]
+    links: Links
     fused: FusedChunk
 
 
@@ -60,7 +69,10 @@ class NeighbourSearch:
         if not neighbours:
             return None
         return WithNeighbours(
-            record.chunk.id,
-            tuple(neighbour.chunk.id for neighbour in neighbours),
+            Links(
+                record.chunk.id,
+                record.chunk.document,
+                tuple(neighbour.chunk.id for neighbour in neighbours),
+            ),
             FusedChunk(ChunkTokens.of(record), tuple(map(ChunkTokens.of, neighbours))),
         )

@@ -138,8 +138,7 @@ class Ingest:
         if self._store.catalog.info.kv == "none":
             return 0, 0, 0
         missing = MissingKV(work, self._store, self._facts, policy, progress)
-        isolated = missing.prefill()
-        fused = missing.fuse()
+        isolated, fused = missing.compute()
         measure_corrections(work, self._store, self._facts.context_window, progress)
         if missing.full:
             logger.warning("The disk's budget is full: some chunks' KV was not kept.")

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Protocol
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord, ContextTrace
+from fusionrag_integrations.documents.handles import KVKind
 from fusionrag_integrations.documents.keys import fused_key
 from fusionrag_integrations.documents.types import Document
 from fusionrag_integrations.store.changes import Update
@@ -59,6 +60,10 @@ class Computed:
     is_stored: bool = True
     trace: ContextTrace | None = None
 
+    @property
+    def kind(self) -> KVKind:
+        return "isolated" if self.trace is None else "fused"
+
 
 class IngestWork(Protocol):
     """Does what needs a tokenizer, an embedding or a model.
@@ -72,12 +77,10 @@ class IngestWork(Protocol):
         """
         ...
 
-    def isolated(self, chunks: Iterable[ChunkTokens]) -> Iterator[Computed]:
-        """Compute and store isolated KV; ends early where the disk is full."""
-        ...
-
-    def fused(self, chunks: Iterable[FusedChunk]) -> Iterator[Computed]:
-        """Compute and store fused KV; ends early where the disk is full."""
+    def kv(
+        self, isolated: Iterable[ChunkTokens], fused: Iterable[FusedChunk]
+    ) -> Iterator[Computed]:
+        """Compute and store isolated KV, then fused KV. Ends early where the disk is full."""
         ...
 
     def correction(

@@ -204,8 +204,7 @@ def ask(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> Ask:
     def ingested(suite: Suite) -> FusionEngine:
         engine = FusionEngine.open(model, path / str(len(engines)), chunk_tokens=suite.chunk_tokens)
         with pytest.MonkeyPatch.context() as patch:
-            for stage in ("prefill", "fuse"):
-                patch.setattr(MissingKV, stage, lambda missing: 0)
+            patch.setattr(MissingKV, "compute", lambda missing: (0, 0))
             if suite.name == "hard":
                 patch.setattr(Changes, "embed", lambda changes, chunks: {})
             engine.ingest(suite.documents)
