@@ -54,6 +54,9 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
 
 def _connect(address: str | None) -> None:
     import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told of by this package
 
     here: dict[str, Any] = {
         "address": "local",

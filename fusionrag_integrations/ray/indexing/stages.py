@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -81,9 +80,7 @@ class RayWork:
         if batch:
             blocks.append(_block(batch))
         needed = self._needed
-        # By reference, since arguments of this size would be lost with the worker.
-        facts = partial(ray.get, ray.put(needed.facts))
-        given = (facts, needed.place.info, needed.embedding)
+        given = (needed.facts, needed.place.info, needed.embedding)
         updates = self._results(blocks, TextWorker, given, {"num_cpus": 1})
         for done, update in enumerate(updates, start=1):
             yield update

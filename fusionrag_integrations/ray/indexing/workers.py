@@ -73,14 +73,12 @@ class TextWorker(Worker):
 
     name = "text"
 
-    def __init__(
-        self, tells: Tells, facts: Callable[[], ModelFacts], info: StoreInfo, embedding: Make
-    ) -> None:
+    def __init__(self, tells: Tells, facts: ModelFacts, info: StoreInfo, embedding: Make) -> None:
         self._facts, self._info, self._make = facts, info, embedding
         super().__init__(tells)
 
     def prepare(self) -> None:
-        self._splitter = Splitter(self._facts(), self._info)
+        self._splitter = Splitter(self._facts, self._info)
         self._embedder = as_embedder(self._make())
 
     def results(self, tasks: Sequence[ChangedDocument], done: Done) -> list[Update]:
