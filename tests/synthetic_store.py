@@ -12,7 +12,7 @@ import numpy as np
 from fusionrag_integrations.documents.chunk_record import ChunkRecord, EncodedChunk
 from fusionrag_integrations.documents.embedding import Embedder
 from fusionrag_integrations.documents.keys import isolated_key
-from fusionrag_integrations.documents.types import Chunk, Document
+from fusionrag_integrations.documents.types import Chunk, DocumentKey
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.store.changes import Update
 from fusionrag_integrations.store.info import StoreInfo
@@ -55,7 +55,7 @@ def update(document: int, chunks: int, text_of: Callable[[int], str] = str) -> U
         key = isolated_key((number, *tokens), "s", "")
         encoded = EncodedChunk(chunk, tokens, tuple((0, len(text)) for _ in tokens))
         records.append(ChunkRecord(encoded, key))
-    return Update(Document(identity, text=identity), identity, tuple(records))
+    return Update(DocumentKey(identity), identity, tuple(records))
 
 
 def name_of(number: int) -> str:

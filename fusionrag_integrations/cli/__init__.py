@@ -22,6 +22,7 @@ from fusionrag_integrations.cli import (
     store,
     throughput,
     ttft,
+    versions,
 )
 from fusionrag_integrations.cli.commands import Commands
 
@@ -54,6 +55,7 @@ bench.add_command(ttft.ttft)
 bench.add_command(throughput.throughput)
 for command in (
     *(store.index, ask.ask, serve.serve, store.delete, demo.demo, store.inspect),
-    *(damage.verify, damage.repair, check.check, calibrate.calibrate, bench),
+    *(damage.verify, damage.repair, versions.reindex, versions.collect),
+    *(check.check, calibrate.calibrate, bench),
 ):
     main.add_command(command)

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @json_option
 def ask(
     question: str,
-    store: Path,
+    store: Path | str,
     model: str | None,
     embedding: str | None,
     salt: str,

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def check(
-    store: Path,
+    store: Path | str,
     model: str | None,
     embedding: str | None,
     salt: str,

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+from fusionrag_integrations.store.objects.opening import is_url
 
 if TYPE_CHECKING:
     from fusionrag_integrations.documents.embedding import Embedder
@@ -51,11 +52,28 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class StorePlace(FilePath):
+    """A store's directory, or its URL."""
+
+    name = "place"
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        return value if is_url(value) else super().convert(value, param, ctx)
+
+
 store_option = click.option(
     "--store",
-    type=FilePath(file_okay=False),
+    type=StorePlace(),
     required=True,
-    help="The store's directory.",
+    help="The store's directory, or a URL such as s3://bucket/prefix.",
 )
 model_option = click.option(
     "--model",
@@ -80,7 +98,7 @@ salt_option = click.option(
 
 def open_engine(
     model: str | None,
-    store: Path,
+    store: Path | str,
     embedding: str | None,
     salt: str = "",
     chunk_tokens: int | None = None,
@@ -102,7 +120,7 @@ def open_engine(
     return closed_later(engine)
 
 
-def model_for(model: str | None, store: Path) -> str | Path:
+def model_for(model: str | None, store: Path | str) -> str | Path:
     """The model of this name; where there is no name, the store's own, or the demo's."""
     from fusionrag_integrations.store.stored_info import is_store, stored_info
 
@@ -117,8 +135,8 @@ def closed_later(opened: Opened) -> Opened:
     return opened
 
 
-def existing(store: Path) -> Path:
-    """The store's path; raises `StoreNotFoundError` where a store would have to be made."""
+def existing(store: Path | str) -> Path | str:
+    """The store's place; raises `StoreNotFoundError` where a store would have to be made."""
     from fusionrag_integrations.store.stored_info import stored_info
 
     stored_info(store)

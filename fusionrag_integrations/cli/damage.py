@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 
 from fusionrag_integrations.cli.console import bars, json_option, out, print_json, store_option
 from fusionrag_integrations.errors import KVMissingError
+from fusionrag_integrations.store.objects.opening import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,31 +22,35 @@ if TYPE_CHECKING:
 @click.command()
 @store_option
 @json_option
-def verify(store: Path, as_json: bool) -> None:
+def verify(store: Path | str, as_json: bool) -> None:
     """Check all of a store: catalog, documents, index and KV records. Changes nothing.
 
     Exit status 1 on a problem; `repair` fixes it.
     """
+    from fusionrag_integrations.store.published.verifying import find_damage_at
     from fusionrag_integrations.store.verify import find_damage
 
-    _say(store, find_damage, "verify", as_json)
+    work = partial(find_damage_at, store) if is_url(store) else partial(find_damage, Path(store))
+    _say(work, "verify", as_json)
 
 
 @click.command()
 @store_option
 @json_option
-def repair(store: Path, as_json: bool) -> None:
+def repair(store: Path | str, as_json: bool) -> None:
     """Fix what `verify` finds, and leave all else as it is. Needs no model.
 
     A damaged catalog is rebuilt from the store's other files. KV that is damaged is removed: the
     next `index` computes it again. Exit status 1 where something can't be fixed.
     """
     from fusionrag_integrations.store import repair as room
+    from fusionrag_integrations.store.published.verifying import repair_at
 
-    _say(store, room.repair, "repair", as_json)
+    work = partial(repair_at, store) if is_url(store) else partial(room.repair, Path(store))
+    _say(work, "repair", as_json)
 
 
-def _say(store: Path, work: Callable[..., Iterator[Problem]], name: str, as_json: bool) -> None:
+def _say(work: Callable[..., Iterator[Problem]], name: str, as_json: bool) -> None:
     """Show what is found; exit status 1 if any of it is left."""
     checked = 0
 
@@ -54,7 +60,7 @@ def _say(store: Path, work: Callable[..., Iterator[Problem]], name: str, as_json
         progress(name, done, total)
 
     with bars() as progress:
-        problems = list(work(store, step))
+        problems = list(work(step))
     left = [problem for problem in problems if not problem.fixed]
     if as_json:
         listed = [asdict(problem) | {"path": str(problem.path)} for problem in problems]

@@ -10,6 +10,7 @@ import click
 
 from fusionrag_integrations.cli.console import (
     FilePath,
+    closed_later,
     embedding_option,
     err,
     existing,
@@ -21,11 +22,14 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.numbers import MOST, Number, count
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.store.objects.opening import is_url
 from fusionrag_integrations.support.arenas import share_arenas
+from fusionrag_integrations.support.beating import Beating
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # of the extra
 LOGGED = ("fusionrag_integrations", "uvicorn.error")
 LOOPBACK = "127.0.0.1"
+REFRESH = 60.0  # seconds
 
 
 @click.command()
@@ -40,6 +44,11 @@ LOOPBACK = "127.0.0.1"
     default=8000,
     show_default=True,
     help="Its port; 0 for one that is free.",
+)
+@click.option(
+    "--refresh",
+    type=Number(0.1, float(MOST)),
+    help="For a store at a URL: seconds between looks for a newer version.  [default: 60]",
 )
 @click.option(
     "--keys",
@@ -76,12 +85,13 @@ LOOPBACK = "127.0.0.1"
     help="Seconds that answers have to finish when the server is told to end.",
 )
 def serve(
-    store: Path,
+    store: Path | str,
     model: str | None,
     embedding: str | None,
     salt: str,
     host: str,
     port: int,
+    refresh: float | None,
     keys_file: Path | None,
     at_once: int,
     queue: int,
@@ -104,6 +114,10 @@ def serve(
         )
     from fusionrag_integrations.server import Keys, Limits, Server, bound
 
+    if refresh is not None and not is_url(store):
+        raise InvalidInputError(
+            f"--refresh is for a store at a URL; the directory {store} is followed at once."
+        )
     share_arenas()  # before there are threads
     limits = Limits(at_once, queue, max_body << 20, grace)
     keys = None if keys_file is None else Keys.read(keys_file)
@@ -117,6 +131,8 @@ def serve(
             out.print(f"{engine.model_name} answers at {place}", markup=False)
 
         _log_as_json()
+        if is_url(store):
+            closed_later(Beating("fusionrag-refresh", refresh or REFRESH, engine.refresh))
         Server(engine, keys=keys, limits=limits, on_ready=tell).run(sockets=[listening])
 
 

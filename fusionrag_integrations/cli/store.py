@@ -35,13 +35,10 @@ from fusionrag_integrations.cli.on_ray import (
     ray_options,
     refuse_without_ray,
 )
-from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 
 if TYPE_CHECKING:
     from fusionrag_integrations.ingest import IngestReport
-    from fusionrag_integrations.store.catalog import Catalog
-    from fusionrag_integrations.store.kv.record_files import RecordFiles
 
 PASSED_OVER_SHOWN = 5
 
@@ -73,7 +70,7 @@ PASSED_OVER_SHOWN = 5
 @json_option
 def index(
     paths: tuple[Path, ...],
-    store: Path,
+    store: Path | str,
     model: str | None,
     embedding: str | None,
     salt: str,
@@ -145,7 +142,11 @@ def _print_report(report: IngestReport, passed_over: Sequence[Path], store: Path
 @embedding_option
 @json_option
 def delete(
-    document_ids: tuple[str, ...], scope: str, store: Path, embedding: str | None, as_json: bool
+    document_ids: tuple[str, ...],
+    scope: str,
+    store: Path | str,
+    embedding: str | None,
+    as_json: bool,
 ) -> None:
     """Delete documents by their ids, with all KV made from or with them. Needs no model.
 
@@ -177,13 +178,17 @@ def delete(
 @click.command()
 @store_option
 @json_option
-def inspect(store: Path, as_json: bool) -> None:
+def inspect(store: Path | str, as_json: bool) -> None:
     """Show what a store holds: documents, chunks, KV, and the model it is for."""
-    catalog, kv = _opened(store)
+    from fusionrag_integrations.store.stored_files import StoredFiles
+
+    opened = closed_later(StoredFiles(store))
+    catalog, kv = opened.catalog, opened.records
     stored = set(kv.keys())
     facts = (
         asdict(catalog.info)
         | asdict(catalog.counts())
+        | opened.facts
         | {
             "records": len(stored),
             "missing_records": len(catalog.kv.live_keys() - stored),
@@ -200,13 +205,3 @@ def inspect(store: Path, as_json: bool) -> None:
             name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(value)
         )
     out.print(table)
-
-
-def _opened(store: Path) -> tuple[Catalog, RecordFiles]:
-    """What a store holds, opened without a model."""
-    from fusionrag_integrations.store.kv.record_files import RecordFiles
-    from fusionrag_integrations.store.layout import KV_DIRECTORY
-    from fusionrag_integrations.store.opening import open_catalog
-
-    catalog = closed_later(open_catalog(store))
-    return catalog, RecordFiles(LocalKVFiles(store / KV_DIRECTORY), catalog.info.record_signature)

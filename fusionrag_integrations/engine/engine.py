@@ -26,6 +26,7 @@ from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.metrics import StoreMetrics
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
+from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.progress import Progress
@@ -246,6 +247,22 @@ class FusionEngine(EngineFacts, Answering, Closable):
         self._check_usable()
         work = self._parts.ingest_work()
         return self._ingest.run(work, documents, delete_others, neighbours, progress)
+
+    @checked(leave=("store",))
+    def copy_from(
+        self,
+        store: Store,
+        *,
+        neighbours: NeighbourPolicy = DEFAULT_NEIGHBOURS,
+        progress: Progress | None = None,
+    ) -> IngestReport:
+        """Make this store's documents those of another one, which any model may have made.
+
+        Their chunks and vectors are kept; tokens and KV are computed. Raises as `ingest` does, and
+        `InvalidInputError` for a chunk that the model's context can't hold.
+        """
+        self._check_usable()
+        return self._ingest.copy(self._parts.ingest_work(), store, neighbours, progress)
 
     @checked()
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:

@@ -41,6 +41,7 @@ from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.support.threads import Closable
 
+Opener = Callable[..., Store]
 DEFAULT_BUDGETS = Budgets()
 
 
@@ -75,8 +76,12 @@ class EngineParts(Closable):
         budgets: Budgets,
         index: VectorIndex | None,
         kv_files: KVFiles | None,
+        opener: Opener = open_or_create,
     ) -> Self:
-        """Open the store at a place, or create it. See `FusionEngine.from_pretrained`."""
+        """Open the store at a place, or create it. See `FusionEngine.from_pretrained`.
+
+        opener: opens it, as `open_or_create` does.
+        """
         kept = kept_kv(place, None if isinstance(model, CausalModel) else "none")
         if kept == "none" and kv_format is not None:
             raise InvalidInputError(
@@ -87,7 +92,7 @@ class EngineParts(Closable):
         wanted = facts.store_info(name, chunk_tokens, kv_format, salt, kept)
         executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:
-            store = open_or_create(
+            store = opener(
                 *(place, wanted, embedding, chunk_tokens, kv_format, index, kv_files),
                 before=try_reuse,
             )

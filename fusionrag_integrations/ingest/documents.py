@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sized
 from hashlib import sha256
 from typing import Literal
 
-from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.chunking import Chunker
-from fusionrag_integrations.documents.keys import isolated_key, metadata_json
-from fusionrag_integrations.documents.types import Chunk, Document, DocumentKey
+from fusionrag_integrations.documents.keys import metadata_json
+from fusionrag_integrations.documents.types import Document, DocumentKey
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.ingest.chunk_encoder import ChunkEncoder
 from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.ingest.work import ChangedDocument, IngestWork
-from fusionrag_integrations.prompt import encode_chunk
 from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.store import Store
@@ -43,8 +42,8 @@ class DocumentUpdates:
         waiting: dict[DocumentKey, Update] = {}
         try:
             for update in self._work.split(self._changed(documents)):
-                if update.content_hash == self._latest[update.document.key]:
-                    waiting[update.document.key] = update
+                if update.content_hash == self._latest[update.document]:
+                    waiting[update.document] = update
                 if sum(len(update.records) for update in waiting.values()) >= EMBEDDING_BATCH:
                     self._replace(waiting)
         except InvalidInputError:  # the documents before the invalid one stay
@@ -81,26 +80,13 @@ class Splitter:
     """Splits documents into chunks, and tokenizes these."""
 
     def __init__(self, facts: ModelFacts, info: StoreInfo) -> None:
-        self._facts = facts
         self._chunker = Chunker(info.chunk_tokens)
-        self._signature = info.record_signature
+        self._encoder = ChunkEncoder(facts, info.record_signature)
 
     def split(self, changed: ChangedDocument) -> Update:
         """The records of a document's chunks. Raises `InvalidInputError` for one too long."""
-        chunks = self._chunker.split(changed.document)
-        return Update(changed.document, changed.content_hash, tuple(map(self._record, chunks)))
-
-    def _record(self, chunk: Chunk) -> ChunkRecord:
-        encoded = encode_chunk(self._facts.tokenizer, chunk)
-        needed = len(self._facts.prefix_ids) + len(encoded.token_ids)
-        if needed > self._facts.context_window:
-            raise InvalidInputError(
-                f"Chunk {chunk.index} of document {chunk.document_id!r} needs {needed} tokens with "
-                f"the ingest prefix; the model's context holds {self._facts.context_window}. "
-                "Make a store with a smaller chunk_tokens."
-            )
-        key = isolated_key(encoded.token_ids, self._signature, chunk.scope)
-        return ChunkRecord(encoded, key)
+        records = map(self._encoder.record, self._chunker.split(changed.document))
+        return Update(changed.document.key, changed.content_hash, tuple(records))
 
 
 def _content_hash(document: Document) -> str:

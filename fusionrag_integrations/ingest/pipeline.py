@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
-from fusionrag_integrations.documents.types import Document
+from fusionrag_integrations.documents.types import Document, DocumentKey
+from fusionrag_integrations.ingest.copied_documents import copy_documents
 from fusionrag_integrations.ingest.corrections import measure_corrections
 from fusionrag_integrations.ingest.documents import DocumentUpdates
 from fusionrag_integrations.ingest.missing_kv import MissingKV
@@ -86,8 +87,30 @@ class Ingest:
         Its other documents stay as they are, or are deleted once all of `documents` are stored.
         work: what computes, of this ingest alone.
         """
+        progress = self.until_closed(progress)
+
+        def update() -> tuple[Mapping[DocumentKey, str], int]:
+            updated = DocumentUpdates(work, self._store, progress).update(documents)
+            deleted = 0
+            if delete_others:
+                others = set(self._store.catalog.documents.all()) - updated.keys()
+                deleted = self._store.changes.delete(sorted(others))
+            return updated, deleted
+
         with self._store.writing():
-            return self._run(work, documents, delete_others, policy, self.until_closed(progress))
+            return self._run(work, update, policy, progress)
+
+    def copy(
+        self, work: IngestWork, source: Store, policy: NeighbourPolicy, progress: Progress | None
+    ) -> IngestReport:
+        """Bring the store to the documents of another, whose texts and vectors are kept."""
+        progress = self.until_closed(progress)
+
+        def update() -> tuple[Mapping[DocumentKey, str], int]:
+            return copy_documents(source, self._store, self._facts, progress), 0
+
+        with self._store.writing():
+            return self._run(work, update, policy, progress)
 
     def until_closed(self, progress: Progress | None) -> Progress:
         """A progress callback that raises if another thread has closed the engine."""
@@ -102,19 +125,15 @@ class Ingest:
     def _run(
         self,
         work: IngestWork,
-        documents: Iterable[Document],
-        delete_others: bool,
+        update: Callable[[], tuple[Mapping[DocumentKey, str], int]],
         policy: NeighbourPolicy,
         progress: Progress,
     ) -> IngestReport:
+        """update: changes the documents; returns how each changed, and how many were deleted."""
         started = perf_counter()
         changes, catalog = self._store.changes, self._store.catalog
         with changes.begin(self._collect):
-            updated = DocumentUpdates(work, self._store, progress).update(documents)
-            deleted = 0
-            if delete_others:
-                others = set(catalog.documents.all()) - updated.keys()
-                deleted = changes.delete(sorted(others))
+            updated, deleted = update()
             changes.embed_missing(progress)
             isolated, fused, without_room = self._compute_kv(work, policy, progress)
             self._collect()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.embedding import Embedder, as_vector
-from fusionrag_integrations.documents.types import Chunk, Document, DocumentKey
+from fusionrag_integrations.documents.types import Chunk, DocumentKey
 from fusionrag_integrations.errors import CatalogRowError, StoreError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.layout import UNFINISHED_FILE
@@ -35,10 +35,10 @@ EMBEDDING_BATCH = 64
 class Update:
     """A document with the hash of its content and the records of all its chunks.
 
-    vectors: of chunks that were embedded already, by their ids.
+    vectors: of its chunks by chunk id, as far as they are known; others are embedded.
     """
 
-    document: Document
+    document: DocumentKey
     content_hash: str
     records: tuple[ChunkRecord, ...]
     vectors: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -88,14 +88,14 @@ class Changes:
 
     def replace(self, updates: Sequence[Update]) -> None:
         """Add documents, replacing those with the same keys."""
-        old = set(self._catalog.chunks.ids(update.document.key for update in updates))
+        old = set(self._catalog.chunks.ids(update.document for update in updates))
         chunks = [record.chunk for update in updates for record in update.records]
-        new = [chunk for chunk in chunks if chunk.id not in old]
-        vectors = self._add({i: v for update in updates for i, v in update.vectors.items()}, new)
-        vectors |= self.embed([chunk for chunk in new if chunk.id not in vectors])
+        vectors = self._add_known(updates, old)
+        new = [chunk for chunk in chunks if chunk.id not in old and chunk.id not in vectors]
+        vectors |= self.embed(new)
         vectors |= self._catalog.vectors.of(chunk.id for chunk in chunks if chunk.id in old)
         for update in updates:
-            key, content, records = update.document.key, update.content_hash, update.records
+            key, content, records = update.document, update.content_hash, update.records
             unfused = ((),) * len(records)
             known = {r.chunk.id: vectors[r.chunk.id] for r in records if r.chunk.id in vectors}
             self._manifests.write(Manifest(key, content, records, unfused, known))
@@ -103,6 +103,17 @@ class Changes:
             self._manifests.remove_aside(key)
         self._index.remove(old - {chunk.id for chunk in chunks})
         self._note_revision()
+
+    def _add_known(self, updates: Sequence[Update], old: set[str]) -> dict[str, list[float]]:
+        """Add the chunks to the index that aren't there and whose vectors come with them."""
+        added: dict[str, list[float]] = {}
+        for update in updates:
+            chunks = [record.chunk for record in update.records]
+            known = [c for c in chunks if c.id in update.vectors and c.id not in old]
+            vectors = {chunk.id: list(update.vectors[chunk.id]) for chunk in known}
+            self._index.add(known, list(vectors.values()))
+            added |= vectors
+        return added
 
     def delete(
         self, documents: Iterable[DocumentKey], free: Callable[[], object] = lambda: None
@@ -153,15 +164,6 @@ class Changes:
             made = [as_vector(vector) for vector in found]
             self._index.add(batch, made)
             vectors.update(zip((chunk.id for chunk in batch), made, strict=True))
-        return vectors
-
-    def _add(
-        self, made: Mapping[str, Sequence[float]], chunks: Sequence[Chunk]
-    ) -> dict[str, list[float]]:
-        """Add those of these chunks to the index whose vectors were made; returns the vectors."""
-        vectors = {c.id: as_vector(made[c.id]) for c in chunks if c.id in made}
-        for batch in in_batches([c for c in chunks if c.id in vectors], EMBEDDING_BATCH):
-            self._index.add(batch, [vectors[chunk.id] for chunk in batch])
         return vectors
 
     def _note_revision(self) -> None:

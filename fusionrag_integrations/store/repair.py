@@ -34,6 +34,7 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.catalog.database import batches
 from fusionrag_integrations.store.changes import manifest_of
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY, LOCK_FILE
 from fusionrag_integrations.store.manifests import Manifest, Manifests
@@ -70,7 +71,7 @@ def repair(store: Path, progress: Counted = lambda done, total: None) -> Iterato
     Raises `StoreNotFoundError`, and `StoreError` while the store is being changed, or where neither
     the catalog nor `store.json` tells what it was made with.
     """
-    store = store.resolve()
+    store = directory_of(store)
     manifests = existing_manifests(store)
     try:
         lock = locked(store / LOCK_FILE)

@@ -19,6 +19,7 @@ from fusionrag_integrations.errors import StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
 from fusionrag_integrations.store.corrections import Corrections
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.copied import CopiedKVFiles
@@ -115,7 +116,7 @@ class Store(Closable):
         with ExitStack() as opened:
             copy = opened.enter_context(WorkingCopy(path)) if is_url(path) else None
             # Once for all parts, since a link may change.
-            directory = Path(path).resolve() if copy is None else copy.path
+            directory = directory_of(path) if copy is None else copy.path
             catalog = opened.enter_context(open_catalog(directory))
             return cls._of_parts(directory, catalog, embedder, index, kv_files, opened, copy)
 
@@ -304,7 +305,7 @@ class Store(Closable):
 def _empty_directory(path: Path) -> Path:
     """A directory for a new store, with nothing of an older one. Raises as `Store.create` does."""
     check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
-    path = path.resolve()
+    path = directory_of(path)
     is_there = is_store(path)
     try:
         make_directory(path)

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from fusionrag_integrations.errors import StoreNotFoundError
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.objects.opening import is_url, open_objects
 from fusionrag_integrations.store.opening import open_catalog
@@ -27,7 +28,7 @@ def stored_info(place: str | Path) -> StoreInfo:
     Raises as `Store.open` does.
     """
     if not is_url(place):
-        with open_catalog(Path(place)) as catalog:
+        with open_catalog(directory_of(place)) as catalog:
             return catalog.info
     url = place.rstrip("/")
     with closing(open_objects(url)) as objects:

@@ -23,6 +23,7 @@ from fusionrag_integrations.store.calibration import read_break_even, read_calib
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import manifest_of
 from fusionrag_integrations.store.corrections import Corrections
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.record_format import is_key
 from fusionrag_integrations.store.kv.verify import verify
@@ -46,7 +47,9 @@ Counted = Callable[[int, int], object]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong with a store. fixed: whether `repair` has fixed it."""
+    """Something that is wrong with a store. path: of a file; at a URL, the
+    name of an object. fixed: whether `repair` has fixed it.
+    """
 
     area: Area
     path: Path
@@ -62,7 +65,7 @@ def find_damage(store: Path, progress: Counted = lambda done, total: None) -> It
 
     Raises `StoreNotFoundError` where there is no store.
     """
-    store = store.resolve()
+    store = directory_of(store)
     manifests = existing_manifests(store)
     try:
         catalog = checked_catalog(store)

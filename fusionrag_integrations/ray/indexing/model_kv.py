@@ -15,6 +15,7 @@ from fusionrag_integrations.execution.placement import to_resident
 from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
 from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.store.info import StoreInfo
+from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.copied import CopiedKVFiles
 from fusionrag_integrations.store.kv.disk_budget import Budgets, free_for_copies
 from fusionrag_integrations.store.kv.kv_record import KVRecord
@@ -107,6 +108,7 @@ class CountedKV:
 def _opened(model: CausalModel, place: KVPlace, opened: ExitStack) -> CountedKV:
     info, budgets = place.info, Budgets()
     copies: RecordStore | None = None
+    files: KVFiles
     if is_url(place.store):
         objects = open_objects(place.store)
         opened.callback(objects.close)

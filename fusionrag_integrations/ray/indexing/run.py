@@ -89,7 +89,8 @@ def index_on_ray(
         with open_or_create(
             *(place, wanted, made, chunk_tokens, kv_format, None, None), before=lambda: None
         ) as opened:
-            shared = KVPlace(place, opened.catalog.info, workers.count)
+            where_kv = place if is_url(place) else opened.path
+            shared = KVPlace(where_kv, opened.catalog.info, workers.count)
             needed = Needed(facts, where, shared, embedding, tells)
             ingest = Ingest(opened, opened.records, facts, check_usable=lambda: None)
             tell = ingest.until_closed(progress)

@@ -114,7 +114,7 @@ class RayWork:
             raise found
         progress(len(mixtures), len(mixtures))
         arrays, chunk_ids = found
-        return arrays and Correction(*map(torch.tensor, arrays)), chunk_ids
+        return None if arrays is None else Correction(*map(torch.tensor, arrays)), chunk_ids
 
     @property
     def _resources(self) -> dict[str, float]:
@@ -161,7 +161,7 @@ def _measure(
                 made, chunk_ids = opened.prefill.correction(mixtures, lambda done, total: None)
     except FusionRAGError as error:
         return error
-    return made and (made.keys.numpy(), made.values.numpy()), chunk_ids
+    return None if made is None else (made.keys.numpy(), made.values.numpy()), chunk_ids
 
 
 def _block(tasks: Sequence[Any]) -> Any:

@@ -42,12 +42,12 @@ class SharedKVFiles:
 
     def name_of(self, key: str) -> str:
         """A file's URL."""
-        return f"{self._objects.url}/{_name(key)}"
+        return f"{self._objects.url}/{object_name(key)}"
 
     @contextmanager
     def open(self, key: str) -> Iterator[KVFile]:
         """Open a file, whose beginning is read."""
-        name = _name(key)
+        name = object_name(key)
         with self._lock:
             beginning = self._beginnings.get(key)
         if beginning is None:
@@ -65,17 +65,17 @@ class SharedKVFiles:
 
     def write(self, key: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write a file; when the call returns, all machines see it."""
-        self._objects.write(_name(key), parts)
+        self._objects.write(object_name(key), parts)
 
     def delete(self, key: str) -> None:
         """Delete a file; nothing happens where there is none."""
         with self._lock:
             self._beginnings.pop(key, None)
-        self._objects.delete([_name(key)])
+        self._objects.delete([object_name(key)])
 
     def existing(self, keys: Iterable[str]) -> set[str]:
         """Those of these keys that there are files of, asked one by one."""
-        names = {_name(key): key for key in keys}
+        names = {object_name(key): key for key in keys}
         return {names[name] for name in self._objects.existing(names)}
 
     def entries(self) -> Iterator[KVFileEntry]:
@@ -83,7 +83,7 @@ class SharedKVFiles:
         found = []
         for entry in self._objects.entries(KV_DIRECTORY):
             key = entry.name.rpartition("/")[2].removesuffix(SUFFIX)
-            if is_key(key) and entry.name == _name(key):
+            if is_key(key) and entry.name == object_name(key):
                 found.append(KVFileEntry(key, entry.nbytes, entry.modified))
         return iter(sorted(found))
 
@@ -130,7 +130,8 @@ def _put(found: bytes, buffer: memoryview) -> int:
     return len(found)
 
 
-def _name(key: str) -> str:
+def object_name(key: str) -> str:
+    """The name of a record's object."""
     if not is_key(key):
         raise InvalidInputError(f"{key!r} is no key of a KV record; keys are lower-case hex.")
     return f"{KV_DIRECTORY}/{key[:2]}/{key}{SUFFIX}"

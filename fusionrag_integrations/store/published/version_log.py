@@ -29,7 +29,7 @@ class VersionLog:
         Raises `StoreError` where it is damaged.
         """
         number = self._noted()
-        while self._objects.existing([_name(number + 1)]):
+        while self._objects.existing([_name(number + 1)]):  # published since, or not noted
             number += 1
         if number and not self._objects.existing([_name(number)]):
             number = max(self.numbers(), default=0)  # the note is old, or another's

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from itertools import count
@@ -33,7 +33,7 @@ from fusionrag_integrations.store.objects.opening import open_objects
 from fusionrag_integrations.store.published import blocks
 from fusionrag_integrations.store.published.reader_note import ReaderNote
 from fusionrag_integrations.store.published.snapshot import published_names, snapshot
-from fusionrag_integrations.store.published.version import Version
+from fusionrag_integrations.store.published.version import PublishedFile, Version
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from fusionrag_integrations.support.atomic_files import (
@@ -53,7 +53,10 @@ _DRAFTS = "drafts"
 
 
 class WorkingCopy(Closable):
-    """Of the store at a URL. path: its directory. files: its KV. version: None for a new store."""
+    """Of the store at a URL. path: its directory. version: None for a new store.
+
+    shared: the files of KV that all machines see. files: the same with copies on this one.
+    """
 
     def __init__(self, url: str, *, is_new: bool = False) -> None:
         """Bring a directory up to date with the newest version, and hold it until closed.
@@ -75,16 +78,18 @@ class WorkingCopy(Closable):
             self.path = self._opened.enter_context(held_directory(self.url))
             self._drafts = self.path / _DRAFTS
             self._is_writable = False  # known once it was tried
+            self._is_new = is_new  # until it is published
             self._note = self._opened.enter_context(ReaderNote(self._objects))
             if is_new:
-                self._empty()
+                self._clear(keep=())
             elif self.version is not None and not self._has(self.version):
+                self._clear(keep=published_names(self.path))  # whose blocks may be the same
                 self._fetch(self.version, replace_index=True)
             if self.version is not None:
                 self._note.set(self.version.number)
             unless_opened.pop_all()
-        copies = LocalKVFiles(self.path / KV_DIRECTORY)
-        self.files = CopiedKVFiles(copies, SharedKVFiles(self._objects))
+        self.shared = SharedKVFiles(self._objects)
+        self.files = CopiedKVFiles(LocalKVFiles(self.path / KV_DIRECTORY), self.shared)
 
     def close(self) -> None:
         """Let other processes have the directory. May be called again."""
@@ -150,12 +155,12 @@ class WorkingCopy(Closable):
             files = {
                 name: blocks.upload(self._objects, path, known) for name, path in found.items()
             }
-        if last is None or files != last.files or info != last.store:
+        if last is None or info != last.store or _truth(files) != _truth(last.files):
             lease.check()
             number = 1 if last is None else last.number + 1
             made = Version(number, time.time(), uuid4().hex, info, files)
             self._log.publish(made)
-            self.version = made
+            self.version, self._is_new = made, False
             self._note.set(number)
             logger.info("Published version %s of %s", number, self.url)
         self._mark(changed=False)
@@ -186,14 +191,17 @@ class WorkingCopy(Closable):
             remove_file(journal)  # of what was there before
         self._mark(changed=False, version=version)
 
-    def _empty(self) -> None:
+    def _clear(self, keep: Iterable[str]) -> None:
+        """Remove what an earlier user has left, but for copies of KV and files to keep."""
+        kept = {_LOCK, *keep}
         for path in sorted(self.path.rglob("*"), reverse=True):
-            if path.name != _LOCK and KV_DIRECTORY not in path.relative_to(self.path).parts[:1]:
+            name = path.relative_to(self.path).as_posix()
+            if name not in kept and not name.startswith(f"{KV_DIRECTORY}/"):
                 with suppress(OSError):  # a directory that isn't empty
                     path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _mark(self, *, changed: bool, version: Version | None = None) -> None:
-        version = version or self.version
+        version = None if self._is_new else version or self.version
         note = {"url": self.url, "number": version.number if version else 0, "changed": changed}
         write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
 
@@ -211,6 +219,11 @@ class WorkingCopy(Closable):
 
     def _is_changed(self) -> bool:
         return self._marked()[1]
+
+
+def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
+    """The files without the index, which is made of them and changes when it is opened."""
+    return {name: file for name, file in files.items() if not name.startswith("index/")}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from fusionrag_integrations.errors import StoreBusyError, StoreUnreachableError
 from fusionrag_integrations.store.objects.base import Objects
-from fusionrag_integrations.store.published.beating import Beating
+from fusionrag_integrations.support.beating import Beating
 from fusionrag_integrations.support.threads import Closable
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,101 @@
+"""Deletes the versions of a store that nobody needs any more, with the KV that only they used."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from fusionrag_integrations.errors import StoreNotFoundError
+from fusionrag_integrations.store.catalog.database import named_errors
+from fusionrag_integrations.store.kv.local import SUFFIX
+from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
+from fusionrag_integrations.store.objects.base import ObjectEntry, Objects
+from fusionrag_integrations.store.objects.opening import open_objects
+from fusionrag_integrations.store.published import blocks, reader_note, writer_lease
+from fusionrag_integrations.store.published.version import Version
+from fusionrag_integrations.store.published.version_log import VersionLog
+from fusionrag_integrations.support.atomic_files import write_file
+
+DAY = 86_400.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted. kept_versions: numbers of those that stay. nbytes: of KV and blocks."""
+
+    kept_versions: tuple[int, ...]
+    versions: int
+    kv_records: int
+    blocks: int
+    nbytes: int
+
+
+def collect(url: str, grace: float = DAY) -> Collected:
+    """Delete what no version uses that is newest, has a reader, or was the newest within `grace`.
+
+    grace: in seconds. What was written within it stays too: a writer may be about to publish it.
+    Ends in a new version, equal to the newest, so that no writer that began before can publish KV
+    that is gone. Raises `StoreNotFoundError`, `StoreBusyError` while the store is being changed,
+    and `StoreUnreachableError`.
+    """
+    url = url.rstrip("/")
+    with closing(open_objects(url)) as objects:
+        log = VersionLog(objects)
+        if log.newest() is None:
+            raise StoreNotFoundError(f"There is no store at {url}.")
+        objects.check_exclusive()
+        with writer_lease.WriterLease(objects):
+            return _collect(objects, log, time.time() - grace)
+
+
+def _collect(objects: Objects, log: VersionLog, since: float) -> Collected:
+    noted, old_notes = reader_note.noted(objects)
+    versions = [log.read(number) for number in log.numbers()]
+    newest = versions[-1]
+    log.publish(replace(newest, number=newest.number + 1, made=time.time(), by=uuid4().hex))
+    ended = {v.number: later.made for v, later in pairwise(versions)}
+    kept = [v for v in versions if v is newest or v.number in noted or ended[v.number] >= since]
+    dead = [version.number for version in versions if version not in kept]
+    log.delete(dead)  # first, so that no reader begins with one
+    used_blocks = {block for version in kept for block in version.blocks}
+    used_keys = _keys(objects, kept)
+    old_blocks = _unused(objects, blocks.FOLDER, used_blocks, since)
+    old_records = _unused(objects, KV_DIRECTORY, used_keys, since)
+    objects.delete([entry.name for entry in (*old_blocks, *old_records)])
+    objects.delete(old_notes)
+    return Collected(
+        kept_versions=(*(version.number for version in kept), newest.number + 1),
+        versions=len(dead),
+        kv_records=len(old_records),
+        blocks=len(old_blocks),
+        nbytes=sum(entry.nbytes for entry in (*old_blocks, *old_records)),
+    )
+
+
+def _unused(objects: Objects, folder: str, used: set[str], since: float) -> list[ObjectEntry]:
+    """The objects in a folder that are old, and whose last names aren't in use."""
+
+    def is_used(entry: ObjectEntry) -> bool:
+        return entry.name.rpartition("/")[2].removesuffix(SUFFIX) in used
+
+    return [e for e in objects.entries(folder) if e.modified < since and not is_used(e)]
+
+
+def _keys(objects: Objects, versions: Iterable[Version]) -> set[str]:
+    """The keys of the KV that any of these versions uses, by their catalogs."""
+    keys: set[str] = set()
+    with TemporaryDirectory() as directory:
+        drafts, path = Path(directory, "drafts"), Path(directory, CATALOG_FILE)
+        for catalog in {version.files[CATALOG_FILE] for version in versions}:
+            write_file(path, blocks.download(objects, catalog, path), drafts, sync=False)
+            query = "SELECT isolated_key FROM chunks UNION SELECT fused_key FROM chunks"
+            with named_errors(path), closing(sqlite3.connect(path)) as db:
+                keys.update(row[0] for row in db.execute(query))
+    return keys

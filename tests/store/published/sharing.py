@@ -1,0 +1,34 @@
+"""What tests of stores at URLs ask and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.prompt import question_prompt
+from tests.conftest import town
+
+SETTINGS = AnswerSettings(max_tokens=8)
+QUESTION = "Where does the fox of town number 2 jump?"
+
+Open = Callable[..., FusionEngine]
+"""Opens an engine over a store, which is closed at the test's end."""
+
+
+def ask(engine: FusionEngine, question: str = QUESTION) -> Answer:
+    """The answer over the nearest chunks, which must be found."""
+    hits = engine.store.search(question, 3)
+    assert hits
+    return engine.answer(question_prompt(question, [hit.chunk.text for hit in hits]), SETTINGS)
+
+
+def same(one: Answer, other: Answer) -> bool:
+    return (one.text, one.usage, one.fallbacks) == (other.text, other.usage, other.fallbacks)
+
+
+def towns(count: int) -> list[Document]:
+    return [town(number) for number in range(count)]
+
+
+def live_keys(engine: FusionEngine) -> set[str]:
+    return engine.store.catalog.kv.live_keys()
