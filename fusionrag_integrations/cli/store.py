@@ -118,7 +118,7 @@ def index(
         print_account(by_workers)
 
 
-def _print_report(report: IngestReport, passed_over: Sequence[Path], store: Path) -> None:
+def _print_report(report: IngestReport, passed_over: Sequence[Path], store: Path | str) -> None:
     if passed_over:
         shown = ", ".join(str(path) for path in passed_over[:PASSED_OVER_SHOWN])
         more = "" if len(passed_over) <= PASSED_OVER_SHOWN else ", ..."
