@@ -1,0 +1,237 @@
+"""`index --ray`: real workers, into a directory and into S3, some of them killed on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.errors import StoreBusyError
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ray.indexing import (
+    RayReport,
+    StageAccount,
+    Workers,
+    index_on_ray,
+    stages,
+)
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
+from fusionrag_integrations.store.verify import find_damage
+from tests.cluster.conftest import S3Server
+from tests.conftest import all_records, town
+from tests.store.published.sharing import Open
+
+pytestmark = pytest.mark.enable_socket
+
+TWO = Workers(count=2, price_per_hour=3.6)
+MANY = [town(number) for number in range(120)]  # seconds of work
+QUESTION = "\n\nWhat does the fox jump over?"
+SECONDS = 120.0  # for something to happen, on a machine that is busy
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Ray on this machine; its address. Workers inherit the environment that is set here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONRAG_CACHE", str(tmp_path_factory.mktemp("workers")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def indexed(
+    documents: list[Document],
+    model_dir: Path,
+    store: Path | str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RayReport:
+    return index_on_ray(
+        documents, model_dir, store, workers=TWO, chunk_tokens=48, progress=progress
+    )
+
+
+def account(report: RayReport, name: str) -> StageAccount:
+    (found,) = (stage for stage in report.stages if stage.stage == name)
+    return found
+
+
+def untraced(engine: FusionEngine) -> list[ChunkRecord]:
+    """All records; traces are rounded a little differently in other passes."""
+    return [replace(record, trace=None) for record in all_records(engine.store.catalog)]
+
+
+def answers(engine: FusionEngine) -> list[tuple[int, ...]]:
+    texts = [record.chunk.text for record in all_records(engine.store.catalog)[:9]]
+    prompts = ["\n\n".join(texts[i : i + 3]) + QUESTION for i in (0, 3, 6)]
+    made = [engine.answer(prompt, AnswerSettings(max_tokens=8)) for prompt in prompts]
+    assert [answer.fused_chunks for answer in made] == [3] * 3
+    return [answer.token_ids for answer in made]
+
+
+def same(made: FusionEngine, local: FusionEngine) -> None:
+    """Documents, keys, links, the correction and answers are what an ingest here makes."""
+    assert untraced(made) == untraced(local)
+    assert len(untraced(made)) > 0
+    for engine in (made, local):
+        assert engine.store.corrections.of("")[0] is not None
+    assert answers(made) == answers(local)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that hold the model for an ingest: those of this test's Ray alone."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "KVWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def index_command(
+    files: Path, store: Path, model: Path, address: str, *more: str
+) -> subprocess.Popen[str]:
+    """A driver in a process of its own."""
+    chosen = ["--store", store, "--model", model, "--chunk-tokens", "48"]
+    on_ray = ["--ray", address, "--workers", "2"]
+    program = "from fusionrag_integrations.cli import main; main()"
+    command = ["-c", program, "index", files, *chosen, *on_ray, *more]
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    ended = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < ended
+        time.sleep(0.02)
+
+
+def test_a_directory_is_filled_as_by_an_ingest_here(
+    cluster: str, model: CausalModel, model_dir: Path, tmp_path: Path, opened: Open
+) -> None:
+    documents = MANY[:12]
+    seen: dict[str, tuple[int, int]] = {}
+    report = indexed(
+        documents, model_dir, tmp_path / "s", lambda stage, *counts: seen.update({stage: counts})
+    )
+    local = opened(tmp_path / "local")
+    ingested = local.ingest(documents)
+    assert replace(report.ingest, seconds=0.0) == replace(ingested, seconds=0.0)
+    assert (seen["text"], seen["isolated"], seen["fused"]) == ((12, 12), (36, 36), (36, 36))
+    with opened(tmp_path / "s") as made:
+        same(made, local)
+        assert made.ingest(documents).documents_unchanged == 12
+    assert list(find_damage(tmp_path / "s")) == []
+    files = LocalKVFiles(tmp_path / "s" / KV_DIRECTORY)
+    told = [account(report, name) for name in ("text", "isolated", "fused")]
+    assert [(stage.items, stage.found, stage.lost) for stage in told] == [
+        (12, 0, 0),
+        (36, 0, 0),
+        (36, 0, 0),
+    ]
+    assert sum(stage.kv_bytes for stage in told) == sum(file.nbytes for file in files.entries())
+    assert all(stage.seconds > 0 for stage in told)
+    assert report.cost == pytest.approx(3.6 * 2 * report.seconds / 3600)
+    again = indexed(documents, model_dir, tmp_path / "s")
+    assert (again.ingest.isolated_computed, again.ingest.fused_computed) == (0, 0)
+    assert [stage.stage for stage in again.stages] == ["model"]
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
+    cluster: str,
+    s3_server: S3Server,
+    url: str,
+    model_dir: Path,
+    tmp_path: Path,
+    opened: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages, "TASK_PASSES", 1)
+    documents = MANY[:12]
+    killed: list[int] = []
+
+    def kill_one(stage: str, done: int, total: int) -> None:
+        if stage == "isolated" and done and not killed:
+            s3_server.freeze()  # so that all are in the middle of something
+            time.sleep(1.0)
+            victim = workers()[0]
+            killed.append(victim.pid)
+            victim.send_signal(signal.SIGKILL)
+            victim.wait(10)
+            s3_server.thaw()
+
+    report = indexed(documents, model_dir, url, kill_one)
+    assert killed
+    lost = sum(stage.lost for stage in report.stages)
+    assert 0 < lost <= 8  # chunks of a pass
+    assert account(report, "model").starts >= 5  # facts, two workers, another one, correction
+    local = opened(tmp_path / "local")
+    local.ingest(documents)
+    with opened(url) as made:
+        same(made, local)
+        assert made.ingest(documents).documents_unchanged == len(documents)
+
+
+def test_a_driver_that_is_killed_is_gone_on_from(
+    cluster: str, model_dir: Path, tmp_path: Path, opened: Open
+) -> None:
+    store, files = tmp_path / "s", tmp_path / "files"
+    files.mkdir()
+    for document in MANY:
+        (files / f"{document.id}.txt").write_text(document.text)
+    kv = LocalKVFiles(store / KV_DIRECTORY)
+    driver = index_command(files, store, model_dir, cluster)
+    try:
+        wait_for(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
+        driver.send_signal(signal.SIGSTOP)
+        with pytest.raises(StoreBusyError, match="Another ingest or delete"):
+            indexed(MANY, model_dir, store)
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_for(lambda: not workers())
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        keys = catalog.kv.keys_by_chunk()
+    there = kv.existing(isolated for _, isolated, _ in keys)
+    noted = [fused for _, _, fused in keys if fused]
+    assert len(keys) == 360
+    assert len(there) > 100
+    command = index_command(files, store, model_dir, cluster, "--json")
+    said, _ = command.communicate(timeout=SECONDS * 2)
+    assert command.returncode == 0
+    report = json.loads(said)
+    assert report["isolated_computed"] == 360 - len(there)
+    assert report["fused_computed"] == 360 - len(noted)
+    assert report["documents_unchanged"] == len(MANY)
+    with opened(store) as made:
+        assert made.ingest([]).fused_computed == 0
+        answers(made)
+    assert list(find_damage(store)) == []
