@@ -38,7 +38,7 @@ test: $(VENV)/.installed
 
 # With Ray, an S3 API and a Chroma server, in processes of their own on this machine.
 test-cluster: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest tests/cluster --force-enable-socket
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.

@@ -19,6 +19,7 @@ from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
 from fusionrag_integrations.store.layout import INDEX_DIRECTORY
 from fusionrag_integrations.store.store import Store
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.store.verify import Problem, find_damage
 
 CHUNKS = 60  # of a document
@@ -69,12 +70,14 @@ def make_store(
     embedding: Embedder,
     chunks: int = CHUNKS,
     text_of: Callable[[int], str] = str,
+    index: GivenIndex | None = None,
 ) -> Store:
     """A store of so many documents of so many chunks each, put in as ingest does."""
     info = StoreInfo(FORMAT_VERSION, "s", "no model", embedding.name, 256, "float32")
-    corpus = Store.create(path, info, embedding)
+    corpus = Store.create(path, info, embedding, index=index)
     for document in range(documents):
-        corpus.changes.replace([update(document, chunks, text_of)])
+        with corpus.writing():
+            corpus.changes.replace([update(document, chunks, text_of)])
     return corpus
 
 

@@ -72,7 +72,7 @@ def test_and_so_is_one_that_another_process_did_not_fill(model_dir: Path, tmp_pa
 
 def test_the_directory_has_no_index_of_its_own_then(model_dir: Path, tmp_path: Path) -> None:
     made(model_dir, tmp_path, MemoryVectorIndex(), MemoryKVFiles())
-    with pytest.raises(StoreError, match="has lost chunks"):
+    with pytest.raises(StoreError, match="isn't in its directory: it is a MemoryVectorIndex"):
         Store.open(tmp_path)
 
 
@@ -107,3 +107,5 @@ def test_a_retriever_over_them(model_dir: Path, tmp_path: Path) -> None:
     with Store.open(tmp_path, index=index) as store:
         found = FusionKVRetriever(store=store, k=1).invoke("Town number 1")
     assert "Town number 1" in found[0].page_content
+    with FusionKVRetriever.from_store(tmp_path, index=index, k=1) as retriever:
+        assert retriever.invoke("Town number 1") == found

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 
 from fusionrag_integrations.adapters.base import ChunkSource, Store
 from fusionrag_integrations.adapters.store_source import StoreSource
 from fusionrag_integrations.support.threads import Closable
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.store.vector_index.base import GivenIndex
 
 
 class StoreRetriever(Closable):
@@ -19,17 +22,23 @@ class StoreRetriever(Closable):
 
     @classmethod
     def from_store(
-        cls, path: str | Path, *, embedding: object | None = None, **arguments: Any
+        cls,
+        path: str | Path,
+        *,
+        embedding: object | None = None,
+        index: GivenIndex | None = None,
+        **arguments: Any,
     ) -> Self:
         """A retriever over the store at `path`, which needs no model.
 
-        embedding: the one that the store was created with. Raises as `Store.open` does. The
-        retriever is a context manager that closes the store at its end; so does `close`.
+        embedding: the one that the store was created with. index: where that was given, too.
+        Raises as `Store.open` does. The retriever is a context manager that closes the store at its
+        end; so does `close`.
         """
         from fusionrag_integrations.store.store import Store
 
         with ExitStack() as opened:
-            store = opened.enter_context(Store.open(path, embedding))
+            store = opened.enter_context(Store.open(path, embedding, index=index))
             retriever = cls(store=store, **arguments)  # type: ignore[call-arg]
             retriever._source = StoreSource(store, opened=opened.pop_all())
         return retriever

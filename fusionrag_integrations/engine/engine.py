@@ -27,7 +27,7 @@ from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.store.kv.metrics import StoreMetrics
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 from fusionrag_integrations.store.store import Store
-from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.progress import Progress
 from fusionrag_integrations.support.renamed import Renamed
@@ -75,7 +75,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         salt: str = "",
         budgets: Budgets = DEFAULT_BUDGETS,
         gguf_file: str | None = None,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
         kv: KeptKV | None = None,
     ) -> FusionEngine:
@@ -90,10 +90,11 @@ class FusionEngine(EngineFacts, Answering, Closable):
         "bfloat16", "int8" or "int4" (default: the model's dtype). salt: a secret of this store's
         owner that every key depends on; the same one is needed each time. budgets: bytes of KV, by
         where it is and what for. gguf_file: the name of a GGUF file in the directory or hub
-        repository. index, kv_files: used instead of the vector index and the KV files in the
-        directory; the caller closes them. kv: "none" computes and keeps no KV: each prompt is
-        answered by the model's own full attention, so that any model can be used, also one whose KV
-        can't be reused; fixed when the store is created (default "fused").
+        repository. index: a `VectorIndex`, a client of chromadb's or one of its collections. index,
+        kv_files: used instead of the vector index and the KV files in the directory; the caller
+        closes them. kv: "none" computes and keeps no KV: each prompt is answered by the model's own
+        full attention, so that any model can be used, also one whose KV can't be reused; fixed when
+        the store is created (default "fused").
 
         Raises `UnsupportedModelError`, `InvalidInputError` where there is no such model, and
         `StoreMismatchError` where the store was created with other options.
@@ -124,7 +125,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         kv_format: KVFormat | None = None,
         salt: str = "",
         budgets: Budgets = DEFAULT_BUDGETS,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
         kv: KeptKV | None = None,
     ) -> FusionEngine:
@@ -163,7 +164,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         kv_format: KVFormat | None = None,
         salt: str = "",
         budgets: Budgets = DEFAULT_BUDGETS,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> FusionEngine:
         """Like `from_pretrained`, with a model that is loaded already.

@@ -38,7 +38,7 @@ from fusionrag_integrations.store.kv.tiered_kv import MoveToDevice, TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
 from fusionrag_integrations.store.store import Store
-from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.threads import Closable
 
 Opener = Callable[..., Store]
@@ -74,7 +74,7 @@ class EngineParts(Closable):
         kv_format: KVFormat | None,
         salt: str,
         budgets: Budgets,
-        index: VectorIndex | None,
+        index: GivenIndex | None,
         kv_files: KVFiles | None,
         opener: Opener = open_or_create,
     ) -> Self:

@@ -14,6 +14,7 @@ from fusionrag_integrations.documents.handles import HANDLE_METADATA_KEYS
 from fusionrag_integrations.documents.passages import group_passages
 from fusionrag_integrations.documents.types import Document, Passage
 from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.store.vector_index.entries import STORE_KEY
 from fusionrag_integrations.support.inputs import checked
 
 BATCH = 1_000  # rows that are read from a collection at once
@@ -47,7 +48,7 @@ def source_of(document: LangChainDocument) -> str:
 
 
 def collection_documents(vectorstore: Any) -> list[LangChainDocument]:
-    """Everything in a LangChain `Chroma` vector store.
+    """Everything in a LangChain `Chroma` vector store, but what stores keep there of their own.
 
     Raises `InvalidInputError` for a vector store that can't list what it holds.
     """
@@ -58,13 +59,16 @@ def collection_documents(vectorstore: Any) -> list[LangChainDocument]:
             "your retriever: FusionKVRetriever(engine=engine, retriever=retriever)."
         )
     found: list[LangChainDocument] = []
+    read = 0
     while True:
-        rows = vectorstore.get(limit=BATCH, offset=len(found), include=["documents", "metadatas"])
+        rows = vectorstore.get(limit=BATCH, offset=read, include=["documents", "metadatas"])
+        read += len(rows["ids"])
         found += [
             LangChainDocument(id=row_id, page_content=text or "", metadata=dict(metadata or {}))
             for row_id, text, metadata in zip(
                 rows["ids"], rows["documents"], rows["metadatas"], strict=True
             )
+            if STORE_KEY not in (metadata or {})
         ]
         if len(rows["ids"]) < BATCH:
             return found

@@ -5,6 +5,7 @@ layout.py        the names of all files and directories
 info.py          what a store was made with, and how much it holds
 for_model.py     opens or creates the store of one model
 opening.py       whether a directory is a store, and its catalog can be trusted
+chosen_index.py  the index in the directory, or the one that a caller gave
 changes.py       replaces and deletes documents so that a crash loses nothing
 deletion.py      deletes documents with all KV made from them; collects garbage
 search.py        question -> chunks, following changes by other processes

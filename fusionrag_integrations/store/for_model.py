@@ -12,7 +12,7 @@ from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.store.stored_info import stored_info
-from fusionrag_integrations.store.vector_index.base import VectorIndex
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 
 
 def kept_kv(path: str | Path, asked: KeptKV | None) -> KeptKV:
@@ -55,7 +55,7 @@ def open_or_create(
     embedding: object | None,
     chunk_tokens: int | None,
     kv_format: KVFormat | None,
-    index: VectorIndex | None,
+    index: GivenIndex | None,
     kv_files: KVFiles | None,
     before: Callable[[], None],
 ) -> Store:

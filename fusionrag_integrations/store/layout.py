@@ -4,6 +4,7 @@ store.json           what the store was made with; a copy is in documents/
 catalog.sqlite       documents, chunks, their tokens and KV keys              (SQLite)
 documents/           the same as files, to rebuild the catalog from           (see manifests)
 index/               vectors of chunks; follows the catalog                   (Chroma)
+index.json           where the index is instead, if the caller gives one
 kv/                  KV records                                               (docs/kv_format.md)
 corrections/         of fused KV, one file per scope
 calibration.json     what was measured of the model
@@ -15,6 +16,7 @@ INFO_FILE = "store.json"
 CATALOG_FILE = "catalog.sqlite"
 DOCUMENTS_DIRECTORY = "documents"
 INDEX_DIRECTORY = "index"
+INDEX_NOTE_FILE = "index.json"
 KV_DIRECTORY = "kv"
 CORRECTIONS_DIRECTORY = "corrections"
 CALIBRATION_FILE = "calibration.json"

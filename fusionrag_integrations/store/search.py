@@ -44,6 +44,7 @@ class Search:
         self._fill_index = fill_index
         self._seen = catalog.revision  # when the index was last read or written
         self._is_whole = False  # whether the index is known to have all chunks
+        self._filled: set[str] = set()  # chunks that it is known to have, if it is filled
 
     def close(self) -> None:
         """Release the vectors that are held; index and catalog stay open."""
@@ -64,9 +65,11 @@ class Search:
             revision = self._catalog.revision
             self.follow()
             try:
+                self._check_index_for(where)
                 hits = self._hits(vector, k, scopes, where)
             except StoreError:  # another process may have changed the index just now
                 self._index.refresh()
+                self._check_index_for(where)
                 hits = self._hits(vector, k, scopes, where)
             # Chunks replaced between the look-ups in index and catalog are missed, so try again.
             if self._catalog.revision == revision:
@@ -140,6 +143,13 @@ class Search:
             logger.warning("The store at %s holds no chunks: ingest documents first.", self._path)
         return hits[:k]
 
+    def _check_index_for(self, where: Mapping[str, Any] | None) -> None:
+        """Fill an index that a search needs and that has lost chunks, as a server's may."""
+        asked = self._fill_index and (where or not self._exact.is_exact)
+        if asked and not self._index.holds(self._catalog.chunks.count()):
+            self._filled = set()
+            self._fill()
+
     def _check_whole(self) -> None:
         """The index may have more chunks: they are added to it first, and removed last."""
         if self._fill_index:
@@ -157,13 +167,19 @@ class Search:
                 raise index_lost_chunks(self._path, self._catalog)
 
     def _fill(self) -> None:
-        """Add chunks that the index lacks; the next ingest embeds those without a vector."""
-        missing = sorted(set(self._catalog.chunks.ids()) - self._index.ids())
+        """Add chunks that the index lacks; the next ingest embeds those without a vector.
+
+        It is asked for chunks that are new in the catalog, rather than for all, which may be many.
+        """
+        chunk_ids = set(self._catalog.chunks.ids())
+        new = sorted(chunk_ids - self._filled)
+        missing = sorted(set(new) - self._index.ids(new if self._filled else None))
         for batch in batches(missing):
             restore_vectors(self._catalog, self._index, batch)
+        self._filled = chunk_ids
 
     def _has_all(self) -> bool:
-        return self._catalog.counts().chunks <= len(self._index.ids())
+        return self._index.holds(self._catalog.chunks.count())
 
 
 def index_lost_chunks(path: Path, catalog: Catalog) -> StoreError:

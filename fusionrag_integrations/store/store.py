@@ -6,7 +6,7 @@ A store at a URL is opened in a directory too, a `WorkingCopy` of its newest ver
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from fusionrag_integrations.documents.types import Chunk, canonical_text
 from fusionrag_integrations.errors import StoreError, StoreMismatchError
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.changes import Changes
+from fusionrag_integrations.store.chosen_index import opened_index
 from fusionrag_integrations.store.corrections import Corrections
 from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.info import StoreInfo
@@ -35,10 +36,10 @@ from fusionrag_integrations.store.manifests import Manifests
 from fusionrag_integrations.store.objects.opening import is_url
 from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.published.working_copy import WorkingCopy
-from fusionrag_integrations.store.search import Search, index_lost_chunks
+from fusionrag_integrations.store.search import Search
 from fusionrag_integrations.store.stored_info import is_store
-from fusionrag_integrations.store.vector_index.base import VectorIndex
-from fusionrag_integrations.store.vector_index.chroma import DATABASE_FILE, ChromaIndex
+from fusionrag_integrations.store.vector_index.base import GivenIndex, VectorIndex
+from fusionrag_integrations.store.vector_index.given import IndexElsewhere
 from fusionrag_integrations.support.atomic_files import (
     make_directory,
     make_private,
@@ -67,9 +68,10 @@ class Store(Closable):
         files: KVFiles,
         *,
         fill_index: bool = True,
+        index_place: str = "",
     ) -> None:
         """fill_index: add chunks that the index lacks from the catalog. If False, an index that
-        lacks chunks counts as damaged.
+        lacks chunks counts as damaged. index_place: where it is, if not in the directory.
 
         Raises `StoreMismatchError` for another embedding than the store was made with.
         """
@@ -86,6 +88,7 @@ class Store(Closable):
         self.corrections = Corrections(self.path, catalog)
         info = catalog.info
         self.records = RecordStore(files, info.record_signature, info.kv_format)
+        self._index_place = index_place
         self._search = Search(self.path, catalog, index, embedder, fill_index)
         self.changes = Changes(self.path, catalog, self.manifests, index, embedder, self._search)
         self.copies: RecordStore | None = None
@@ -100,17 +103,19 @@ class Store(Closable):
         path: str | Path,
         embedding: object | None = None,
         *,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
     ) -> Self:
         """Open an existing store: in a directory, or the newest version of one at a URL.
 
         embedding: the one it was made with: a LangChain `Embeddings`, a LlamaIndex
-        `BaseEmbedding`, or None for the built-in lexical one. index, kv_files: used instead of
-        those in the directory; the caller closes them. Chunks that a given index lacks are added
-        from the catalog. Raises as `open_catalog` does, `StoreMismatchError` for another
-        embedding, and `StoreError` where the directory's index is missing. Where it lacks chunks,
-        the first search or change raises `StoreError`.
+        `BaseEmbedding`, or None for the built-in lexical one. index: a `VectorIndex`, a client of
+        chromadb's or one of its collections. index, kv_files: used instead of those in the
+        directory; the caller closes them. Chunks that a given index lacks are added from the
+        catalog by the first search or change. Raises as `open_catalog` does, `StoreMismatchError`
+        for another embedding, `InvalidInputError` for an index that can't be used, and `StoreError`
+        where the directory's index is missing. Where that lacks chunks, the first search or change
+        raises `StoreError`.
         """
         embedder = as_embedder(embedding)
         with ExitStack() as opened:
@@ -118,7 +123,8 @@ class Store(Closable):
             # Once for all parts, since a link may change.
             directory = directory_of(path) if copy is None else copy.path
             catalog = opened.enter_context(open_catalog(directory))
-            return cls._of_parts(directory, catalog, embedder, index, kv_files, opened, copy)
+            given = _given_index(index, directory, catalog.info)
+            return cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
 
     @classmethod
     def create(
@@ -127,24 +133,26 @@ class Store(Closable):
         info: StoreInfo,
         embedding: object | None = None,
         *,
-        index: VectorIndex | None = None,
+        index: GivenIndex | None = None,
         kv_files: KVFiles | None = None,
         publish: bool = True,
     ) -> Self:
         """Create an empty store, in a directory or at a URL. index, kv_files: as in `open`.
 
         publish: at a URL, make it known now; else its first change does. Raises `StoreError` where
-        any part of a store exists, `InvalidInputError` for a path that isn't UTF-8.
+        any part of a store exists, `InvalidInputError` for a path that isn't UTF-8, and for an
+        index that can't be used.
         """
         embedder = as_embedder(embedding)
         info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
+        given = _given_index(index, Path(path), info)
         with ExitStack() as opened:
             copy = opened.enter_context(WorkingCopy(path, is_new=True)) if is_url(path) else None
             directory = _empty_directory(Path(path)) if copy is None else copy.path
             # Before other files: of two processes only one succeeds, and the other changes none.
             catalog = opened.enter_context(Catalog.create(directory / CATALOG_FILE, info))
             Manifests(directory).notes.write_info(info)
-            store = cls._of_parts(directory, catalog, embedder, index, kv_files, opened, copy)
+            store = cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
         if copy is not None and publish:
             copy.publish_first(info)
         return store
@@ -155,19 +163,21 @@ class Store(Closable):
         path: Path,
         catalog: Catalog,
         embedder: Embedder,
-        index: VectorIndex | None,
+        given: IndexElsewhere | None,
         kv_files: KVFiles | None,
         opened: ExitStack,
         copy: WorkingCopy | None,
     ) -> Self:
         """The directory's own index and files where none are given. opened: becomes the store's."""
         # The index of a working copy follows the catalog, as one that is given.
-        fill_index = index is not None or copy is not None
-        if index is None:
-            index = opened.enter_context(closing(_open_index(path, catalog, fill_index)))
+        fill_index = given is not None or copy is not None
+        index = opened.enter_context(opened_index(path, catalog, given, fill_index))
         if kv_files is None:
             kv_files = LocalKVFiles(path / KV_DIRECTORY) if copy is None else copy.files
-        store = cls(path, catalog, embedder, index, kv_files, fill_index=fill_index)
+        place = given.place if given else ""
+        store = cls(
+            *(path, catalog, embedder, index, kv_files), fill_index=fill_index, index_place=place
+        )
         store._working_copy = copy
         if isinstance(kv_files, CopiedKVFiles):
             info = catalog.info
@@ -196,6 +206,8 @@ class Store(Closable):
         with holding(self.path), self._publishing():
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
+            if self._index_place and self._working_copy is None:
+                self.manifests.notes.write_index_place(self._index_place)
             try:
                 yield
             finally:
@@ -220,7 +232,8 @@ class Store(Closable):
             if not self._working_copy.follow(self.catalog):
                 return False
             self._search.follow()
-            self.changes.remove_unknown()
+            if not self._index_place:  # others may have a newer version's chunks there
+                self.changes.remove_unknown()
         return True
 
     def _publishing(self) -> AbstractContextManager[None]:
@@ -302,6 +315,10 @@ class Store(Closable):
         return candidates[0].handle if len(candidates) == 1 else None
 
 
+def _given_index(given: GivenIndex | None, path: Path, info: StoreInfo) -> IndexElsewhere | None:
+    return None if given is None else IndexElsewhere.of(given, path, info.store_id)
+
+
 def _empty_directory(path: Path) -> Path:
     """A directory for a new store, with nothing of an older one. Raises as `Store.create` does."""
     check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
@@ -314,12 +331,3 @@ def _empty_directory(path: Path) -> Path:
     except OSError as error:
         raise StoreError(f"Can't make a store at {path}: {error}") from error
     return path
-
-
-def _open_index(path: Path, catalog: Catalog, fill: bool) -> ChromaIndex:
-    """The index of a store. Raises `StoreError` where it is missing, and isn't to be filled."""
-    directory = path / INDEX_DIRECTORY
-    database = directory / DATABASE_FILE
-    if not fill and catalog.counts().chunks and not (database.exists() and database.stat().st_size):
-        raise index_lost_chunks(path, catalog)
-    return ChromaIndex(directory)

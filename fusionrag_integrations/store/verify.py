@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from fusionrag_integrations.store.manifests.notes import read_info
 from fusionrag_integrations.store.opening import check_nothing_lost, open_catalog
 from fusionrag_integrations.store.vector_index.check import index_faults
 from fusionrag_integrations.support.renamed import Renamed
+
+logger = logging.getLogger(__name__)
 
 Area = Literal["catalog", "documents", "index", "kv", "corrections", "calibration"]
 Counted = Callable[[int, int], object]
@@ -180,8 +183,14 @@ def document_problems(store: Path, manifests: Manifests, catalog: Catalog) -> It
 
 
 def index_problems(store: Path, catalog: Catalog) -> Iterator[Problem]:
-    """At most one problem, which names all that is wrong, since the index is rebuilt as a whole."""
+    """At most one problem, which names all that is wrong, since the index is rebuilt as a whole.
+
+    One that isn't in the store's directory isn't checked: whoever opens the store with it fills it.
+    """
     path = store / INDEX_DIRECTORY
+    if place := Manifests(store).notes.index_place():
+        logger.warning("The index of the store at %s isn't checked: it is %s.", store, place)
+        return
     if not catalog.counts().chunks and not path.exists():
         return  # the next ingest creates it
     found = index_faults(catalog, path) if path.exists() else ["it is missing"]
@@ -233,6 +242,10 @@ def note_problems(store: Path, manifests: Manifests, catalog: Catalog) -> Iterat
             raise StoreError(f"{manifests.notes.revision_path} doesn't say what the catalog says.")
     except StoreError as error:
         yield problem_of("documents", manifests.notes.revision_path, error)
+    try:
+        manifests.notes.check_index_place()
+    except StoreError as error:
+        yield problem_of("index", manifests.notes.index_path, error)
 
 
 def problem_of(area: Area, path: Path, error: Exception, fixed: bool = False) -> Problem:

@@ -1,0 +1,1 @@
+"""What takes servers on this machine: `make test-cluster` runs it."""

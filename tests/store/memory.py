@@ -34,9 +34,12 @@ class MemoryVectorIndex:
         self._length: int | None = None
         self._closed = False
 
-    def ids(self) -> set[str]:
+    def ids(self, among: Sequence[str] | None = None) -> set[str]:
         self.refresh()
-        return set(self._rows)
+        return set(self._rows) if among is None else self._rows.keys() & set(among)
+
+    def holds(self, count: int) -> bool:
+        return len(self.ids()) >= count
 
     def add(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
         self.refresh()

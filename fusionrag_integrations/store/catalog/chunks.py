@@ -82,6 +82,11 @@ class Chunks:
         query = "SELECT id, scope, text FROM chunks WHERE id IN ({})"
         return self._database.rows_in(query, chunk_ids)
 
+    def count(self) -> int:
+        """How many chunks searches may find."""
+        (found,) = self._database.column("SELECT count(*) FROM chunks WHERE NOT captured")
+        return int(found)
+
     def count_by_scope(self) -> dict[str, int]:
         """How many chunks each scope has, of those that have any."""
         query = "SELECT scope, count(*) FROM chunks WHERE NOT captured GROUP BY 1 ORDER BY 1"

@@ -1,4 +1,4 @@
-"""What a store's files say of the store itself: store.json, its copy and revision.json.
+"""What a store's files say of the store itself: store.json, its copy, revision.json, index.json.
 
 By them a catalog that is out of date, as one restored from a backup, or another store's is refused.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError
 from fusionrag_integrations.store.info import StoreInfo
-from fusionrag_integrations.store.layout import INFO_FILE, REVISION_FILE
+from fusionrag_integrations.store.layout import INDEX_NOTE_FILE, INFO_FILE, REVISION_FILE
 from fusionrag_integrations.store.manifests.json_files import read_json, write_json
 
 
@@ -32,6 +32,7 @@ class StoreNotes:
         self.info_path = store / INFO_FILE
         self.info_copy = documents / INFO_FILE
         self.revision_path = documents / REVISION_FILE
+        self.index_path = store / INDEX_NOTE_FILE
         self._drafts = drafts
 
     def write_info(self, info: StoreInfo) -> None:
@@ -84,6 +85,27 @@ class StoreNotes:
             return KnownRevision(str(content["store_id"]), int(content["revision"]))
         except (LookupError, TypeError, ValueError) as error:
             raise StoreError(f"{self.revision_path} is damaged: {error!r}") from error
+
+    def write_index_place(self, place: str) -> None:
+        """Note that the store's index isn't in its directory, but at a place."""
+        if self.index_place() != place:
+            write_json(self.index_path, {"place": place}, self._drafts, sync=True)
+
+    def index_place(self) -> str | None:
+        """Where the index is, if not in the store's directory; None also where that is damaged."""
+        try:
+            return self.check_index_place()
+        except StoreError:
+            return None
+
+    def check_index_place(self) -> str | None:
+        """The same; raises where there is something that can't be read."""
+        if not os.path.lexists(self.index_path):
+            return None
+        try:
+            return str(read_json(self.index_path)["place"])
+        except (LookupError, TypeError) as error:
+            raise StoreError(f"{self.index_path} is damaged: {error!r}") from error
 
 
 def read_info(path: Path) -> StoreInfo:

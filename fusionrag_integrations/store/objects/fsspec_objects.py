@@ -21,9 +21,17 @@ AT_ONCE = 16  # questions to the storage, each of which takes a round trip
 PATIENCE = 60.0  # seconds that a storage may be away before what writes to it gives up
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 4.0  # seconds between attempts
 _ABSENT = (FileNotFoundError, FileExistsError, PermissionError, NotImplementedError)
-# Listings would hide what other machines write. S3: reads don't wait for a server that hangs.
+# Listings would hide what other machines write.
 _EVERYWHERE = {"use_listings_cache": False, "skip_instance_cache": True}
-_ON_S3 = {"config_kwargs": {"connect_timeout": 3, "read_timeout": 10, "max_pool_connections": 64}}
+# A request waits eight seconds for a server that hangs, not minutes: its KV then is a miss.
+_ON_S3 = {
+    "config_kwargs": {
+        "connect_timeout": 2,
+        "read_timeout": 4,
+        "retries": {"mode": "standard", "total_max_attempts": 2},
+        "max_pool_connections": 64,
+    }
+}
 
 Result = TypeVar("Result")
 
@@ -47,9 +55,8 @@ class FsspecObjects(Forkable, Closable):
         """Connect anew: a forked child has neither the parent's connections nor its threads."""
         import fsspec
 
-        options: dict[str, Any] = dict(_EVERYWHERE)
-        if self.url.startswith(("s3:", "s3a:")):
-            options |= _ON_S3
+        is_s3 = self.url.startswith(("s3:", "s3a:"))
+        options: dict[str, Any] = _EVERYWHERE | (_ON_S3 if is_s3 else {})
         try:
             self._fs, self._root = fsspec.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as error:
@@ -57,6 +64,8 @@ class FsspecObjects(Forkable, Closable):
                 f"The store {self.url} can't be opened: {error}. Install what fsspec needs for "
                 "it; for S3 that is pip install 'fusionrag-integrations[s3]'."
             ) from error
+        if is_s3:
+            self._fs.retries = 1  # s3fs multiplies botocore's by its own
         self._threads = ThreadPoolExecutor(AT_ONCE, "fusionrag-objects")
 
     def read(self, name: str) -> bytes:

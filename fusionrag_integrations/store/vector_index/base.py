@@ -7,7 +7,7 @@ index is rebuilt without a model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from fusionrag_integrations.documents.types import Chunk
 
@@ -20,8 +20,12 @@ class VectorIndex(Protocol):
     it is closed.
     """
 
-    def ids(self) -> set[str]:
-        """The ids of all chunks in the index."""
+    def ids(self, among: Sequence[str] | None = None) -> set[str]:
+        """The ids of all chunks in the index, or which of these it has."""
+
+    def holds(self, count: int) -> bool:
+        """Whether it has at least so many chunks. Asked before searches, so it has to be quick."""
+        ...
 
     def add(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
         """Add chunks, or replace those with the same ids. One vector per chunk, in order.
@@ -63,3 +67,7 @@ class VectorIndex(Protocol):
 
     def close(self) -> None:
         """Release all resources. May be called again."""
+
+
+GivenIndex: TypeAlias = VectorIndex | Any
+"""What `index=` takes: a `VectorIndex`, or a client of chromadb's or one of its collections."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import chromadb
 import numpy as np
 import pytest
 
@@ -19,6 +21,8 @@ from fusionrag_integrations.errors import (
 )
 from fusionrag_integrations.store.vector_index.base import VectorIndex
 from fusionrag_integrations.store.vector_index.chroma import ChromaIndex
+from fusionrag_integrations.store.vector_index.given import IndexElsewhere
+from tests.store.among_others import IndexOfOthers
 from tests.store.memory import MemoryVectorIndex
 
 pytestmark = pytest.mark.contract
@@ -28,12 +32,32 @@ def chunk(name: str, scope: str = "", /, **metadata: MetadataValue) -> Chunk:
     return Chunk(name, f"doc-{name}", 0, f"text of {name}", f"Title {name}", scope, metadata)
 
 
-@pytest.fixture(params=["chroma", "memory"])
+def of_client(path: Path) -> VectorIndex:
+    """In a collection of the store's own."""
+    return IndexElsewhere.of(chromadb.EphemeralClient(), path, uuid4().hex).index
+
+
+def among_others(path: Path, space: str = "cosine") -> VectorIndex:
+    """In a collection where another store and another program have entries, nearest to all."""
+    client, name = chromadb.EphemeralClient(), uuid4().hex
+    collection = client.create_collection(name, configuration={"hnsw": {"space": space}})
+    other = IndexElsewhere.of(collection, path, uuid4().hex).index
+    return IndexOfOthers(IndexElsewhere.of(collection, path, uuid4().hex).index, other, collection)
+
+
+MADE: dict[str, Callable[[Path], VectorIndex]] = {
+    "chroma": lambda path: ChromaIndex(path / "index"),
+    "client": of_client,
+    "collection": among_others,
+    "collection by l2": lambda path: among_others(path, "l2"),
+    "collection by ip": lambda path: among_others(path, "ip"),
+    "memory": lambda path: MemoryVectorIndex(),
+}
+
+
+@pytest.fixture(params=MADE)
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VectorIndex]:
-    made: VectorIndex = (
-        ChromaIndex(tmp_path / "index") if request.param == "chroma" else MemoryVectorIndex()
-    )
-    with closing(made):
+    with closing(MADE[request.param](tmp_path)) as made:
         yield made
 
 
@@ -90,9 +114,33 @@ def test_equal_scores_come_in_order_of_ids(index: VectorIndex) -> None:
 
 
 def test_scores_do_not_depend_on_the_lengths_of_vectors(index: VectorIndex) -> None:
-    index.add([chunk("a"), chunk("b"), chunk("zeros")], [[3e20, 0.0], [0.0, 1e-20], [0.0, 0.0]])
+    index.add([chunk("a"), chunk("b")], [[3e20, 0.0], [0.0, 1e-20]])
     found = dict(index.search([30.0, 40.0], 3))
-    assert found == {"a": pytest.approx(0.6), "b": pytest.approx(0.8), "zeros": pytest.approx(0.0)}
+    assert found == {"a": pytest.approx(0.6), "b": pytest.approx(0.8)}
+    found = dict(index.search([0.0, 0.0], 3))
+    assert found == {"a": pytest.approx(0.0), "b": pytest.approx(0.0)}
+
+
+def test_zeros_are_similar_to_nothing_or_refused(index: VectorIndex) -> None:
+    refused = False
+    with suppress(InvalidInputError):
+        refused = True
+        index.add([chunk("zeros"), chunk("a")], [[0.0, 0.0], [1.0, 0.0]])
+        refused = False
+    found = dict(index.search([0.6, 0.8], 3))
+    assert found == ({} if refused else {"a": pytest.approx(0.6), "zeros": pytest.approx(0.0)})
+
+
+def test_which_of_these_and_whether_so_many(index: VectorIndex) -> None:
+    assert index.ids(["a"]) == index.ids([]) == set()
+    assert index.holds(0)
+    assert not index.holds(1)
+    index.add([chunk("a"), chunk("b"), chunk("c")], [[1.0, 0.0]] * 3)
+    assert index.ids(["c", "unknown", "a"]) == {"a", "c"}
+    assert index.holds(3)
+    assert not index.holds(4)
+    index.remove(["b"])
+    assert not index.holds(3)
 
 
 def test_empty_index_and_more_asked_than_there_is(index: VectorIndex) -> None:
@@ -236,6 +284,7 @@ def test_a_closed_index_says_so(index: VectorIndex) -> None:
     index.close()
     calls: list[Callable[[], object]] = [
         index.ids,
+        lambda: index.holds(1),
         lambda: index.add([chunk("b")], [[1.0, 0.0]]),
         lambda: index.add([], []),
         lambda: index.remove(["a"]),

@@ -190,9 +190,9 @@ class TestLease:
     def test_one_that_is_renewed_lasts(
         self, objects: Objects, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(writer_lease, "SECONDS", 0.4)
+        monkeypatch.setattr(writer_lease, "SECONDS", 2.0)
         with WriterLease(objects) as lease:
-            time.sleep(1)
+            time.sleep(2.5)
             lease.check()
             with pytest.raises(StoreBusyError):
                 WriterLease(objects)

@@ -11,7 +11,12 @@ from threading import RLock
 from typing import Any
 from weakref import finalize
 
-from fusionrag_integrations.errors import InvalidInputError, StoreClosedError, StoreError
+from fusionrag_integrations.errors import StoreClosedError, StoreError, StoreMismatchError
+from fusionrag_integrations.store.vector_index.chroma_connection import (
+    HNSW,
+    Limits,
+    named_arguments,
+)
 from fusionrag_integrations.store.vector_index.chroma_files import (
     check_no_links,
     check_room,
@@ -24,17 +29,17 @@ from fusionrag_integrations.store.vector_index.chroma_process import (
     close_client,
     open_client,
 )
+from fusionrag_integrations.store.vector_index.entries import OwnEntries
 from fusionrag_integrations.store.vector_index.vectors import embedding_mismatch
 from fusionrag_integrations.support.atomic_files import DIRECTORY_MODE
 from fusionrag_integrations.support.forks import Forkable
 from fusionrag_integrations.support.threads import Closable
 
 _COLLECTION = "chunks"
-# Chroma's graph is approximate; this width finds the true neighbours among thousands of chunks.
-_HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 32}
+_ALL = OwnEntries()
 
 
-class ChromaClient(Forkable, Closable):
+class ChromaDirectory(Forkable, Closable):
     """The collection in a directory, used by one thread at a time.
 
     The directory is created if missing. A read-only one, or one on a full disk, is read in a
@@ -50,8 +55,8 @@ class ChromaClient(Forkable, Closable):
         super().__init__()
 
     @contextmanager
-    def reading(self) -> Iterator[Any]:
-        """The collection, to read from. Chroma's errors are raised as this package's."""
+    def reading(self) -> Iterator[tuple[Any, OwnEntries]]:
+        """See `ChromaConnection.reading`. Chroma's errors are raised as this package's."""
         with self._lock, self._named_errors():
             self._check_open()
             if self._is_old:
@@ -59,11 +64,11 @@ class ChromaClient(Forkable, Closable):
             if self._client is None:
                 self._open()
             ThreadPool.use()
-            yield self._collection
+            yield self._collection, _ALL
 
     @contextmanager
-    def writing(self, nbytes: int = 0) -> Iterator[Any]:
-        """The collection, to write nbytes of texts and vectors, if there is room."""
+    def writing(self, nbytes: int = 0) -> Iterator[tuple[Any, OwnEntries]]:
+        """See `ChromaConnection.writing`. Raises `StoreError` where there is no room."""
         with self.reading():
             check_room(self.directory, nbytes)
             if self._is_copy:
@@ -73,16 +78,19 @@ class ChromaClient(Forkable, Closable):
             # Chroma writes far more slowly to an index that it hasn't read since opening it.
             if not self._is_read:
                 self._read()
-            yield self._collection
+            yield self._collection, _ALL
             if not self._is_read:  # it was empty before
                 self._reopen()
                 self._read()
 
-    def batches(self, count: int) -> Iterator[slice]:
-        """Slices of `count` entries, of the size that Chroma accepts at once."""
+    def limits(self) -> Limits:
+        """See `ChromaConnection.limits`."""
         with self.reading():
-            size = int(self._client.get_max_batch_size())
-        return (slice(start, start + size) for start in range(0, count, size))
+            return Limits(int(self._client.get_max_batch_size()))
+
+    def mismatch(self, reason: object) -> StoreMismatchError:
+        """See `ChromaConnection.mismatch`."""
+        return embedding_mismatch(self.directory.parent, reason)
 
     def refresh(self) -> None:
         """Reopen the directory before its next use, to see what other processes have written."""
@@ -125,7 +133,7 @@ class ChromaClient(Forkable, Closable):
             self._release = finalize(self, _close, self._client, copy)
             try:
                 self._collection: Any = self._client.get_or_create_collection(
-                    _COLLECTION, embedding_function=None, configuration={"hnsw": _HNSW}
+                    _COLLECTION, embedding_function=None, configuration={"hnsw": HNSW}
                 )
             except BaseException:
                 self._release()
@@ -151,15 +159,11 @@ class ChromaClient(Forkable, Closable):
     @contextmanager
     def _named_errors(self, *others: type[Exception]) -> Iterator[None]:
         """Raise Chroma's errors, the system's and `others` as this package's, naming the path."""
-        from chromadb.errors import ChromaError, InvalidArgumentError
+        from chromadb.errors import ChromaError
 
         try:
-            yield
-        except InvalidArgumentError as error:
-            if "dimension" in str(error):
-                raise embedding_mismatch(self.directory.parent, error) from error
-            what = "A filter" if "where" in str(error) else "An embedding"
-            raise InvalidInputError(f"{what} can't be used: {error}.") from error
+            with named_arguments(self):
+                yield
         except (ChromaError, OSError, *others) as error:
             raise StoreError(
                 f"The index in {self.directory} can't be used: {error}. If it is damaged, "
