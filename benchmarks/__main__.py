@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import cost, formats, results, speed, store
+from benchmarks.commands import cost, formats, ray_ingest, results, speed, store
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -15,7 +15,7 @@ def main() -> None:
 
 for command in (
     *(speed.kernel, speed.offline, speed.memory, store.store, speed.traffic, formats.formats),
-    *(cost.cost, results.leads, results.figures, results.report),
+    *(cost.cost, ray_ingest.ray_ingest, results.leads, results.figures, results.report),
 ):
     main.add_command(command)
 

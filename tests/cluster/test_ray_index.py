@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,6 +41,7 @@ pytestmark = pytest.mark.enable_socket
 
 TWO = Workers(count=2, price_per_hour=3.6)
 MANY = [town(number) for number in range(120)]  # seconds of work
+PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
 QUESTION = "\n\nWhat does the fox jump over?"
 SECONDS = 120.0  # for something to happen, on a machine that is busy
 
@@ -48,6 +52,8 @@ def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSIONRAG_CACHE", str(tmp_path_factory.mktemp("workers")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")
+        patch.setenv("RAY_worker_niceness", "0")  # other tests may run at the same time
         patch.setenv("OMP_NUM_THREADS", "1")
         ray.init(
             address="local",
@@ -111,20 +117,21 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def index_command(
-    files: Path, store: Path, model: Path, address: str, *more: str
-) -> subprocess.Popen[str]:
-    """A driver in a process of its own."""
-    chosen = ["--store", store, "--model", model, "--chunk-tokens", "48"]
-    on_ray = ["--ray", address, "--workers", "2"]
+def fusionrag(*arguments: object, **how: Any) -> subprocess.Popen[str]:
+    """The command, in a process of its own."""
     program = "from fusionrag_integrations.cli import main; main()"
-    command = ["-c", program, "index", files, *chosen, *on_ray, *more]
     return subprocess.Popen(
-        [sys.executable, *map(str, command)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
+        **{"stderr": subprocess.DEVNULL} | how,
     )
+
+
+def driver(files: Path, store: Path, model: Path, address: str) -> subprocess.Popen[str]:
+    """An `index` whose workers are of the cluster at this address."""
+    chosen = ("--store", store, "--model", model, "--chunk-tokens", "48", "--json")
+    return fusionrag("index", files, *chosen, "--ray", address, "--workers", "2")
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -208,15 +215,15 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     for document in MANY:
         (files / f"{document.id}.txt").write_text(document.text)
     kv = LocalKVFiles(store / KV_DIRECTORY)
-    driver = index_command(files, store, model_dir, cluster)
+    first = driver(files, store, model_dir, cluster)
     try:
         wait_for(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
-        driver.send_signal(signal.SIGSTOP)
+        first.send_signal(signal.SIGSTOP)
         with pytest.raises(StoreBusyError, match="Another ingest or delete"):
             indexed(MANY, model_dir, store)
     finally:
-        driver.kill()
-        driver.wait()
+        first.kill()
+        first.wait()
     wait_for(lambda: not workers())
     with Catalog.open(store / CATALOG_FILE) as catalog:
         keys = catalog.kv.keys_by_chunk()
@@ -224,9 +231,9 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     noted = [fused for _, _, fused in keys if fused]
     assert len(keys) == 360
     assert len(there) > 100
-    command = index_command(files, store, model_dir, cluster, "--json")
-    said, _ = command.communicate(timeout=SECONDS * 2)
-    assert command.returncode == 0
+    second = driver(files, store, model_dir, cluster)
+    said, _ = second.communicate(timeout=SECONDS * 2)
+    assert second.returncode == 0
     report = json.loads(said)
     assert report["isolated_computed"] == 360 - len(there)
     assert report["fused_computed"] == 360 - len(noted)
@@ -234,4 +241,28 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     with opened(store) as made:
         assert made.ingest([]).fused_computed == 0
         answers(made)
+    assert list(find_damage(store)) == []
+
+
+def test_the_pages_command_starts_ray_here_and_may_be_interrupted(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^fusionrag (index .* --ray --workers 2)$", PAGE, re.MULTILINE)
+    (tmp_path / "docs").mkdir()
+    for document in MANY[:40]:
+        (tmp_path / "docs" / f"{document.id}.txt").write_text(document.text)
+    arguments = shlex.split(command)
+    first = fusionrag(*arguments, cwd=tmp_path, stderr=subprocess.PIPE)
+    store = tmp_path / "my-store"
+    wait_for(lambda: (store / CATALOG_FILE).exists())  # Ray has started
+    rays = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGINT)
+    _, told = first.communicate(timeout=SECONDS)
+    assert first.returncode == 130
+    assert "run the command again" in told
+    wait_for(lambda: not any(process.is_running() for process in rays))
+    second = fusionrag(*arguments, "--json", "--price-per-hour", "3.6", cwd=tmp_path)
+    said, _ = second.communicate(timeout=SECONDS * 2)
+    report = json.loads(said)
+    assert report["documents_new"] + report["documents_unchanged"] == 40
+    assert report["workers"] == 2
+    assert report["cost"] == pytest.approx(3.6 * 2 * report["wall_seconds"] / 3600)
     assert list(find_damage(store)) == []

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 NEEDED = ("ray", "pandas", "pyarrow")  # of the extra
 OBJECT_STORE = 256 << 20  # bytes, for batches on their way; what finds no room goes to the disk
 LOOPBACK = "127.0.0.1"
+# Ray tells nobody of its use, and has time to start on a busy machine.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
             f"{address!r} names a Ray client, over which datasets don't run. Run this on a machine "
             "of the cluster, for example by `ray job submit`, and give 'auto'."
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
