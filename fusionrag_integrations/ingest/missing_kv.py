@@ -77,6 +77,7 @@ class MissingKV:
         unfused = [*catalog.unfused_ids(), *lost]
         fusing = _Fusing(catalog.traced_keys())
         counts = Counter[str]()
+        told = -1
         self._progress("isolated", 0, len(missing))
         for made in self._work.kv(self._tokens(missing), self._to_fuse(unfused, fusing)):
             self.full = self.full or not made.is_stored
@@ -85,9 +86,11 @@ class MissingKV:
                 self._progress("isolated", counts["isolated"], len(missing))
                 continue
             self._take_in(made, fusing)
-            self._progress("fused", fusing.done, len(unfused))
+            told = fusing.done
+            self._progress("fused", told, len(unfused))
         self._store.changes.note_links(sorted(fusing.documents))
-        self._progress("fused", len(unfused), len(unfused))
+        if told < len(unfused):  # the last ones have no neighbours
+            self._progress("fused", len(unfused), len(unfused))
         return counts["isolated"], counts["fused"]
 
     def _tokens(self, chunk_ids: Sequence[str]) -> Iterator[ChunkTokens]:
