@@ -13,6 +13,7 @@ from tests.provocations import (
     reuse,
     servers,
     settings,
+    shared,
     stores,
 )
 from tests.provocations.world import Provocation, Seen, World, see
@@ -26,6 +27,7 @@ PROVOCATIONS: list[tuple[str, Provocation]] = [
         models,
         stores,
         indexes,
+        shared,
         documents,
         ray_ingest,
         asking,
