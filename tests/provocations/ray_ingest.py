@@ -23,6 +23,10 @@ from tests.provocations.world import Provoked, Seen, World
 provoked = Provoked()
 
 
+class RayError(Exception):
+    """As Ray's own are."""
+
+
 def fake_ray(world: World, **given: Any) -> None:
     """As if this package's extra were installed, on a machine of two CPUs."""
 
@@ -35,6 +39,7 @@ def fake_ray(world: World, **given: Any) -> None:
         "is_initialized": lambda: False,
         "cluster_resources": lambda: {"CPU": 2.0},
         "data": SimpleNamespace(),
+        "exceptions": SimpleNamespace(RayError=RayError),
     }
     module = SimpleNamespace(**found | given)
     world.patch.setitem(sys.modules, "ray", module)
@@ -84,6 +89,13 @@ def no_room_yet(world: World) -> list[Seen]:
         return world.logged()
 
 
+@provoked.by("Ray gave up: ... What was stored is kept: run this again to go on. ...")
+def given_up(world: World) -> None:
+    fake_ray(world)
+    with connected("auto", Workers()):
+        raise RayError("The actor died unexpectedly before finishing this task")
+
+
 @provoked.by("... workers with ... CPUs and ... GPUs each can't work; ...")
 def no_workers(world: World) -> None:
     Workers(count=0)
@@ -98,7 +110,9 @@ def told_by_worker(world: World, **place: Any) -> None:
     """What a worker says of its first batch is raised by whoever waits for it."""
     info = world.engine.store.catalog.info
     given = {"store": world.store, "info": info, "workers": 1} | place
-    worker = KVWorker(Ledger(), ModelPlace(world.model_dir, threads=1), KVPlace(**given))
+    worker = KVWorker(
+        Ledger(), ModelPlace(world.model_dir, threads=1), KVPlace(**given), isolated=0
+    )
     batch = np.empty(1, dtype=object)
     batch[0] = ChunkTokens("ab", (1,))
     (error,) = worker({"task": batch})["result"]

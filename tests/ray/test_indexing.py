@@ -17,7 +17,7 @@ from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMi
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.ingest.work import ChangedDocument, ChunkTokens, Computed, FusedChunk
-from fusionrag_integrations.ray.indexing import StageAccount, Workers
+from fusionrag_integrations.ray.indexing import StageAccount, Workers, workers
 from fusionrag_integrations.ray.indexing.ledger import Ledger, told
 from fusionrag_integrations.ray.indexing.model_kv import KVPlace, ModelPlace
 from fusionrag_integrations.ray.indexing.workers import KVWorker, TextWorker
@@ -66,8 +66,8 @@ def batch(tasks: Sequence[object]) -> dict[str, Any]:
     return {"task": column}
 
 
-def worker(model_dir: Path, place: KVPlace, ledger: Ledger) -> KVWorker:
-    return KVWorker(ledger, ModelPlace(model_dir, threads=1), place)
+def worker(model_dir: Path, place: KVPlace, ledger: Ledger, isolated: int = 0) -> KVWorker:
+    return KVWorker(ledger, ModelPlace(model_dir, threads=1), place, isolated)
 
 
 def stored_bytes(where: Path | str, keys: Sequence[str]) -> int:
@@ -124,6 +124,22 @@ class TestKVWorkers:
         (computed,) = made(batch([FusedChunk(tokens[1], (tokens[0],))]))["result"]
         wanted = {tokens[0].key, tokens[1].key, computed.key}
         assert engine.store.records.existing(wanted) == wanted
+
+    def test_what_is_fused_waits_for_isolated_kv_of_others(
+        self,
+        engine: FusionEngine,
+        model_dir: Path,
+        place: KVPlace,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        tokens = [ChunkTokens.of(record) for record in all_records(engine.store.catalog)][:2]
+        ledger = Ledger()
+        one, other = (worker(model_dir, place, ledger, isolated=2) for _ in range(2))
+        monkeypatch.setattr(workers, "sleep", lambda seconds: other(batch(tokens)))
+        one(batch([FusedChunk(tokens[1], (tokens[0],))]))
+        accounts = {stage.stage: stage for stage in ledger.accounts()}
+        assert (accounts["isolated"].items, accounts["isolated"].found) == (2, 0)
+        assert accounts["fused"].kv_bytes == accounts["isolated"].kv_bytes // 2  # of one chunk
 
     def test_another_model_is_refused(
         self, engine: FusionEngine, model: CausalModel, place: KVPlace, tmp_path: Path

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 from fusionrag_integrations.ray.indexing.settings import Workers
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
 
     address: host:port of a cluster to which this machine belongs, or "auto" for the one that runs
     here. None starts Ray on this machine. Where this process is connected already, that is used.
-    Raises `InvalidInputError` where there is no cluster at the address, or no room.
+    Raises `InvalidInputError` where there is no cluster at the address, or no room, and
+    `FusionRAGError` for what Ray raises meanwhile.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise InvalidInputError(
@@ -43,16 +44,20 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    if ray.is_initialized():
-        _check_room(workers, may_grow=True)
-        yield
-        return
-    _connect(address)
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        _connect(address)
     try:
-        _check_room(workers, may_grow=address is not None)
+        _check_room(workers, may_grow=was_connected or address is not None)
         yield
+    except ray.exceptions.RayError as error:
+        raise FusionRAGError(
+            f"Ray gave up: {error}. What was stored is kept: run this again to go on. Where a "
+            "worker is killed for its memory, give fewer workers a machine."
+        ) from error
     finally:
-        ray.shutdown()
+        if not was_connected:
+            ray.shutdown()
 
 
 def _connect(address: str | None) -> None:

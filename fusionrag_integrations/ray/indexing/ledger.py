@@ -49,6 +49,10 @@ class Tells(Protocol):
     def ended(self, stage: str, items: int, seconds: float, done: Done) -> None:
         """A worker completed a batch."""
 
+    def completed(self, stage: str) -> int:
+        """How many items' batches are completed."""
+        ...
+
 
 @dataclass
 class Ledger:
@@ -78,6 +82,9 @@ class Ledger:
             kv_bytes=known.kv_bytes + done.kv_bytes,
         )
 
+    def completed(self, stage: str) -> int:
+        return self._stage(stage).items
+
     def accounts(self) -> tuple[StageAccount, ...]:
         """By stage, in the order in which they began. Of an ingest that has ended."""
         return tuple(
@@ -104,11 +111,14 @@ class RemoteLedger:
     def ended(self, stage: str, items: int, seconds: float, done: Done) -> None:
         _get(self._actor.ended.remote(stage, items, seconds, done))
 
+    def completed(self, stage: str) -> int:
+        return int(_get(self._actor.completed.remote(stage)))
 
-def _get(told: Any) -> None:
+
+def _get(told: Any) -> Any:
     import ray
 
-    ray.get(told)
+    return ray.get(told)
 
 
 @contextmanager

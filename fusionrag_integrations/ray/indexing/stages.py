@@ -32,6 +32,7 @@ from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.support.progress import Progress
 
 TASK_PASSES = 8  # of the model in a batch: more would be done twice where a worker is lost
+RETRIES = 5  # of a batch whose workers are lost: one that kills them all isn't tried for ever
 TASK_TEXT = 1 << 17  # characters of the documents in a batch
 
 Measured = tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, ...]]
@@ -91,15 +92,15 @@ class RayWork:
     def kv(
         self, isolated: Iterable[ChunkTokens], fused: Iterable[FusedChunk]
     ) -> Iterator[Computed]:
-        """Isolated KV is begun first. Where fused KV needs some that isn't there yet, its worker
-        computes that, too.
-        """
+        """Isolated KV first: what is fused waits for it."""
         tokens = TASK_PASSES * PASS_TOKENS
-        blocks = [
-            *map(_block, in_passes(isolated, lambda chunk: chunk, tokens)),
-            *map(_block, in_passes(fused, lambda chunk: chunk.chunk, tokens)),
-        ]
-        given = (self._needed.model, self._needed.place)
+        blocks: list[Any] = []
+        count = 0
+        for batch in in_passes(isolated, lambda chunk: chunk, tokens):
+            blocks.append(_block(batch))
+            count += len(batch)
+        blocks += map(_block, in_passes(fused, lambda chunk: chunk.chunk, tokens))
+        given = (self._needed.model, self._needed.place, count)
         return self._results(blocks, KVWorker, given, self._resources)
 
     def correction(
@@ -137,6 +138,7 @@ class RayWork:
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=(self._needed.tells, *given),
+            max_task_retries=RETRIES,
             **resources,
         )
         dataset.context.enable_progress_bars = False

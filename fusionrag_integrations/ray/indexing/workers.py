@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from fusionrag_integrations.ray.indexing.model_kv import KVPlace, ModelKV, Model
 from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.support.batches import in_batches
+
+PATIENCE = 60.0  # seconds, for isolated KV that other workers compute
+PAUSE = 0.05  # seconds, between looks
 
 Batch = Mapping[str, Any]
 Make = Callable[[], object | None]
@@ -50,6 +53,7 @@ class Worker:
         if self._failed is not None:
             return _column([self._failed])
         try:
+            self.wait(tasks)
             with told(self._tells, self.stage(tasks), len(tasks)) as done:
                 return _column(self.results(tasks, done))
         except FusionRAGError as error:
@@ -58,6 +62,9 @@ class Worker:
     def stage(self, tasks: Sequence[Any]) -> str:
         """Under which name a batch is counted."""
         return self.name
+
+    def wait(self, tasks: Sequence[Any]) -> None:
+        """Wait for what a batch needs of other workers."""
 
     def prepare(self) -> None:
         """Get ready, which may take long."""
@@ -98,14 +105,25 @@ class KVWorker(Worker):
     """Holds the model, and computes KV. A batch is of one kind.
 
     Isolated KV that is there already, of another worker that was lost, perhaps, isn't computed
-    again; fused KV is, since nobody knows its trace.
+    again; fused KV is, since nobody knows its trace. It waits for the last isolated KV; what isn't
+    there within `PATIENCE`, since its worker has to start anew, it computes itself.
     """
 
     name = "model"
 
-    def __init__(self, tells: Tells, model: ModelPlace, place: KVPlace) -> None:
+    def __init__(self, tells: Tells, model: ModelPlace, place: KVPlace, isolated: int) -> None:
+        """isolated: of how many chunks isolated KV is computed by all workers."""
         self._model, self._place = model, place
+        self._isolated_left = isolated > 0
+        self._isolated_count = isolated
         super().__init__(tells)
+
+    def wait(self, tasks: Sequence[Any]) -> None:
+        ended = monotonic() + PATIENCE
+        while self._isolated_left and isinstance(tasks[0], FusedChunk) and monotonic() < ended:
+            self._isolated_left = self._tells.completed("isolated") < self._isolated_count
+            if self._isolated_left:
+                sleep(PAUSE)
 
     def prepare(self) -> None:
         self._opened = ModelKV(self._model, self._place)
