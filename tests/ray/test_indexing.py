@@ -139,7 +139,7 @@ class TestKVWorkers:
         one(batch([FusedChunk(tokens[1], (tokens[0],))]))
         accounts = {stage.stage: stage for stage in ledger.accounts()}
         assert (accounts["isolated"].items, accounts["isolated"].found) == (2, 0)
-        assert accounts["fused"].kv_bytes == accounts["isolated"].kv_bytes // 2  # of one chunk
+        assert accounts["fused"].kv_bytes < 0.6 * accounts["isolated"].kv_bytes  # of one chunk
 
     def test_another_model_is_refused(
         self, engine: FusionEngine, model: CausalModel, place: KVPlace, tmp_path: Path
