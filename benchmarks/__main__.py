@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import cost, formats, ray_ingest, results, speed, store
+from benchmarks.commands import (
+    cost,
+    formats,
+    ray_ingest,
+    results,
+    routers,
+    scale,
+    shared,
+    speed,
+    store,
+)
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -15,7 +25,16 @@ def main() -> None:
 
 for command in (
     *(speed.kernel, speed.offline, speed.memory, store.store, speed.traffic, formats.formats),
-    *(cost.cost, ray_ingest.ray_ingest, results.leads, results.figures, results.report),
+    *(
+        cost.cost,
+        scale.scale,
+        shared.shared,
+        ray_ingest.ray_ingest,
+        routers.routers,
+        results.leads,
+        results.figures,
+        results.report,
+    ),
 ):
     main.add_command(command)
 

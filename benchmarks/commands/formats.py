@@ -11,10 +11,11 @@ import click
 from benchmarks.formats import check_formats, measure_formats
 from benchmarks.results.tables import format_scores_markdown, formats_markdown
 from fusionrag_integrations.bench.suites import Suite
-from fusionrag_integrations.cli.console import bars, imported, json_option, out, print_json
+from fusionrag_integrations.cli.console import bars, json_option, out, print_json
 from fusionrag_integrations.cli.models import find_model
 from fusionrag_integrations.cli.numbers import ratios_option
 from fusionrag_integrations.cli.suites import asks
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.execution.hf.model import CausalModel
 
 

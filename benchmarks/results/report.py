@@ -24,8 +24,14 @@ ttft NAME                         times to first token, their parts and limits, 
 throughput NAME                   requests a second under each load, and how long they wait
 kernel NAME                       the attention kernel beside others
 store NAME                        reads of KV files, lookups, and what a prefetch hides
+routers NAME                      KV found in memory behind each router of replicas
 formats NAME                      bytes, times and errors of the formats that stores may have
 format-scores NAME                F1 and EM in each of these formats
+overlap-of-prompts NAME           how much the chunks of real questions have in common
+routing-hits NAME, routing-times NAME   hit rates and TTFT of each way to choose a replica
+serving NAME                      1 to 256 replicas, simulated
+workers NAME                      an ingest by 1 to 16 workers, simulated
+kv-bytes NAME, corpora NAME, break-even NAME, serving-cost NAME   the parts of the cost model
 figure F NAME kind=K kv=V         a figure of `figures.py` by its name
 figure f1-by-neighbours NAME* kind=K ratio=R
 figure F NAME                     a figure of `speed_figures.py` by its name
@@ -40,7 +46,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from benchmarks.results import quality_views, speed_views
+from benchmarks.results import quality_views, scale_views, speed_views
 from benchmarks.results.figures import draw_figure, f1_by_neighbours
 from benchmarks.results.marks import Mark, Result
 from benchmarks.results.speed_figures import SPEED_FIGURES
@@ -131,7 +137,17 @@ _VIEWS: Mapping[str, Callable[[Mark], str]] = {
     "throughput": speed_views.throughput,
     "kernel": speed_views.kernel,
     "store": speed_views.store,
+    "routers": speed_views.routers,
     "formats": speed_views.formats,
     "format-scores": speed_views.format_scores,
+    "overlap-of-prompts": scale_views.overlap,
+    "routing-hits": scale_views.hits,
+    "routing-times": scale_views.times,
+    "serving": scale_views.serving,
+    "workers": scale_views.ingest,
+    "kv-bytes": scale_views.kv_bytes,
+    "corpora": scale_views.corpora,
+    "break-even": scale_views.break_even,
+    "serving-cost": scale_views.serving_cost,
     "figure": _figure,
 }

@@ -7,6 +7,7 @@ from benchmarks.results.tables import (
     format_scores_markdown,
     formats_markdown,
     kernel_markdown,
+    routers_markdown,
     store_markdown,
 )
 from fusionrag_integrations.bench.tables import ttft_markdown
@@ -55,6 +56,18 @@ def format_scores(mark: Mark) -> str:
     return format_scores_markdown(mark.only["rows"])
 
 
+def routers(mark: Mark) -> str:
+    result, asked = mark.only, mark.only["workload"]
+    setting = (
+        f"{result['model']}, {asked['topics']} topics of {asked['chunks']} chunks, "
+        f"{asked['asked']} in a request; {result['kv_bytes'] / 1e6:.0f} MB of KV; "
+        f"{asked['requests']:,} requests after {asked['warm_up']:,}, {asked['clients']} at a "
+        f"time; Ray {result['ray']}"
+    )
+    return f"{routers_markdown(result['rows'])}\n\n({setting}; {_measured(result)}.)"
+
+
 def _measured(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return f"{result['date']}; {result['hardware']}; {result['dtype']}; {versions}"
+    dtype = f"{result['dtype']}; " if "dtype" in result else ""
+    return f"{result['date']}; {result['hardware']}; {dtype}{versions}"

@@ -116,3 +116,18 @@ def format_scores_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             line[row["ratio"]] += f" ({row['difference']:+.3f}: {low:+.3f} to {high:+.3f})"
     headings = ("questions", "format", "n", *(f"F1 / EM, {ratio:.0%}" for ratio in ratios))
     return markdown(headings, [[*name, *(line[r] for r in ratios)] for name, line in lines.items()])
+
+
+def routers_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a router: KV found in memory, and how evenly requests were spread."""
+    headings = ("router", "KV in memory", "read from disk", "requests of each replica")
+    lines = [
+        (
+            row["router"],
+            f"{row['memory_hit_rate']:.1%}",
+            f"{row['reads']:,}",
+            ", ".join(f"{count:,}" for count in row["requests_by_replica"]),
+        )
+        for row in rows
+    ]
+    return markdown(headings, lines)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from fusionrag_integrations.cli.console import FilePath, err, find, json_option, out, print_json
+from fusionrag_integrations.cli.console import FilePath, err, json_option, out, print_json
 from fusionrag_integrations.cli.numbers import count, ratios_option
 from fusionrag_integrations.cli.suites import asks, directory, opened
+from fusionrag_integrations.documents.named import find
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from fusionrag_integrations.cli.console import (
     embedding_option,
     err,
     existing,
+    model_for,
     model_option,
     open_engine,
     out,
@@ -21,13 +22,16 @@ from fusionrag_integrations.cli.console import (
     store_option,
 )
 from fusionrag_integrations.cli.numbers import MOST, Number, count
+from fusionrag_integrations.cli.serve_ray import RayOptions, ray_options, serve_on_ray
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.store.objects.opening import is_url
 from fusionrag_integrations.support.arenas import share_arenas
 from fusionrag_integrations.support.beating import Beating
 
-NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # of the extra
-LOGGED = ("fusionrag_integrations", "uvicorn.error")
+if TYPE_CHECKING:
+    from fusionrag_integrations.server import Keys, Limits
+
+NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # of the extra "serve"
 LOOPBACK = "127.0.0.1"
 REFRESH = 60.0  # seconds
 
@@ -84,6 +88,7 @@ REFRESH = 60.0  # seconds
     show_default=True,
     help="Seconds that answers have to finish when the server is told to end.",
 )
+@ray_options
 def serve(
     store: Path | str,
     model: str | None,
@@ -97,6 +102,10 @@ def serve(
     queue: int,
     max_body: int,
     grace: float,
+    ray: str | None,
+    replicas: tuple[int, int] | None,
+    replica_cpus: float | None,
+    replica_gpus: float | None,
 ) -> None:
     """Answer over HTTP, by OpenAI's protocol, from a store's KV. Needs the extra 'serve'.
 
@@ -106,42 +115,67 @@ def serve(
     \b
     fusionrag serve --store my-store
     fusionrag serve --store my-store --host 0.0.0.0 --keys keys.toml
+    fusionrag serve --store my-store --ray --replicas 2
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise InvalidInputError(
-            f"`fusionrag serve` needs {', '.join(missing)}: install the extra, "
-            "pip install 'fusionrag-integrations[serve]'."
-        )
-    from fusionrag_integrations.server import Keys, Limits, Server, bound
+    on_ray = RayOptions(ray, replicas, replica_cpus, replica_gpus)
+    _check_extra("serve" if ray is None else "ray")
+    from fusionrag_integrations.server import Keys, Limits
 
     if refresh is not None and not is_url(store):
         raise InvalidInputError(
             f"--refresh is for a store at a URL; the directory {store} is followed at once."
         )
-    share_arenas()  # before there are threads
     limits = Limits(at_once, queue, max_body << 20, grace)
     keys = None if keys_file is None else Keys.read(keys_file)
+    if keys is None and host != LOOPBACK:
+        err.print("There are no --keys: whoever reaches this server may do everything.")
+    if ray is not None:
+        from fusionrag_integrations.ray.settings import EngineSettings
+
+        found = model_for(model, existing(store))
+        name = str(Path(found).resolve()) if Path(found).exists() else str(found)
+        place = str(store) if is_url(store) else str(Path(store).resolve())
+        engine = EngineSettings(name, place, embedding, salt, refresh=refresh or REFRESH)
+        serve_on_ray(on_ray, engine, keys, limits, host, port)
+    else:
+        _serve_here(store, model, embedding, salt, refresh, keys, limits, host, port)
+
+
+def _serve_here(
+    store: Path | str,
+    model: str | None,
+    embedding: str | None,
+    salt: str,
+    refresh: float | None,
+    keys: Keys | None,
+    limits: Limits,
+    host: str,
+    port: int,
+) -> None:
+    """By an engine in this process."""
+    from fusionrag_integrations.server import Server, bound
+    from fusionrag_integrations.server.records import log_as_json
+
+    share_arenas()  # before there are threads
     with bound(host, port) as listening:
-        if keys is None and host != LOOPBACK:
-            err.print("There are no --keys: whoever reaches this server may do everything.")
         engine = open_engine(model, existing(store), embedding, salt)
         place = f"http://{host}:{listening.getsockname()[1]}/v1"
 
         def tell() -> None:
             out.print(f"{engine.model_name} answers at {place}", markup=False)
 
-        _log_as_json()
+        log_as_json()
         if is_url(store):
             closed_later(Beating("fusionrag-refresh", refresh or REFRESH, engine.refresh))
         Server(engine, keys=keys, limits=limits, on_ready=tell).run(sockets=[listening])
 
 
-def _log_as_json() -> None:
-    from fusionrag_integrations.server.records import JsonLines
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    for name in LOGGED:
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+def _check_extra(extra: str) -> None:
+    """Raises `InvalidInputError` where something of it is missing."""
+    needed = {"serve": NEEDED, "ray": ("ray", *NEEDED)}[extra]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        command = "fusionrag serve" if extra == "serve" else "fusionrag serve --ray"
+        raise InvalidInputError(
+            f"`{command}` needs {', '.join(missing)}: install the extra, "
+            f"pip install 'fusionrag-integrations[{extra}]'."
+        )

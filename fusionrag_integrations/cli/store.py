@@ -18,7 +18,6 @@ from fusionrag_integrations.cli.console import (
     closed_later,
     embedding_option,
     err,
-    imported,
     json_option,
     model_option,
     open_engine,
@@ -27,14 +26,15 @@ from fusionrag_integrations.cli.console import (
     salt_option,
     store_option,
 )
-from fusionrag_integrations.cli.numbers import count
-from fusionrag_integrations.cli.on_ray import (
+from fusionrag_integrations.cli.index_ray import (
     account_of,
     index_with_ray,
     print_account,
     ray_options,
     refuse_without_ray,
 )
+from fusionrag_integrations.cli.numbers import count
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
 
 if TYPE_CHECKING:

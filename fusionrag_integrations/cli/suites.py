@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionrag_integrations.cli.console import FilePath, bars, embedding_option, imported
+from fusionrag_integrations.cli.console import FilePath, bars, embedding_option
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.cli.numbers import SEED, count
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from fusionrag_integrations.cli.console import (
     bars,
     embedding_option,
     existing,
-    imported,
     json_option,
     model_for,
     out,
@@ -25,6 +24,7 @@ from fusionrag_integrations.cli.numbers import SEED, Number, count, counts, rati
 from fusionrag_integrations.cli.shapes import device_option, dtype_option, load_model, shape_option
 from fusionrag_integrations.cli.suites import directory
 from fusionrag_integrations.demo import CORPUS_PATH, MODEL_DIR, smollm2
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.errors import InvalidInputError
 
 CHUNK_TOKENS = 1000  # each of the texts below is one chunk

@@ -11,7 +11,6 @@ import click
 from fusionrag_integrations.cli.console import (
     bars,
     embedding_option,
-    imported,
     json_option,
     out,
     print_json,
@@ -20,6 +19,7 @@ from fusionrag_integrations.cli.console import (
 )
 from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.cli.numbers import MOST, Number
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.store.kv.types import KVFormat
 from fusionrag_integrations.store.objects.opening import is_url
 

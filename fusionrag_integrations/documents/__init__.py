@@ -6,6 +6,7 @@ readers.py        files -> documents
 passages.py       passages split elsewhere -> documents
 chunking.py       documents -> chunks
 keys.py           ids of chunks and keys of KV records, as hashes
+named.py          an embedding named as MODULE:NAME
 chunk_record.py   a chunk with its tokens, KV keys and context trace
 handles.py        what a search returns: chunks, with handles to their KV
 embedding.py      text -> vectors, by any framework's embedding or a lexical one

@@ -14,15 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.server.bodies import AnswerBody
-from fusionrag_integrations.server.errors import ApiError, api_error, is_told, no_model
-from fusionrag_integrations.server.forms import EVENTS, Form, event
+from fusionrag_integrations.server.errors import api_error, gone, is_told, no_model
+from fusionrag_integrations.server.events import EVENTS, event
+from fusionrag_integrations.server.forms import Form
 from fusionrag_integrations.server.keys import Caller
 from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.service import Service
 from fusionrag_integrations.serving.answer import AnswerStream
 from fusionrag_integrations.serving.settings import AnswerSettings
 
-CLIENT_GONE = 499  # a status for logs and metrics; nobody is there to read it
 Result = TypeVar("Result")
 
 
@@ -126,7 +126,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return await working
-        raise ApiError(CLIENT_GONE, "The client is gone.")
+        raise gone()
     finally:
         for task in (working, leaving):
             task.cancel()

@@ -16,29 +16,36 @@ from fusionrag_integrations.errors import FusionRAGError
 from fusionrag_integrations.server import retrieving
 from fusionrag_integrations.server.answering import respond
 from fusionrag_integrations.server.bodies import ChatBody, CompletionBody
+from fusionrag_integrations.server.entrance import HEALTH
 from fusionrag_integrations.server.errors import ApiError, api_error, is_told, no_model, not_allowed
 from fusionrag_integrations.server.facts import TokenizeBody, model_facts, tokenized
 from fusionrag_integrations.server.forms import ChatForm, TextForm
-from fusionrag_integrations.server.gate import HEALTH, Gate
+from fusionrag_integrations.server.gate import Gate
 from fusionrag_integrations.server.keys import Caller, Keys
-from fusionrag_integrations.server.service import Limits, Service
+from fusionrag_integrations.server.limits import Limits
+from fusionrag_integrations.server.service import Prefetch, Service
 
 GET = ["GET", "HEAD"]  # FastAPI adds no HEAD by itself
 
 
 def create_app(
-    engine: FusionEngine, *, keys: Keys | None = None, limits: Limits | None = None
+    engine: FusionEngine,
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    prefetch: Prefetch | None = None,
 ) -> FastAPI:
     """An ASGI application that answers by an engine, which stays open at its end.
 
-    keys: who may ask; without them everybody may do everything. Its `state.service` counts the
-    requests under way.
+    keys: who may ask; without them everybody may do everything. prefetch: called with handles of
+    chunks that were searched for, so that their KV is loaded; by default the engine's. Its
+    `state.service` counts the requests under way.
     """
-    service = Service.of(engine, keys, limits or Limits())
+    service = Service.of(engine, keys, limits or Limits(), prefetch or engine.prefetch)
     # No pages of its own: FastAPI's load scripts from elsewhere.
     app = FastAPI(title="fusionrag", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, entrance=service.entrance, ended=service.ended)
     for kind in (ApiError, FusionRAGError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refuse)
     _add_answers(app, service)
@@ -89,7 +96,7 @@ def _add_documents(app: FastAPI, service: Service) -> None:
     @app.post("/v1/retrieve")
     async def retrieve(who: Who, body: retrieving.RetrieveBody) -> Response:
         async with service.lookups.place(who):
-            found = await engine.store.threads.run(retrieving.retrieve, engine, who, body)
+            found = await engine.store.threads.run(retrieving.retrieve, service, who, body)
         # Metadata may hold numbers that JSON doesn't have.
         return Response(to_json(found, inf_nan_mode="null"), media_type="application/json")
 

@@ -20,6 +20,7 @@ from fusionrag_integrations.errors import (
     StoreClosedError,
 )
 
+CLIENT_GONE = 499  # a status for logs and metrics; nobody is there to read it
 _RETRY = {"Retry-After": "1"}  # seconds, after which a client that was turned away asks again
 _TYPES: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
@@ -68,6 +69,21 @@ def closing() -> ApiError:
         "This server is closing; ask again later.",
         code="closing",
         headers={**_RETRY, "Connection": "close"},
+    )
+
+
+def gone() -> ApiError:
+    """For a request whose client went away."""
+    return ApiError(CLIENT_GONE, "The client is gone.")
+
+
+def lost() -> ApiError:
+    """For a request that was passed on to a server which then ended."""
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The replica that had this request was lost; ask again.",
+        code="replica_lost",
+        headers=_RETRY,
     )
 
 

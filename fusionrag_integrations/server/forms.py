@@ -13,12 +13,6 @@ from fusionrag_integrations.adapters.tool_calls import ParsedOutput, PlainText, 
 from fusionrag_integrations.serving.answer import Answer
 
 Piece = dict[str, Any]
-EVENTS = "text/event-stream"
-
-
-def event(content: dict[str, Any]) -> str:
-    """An object as a server-sent event."""
-    return f"data: {json.dumps(content)}\n\n"
 
 
 class Form(ABC):

@@ -1,23 +1,19 @@
-"""What every request passes: who asks, how large it is, whether the server closes; and its end."""
+"""What every request passes, from its beginning to its end."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fusionrag_integrations.server.entrance import Entrance
 from fusionrag_integrations.server.errors import ApiError, api_error, closing, is_told
-from fusionrag_integrations.server.forms import EVENTS, event
-from fusionrag_integrations.server.keys import ANYONE, Caller
+from fusionrag_integrations.server.events import EVENTS, event
 from fusionrag_integrations.server.records import Record
-from fusionrag_integrations.server.service import Service
 from fusionrag_integrations.server.traffic import CANCEL_SECONDS
-
-HEALTH = "/health"  # asked without a key
-SILENCE = 30  # seconds, after which a client is given up that sends no more of its request's body
 
 
 class Reply:
@@ -51,28 +47,32 @@ class Reply:
 class Gate:
     """ASGI middleware. Nothing of a request is read before its key was checked."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, entrance: Entrance, ended: Callable[[Record], None]) -> None:
+        """ended: called with each request's record at its end."""
         self._app = app
-        self._service = service
+        self._entrance = entrance
+        self._traffic = entrance.traffic
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with self._service.traffic.passing():
+        with self._traffic.passing():
             await self._pass(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = Record(method=scope["method"])
-        scope.setdefault("state", {})["record"] = record
+        # One is there already where another server has passed the request on.
+        state = scope.setdefault("state", {})
+        record: Record = state.setdefault("record", Record(method=scope["method"]))
         reply = Reply(record, send)
         try:
             headers = Headers(scope=scope)
-            record.who = self._caller(scope["path"], headers)
+            record.who = self._entrance.caller(scope["path"], headers)
             record.caller = record.who.name
-            await self._app(scope, self._limited(headers, receive), reply.send)
+            await self._app(scope, self._entrance.limited(headers, receive), reply.send)
         except asyncio.CancelledError:
-            if not self._service.traffic.closing:
+            if not self._traffic.closing:
                 raise
             with suppress(TimeoutError):  # of a client that reads nothing
                 async with asyncio.timeout(CANCEL_SECONDS):
@@ -85,45 +85,4 @@ class Gate:
             # Names of routes, so that there are few of them.
             record.endpoint = getattr(scope.get("route"), "path", "")
             record.duration_ms = record.ms()
-            self._service.metrics.ended(record)
-            record.log()
-
-    def _caller(self, path: str, headers: Headers) -> Caller:
-        """Who asks. Raises `ApiError`."""
-        if self._service.traffic.closing:
-            raise closing()
-        if self._service.keys is None or path == HEALTH:
-            return ANYONE
-        return self._service.keys.caller(headers.get("authorization", ""))
-
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """A request's body. Raises `ApiError` beyond the limit, and where no more of it comes."""
-        most = self._service.limits.body_bytes
-        length = headers.get("content-length", "")
-        received = 0
-        is_whole = False
-        told = f"The body is larger than {most:,} bytes."
-        too_large = ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
-        if length.isascii() and length.isdigit() and int(length) > most:
-            raise too_large
-
-        async def receive_limited() -> Message:
-            nonlocal received, is_whole
-            message = await (receive() if is_whole else self._next_part(receive))
-            is_whole = not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            if received > most:
-                raise too_large
-            return message
-
-        return receive_limited
-
-    async def _next_part(self, receive: Receive) -> Message:
-        """Of a request's body."""
-        try:
-            with self._service.traffic.reading():
-                async with asyncio.timeout(SILENCE):
-                    return await receive()
-        except TimeoutError:
-            told = f"No more of the body came for {SILENCE} seconds."
-            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, told) from None
+            self._ended(record)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fusionrag_integrations.server.records import Record
-from fusionrag_integrations.serving.answer import Answer
-from fusionrag_integrations.store.kv.metrics import StoreMetrics
 
-Tiers = Callable[[], StoreMetrics]
+if TYPE_CHECKING:
+    from fusionrag_integrations.serving.answer import Answer
+    from fusionrag_integrations.store.kv.metrics import StoreMetrics
+
+Tiers = Callable[[], "StoreMetrics"]
 State = Callable[[], dict[str, int]]
 # In seconds.
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -8,11 +8,15 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fusionrag_integrations.server.keys import Caller
-from fusionrag_integrations.serving.answer import Answer
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.serving.answer import Answer
+
+LOGGED = ("fusionrag_integrations", "uvicorn.error")
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +26,8 @@ class Record:
     """One request. Times are in milliseconds since it came; None is what didn't happen.
 
     queued_ms: until it got its turn. ttft_ms: until the first text. finish_reason: None where there
-    is no answer, or its client went away before its end.
+    is no answer, or its client went away before its end. passed_on: whether another server answers
+    it, and logs that.
     """
 
     request_id: str = field(default_factory=lambda: f"req_{uuid4().hex}")
@@ -41,6 +46,7 @@ class Record:
     finish_reason: str | None = None
     started: float = field(default_factory=perf_counter)
     who: Caller | None = None
+    passed_on: bool = False
 
     def ms(self) -> float:
         """Since the request came."""
@@ -57,7 +63,7 @@ class Record:
     def log(self) -> None:
         """One line at the request's end."""
         shown = asdict(self)
-        del shown["started"], shown["who"]
+        del shown["started"], shown["who"], shown["passed_on"]
         logger.info("request", extra={"fields": shown})
 
     def log_failure(self, error: BaseException) -> None:
@@ -83,3 +89,13 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             line["error"] = record.exc_info[0].__name__
         return json.dumps(line)
+
+
+def log_as_json() -> None:
+    """Write what a server of this process logs to standard error, a line of JSON each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name in LOGGED:
+        named = logging.getLogger(name)
+        named.addHandler(handler)
+        named.setLevel(logging.INFO)

@@ -82,17 +82,18 @@ class PageOfDocuments(Body, strict=False):  # a number in an address is a string
     after: str | None = None
 
 
-def retrieve(engine: FusionEngine, caller: Caller, body: RetrieveBody) -> dict[str, Any]:
+def retrieve(service: Service, caller: Caller, body: RetrieveBody) -> dict[str, Any]:
     """Chunks for a question, in the order in which a prompt should have them; or one entry a text.
 
     Their KV is loaded meanwhile; texts that are no chunk's are registered.
     """
+    engine = service.engine
     scopes = caller.allowed(body.scopes)
     if body.query is not None:
-        return _search(engine, body.query, scopes, body)
+        return _search(service, body.query, scopes, body)
     texts = body.texts or []
     handles = [engine.store.handle_of(one.text, one.source or "", scopes) for one in texts]
-    engine.prefetch(handle for handle in handles if handle)
+    service.prefetch([handle for handle in handles if handle])
     unknown = [one.text for one, handle in zip(texts, handles, strict=True) if handle is None]
     engine.register_texts(unknown, scope=scopes[0] if scopes else "")
     data = [{"handle": None if handle is None else asdict(handle)} for handle in handles]
@@ -142,12 +143,12 @@ def listed(engine: FusionEngine, caller: Caller, page: PageOfDocuments) -> dict[
 
 
 def _search(
-    engine: FusionEngine, query: str, scopes: Sequence[str] | None, body: RetrieveBody
+    service: Service, query: str, scopes: Sequence[str] | None, body: RetrieveBody
 ) -> dict[str, Any]:
-    store = engine.store
+    store = service.engine.store
     vector = store.embed_question(query)
     hits = document_order(store.nearest(vector, body.k, scopes=scopes, where=body.where))
-    engine.prefetch(hit.handle for hit in hits)
+    service.prefetch([hit.handle for hit in hits])
     rows = [_hit(hit) for hit in hits]
     if not body.embeddings:
         return {"object": "list", "data": rows}

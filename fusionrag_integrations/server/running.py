@@ -13,7 +13,8 @@ from fusionrag_integrations.engine import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.server.app import create_app
 from fusionrag_integrations.server.keys import Keys
-from fusionrag_integrations.server.service import Limits, Service
+from fusionrag_integrations.server.limits import Limits
+from fusionrag_integrations.server.service import Service
 from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
 
@@ -36,7 +37,8 @@ class Server(uvicorn.Server):
         """keys, limits: as in `create_app`. on_ready: called once requests are accepted."""
         self._on_ready = on_ready
         app = create_app(engine, keys=keys, limits=limits)
-        self._service: Service = app.state.service
+        service: Service = app.state.service
+        self._entrance = service.entrance
         super().__init__(
             uvicorn.Config(
                 app,
@@ -60,8 +62,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Requests are still accepted while others finish: they are told that the server closes."""
-        seconds = self._service.limits.grace_seconds
-        await self._service.traffic.end(seconds, hurry=lambda: self.force_exit)
+        seconds = self._entrance.limits.grace_seconds
+        await self._entrance.traffic.end(seconds, hurry=lambda: self.force_exit)
         await super().shutdown(sockets)
 
 

@@ -3,60 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fusionrag_integrations.engine import FusionEngine
-from fusionrag_integrations.errors import InvalidInputError
+from fusionrag_integrations.documents.handles import KVHandle
 from fusionrag_integrations.server.admission import Admission
+from fusionrag_integrations.server.entrance import Entrance
 from fusionrag_integrations.server.keys import Keys
+from fusionrag_integrations.server.limits import Limits
 from fusionrag_integrations.server.metrics import Metrics
+from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.traffic import Traffic
-from fusionrag_integrations.support.inputs import check_fields
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.engine import FusionEngine
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a server takes on.
-
-    at_once: answers under way, and as many look-ups beside them. queue: further requests of each
-    kind that wait; those beyond are turned away (429). body_bytes: the largest body. grace_seconds:
-    how long answers under way may take to finish when the server is told to end.
-    """
-
-    at_once: int = 16
-    queue: int = 64
-    body_bytes: int = 8 << 20
-    grace_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for field in fields(self):
-            least = 1 if field.name in ("at_once", "body_bytes") else 0
-            if not getattr(self, field.name) >= least:
-                raise InvalidInputError(
-                    f"{field.name} is {getattr(self, field.name)}; it must be at least {least}."
-                )
+Prefetch = Callable[[Sequence[KVHandle]], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """An engine, and who may ask it how much.
 
-    keys: None where everybody may do everything. answers, lookups, changes: requests for answers;
-    searches, lists and counts of tokens; and changes of documents, one at a time.
+    answers, lookups, changes: requests for answers; searches, lists and counts of tokens; and
+    changes of documents, one at a time. prefetch: as in `create_app`.
     """
 
     engine: FusionEngine
-    keys: Keys | None
-    limits: Limits
-    traffic: Traffic
+    entrance: Entrance
     answers: Admission
     lookups: Admission
     changes: Admission
     metrics: Metrics
+    prefetch: Prefetch
 
     @classmethod
-    def of(cls, engine: FusionEngine, keys: Keys | None, limits: Limits) -> Service:
+    def of(
+        cls, engine: FusionEngine, keys: Keys | None, limits: Limits, prefetch: Prefetch
+    ) -> Service:
         """A service that has answered nothing yet."""
         traffic = Traffic()
         of_callers: Counter[str] = Counter()
@@ -71,4 +57,15 @@ class Service:
                 "queued": answers.waiting + lookups.waiting + changes.waiting,
             },
         )
-        return cls(engine, keys, limits, traffic, answers, lookups, changes, metrics)
+        entrance = Entrance(keys, limits, traffic)
+        return cls(engine, entrance, answers, lookups, changes, metrics, prefetch)
+
+    @property
+    def traffic(self) -> Traffic:
+        """The requests under way."""
+        return self.entrance.traffic
+
+    def ended(self, record: Record) -> None:
+        """A request's end: it is counted and logged."""
+        self.metrics.ended(record)
+        record.log()

@@ -2,10 +2,15 @@
 
 store.py         Store: opens and creates it, owns its parts, searches and locks it
 layout.py        the names of all files and directories
+parts.py         its parts, opened together
 info.py          what a store was made with, and how much it holds
+stored_info.py   the same of a store that isn't opened
+stored_files.py  its catalog and KV files, to look at
 for_model.py     opens or creates the store of one model
 opening.py       whether a directory is a store, and its catalog can be trusted
 chosen_index.py  the index in the directory, or the one that a caller gave
+locking.py       the lock to change it
+generations.py   a directory whose store was made anew for another model
 changes.py       replaces and deletes documents so that a crash loses nothing
 deletion.py      deletes documents with all KV made from them; collects garbage
 search.py        question -> chunks, following changes by other processes
@@ -18,6 +23,8 @@ catalog/         what was ingested, and which KV belongs to which chunk (SQLite)
 manifests/       the same as one file per document, from which the catalog is rebuilt
 vector_index/    the nearest chunks to a question
 kv/              KV records: files, and tiers in memory
+objects/         named bytes at a URL
+published/       stores at URLs: versions, working copies, leases
 """
 
 from __future__ import annotations

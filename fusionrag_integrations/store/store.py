@@ -6,46 +6,30 @@ A store at a URL is opened in a directory too, a `WorkingCopy` of its newest ver
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
-from fusionrag_integrations.documents.embedding import Embedder, as_embedder, probe, same_embedding
+from fusionrag_integrations.documents.embedding import probe, same_embedding
 from fusionrag_integrations.documents.handles import KVHandle, SearchHit
 from fusionrag_integrations.documents.types import Chunk, canonical_text
-from fusionrag_integrations.errors import StoreError, StoreMismatchError
-from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.errors import StoreMismatchError
 from fusionrag_integrations.store.changes import Changes
-from fusionrag_integrations.store.chosen_index import opened_index
 from fusionrag_integrations.store.corrections import Corrections
-from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
-from fusionrag_integrations.store.kv.copied import CopiedKVFiles
-from fusionrag_integrations.store.kv.local import LocalKVFiles
-from fusionrag_integrations.store.kv.record_store import RecordStore
 from fusionrag_integrations.store.layout import (
-    CATALOG_FILE,
     INDEX_DIRECTORY,
-    KV_DIRECTORY,
 )
 from fusionrag_integrations.store.locking import holding
 from fusionrag_integrations.store.manifests import Manifests
-from fusionrag_integrations.store.objects.opening import is_url
-from fusionrag_integrations.store.opening import open_catalog
-from fusionrag_integrations.store.published.working_copy import WorkingCopy
+from fusionrag_integrations.store.parts import StoreParts
 from fusionrag_integrations.store.search import Search
-from fusionrag_integrations.store.stored_info import is_store
-from fusionrag_integrations.store.vector_index.base import GivenIndex, VectorIndex
-from fusionrag_integrations.store.vector_index.given import IndexElsewhere
+from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.atomic_files import (
-    make_directory,
     make_private,
-    remove_file,
 )
-from fusionrag_integrations.support.inputs import check_text, checked, shown
+from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.threads import Closable, Threads
 
 
@@ -59,41 +43,26 @@ class Store(Closable):
     A context manager that closes the store; using it afterwards raises `StoreClosedError`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        catalog: Catalog,
-        embedder: Embedder,
-        index: VectorIndex,
-        files: KVFiles,
-        *,
-        fill_index: bool = True,
-        index_place: str = "",
-    ) -> None:
-        """fill_index: add chunks that the index lacks from the catalog. If False, an index that
-        lacks chunks counts as damaged. index_place: where it is, if not in the directory.
-
-        Raises `StoreMismatchError` for another embedding than the store was made with.
-        """
+    def __init__(self, parts: StoreParts) -> None:
+        """Raises `StoreMismatchError` for another embedding than the store was made with."""
+        catalog, embedder, index = parts.catalog, parts.embedder, parts.index
         if not same_embedding(catalog.info.probes, probe(embedder)):
             raise StoreMismatchError(
-                f"The store at {path} was indexed with the embedding {catalog.info.embedding!r}, "
-                f"which makes other vectors of the same texts than {embedder.name!r} that was "
-                "given. Open it with the same embedding, or make a new store."
+                f"The store at {parts.path} was indexed with the embedding "
+                f"{catalog.info.embedding!r}, which makes other vectors of the same texts than "
+                f"{embedder.name!r} that was given. Open it with the same embedding, or make a new "
+                "store."
             )
-        self.path = path.resolve()  # stays valid when the working directory or a link changes
+        self.path = parts.path
         self.catalog = catalog
         self.index = index
         self.manifests = Manifests(self.path)
         self.corrections = Corrections(self.path, catalog)
-        info = catalog.info
-        self.records = RecordStore(files, info.record_signature, info.kv_format)
-        self._index_place = index_place
-        self._search = Search(self.path, catalog, index, embedder, fill_index)
+        self.records = parts.records(parts.files)
+        self.copies = None if parts.copies is None else parts.records(parts.copies)
+        self._parts = parts
+        self._search = Search(self.path, catalog, index, embedder, parts.fill_index)
         self.changes = Changes(self.path, catalog, self.manifests, index, embedder, self._search)
-        self.copies: RecordStore | None = None
-        self._working_copy: WorkingCopy | None = None
-        self._opened = ExitStack()  # parts that `open` or `create` opened
         self.threads = Threads("fusionrag-search", self.path)  # for event loops
 
     @classmethod
@@ -117,14 +86,8 @@ class Store(Closable):
         where the directory's index is missing. Where that lacks chunks, the first search or change
         raises `StoreError`.
         """
-        embedder = as_embedder(embedding)
-        with ExitStack() as opened:
-            copy = opened.enter_context(WorkingCopy(path)) if is_url(path) else None
-            # Once for all parts, since a link may change.
-            directory = directory_of(path) if copy is None else copy.path
-            catalog = opened.enter_context(open_catalog(directory))
-            given = _given_index(index, directory, catalog.info)
-            return cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
+        with StoreParts.open(path, embedding, index, kv_files).until_taken() as parts:
+            return cls(parts)
 
     @classmethod
     def create(
@@ -139,62 +102,31 @@ class Store(Closable):
     ) -> Self:
         """Create an empty store, in a directory or at a URL. index, kv_files: as in `open`.
 
-        publish: at a URL, make it known now; else its first change does. Raises `StoreError` where
-        any part of a store exists, `InvalidInputError` for a path that isn't UTF-8, and for an
-        index that can't be used.
+        publish: at a URL, make it known now; else its first change does, in the place of what is
+        there. Raises `StoreError` where any part of a store exists, `InvalidInputError` for a path
+        that isn't UTF-8, and for an index that can't be used.
         """
-        embedder = as_embedder(embedding)
-        info = replace(info, probes=probe(embedder), store_id=uuid4().hex)
-        given = _given_index(index, Path(path), info)
-        with ExitStack() as opened:
-            copy = opened.enter_context(WorkingCopy(path, is_new=True)) if is_url(path) else None
-            directory = _empty_directory(Path(path)) if copy is None else copy.path
-            # Before other files: of two processes only one succeeds, and the other changes none.
-            catalog = opened.enter_context(Catalog.create(directory / CATALOG_FILE, info))
-            Manifests(directory).notes.write_info(info)
-            store = cls._of_parts(directory, catalog, embedder, given, kv_files, opened, copy)
-        if copy is not None and publish:
-            copy.publish_first(info)
-        return store
-
-    @classmethod
-    def _of_parts(
-        cls,
-        path: Path,
-        catalog: Catalog,
-        embedder: Embedder,
-        given: IndexElsewhere | None,
-        kv_files: KVFiles | None,
-        opened: ExitStack,
-        copy: WorkingCopy | None,
-    ) -> Self:
-        """The directory's own index and files where none are given. opened: becomes the store's."""
-        # The index of a working copy follows the catalog, as one that is given.
-        fill_index = given is not None or copy is not None
-        index = opened.enter_context(opened_index(path, catalog, given, fill_index))
-        if kv_files is None:
-            kv_files = LocalKVFiles(path / KV_DIRECTORY) if copy is None else copy.files
-        place = given.place if given else ""
-        store = cls(
-            *(path, catalog, embedder, index, kv_files), fill_index=fill_index, index_place=place
-        )
-        store._working_copy = copy
-        if isinstance(kv_files, CopiedKVFiles):
-            info = catalog.info
-            store.copies = RecordStore(kv_files.copies, info.record_signature, info.kv_format)
-        store._opened = opened.pop_all()
-        return store
+        made = StoreParts.create(path, info, embedding, index, kv_files)
+        with made.until_taken() as parts:
+            if parts.working_copy is not None and publish:
+                parts.working_copy.publish_first(parts.catalog.info)
+            return cls(parts)
 
     def close(self) -> None:
         """Wait for calls that are under way, and close all files. May be called again."""
         self.threads.close()
         self._search.close()
-        self._opened.close()
-        self.catalog.close()
+        self._parts.close()
 
     def __deepcopy__(self, memo: object) -> Self:
         """Copies of a retriever share its store, since files and threads can't be copied."""
         return self
+
+    @property
+    def version(self) -> int | None:
+        """The number of the version that is open; None for a store in a directory."""
+        copy = self._parts.working_copy
+        return None if copy is None or copy.version is None else copy.version.number
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -206,8 +138,8 @@ class Store(Closable):
         with holding(self.path), self._publishing():
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
-            if self._index_place and self._working_copy is None:
-                self.manifests.notes.write_index_place(self._index_place)
+            if self._parts.index_place and self._parts.working_copy is None:
+                self.manifests.notes.write_index_place(self._parts.index_place)
             try:
                 yield
             finally:
@@ -226,19 +158,19 @@ class Store(Closable):
         changed here, and `StoreMismatchError` where it is another model's by now: it then stays at
         its version, and can be used on.
         """
-        if self._working_copy is None:
+        if self._parts.working_copy is None:
             return False
         with holding(self.path):
-            if not self._working_copy.follow(self.catalog):
+            if not self._parts.working_copy.follow(self.catalog):
                 return False
             self._search.follow()
-            if not self._index_place:  # others may have a newer version's chunks there
+            if not self._parts.index_place:  # others may have a newer version's chunks there
                 self.changes.remove_unknown()
         return True
 
     def _publishing(self) -> AbstractContextManager[None]:
         """What is changed in a working copy is published at the end."""
-        copy = self._working_copy
+        copy = self._parts.working_copy
         return nullcontext() if copy is None else copy.writing(self.catalog)
 
     @checked(leave=("question", "where"))
@@ -313,21 +245,3 @@ class Store(Closable):
         of_document = [record for record in records if record.chunk.document_id == source]
         candidates = of_document or records
         return candidates[0].handle if len(candidates) == 1 else None
-
-
-def _given_index(given: GivenIndex | None, path: Path, info: StoreInfo) -> IndexElsewhere | None:
-    return None if given is None else IndexElsewhere.of(given, path, info.store_id)
-
-
-def _empty_directory(path: Path) -> Path:
-    """A directory for a new store, with nothing of an older one. Raises as `Store.create` does."""
-    check_text(f"The path {shown(str(path))} of a store", str(path.absolute()))
-    path = directory_of(path)
-    is_there = is_store(path)
-    try:
-        make_directory(path)
-        if not is_there:  # left by an interrupted creation
-            remove_file(Manifests(path).notes.info_path)
-    except OSError as error:
-        raise StoreError(f"Can't make a store at {path}: {error}") from error
-    return path

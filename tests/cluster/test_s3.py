@@ -53,7 +53,7 @@ def test_through_both_frameworks(opened: Open, url: str, tmp_path: Path) -> None
         texts = [document.page_content for document in documents]
         nodes = LlamaIndexRetriever(engine=engine, similarity_top_k=3).retrieve(QUESTION)
         assert [node.text for node in nodes] == texts
-        answers.append(chat.invoke(question_prompt(QUESTION, texts)).content)
+        answers.append(chat.invoke(question_prompt(texts, QUESTION)).content)
     assert answers[0] == answers[1] != ""
 
 
@@ -107,7 +107,7 @@ def test_streams_and_questions_at_once(opened: Open, url: str) -> None:
     opened(url).ingest(towns(4))
     reader = opened(url)
     prompts = [
-        question_prompt(QUESTION, [hit.chunk.text for hit in reader.store.search(text, 3)])
+        question_prompt([hit.chunk.text for hit in reader.store.search(text, 3)], QUESTION)
         for text in ("town number 1", "town number 2", "town number 3")
     ]
     together = reader.answer_all(prompts, SETTINGS)

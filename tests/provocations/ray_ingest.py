@@ -64,7 +64,7 @@ def client(world: World) -> None:
         pass
 
 
-@provoked.by("There is no Ray to connect to at ...")
+@provoked.by("There is no Ray to connect to at ...: ...")
 def nobody_there(world: World) -> None:
     def refused(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.")

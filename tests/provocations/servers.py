@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fusionrag_integrations.adapters.remote import RemoteEngine
 from tests.provocations.world import Provocation, Provoked, World
 
 provoked = Provoked()
+LOST = "The replica that had this request was lost; ask again."
 URL = "http://localhost:8000"
 EVENTS = {"content-type": "text/event-stream"}
 
@@ -100,6 +102,12 @@ provoked.each(
         ),
         "Too many requests are waiting; ask again later.": refused(
             429, "Too many requests are waiting; ask again later.", **{"Retry-After": "60"}
+        ),
+        LOST: answered(
+            200,
+            f"data: {json.dumps({'error': {'message': LOST, 'code': 'replica_lost'}})}\n\n",
+            answer,
+            headers=EVENTS,
         ),
     }
 )

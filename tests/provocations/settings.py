@@ -11,6 +11,7 @@ import fusionrag_integrations.langchain as lc
 import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import Answer, AnswerSettings, FusionEngine, Store
 from fusionrag_integrations.documents.readers import read_documents
+from fusionrag_integrations.ray.routing import rank
 from tests.langchain.templates import WITH_TOOLS
 from tests.provocations.world import Provocation, Provoked, Seen, World
 
@@ -57,6 +58,7 @@ provoked.each(
         "temperature is ...; it must lie in [..., ...], or be 0 for greedy decoding.": (
             setting(temperature=-1.0)
         ),
+        "The slack is ...; give 1 or more, such as ....": lambda w: rank({}, [], slack=0.5),
         "top_p is ...; it must lie in (0, 1].": setting(top_p=0.0),
         "top_k is ...; use 0 for no limit.": setting(top_k=-1),
         "repetition_penalty is ...; it must lie in [..., ...]. 1 is none.": setting(

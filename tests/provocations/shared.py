@@ -127,6 +127,12 @@ def damaged_block(world: World) -> None:
     Store.open(url(world))
 
 
+@provoked.by("There is a store at ... already; open it instead.")
+def made_at_once(world: World) -> None:
+    engine = shared(world, 0)
+    Store.create(url(world), engine.store.catalog.info)
+
+
 @provoked.by("... is missing: its versions were collected.")
 def collected(world: World) -> None:
     VersionLog(objects(world)).read(3)

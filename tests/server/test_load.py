@@ -19,7 +19,7 @@ import torch
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.errors import InvalidInputError
-from fusionrag_integrations.server import Keys, Limits, create_app, gate
+from fusionrag_integrations.server import Keys, Limits, create_app, entrance
 from fusionrag_integrations.store.store import Store
 from tests.conftest import town
 from tests.server.conftest import Running, running, until
@@ -285,7 +285,7 @@ def test_a_server_that_ends_waits_for_no_body(filled: FusionEngine) -> None:
 def test_a_client_that_sends_no_more_of_its_body_is_given_up(
     served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "SILENCE", 0.2)
+    monkeypatch.setattr(entrance, "SILENCE", 0.2)
     with half_sent(served) as connection:
         response = connection.getresponse()
         assert response.status == 408

@@ -52,7 +52,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(home: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The page's command in a process of its own, at a port that is free; it must end well."""
-    [line] = [text for language, text in blocks(PAGE) if text.startswith("fusionrag serve")]
+    [line] = [
+        text
+        for language, text in blocks(PAGE)
+        if text.startswith("fusionrag serve") and "--ray" not in text
+    ]
     arguments = shlex.split(line.replace("--port 8000", "--port 0"))[1:]
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments, *options],

@@ -33,7 +33,11 @@ _KIND_OF_STATUS = {
     429: ServerBusyError,
     503: ServerBusyError,
 }
-_STATUS_OF = {"invalid_request_error": 400, "closing": 503}  # an error's type, or its code
+_STATUS_OF = {
+    "invalid_request_error": 400,
+    "closing": 503,
+    "replica_lost": 503,
+}  # an error's type, or its code
 
 
 def pause(response: httpx.Response, attempt: int) -> float:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
+from fusionrag_integrations.ray.cluster import cluster, resources
 from fusionrag_integrations.ray.indexing.settings import Workers
 
 logger = logging.getLogger(__name__)
 
 NEEDED = ("ray", "pandas", "pyarrow")  # of the extra
-OBJECT_STORE = 256 << 20  # bytes, for batches on their way; what finds no room goes to the disk
-LOOPBACK = "127.0.0.1"
-# Ray tells nobody of its use, and has time to start on a busy machine.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
 
 
 @contextmanager
@@ -40,56 +35,37 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
             f"{address!r} names a Ray client, over which datasets don't run. Run this on a machine "
             "of the cluster, for example by `ray job submit`, and give 'auto'."
         )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    with _connection(address) as may_grow:
+        import ray
+
+        try:
+            _check_room(workers, may_grow=may_grow)
+            yield
+        except ray.exceptions.RayError as error:
+            raise FusionRAGError(
+                f"Ray gave up: {error}. What was stored is kept: run this again to go on. Where a "
+                "worker is killed for its memory, give fewer workers a machine."
+            ) from error
+
+
+@contextmanager
+def _connection(address: str | None) -> Iterator[bool]:
+    """Whether the cluster may be one that grows."""
     import ray
 
-    was_connected = ray.is_initialized()
-    if not was_connected:
-        _connect(address)
-    try:
-        _check_room(workers, may_grow=was_connected or address is not None)
-        yield
-    except ray.exceptions.RayError as error:
-        raise FusionRAGError(
-            f"Ray gave up: {error}. What was stored is kept: run this again to go on. Where a "
-            "worker is killed for its memory, give fewer workers a machine."
-        ) from error
-    finally:
-        if not was_connected:
-            ray.shutdown()
+    if ray.is_initialized():
+        yield True
+        return
+    here = {"address": "local"} if address is None else {}
+    with cluster(address, logging_level=logging.ERROR, log_to_driver=False, **here):
+        import ray.data
 
-
-def _connect(address: str | None) -> None:
-    import ray
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is told of by this package
-
-    here: dict[str, Any] = {
-        "address": "local",
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE,
-        "_node_ip_address": LOOPBACK,  # no other machine joins, so none is listened to
-    }
-    try:
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **(here if address is None else {"address": address}),
-        )
-    except (ConnectionError, ValueError) as error:
-        raise InvalidInputError(
-            f"There is no Ray to connect to at {address!r}: {error}. Give the address of a cluster "
-            "that runs, or none to start Ray here."
-        ) from error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # this package tells of progress
+        yield address is not None
 
 
 def _check_room(workers: Workers, *, may_grow: bool) -> None:
-    import ray
-
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    cpus, gpus = resources()
     wanted = f"{workers.count} workers with {workers.cpus} CPUs and {workers.gpus:g} GPUs each"
     if workers.count * workers.cpus <= cpus and workers.count * workers.gpus <= gpus:
         return

@@ -24,7 +24,7 @@ from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.support.batches import in_batches
 
-PATIENCE = 60.0  # seconds, for isolated KV that other workers compute
+PATIENCE = 300.0  # seconds, for isolated KV that other workers compute
 PAUSE = 0.05  # seconds, between looks
 
 Batch = Mapping[str, Any]

@@ -54,7 +54,7 @@ class Tier(Generic[Held]):
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._entries))
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._entries
 
     def get(self, key: str) -> Held | None:

@@ -163,6 +163,11 @@ class TieredKV(Forkable, Closable):
         for key in dict.fromkeys(acquired):
             self._promote(key, corrections.get(key))
 
+    def memory_keys(self) -> set[str]:
+        """The keys of the records that are held in host memory or on the device."""
+        with self._lock:
+            return {*self._host, *self._device}
+
     def in_use(self) -> int:
         """How many records are pinned."""
         with self._lock:

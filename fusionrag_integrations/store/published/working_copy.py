@@ -142,7 +142,12 @@ class WorkingCopy(Closable):
             self._publish(catalog.info, lease)
 
     def publish_first(self, info: StoreInfo) -> None:
-        """Publish a store that was just made. Raises as `writing` does."""
+        """Publish a store that was just made, where there is none.
+
+        Raises as `writing` does, and `StoreError` where there is one by now.
+        """
+        if self.version is not None:
+            raise StoreError(f"There is a store at {self.url} already; open it instead.")
         self._objects.check_exclusive()
         with WriterLease(self._objects) as lease:
             self._mark(changed=True)

@@ -492,6 +492,7 @@ def test_an_unknown_figure(results: Path, tmp_path: Path) -> None:
         ("quality.md", "results/quality"),
         ("quality_bundled.md", "results/quality"),
         ("benchmarks.md", "benchmarks"),
+        ("scale.md", "benchmarks"),
     ],
 )
 def test_a_page_holds_the_results_on_file(page: str, results: str) -> None:

@@ -19,7 +19,7 @@ def ask(engine: FusionEngine, question: str = QUESTION) -> Answer:
     """The answer over the nearest chunks, which must be found."""
     hits = engine.store.search(question, 3)
     assert hits
-    return engine.answer(question_prompt(question, [hit.chunk.text for hit in hits]), SETTINGS)
+    return engine.answer(question_prompt([hit.chunk.text for hit in hits], question), SETTINGS)
 
 
 def same(one: Answer, other: Answer) -> bool:

@@ -142,7 +142,7 @@ class TestVersions:
         writer = opened(url)
         writer.ingest(towns(2))
         writer.register_texts([secret])
-        writer.answer(question_prompt("Which word?", [secret]), SETTINGS)
+        writer.answer(question_prompt([secret], "Which word?"), SETTINGS)
         assert writer.store.catalog.counts().captured_chunks == 1
         adhoc = set(writer.store.catalog.adhoc.kv_keys())
         writer.ingest([town(2)])
@@ -248,7 +248,7 @@ class TestWriters:
         writer = opened(url)
         writer.ingest(towns(2))
         wanted = ask(writer)
-        storage = type(opened(url).store._working_copy._objects)
+        storage = type(opened(url).store._parts.working_copy._objects)
 
         def refuse(objects: Objects, name: str, *given: object) -> None:
             raise StoreUnreachableError(f"PermissionError: {name}")
@@ -310,6 +310,8 @@ class TestDamage:
             content[-9] ^= 4
             path.write_bytes(content)
         assert ask(reader).fallbacks
+        while ask(reader).fallbacks:  # each time those that were used are read again
+            assert copies.pop()
         assert same(ask(reader), wanted)
 
     def test_a_lost_block_is_named(
@@ -335,7 +337,7 @@ class TestDamage:
             asked.append(name)
             raise StoreUnreachableError("it is away")
 
-        storage = type(reader.store._working_copy._objects)
+        storage = type(reader.store._parts.working_copy._objects)
         with monkeypatch.context() as patch:
             patch.setattr(storage, "read_ranges", away)
             found = ask(reader)
@@ -344,7 +346,7 @@ class TestDamage:
             assert len(asked) <= 16  # those that were under way at once
             ask(reader)
         monkeypatch.setattr("fusionrag_integrations.store.kv.shared._REST", 0.0)
-        reader.store._working_copy.shared._away_until = 0.0
+        reader.store._parts.working_copy.shared._away_until = 0.0
         assert ask(reader).missed_chunks == 0
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fusionrag_integrations.cli.console import bars, imported, model_for, out
+from fusionrag_integrations.cli.console import bars, model_for, out
 from fusionrag_integrations.cli.numbers import MOST, Number, count
+from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
