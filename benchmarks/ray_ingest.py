@@ -29,7 +29,7 @@ from fusionrag_integrations.support.progress import Progress
 
 SKIPPED = 0.25  # of the chunks, isolated and fused, before the clock starts
 PASS_CHUNKS = 4
-PASSES = 12  # of a plain process
+PASSES = 6  # of a plain process
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,11 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    started: dict[str, Any] = {
+        "address": "local",  # not a cluster that the environment names
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE,
+    }
     given = started if address is None else {"address": address}
     try:
         ray.init(**{"logging_level": logging.WARNING} | given | options)

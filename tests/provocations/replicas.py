@@ -61,7 +61,7 @@ def replicas_that_do_not_start(world: World) -> None:
 
 @provoked.by("... replicas that take ... each need ...; this machine has ....")
 def too_many(world: World) -> object:
-    world.patch.setattr(deploying, "resources", lambda: (2.0, 0.0))
+    world.patch.setattr("fusionrag_integrations.ray.cluster.resources", lambda: (2.0, 0.0))
     return _replicas(RayOptions("", (4, 4), 1.0, None))
 
 

@@ -56,8 +56,7 @@ def _connection(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield True
         return
-    here = {"address": "local"} if address is None else {}
-    with cluster(address, logging_level=logging.ERROR, log_to_driver=False, **here):
+    with cluster(address, logging_level=logging.ERROR, log_to_driver=False):
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # this package tells of progress

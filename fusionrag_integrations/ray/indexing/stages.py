@@ -31,7 +31,7 @@ from fusionrag_integrations.store.changes import Update
 from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.support.progress import Progress
 
-TASK_PASSES = 8  # of the model in a batch: more would be done twice where a worker is lost
+TASK_PASSES = 4  # of the model in a batch: more would be done twice where a worker is lost
 RETRIES = 5  # of a batch whose workers are lost: one that kills them all isn't tried for ever
 TASK_TEXT = 1 << 17  # characters of the documents in a batch
 
