@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import cost, formats, results, routers, scale, shared, speed, store
+from benchmarks.commands import (
+    cost,
+    formats,
+    ray_ingest,
+    results,
+    routers,
+    scale,
+    shared,
+    speed,
+    store,
+)
 from fusionrag_integrations.cli.commands import Commands
 
 
@@ -19,6 +29,7 @@ for command in (
         cost.cost,
         scale.scale,
         shared.shared,
+        ray_ingest.ray_ingest,
         routers.routers,
         results.leads,
         results.figures,

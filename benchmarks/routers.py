@@ -25,6 +25,7 @@ from fusionrag_integrations import Document, FusionEngine
 from fusionrag_integrations.bench.machine import where_and_when
 from fusionrag_integrations.bench.throughput.workload import zipf
 from fusionrag_integrations.ray import deploying
+from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.store.kv.disk_budget import Budgets
 from fusionrag_integrations.support.progress import Progress
@@ -107,7 +108,7 @@ def compare_routers(
         )
         with (
             tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' paths
-            deploying.cluster(None, num_cpus=workload.replicas, _temp_dir=short),
+            cluster(None, num_cpus=workload.replicas, _temp_dir=short),
         ):
             port = _free_port()
             deploying.listen(LOOPBACK, port)

@@ -198,7 +198,7 @@ class TestStores:
         self, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("fusionrag_integrations.engine.parts.FORMAT_VERSION", 99)
+            patch.setattr("fusionrag_integrations.ingest.model_facts.FORMAT_VERSION", 99)
             FusionEngine.from_pretrained(model_dir, store=tmp_path / "store").close()
         with pytest.raises(StoreMismatchError, match="format 99"):
             FusionEngine.from_pretrained(model_dir, store=tmp_path / "store")

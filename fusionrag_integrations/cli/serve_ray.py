@@ -107,6 +107,7 @@ def serve_on_ray(
 ) -> None:
     """Serve until a signal comes. Raises as `ray.deploying`."""
     from fusionrag_integrations.ray import deploying
+    from fusionrag_integrations.ray.cluster import cluster
     from fusionrag_integrations.ray.settings import ServingSettings
 
     address = options.address or None
@@ -114,7 +115,7 @@ def serve_on_ray(
         port = _free(host, port)
     elif port == 0:
         raise InvalidInputError("--port 0 can't be given with an address of --ray; give a number.")
-    with deploying.cluster(address):
+    with cluster(address):
         replicas = _replicas(options)
         deploying.listen(host, port)
         with err.status("Starting replicas"):
@@ -137,7 +138,7 @@ def _free(host: str, port: int) -> int:
 
 def _replicas(options: RayOptions) -> Replicas:
     """Raises `InvalidInputError` for more than this machine has, where Ray was started here."""
-    from fusionrag_integrations.ray.deploying import resources
+    from fusionrag_integrations.ray.cluster import resources
     from fusionrag_integrations.ray.settings import Replicas
 
     cpus, gpus = resources()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.markup import escape
@@ -25,9 +26,19 @@ from fusionrag_integrations.cli.console import (
     salt_option,
     store_option,
 )
+from fusionrag_integrations.cli.index_ray import (
+    account_of,
+    index_with_ray,
+    print_account,
+    ray_options,
+    refuse_without_ray,
+)
 from fusionrag_integrations.cli.numbers import count
 from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.store.kv.types import KeptKV, KVFormat
+
+if TYPE_CHECKING:
+    from fusionrag_integrations.ingest import IngestReport
 
 PASSED_OVER_SHOWN = 5
 
@@ -55,6 +66,7 @@ PASSED_OVER_SHOWN = 5
 @click.option(
     "--update", is_flag=True, help="Also delete the store's documents that are not in PATHS."
 )
+@ray_options
 @json_option
 def index(
     paths: tuple[Path, ...],
@@ -67,6 +79,7 @@ def index(
     kv: Any,
     update: bool,
     as_json: bool,
+    **on_ray: Any,
 ) -> None:
     """Chunk, embed and prefill files: .txt, .md and .jsonl, or directories of them.
 
@@ -83,12 +96,29 @@ def index(
 
     passed_over: list[Path] = []
     documents = list(read_documents(paths, passed_over.append))
-    engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format, kv)
-    with bars() as progress:
-        report = engine.ingest(documents, delete_others=update, progress=progress)
+    by_workers = None
+    if on_ray["ray"] is None:
+        refuse_without_ray(on_ray)
+        engine = open_engine(model, store, embedding, salt, chunk_tokens, kv_format, kv)
+        with bars() as progress:
+            report = engine.ingest(documents, delete_others=update, progress=progress)
+    else:
+        how = {"chunk_tokens": chunk_tokens, "kv_format": kv_format, "salt": salt}
+        by_workers = index_with_ray(
+            *(documents, model, store, embedding, kv, on_ray), delete_others=update, **how
+        )
+        report = by_workers.ingest
     if as_json:
-        print_json(asdict(report) | {"passed_over": [str(path) for path in passed_over]})
+        account = account_of(by_workers) if by_workers else {}
+        passed = [str(path) for path in passed_over]
+        print_json(asdict(report) | account | {"passed_over": passed})
         return
+    _print_report(report, passed_over, store)
+    if by_workers:
+        print_account(by_workers)
+
+
+def _print_report(report: IngestReport, passed_over: Sequence[Path], store: Path | str) -> None:
     if passed_over:
         shown = ", ".join(str(path) for path in passed_over[:PASSED_OVER_SHOWN])
         more = "" if len(passed_over) <= PASSED_OVER_SHOWN else ", ..."

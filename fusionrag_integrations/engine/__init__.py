@@ -7,6 +7,7 @@ parts.py      its parts, a model and a store, which are opened and closed togeth
 """
 
 from fusionrag_integrations.engine.engine import FusionEngine
-from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS, DEFAULT_CHUNK_TOKENS
+from fusionrag_integrations.engine.parts import DEFAULT_BUDGETS
+from fusionrag_integrations.ingest.model_facts import DEFAULT_CHUNK_TOKENS
 
 __all__ = ["DEFAULT_BUDGETS", "DEFAULT_CHUNK_TOKENS", "FusionEngine"]

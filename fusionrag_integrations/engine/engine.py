@@ -53,15 +53,8 @@ class FusionEngine(EngineFacts, Answering, Closable):
         self.calibration = parts.calibration
         self._parts = parts
         self._owns_parts = owns_parts
-        self._ingest = Ingest(
-            parts.executor,
-            parts.store,
-            parts.kv,
-            parts.prefix_ids,
-            parts.separator_ids,
-            self._check_usable,
-        )
-        self.pipeline = parts.steps(self._ingest.fuse_adhoc)
+        self._ingest = Ingest(parts.store, parts.kv, parts.facts, self._check_usable)
+        self.pipeline = parts.steps(parts.fuse_adhoc)
         self.serving = ServingLoop(
             self.pipeline, self.store.path, Limits.on(self.model, parts.request_bytes)
         )
@@ -253,7 +246,8 @@ class FusionEngine(EngineFacts, Answering, Closable):
         the same store, or where it can't be written.
         """
         self._check_usable()
-        return self._ingest.run(documents, delete_others, neighbours, progress)
+        work = self._parts.ingest_work()
+        return self._ingest.run(work, documents, delete_others, neighbours, progress)
 
     @checked(leave=("store",))
     def copy_from(
@@ -269,7 +263,7 @@ class FusionEngine(EngineFacts, Answering, Closable):
         `InvalidInputError` for a chunk that the model's context can't hold.
         """
         self._check_usable()
-        return self._ingest.copy(store, neighbours, progress)
+        return self._ingest.copy(self._parts.ingest_work(), store, neighbours, progress)
 
     @checked()
     def delete(self, document_ids: Iterable[str], *, scope: str = "") -> int:

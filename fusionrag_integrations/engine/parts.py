@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
-from fusionrag_integrations.documents.chunking import Chunker
 from fusionrag_integrations.documents.embedding import as_embedder
-from fusionrag_integrations.documents.keys import salt_id
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.admission import check_movable
 from fusionrag_integrations.execution.devices import device_name, free_bytes
@@ -23,7 +19,9 @@ from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.execution.own_attention import OwnExecutor
 from fusionrag_integrations.execution.placement import to_resident
-from fusionrag_integrations.prompt import SEPARATOR, ingest_prefix, ingest_surroundings
+from fusionrag_integrations.ingest.adhoc import fuse_adhoc
+from fusionrag_integrations.ingest.in_process import InProcess
+from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.serving.full_attention import FullAttention
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.steps import RequestSteps
@@ -34,11 +32,8 @@ from fusionrag_integrations.store.calibration import (
 )
 from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.store.for_model import kept_kv, open_or_create
-from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.base import KVFiles
-from fusionrag_integrations.store.kv.disk_budget import Budgets
-from fusionrag_integrations.store.kv.record_format import FORMAT_VERSION
-from fusionrag_integrations.store.kv.record_store import format_of
+from fusionrag_integrations.store.kv.disk_budget import Budgets, free_for_copies
 from fusionrag_integrations.store.kv.tiered_kv import MoveToDevice, TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV, KeptKV, KVFormat, LayeredKV
 from fusionrag_integrations.store.layout import CALIBRATION_FILE
@@ -47,7 +42,6 @@ from fusionrag_integrations.store.vector_index.base import GivenIndex
 from fusionrag_integrations.support.threads import Closable
 
 Opener = Callable[..., Store]
-DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_BUDGETS = Budgets()
 
 
@@ -55,17 +49,15 @@ DEFAULT_BUDGETS = Budgets()
 class EngineParts(Closable):
     """A model and its store, and what follows from both.
 
-    executor: an `OwnExecutor` where the store keeps no KV. prefix_ids: token ids before every chunk
-    at ingest. separator_ids: between a chunk and its neighbours. break_even: reuse pays for prompts
-    of this many tokens; 0 if it wasn't measured. start_bytes: of KV of prompts' starts that is
-    kept. request_bytes: of that of requests at work.
+    executor: an `OwnExecutor` where the store keeps no KV. facts: what an ingest needs to know of
+    the model. break_even: reuse pays for prompts of this many tokens; 0 if it wasn't measured.
+    start_bytes: of KV of prompts' starts that is kept. request_bytes: of that of requests at work.
     """
 
     executor: Executor | OwnExecutor
     store: Store
     kv: TieredKV
-    prefix_ids: tuple[int, ...]
-    separator_ids: tuple[int, ...]
+    facts: ModelFacts
     calibration: Calibration | None
     break_even: int
     start_bytes: int
@@ -95,21 +87,9 @@ class EngineParts(Closable):
             raise InvalidInputError(
                 f"kv_format is {kv_format!r}, and kv='none' keeps no KV; leave one of them out."
             )
-        tokenizer = model.tokenizer
-        identity = model.identity(ingest_surroundings(tokenizer))
-        signature = identity.signature
-        chunker = Chunker(DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens)
-        wanted = StoreInfo(
-            format_version=FORMAT_VERSION,
-            signature=signature,
-            model_source=model.source,
-            embedding=as_embedder(embedding).name,
-            chunk_tokens=chunker.chunk_tokens,
-            kv_format=kv_format or format_of(model.dtype),
-            salt_id=salt_id(salt),
-            kv=kept,
-            model_parts=json.dumps(dict(identity.parts)),
-        )
+        facts = ModelFacts.of(model)
+        name = as_embedder(embedding).name
+        wanted = facts.store_info(name, chunk_tokens, kv_format, salt, kept)
         executor, try_reuse, to_device = _runner(model, kept)
         with ExitStack() as opened:
             store = opener(
@@ -127,10 +107,11 @@ class EngineParts(Closable):
                 executor=executor,
                 store=store,
                 kv=kv,
-                prefix_ids=_encoded(tokenizer, ingest_prefix(tokenizer)),
-                separator_ids=_encoded(tokenizer, SEPARATOR),
-                calibration=first_calibration(measured, signature, model.name, model.num_layers),
-                break_even=first_break_even(measured, signature, device_name(model.device)),
+                facts=facts,
+                calibration=first_calibration(
+                    measured, facts.signature, model.name, model.num_layers
+                ),
+                break_even=first_break_even(measured, facts.signature, device_name(model.device)),
                 start_bytes=budgets.starts,
                 request_bytes=(
                     free_bytes(model.device) / 2 if budgets.requests is None else budgets.requests
@@ -147,13 +128,22 @@ class EngineParts(Closable):
             self.executor,
             self.store.catalog,
             self.kv,
-            self.prefix_ids,
+            self.facts.prefix_ids,
             self.store.corrections,
             self.calibration,
             self.break_even,
             on_hot=on_hot,
             start_bytes=self.start_bytes,
         )
+
+    def ingest_work(self) -> InProcess:
+        """What an ingest computes, by this model."""
+        return InProcess(self.executor, self.kv, self.facts, self.store.catalog.info)
+
+    def fuse_adhoc(self, record: ChunkRecord) -> None:
+        """Fuse an ad-hoc chunk, unless the store is being changed or keeps no KV."""
+        if isinstance(self.executor, Executor):
+            fuse_adhoc(self.ingest_work(), self.store, self.kv, self.facts, record)
 
     def close(self) -> None:
         """Release the memory of the tiers, and the store. May be called again."""
@@ -165,8 +155,7 @@ def _of_this_disk(budgets: Budgets, store: Store) -> Budgets:
     """The budgets, where copies of shared KV may at most take half of what is free."""
     if store.copies is None or budgets.disk is not None:
         return budgets
-    taken = store.copies.size_bytes()
-    return replace(budgets, disk=(shutil.disk_usage(store.path).free + taken) // 2)
+    return replace(budgets, disk=free_for_copies(store.path, store.copies))
 
 
 def model_class(store: str | Path, kv: KeptKV | None) -> type[PlainModel]:
@@ -190,7 +179,3 @@ def _nothing_to_try() -> None:
 
 def _nothing_to_move(kv: LayeredKV, correction: Correction | None) -> ChunkKV:
     raise RuntimeError("A store that keeps no KV was asked for some.")
-
-
-def _encoded(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

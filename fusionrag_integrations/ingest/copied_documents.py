@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusionrag_integrations.documents.types import DocumentKey
-from fusionrag_integrations.execution.hf.plain_model import PlainModel
 from fusionrag_integrations.ingest.chunk_encoder import ChunkEncoder
+from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.store.changes import EMBEDDING_BATCH, Update
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.progress import Progress
 
 
 def copy_documents(
-    source: Store, target: Store, model: PlainModel, prefix_tokens: int, progress: Progress
+    source: Store, target: Store, facts: ModelFacts, progress: Progress
 ) -> dict[DocumentKey, str]:
     """Make a store's documents those of another; returns how each changed: "new" or "unchanged".
 
-    prefix_tokens: how many the ingest prefix has. Raises `InvalidInputError` for a chunk that the
-    model's context can't hold.
+    facts: of the target's model. Raises `InvalidInputError` for a chunk that its context doesn't
+    hold.
     """
-    encoder = ChunkEncoder(model, target.catalog.info.record_signature, prefix_tokens)
+    encoder = ChunkEncoder(facts, target.catalog.info.record_signature)
     documents = source.catalog.documents.all()
     changes: dict[DocumentKey, str] = {}
     waiting: list[Update] = []

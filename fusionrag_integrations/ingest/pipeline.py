@@ -20,18 +20,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
-from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.documents.types import Document, DocumentKey
-from fusionrag_integrations.errors import StoreError
-from fusionrag_integrations.execution.executor import Executor
-from fusionrag_integrations.execution.own_attention import OwnExecutor
-from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
 from fusionrag_integrations.ingest.copied_documents import copy_documents
 from fusionrag_integrations.ingest.corrections import measure_corrections
 from fusionrag_integrations.ingest.documents import DocumentUpdates
-from fusionrag_integrations.ingest.neighbours import DEFAULT_NEIGHBOURS, NeighbourPolicy
-from fusionrag_integrations.store.deletion import collect_garbage
-from fusionrag_integrations.store.kv.tiered_kv import TieredKV
+from fusionrag_integrations.ingest.missing_kv import MissingKV
+from fusionrag_integrations.ingest.model_facts import ModelFacts
+from fusionrag_integrations.ingest.neighbours import NeighbourPolicy
+from fusionrag_integrations.ingest.work import IngestWork
+from fusionrag_integrations.store.deletion import DeletableKV, collect_garbage
 from fusionrag_integrations.store.store import Store
 from fusionrag_integrations.support.progress import Progress
 
@@ -64,27 +61,22 @@ class Ingest:
 
     def __init__(
         self,
-        executor: Executor | OwnExecutor,
         store: Store,
-        kv: TieredKV,
-        prefix_ids: tuple[int, ...],
-        separator_ids: tuple[int, ...],
+        kv: DeletableKV,
+        facts: ModelFacts,
         check_usable: Callable[[], object],
     ) -> None:
-        """executor: one that keeps no KV computes none, and documents are indexed alone.
-
-        prefix_ids: before every chunk. separator_ids: between a chunk and its neighbours.
-        check_usable: raises if the engine was closed, so that an ingest in progress ends.
+        """kv: of the store. check_usable: raises if the engine was closed, so that an ingest in
+        progress ends.
         """
-        self._executor = executor
         self._store = store
         self._kv = kv
-        self._prefix_ids = prefix_ids
-        self._separator_ids = separator_ids
+        self._facts = facts
         self._check_usable = check_usable
 
     def run(
         self,
+        work: IngestWork,
         documents: Iterable[Document],
         delete_others: bool,
         policy: NeighbourPolicy,
@@ -93,13 +85,12 @@ class Ingest:
         """Bring the store up to date with `documents`.
 
         Its other documents stay as they are, or are deleted once all of `documents` are stored.
+        work: what computes, of this ingest alone.
         """
         progress = self.until_closed(progress)
 
         def update() -> tuple[Mapping[DocumentKey, str], int]:
-            before = len(self._prefix_ids)
-            updates = DocumentUpdates(self._executor.model, self._store, before, progress)
-            updated = updates.update(documents)
+            updated = DocumentUpdates(work, self._store, progress).update(documents)
             deleted = 0
             if delete_others:
                 others = set(self._store.catalog.documents.all()) - updated.keys()
@@ -107,33 +98,19 @@ class Ingest:
             return updated, deleted
 
         with self._store.writing():
-            return self._run(update, policy, progress)
+            return self._run(work, update, policy, progress)
 
     def copy(
-        self, source: Store, policy: NeighbourPolicy, progress: Progress | None
+        self, work: IngestWork, source: Store, policy: NeighbourPolicy, progress: Progress | None
     ) -> IngestReport:
         """Bring the store to the documents of another, whose texts and vectors are kept."""
         progress = self.until_closed(progress)
-        before = len(self._prefix_ids)
 
         def update() -> tuple[Mapping[DocumentKey, str], int]:
-            model = self._executor.model
-            return copy_documents(source, self._store, model, before, progress), 0
+            return copy_documents(source, self._store, self._facts, progress), 0
 
         with self._store.writing():
-            return self._run(update, policy, progress)
-
-    def fuse_adhoc(self, record: ChunkRecord) -> None:
-        """Fuse an ad-hoc chunk, unless the store is being changed."""
-        if not isinstance(self._executor, Executor):
-            return
-        try:
-            with self._store.changing_here():
-                progress = self.until_closed(None)
-                prefill = self._prefill(self._executor, DEFAULT_NEIGHBOURS, progress)
-                prefill.fuse_adhoc(record)
-        except StoreError as error:  # also if the engine is being closed
-            logger.info("An ad-hoc chunk stays isolated for now: %s", error)
+            return self._run(work, update, policy, progress)
 
     def until_closed(self, progress: Progress | None) -> Progress:
         """A progress callback that raises if another thread has closed the engine."""
@@ -147,6 +124,7 @@ class Ingest:
 
     def _run(
         self,
+        work: IngestWork,
         update: Callable[[], tuple[Mapping[DocumentKey, str], int]],
         policy: NeighbourPolicy,
         progress: Progress,
@@ -157,7 +135,7 @@ class Ingest:
         with changes.begin(self._collect):
             updated, deleted = update()
             changes.embed_missing(progress)
-            isolated, fused, without_room = self._compute_kv(policy, progress)
+            isolated, fused, without_room = self._compute_kv(work, policy, progress)
             self._collect()
         counts = Counter(updated.values())
         return IngestReport(
@@ -172,30 +150,18 @@ class Ingest:
             without_room=without_room,
         )
 
-    def _compute_kv(self, policy: NeighbourPolicy, progress: Progress) -> tuple[int, int, int]:
+    def _compute_kv(
+        self, work: IngestWork, policy: NeighbourPolicy, progress: Progress
+    ) -> tuple[int, int, int]:
         """Of how many chunks isolated and fused KV was computed, and how many found no room."""
-        if not isinstance(self._executor, Executor):
+        if self._store.catalog.info.kv == "none":
             return 0, 0, 0
-        prefill = self._prefill(self._executor, policy, progress)
-        isolated = prefill.prefill_missing()
-        fused = prefill.fuse_missing()
-        measure_corrections(self._executor, self._store, self._kv, progress)
-        if prefill.full:
+        missing = MissingKV(work, self._store, self._facts, policy, progress)
+        isolated, fused = missing.compute()
+        measure_corrections(work, self._store, self._facts.context_window, progress)
+        if missing.full:
             logger.warning("The disk's budget is full: some chunks' KV was not kept.")
-        return isolated, fused, prefill.without_kv() if prefill.full else 0
-
-    def _prefill(
-        self, executor: Executor, policy: NeighbourPolicy, progress: Progress
-    ) -> ChunkPrefill:
-        return ChunkPrefill(
-            executor,
-            self._store,
-            self._kv,
-            self._prefix_ids,
-            self._separator_ids,
-            policy,
-            progress,
-        )
+        return isolated, fused, missing.without_kv() if missing.full else 0
 
     def _collect(self) -> None:
         collect_garbage(self._store, self._kv)

@@ -1,5 +1,7 @@
 """More than one machine, by Ray; the extra `ray`.
 
+cluster.py    Ray at an address, or started here
+indexing/     documents to stored KV by several workers
 settings.py   what is served, and by how many replicas
 deploying.py  starting, replacing and ending them
 replica.py    a replica: an engine with the server's application
@@ -13,5 +15,6 @@ router.py     the same as Ray's router
 memory.py     what replicas hold in memory, as the router knows it
 metrics.py    the replicas' metrics as one text
 
-Nothing here but `router.py`, which only Ray imports, loads Ray when it is imported.
+Nothing here loads Ray when it is imported but `router.py`, which only Ray imports, and
+`indexing/stages.py`.
 """

@@ -1,11 +1,9 @@
-"""Starting Ray, and starting, replacing and ending what is served on it."""
+"""Starting, replacing and ending what is served on Ray."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -17,48 +15,12 @@ from fusionrag_integrations.server.limits import Limits
 from fusionrag_integrations.server.traffic import CANCEL_SECONDS
 
 APPLICATION = "fusionrag"
-OBJECT_STORE = 256 << 20  # bytes, for requests and replies on their way
 STATS_SECONDS = 2.0  # between a replica's reports of what it has in memory
 TRIES = 3  # to start a replica
 ROUTER = "fusionrag_integrations.ray.router:ChunkRouter"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # replicas log requests themselves
 _FACTS = 16  # requests beside those that have limits, such as for health, at a replica
 _POLL_SECONDS = 0.2
-
-
-@contextmanager
-def cluster(address: str | None, **options: Any) -> Iterator[None]:
-    """Ray, at an address or started here and ended afterwards. options: of `ray.init`.
-
-    Raises `InvalidInputError` where there is none at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each request is a line of its own
-    # Serve's threads go on after the end, and would have Ray started again.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    import ray
-
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    given = started if address is None else {"address": address}
-    try:
-        ray.init(logging_level=logging.WARNING, **given | options)
-    except (ConnectionError, ValueError) as error:
-        raise InvalidInputError(
-            f"There is no Ray to connect to at {address!r}: {error}. Give the address of a cluster "
-            "that runs, or none to start Ray here."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def resources() -> tuple[float, float]:
-    """CPUs and GPUs that Ray has."""
-    import ray
-
-    found = ray.cluster_resources()
-    return found.get("CPU", 0.0), found.get("GPU", 0.0)
 
 
 def listen(host: str, port: int) -> None:

@@ -23,7 +23,7 @@ from fusionrag_integrations.demo.world import QuestionKind
 from fusionrag_integrations.engine import DEFAULT_CHUNK_TOKENS
 from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.execution.hf.model import CausalModel
-from fusionrag_integrations.ingest.chunk_prefill import ChunkPrefill
+from fusionrag_integrations.ingest.missing_kv import MissingKV
 from fusionrag_integrations.prompt import BRIEFLY, question_as_prompt
 from fusionrag_integrations.store.changes import Changes
 
@@ -204,8 +204,7 @@ def ask(model: CausalModel, tmp_path_factory: pytest.TempPathFactory) -> Ask:
     def ingested(suite: Suite) -> FusionEngine:
         engine = FusionEngine.open(model, path / str(len(engines)), chunk_tokens=suite.chunk_tokens)
         with pytest.MonkeyPatch.context() as patch:
-            for stage in ("prefill_missing", "fuse_missing"):
-                patch.setattr(ChunkPrefill, stage, lambda prefill: 0)
+            patch.setattr(MissingKV, "compute", lambda missing: (0, 0))
             if suite.name == "hard":
                 patch.setattr(Changes, "embed", lambda changes, chunks: {})
             engine.ingest(suite.documents)

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.ray import deploying
+from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.passing import Head, PlainRequest
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.server import Keys, Limits
@@ -120,7 +121,7 @@ def ray_port() -> Iterator[int]:
     """Ray on this machine, which listens for HTTP at this port of the loopback address."""
     with (
         tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' paths
-        deploying.cluster(None, num_cpus=8, _temp_dir=short),
+        cluster(None, num_cpus=8, _temp_dir=short),
     ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionrag_integrations.cli.serve_ray import RayOptions, _replicas, serve_on_ray
 from fusionrag_integrations.ray import deploying
+from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.server import Limits
 from tests.provocations.world import Provoked, World
@@ -34,7 +35,7 @@ def failing(error: Exception) -> Any:
 @provoked.by("There is no Ray to connect to at ...: ...")
 def no_cluster(world: World) -> None:
     play(world, ray={"init": failing(ConnectionError("nobody answers"))})
-    with deploying.cluster("10.0.0.1:6379"):
+    with cluster("10.0.0.1:6379"):
         pass
 
 
@@ -60,7 +61,7 @@ def replicas_that_do_not_start(world: World) -> None:
 
 @provoked.by("... replicas that take ... each need ...; this machine has ....")
 def too_many(world: World) -> object:
-    world.patch.setattr(deploying, "resources", lambda: (2.0, 0.0))
+    world.patch.setattr("fusionrag_integrations.ray.cluster.resources", lambda: (2.0, 0.0))
     return _replicas(RayOptions("", (4, 4), 1.0, None))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from threading import RLock
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError
@@ -44,6 +46,11 @@ class Budgets:
         for budget in (getattr(self, field.name) for field in fields(self)):
             if budget is not None and budget < 0:
                 raise InvalidInputError(f"A budget is {budget} bytes; give 0 or more, or None.")
+
+
+def free_for_copies(path: Path, copies: RecordStore) -> int:
+    """Half of what is free on a store's disk, without the copies that are there already."""
+    return (shutil.disk_usage(path).free + copies.size_bytes()) // 2
 
 
 class DiskBudget:

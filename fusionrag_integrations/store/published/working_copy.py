@@ -75,7 +75,7 @@ class WorkingCopy(Closable):
             self.version = self._log.newest()
             if self.version is None and not is_new:
                 raise StoreNotFoundError(f"There is no store at {self.url}.")
-            self.path = self._opened.enter_context(_directory(self.url))
+            self.path = self._opened.enter_context(held_directory(self.url))
             self._drafts = self.path / _DRAFTS
             self._is_writable = False  # known once it was tried
             self._is_new = is_new  # until it is published
@@ -232,8 +232,11 @@ def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
 
 
 @contextmanager
-def _directory(url: str) -> Iterator[Path]:
-    """The first directory for a URL that no process uses, which is held meanwhile."""
+def held_directory(url: str) -> Iterator[Path]:
+    """The first directory for a URL that no process uses, which is held meanwhile.
+
+    Raises `StoreError` where it can't be used.
+    """
     of_url = cache_directory() / sha256(url.encode()).hexdigest()[:16]
     for number in count():
         path = of_url / str(number)

@@ -1,0 +1,270 @@
+"""`index --ray`: real workers, into a directory and into S3, some of them killed on the way."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from fusionrag_integrations import AnswerSettings, Document, FusionEngine
+from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.errors import StoreBusyError
+from fusionrag_integrations.execution.hf.model import CausalModel
+from fusionrag_integrations.ray.indexing import (
+    RayReport,
+    StageAccount,
+    Workers,
+    index_on_ray,
+    stages,
+)
+from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
+from fusionrag_integrations.store.verify import find_damage
+from tests.cluster.conftest import S3Server
+from tests.conftest import all_records, town
+from tests.store.published.sharing import Open
+
+pytestmark = pytest.mark.enable_socket
+
+TWO = Workers(count=2, price_per_hour=3.6)
+MANY = [town(number) for number in range(120)]  # seconds of work
+PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+QUESTION = "\n\nWhat does the fox jump over?"
+SECONDS = 120.0  # for something to happen, on a machine that is busy
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Ray on this machine; its address. Workers inherit the environment that is set here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONRAG_CACHE", str(tmp_path_factory.mktemp("workers")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")
+        patch.setenv("RAY_worker_niceness", "0")  # other tests may run at the same time
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def indexed(
+    documents: list[Document],
+    model_dir: Path,
+    store: Path | str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RayReport:
+    return index_on_ray(
+        documents, model_dir, store, workers=TWO, chunk_tokens=48, progress=progress
+    )
+
+
+def account(report: RayReport, name: str) -> StageAccount:
+    (found,) = (stage for stage in report.stages if stage.stage == name)
+    return found
+
+
+def untraced(engine: FusionEngine) -> list[ChunkRecord]:
+    """All records; traces are rounded a little differently in other passes."""
+    return [replace(record, trace=None) for record in all_records(engine.store.catalog)]
+
+
+def answers(engine: FusionEngine) -> list[tuple[int, ...]]:
+    texts = [record.chunk.text for record in all_records(engine.store.catalog)[:9]]
+    prompts = ["\n\n".join(texts[i : i + 3]) + QUESTION for i in (0, 3, 6)]
+    made = [engine.answer(prompt, AnswerSettings(max_tokens=8)) for prompt in prompts]
+    assert [(a.fused_chunks, a.isolated_chunks) for a in made] == [(2, 1)] * 3
+    return [answer.token_ids for answer in made]
+
+
+def same(made: FusionEngine, local: FusionEngine) -> None:
+    """Documents, keys, links, the correction and answers are what an ingest here makes."""
+    assert untraced(made) == untraced(local)
+    assert len(untraced(made)) > 0
+    for engine in (made, local):
+        assert engine.store.corrections.of("")[0] is not None
+    assert answers(made) == answers(local)
+
+
+def title(process: psutil.Process) -> str:
+    """What Ray says that a process does."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that hold the model for an ingest: those of this test's Ray alone."""
+    own = psutil.Process().children(recursive=True)
+    return [process for process in own if "KVWorker" in title(process)]
+
+
+def fusionrag(*arguments: object, **how: Any) -> subprocess.Popen[str]:
+    """The command, in a process of its own."""
+    program = "from fusionrag_integrations.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        **{"stderr": subprocess.DEVNULL} | how,
+    )
+
+
+def driver(files: Path, store: Path, model: Path, address: str) -> subprocess.Popen[str]:
+    """An `index` whose workers are of the cluster at this address."""
+    chosen = ("--store", store, "--model", model, "--chunk-tokens", "48", "--json")
+    return fusionrag("index", files, *chosen, "--ray", address, "--workers", "2")
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    ended = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < ended
+        time.sleep(0.02)
+
+
+def test_a_directory_is_filled_as_by_an_ingest_here(
+    cluster: str, model: CausalModel, model_dir: Path, tmp_path: Path, opened: Open
+) -> None:
+    documents = MANY[:12]
+    seen: dict[str, tuple[int, int]] = {}
+    report = indexed(
+        documents, model_dir, tmp_path / "s", lambda stage, *counts: seen.update({stage: counts})
+    )
+    local = opened(tmp_path / "local")
+    ingested = local.ingest(documents)
+    assert replace(report.ingest, seconds=0.0) == replace(ingested, seconds=0.0)
+    assert (seen["text"], seen["isolated"], seen["fused"]) == ((12, 12), (36, 36), (36, 36))
+    with opened(tmp_path / "s") as made:
+        same(made, local)
+        assert made.ingest(documents).documents_unchanged == 12
+    assert list(find_damage(tmp_path / "s")) == []
+    files = LocalKVFiles(tmp_path / "s" / KV_DIRECTORY)
+    told = [account(report, name) for name in ("text", "isolated", "fused")]
+    assert [(stage.items, stage.found, stage.lost) for stage in told] == [
+        (12, 0, 0),
+        (36, 0, 0),
+        (36, 0, 0),
+    ]
+    assert sum(stage.kv_bytes for stage in told) == sum(file.nbytes for file in files.entries())
+    assert all(stage.seconds > 0 for stage in told)
+    assert report.cost == pytest.approx(3.6 * 2 * report.seconds / 3600)
+    again = indexed(documents, model_dir, tmp_path / "s")
+    assert (again.ingest.isolated_computed, again.ingest.fused_computed) == (0, 0)
+    assert [stage.stage for stage in again.stages] == ["model"]
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
+    cluster: str,
+    s3_server: S3Server,
+    url: str,
+    model_dir: Path,
+    tmp_path: Path,
+    opened: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages, "TASK_PASSES", 1)
+    documents = MANY[:12]
+    killed: list[int] = []
+
+    def kill_one(stage: str, done: int, total: int) -> None:
+        if stage == "isolated" and done and not killed:
+            s3_server.freeze()  # so that all are in the middle of something
+            time.sleep(1.0)
+            victim = next(worker for worker in workers() if "__init__" not in title(worker))
+            killed.append(victim.pid)
+            victim.send_signal(signal.SIGKILL)
+            victim.wait(10)
+            s3_server.thaw()
+
+    report = indexed(documents, model_dir, url, kill_one)
+    assert killed
+    lost = sum(stage.lost for stage in report.stages)
+    assert 0 < lost <= 8  # chunks of a pass
+    assert account(report, "model").starts >= 3  # facts, the one that was killed, another one
+    local = opened(tmp_path / "local")
+    local.ingest(documents)
+    with opened(url) as made:
+        same(made, local)
+        assert made.ingest(documents).documents_unchanged == len(documents)
+
+
+def test_a_driver_that_is_killed_is_gone_on_from(
+    cluster: str, model_dir: Path, tmp_path: Path, opened: Open
+) -> None:
+    store, files = tmp_path / "s", tmp_path / "files"
+    files.mkdir()
+    for document in MANY:
+        (files / f"{document.id}.txt").write_text(document.text)
+    kv = LocalKVFiles(store / KV_DIRECTORY)
+    first = driver(files, store, model_dir, cluster)
+    try:
+        wait_for(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(StoreBusyError, match="Another ingest or delete"):
+            indexed(MANY, model_dir, store)
+    finally:
+        first.kill()
+        first.wait()
+    wait_for(lambda: not workers())
+    with Catalog.open(store / CATALOG_FILE) as catalog:
+        keys = catalog.kv.keys_by_chunk()
+    there = kv.existing(isolated for _, isolated, _ in keys)
+    noted = [fused for _, _, fused in keys if fused]
+    assert len(keys) == 360
+    assert len(there) > 100
+    second = driver(files, store, model_dir, cluster)
+    said, _ = second.communicate(timeout=SECONDS * 2)
+    assert second.returncode == 0
+    report = json.loads(said)
+    assert report["isolated_computed"] == 360 - len(there)
+    assert report["fused_computed"] == 360 - len(noted)
+    assert report["documents_unchanged"] == len(MANY)
+    with opened(store) as made:
+        assert made.ingest([]).fused_computed == 0
+        answers(made)
+    assert list(find_damage(store)) == []
+
+
+def test_the_pages_command_starts_ray_here_and_may_be_interrupted(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^fusionrag (index .* --ray --workers 2)$", PAGE, re.MULTILINE)
+    (tmp_path / "docs").mkdir()
+    for document in MANY[:40]:
+        (tmp_path / "docs" / f"{document.id}.txt").write_text(document.text)
+    arguments = shlex.split(command)
+    first = fusionrag(*arguments, cwd=tmp_path, stderr=subprocess.PIPE)
+    store = tmp_path / "my-store"
+    wait_for(lambda: (store / CATALOG_FILE).exists())  # Ray has started
+    rays = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGINT)
+    _, told = first.communicate(timeout=SECONDS)
+    assert first.returncode == 130
+    assert "run the command again" in told
+    wait_for(lambda: not any(process.is_running() for process in rays))
+    second = fusionrag(*arguments, "--json", "--price-per-hour", "3.6", cwd=tmp_path)
+    said, _ = second.communicate(timeout=SECONDS * 2)
+    report = json.loads(said)
+    assert report["documents_new"] + report["documents_unchanged"] == 40
+    assert report["workers"] == 2
+    assert report["cost"] == pytest.approx(3.6 * 2 * report["wall_seconds"] / 3600)
+    assert list(find_damage(store)) == []
