@@ -61,6 +61,14 @@ def index_checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def working_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of stores at URLs; not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSIONRAG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def nothing_was_asked_before() -> Iterator[None]:
     """Most tests count a request's tokens as they are where no other has begun the same."""
     with pytest.MonkeyPatch.context() as patch:

@@ -134,6 +134,8 @@ def test_make_knows_what_pages_ask_of_it() -> None:
         "bench quality",
         "bench ttft",
         "bench throughput",
+        "reindex",
+        "collect",
     ],
 )
 def test_readme_mentions_every_command(command: str) -> None:
