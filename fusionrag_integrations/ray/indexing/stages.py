@@ -32,7 +32,6 @@ from fusionrag_integrations.store.corrections import Correction
 from fusionrag_integrations.support.progress import Progress
 
 TASK_PASSES = 4  # of the model in a batch: more would be done twice where a worker is lost
-RETRIES = 5  # of a batch whose workers are lost: one that kills them all isn't tried for ever
 TASK_TEXT = 1 << 17  # characters of the documents in a batch
 
 Measured = tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, ...]]
@@ -138,7 +137,6 @@ class RayWork:
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=(self._needed.tells, *given),
-            max_task_retries=RETRIES,
             **resources,
         )
         dataset.context.enable_progress_bars = False
