@@ -36,14 +36,24 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/quantised
 
-# With Ray, an S3 API and a Chroma server, in processes of their own on this machine.
+# With Ray, an S3 API and a Chroma server, in processes of their own on this machine. Each file has
+# a process: Ray Serve leaves threads behind.
+CLUSTER := $(wildcard tests/cluster/test_*.py)
+
+define test_cluster
+set -e; for file in $(CLUSTER); do \
+    $(BIN)/python -m pytest $$file --force-enable-socket -m $(1) || [ $$? -eq 5 ]; \
+done
+endef
+
 test-cluster: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/cluster --force-enable-socket
+	$(call test_cluster,"not long")
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/long --record
+	$(call test_cluster,long)
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:

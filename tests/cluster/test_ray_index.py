@@ -174,6 +174,7 @@ def test_a_directory_is_filled_as_by_an_ingest_here(
     assert [stage.stage for stage in again.stages] == ["model"]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
     cluster: str,
     s3_server: S3Server,
@@ -209,6 +210,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
         assert made.ingest(documents).documents_unchanged == len(documents)
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_is_gone_on_from(
     cluster: str, model_dir: Path, tmp_path: Path, opened: Open
 ) -> None:
@@ -246,6 +248,7 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     assert list(find_damage(store)) == []
 
 
+@pytest.mark.long
 def test_the_pages_command_starts_ray_here_and_may_be_interrupted(tmp_path: Path) -> None:
     (command,) = re.findall(r"^fusionrag (index .* --ray --workers 2)$", PAGE, re.MULTILINE)
     (tmp_path / "docs").mkdir()

@@ -312,6 +312,7 @@ def test_a_client_that_goes_away_ends_its_answer(served: Served, stream: bool) -
     assert served.now("fusionrag_tokens_total", "completion") == before  # it wasn't completed
 
 
+@pytest.mark.long
 def test_a_replica_that_is_killed_costs_no_answer(served: Served) -> None:
     import ray
 
@@ -329,6 +330,7 @@ def test_a_replica_that_is_killed_costs_no_answer(served: Served) -> None:
     until(lambda: len(served.now()) == 2)
 
 
+@pytest.mark.long
 def test_another_model_and_store_replace_the_first_without_a_failure(
     served: Served, home: Path, model_dir: Path
 ) -> None:

@@ -25,6 +25,7 @@ TOLD = re.compile(r"The replicas answer at (http://127\.0\.0\.1:\d+)/v1\n")
 PATIENCE = 120
 
 
+@pytest.mark.long
 def test_it_starts_ray_answers_and_ends_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
