@@ -127,6 +127,15 @@ def damaged_block(world: World) -> None:
     Store.open(url(world))
 
 
+@provoked.by("... is damaged, and is fetched again: ...")
+def damaged_working_copy(world: World) -> list[Seen]:
+    engine = shared(world, 0)
+    engine.close()
+    (engine.store.path / "catalog.sqlite").unlink()
+    Store.open(url(world)).close()
+    return world.logged()
+
+
 @provoked.by("... is missing: its versions were collected.")
 def collected(world: World) -> None:
     VersionLog(objects(world)).read(3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from uuid import uuid4
 
@@ -32,6 +33,7 @@ class ReaderNote(Closable):
         self._name = f"{FOLDER}/{uuid4().hex}.json"
         self._numbers: tuple[int, ...] = ()
         self._is_written = False
+        self._process = os.getpid()
         self._beating = Beating("fusionrag-reader", SECONDS / 4, self._write)
 
     def set(self, *numbers: int) -> None:
@@ -40,9 +42,9 @@ class ReaderNote(Closable):
         self._write()
 
     def close(self) -> None:
-        """Remove the note. May be called again."""
+        """Remove the note; a forked child leaves its parent's. May be called again."""
         self._beating.close()
-        if self._is_written:
+        if self._is_written and self._process == os.getpid():
             try:
                 self._objects.delete([self._name])
             except StoreUnreachableError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
-from fusionrag_integrations import FusionEngine, Store
+from fusionrag_integrations import Store
 from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreUnreachableError
+from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
 from fusionrag_integrations.store.kv.shared import object_name
 from fusionrag_integrations.store.objects.base import Objects
@@ -20,7 +22,7 @@ from fusionrag_integrations.store.published.verifying import find_damage_at
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from tests.conftest import document_ids, town
-from tests.store.published.sharing import Open, ask, live_keys, same, towns
+from tests.store.published.sharing import SETTINGS, Open, ask, live_keys, same, towns
 
 
 @pytest.fixture
@@ -38,16 +40,14 @@ def test_a_store_is_not_created_over_another(
     """Two machines find no store; the slower one creates it after the other has ingested."""
     create = Store.create.__func__
 
-    def slowly(cls, place, *given, **named):
+    def slowly(cls: type[Store], *given: object, **named: object) -> Store:
         monkeypatch.setattr(Store, "create", classmethod(create))
         opened(url).ingest(towns(2))
-        return Store.create(place, *given, **named)
+        return Store.create(*given, **named)
 
     monkeypatch.setattr(Store, "create", classmethod(slowly))
-    try:
+    with pytest.raises(StoreBusyError):
         opened(url)
-    except StoreError:
-        pass
     assert document_ids(opened(url).store.catalog) == ["town-0", "town-1"]
 
 
@@ -159,6 +159,44 @@ def test_a_note_is_renewed_after_an_outage(
         assert reader_note.noted(objects)[0] == {3}
 
 
+def test_a_forked_child_leaves_its_parent_s_note(objects: Objects) -> None:
+    with reader_note.ReaderNote(objects) as note:
+        note.set(3)
+        if not (child := os.fork()):
+            note.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert reader_note.noted(objects)[0] == {3}
+
+
+def test_deleted_texts_leave_no_free_pages(
+    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch, objects: Objects
+) -> None:
+    """Also where SQLite was built to leave what is deleted in the file."""
+    connect = sqlite3.connect
+
+    def careless(*given: object, **named: object) -> sqlite3.Connection:
+        db = connect(*given, **named)
+        db.execute("PRAGMA secure_delete = OFF")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    writer = opened(url)
+    writer.ingest(towns(2))
+    texts = [f"The vault {i} opens to the word xylophonist, say the guards. " * 9 for i in range(4)]
+    writer.register_texts(texts)
+    for text in texts:
+        writer.answer(question_prompt("Which word?", [text]), SETTINGS)
+    writer.pipeline.adhoc.wait()
+    adhoc = writer.store.catalog.adhoc
+    assert adhoc.kv_keys()
+    adhoc.delete_keys(adhoc.kv_keys())
+    writer.ingest([town(2)])
+    for folder in ("blocks", "versions", "kv"):
+        for entry in objects.entries(folder):
+            assert b"xylophonist" not in objects.read(entry.name)
+
+
 def test_a_lost_block_is_put_back_by_an_ingest_that_changes_nothing(
     opened: Open, url: str, objects: Objects
 ) -> None:
@@ -210,7 +248,6 @@ def test_a_collection_that_was_overtaken_deletes_nothing(
     """What it found unused, another writer has used since."""
     writer = opened(url)
     writer.ingest(towns(2))
-    wanted = ask(writer)
     writer.delete(["town-0", "town-1"])
     now = time.time()
     delete = VersionLog.delete
@@ -223,10 +260,8 @@ def test_a_collection_that_was_overtaken_deletes_nothing(
         delete(log, numbers)
 
     monkeypatch.setattr(VersionLog, "delete", sleep)
-    try:
+    with pytest.raises(StoreBusyError, match="another writer has it now"):
         collect(url, grace=0)
-    except StoreBusyError:
-        pass
     assert list(find_damage_at(url)) == []
 
 
@@ -241,9 +276,7 @@ def test_a_clock_that_was_ahead_holds_nobody_up(
         pass
 
 
-def test_a_full_disk_is_named(
-    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named(opened: Open, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = opened(url), opened(url)
     writer.ingest(towns(2))
 
