@@ -7,12 +7,12 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fusionrag_integrations import Store
 from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreUnreachableError
-from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
 from fusionrag_integrations.store.kv.shared import object_name
 from fusionrag_integrations.store.objects.base import Objects
@@ -22,7 +22,7 @@ from fusionrag_integrations.store.published.verifying import find_damage_at
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from tests.conftest import document_ids, town
-from tests.store.published.sharing import SETTINGS, Open, ask, live_keys, same, towns
+from tests.store.published.sharing import Open, ask, live_keys, same, towns
 
 
 @pytest.fixture
@@ -169,32 +169,20 @@ def test_a_forked_child_leaves_its_parent_s_note(objects: Objects) -> None:
         assert reader_note.noted(objects)[0] == {3}
 
 
-def test_deleted_texts_leave_no_free_pages(
-    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch, objects: Objects
+def test_deleted_texts_are_overwritten_wherever_sqlite_was_built(
+    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where SQLite was built to leave what is deleted in the file."""
+    """Free pages of a catalog are published with the others."""
     connect = sqlite3.connect
 
-    def careless(*given: object, **named: object) -> sqlite3.Connection:
+    def careless(*given: Any, **named: Any) -> sqlite3.Connection:
         db = connect(*given, **named)
         db.execute("PRAGMA secure_delete = OFF")
         return db
 
     monkeypatch.setattr(sqlite3, "connect", careless)
-    writer = opened(url)
-    writer.ingest(towns(2))
-    texts = [f"The vault {i} opens to the word xylophonist, say the guards. " * 9 for i in range(4)]
-    writer.register_texts(texts)
-    for text in texts:
-        writer.answer(question_prompt("Which word?", [text]), SETTINGS)
-    writer.pipeline.adhoc.wait()
-    adhoc = writer.store.catalog.adhoc
-    assert adhoc.kv_keys()
-    adhoc.delete_keys(adhoc.kv_keys())
-    writer.ingest([town(2)])
-    for folder in ("blocks", "versions", "kv"):
-        for entry in objects.entries(folder):
-            assert b"xylophonist" not in objects.read(entry.name)
+    catalog = opened(url).store.catalog
+    assert catalog._database.column("PRAGMA secure_delete") == [1]
 
 
 def test_a_lost_block_is_put_back_by_an_ingest_that_changes_nothing(
