@@ -153,6 +153,19 @@ class TestDirectories:
         with FusionEngine.from_pretrained(other, store=place) as new:
             assert ask(new).missed_chunks == 0
 
+    def test_what_is_being_made_stays(self, old: FusionEngine, other: Path, place: str) -> None:
+        old.close()
+        reindex(other, store=place)
+
+        def collect(stage: str, done: int, total: int) -> None:
+            if stage == "fused":
+                with pytest.raises(StoreBusyError):
+                    collect_generations(Path(place), grace=0)
+
+        reindex(other, store=place, kv_format="int8", progress=collect)
+        with FusionEngine.from_pretrained(other, store=place) as new:
+            assert ask(new).missed_chunks == 0
+
     def test_a_store_that_was_never_moved_has_nothing_to_collect(
         self, old: FusionEngine, place: str
     ) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fusionrag_integrations.errors import StoreError
 from fusionrag_integrations.store import layout
+from fusionrag_integrations.store.locking import holding
 from fusionrag_integrations.support.atomic_files import read_file, write_file
 
 _NOTE = "moved.json"
@@ -66,21 +67,23 @@ def move_to(path: Path, name: str) -> None:
 def collect_generations(path: Path, grace: float) -> list[Path]:
     """Delete the stores that were there before the one now; returns what was deleted.
 
-    grace: nothing is deleted within so many seconds of the move. Raises `StoreError`.
+    grace: nothing is deleted within so many seconds of the move. Raises `StoreBusyError` while the
+    store is being changed, or made anew, and `StoreError`.
     """
     root = path.resolve()
     move = _move(root)
     if move is None or time.time() - move.when < grace:
         return []
-    old = list(_before(root, move))
-    try:
-        for entry in old:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    except OSError as error:
-        raise StoreError(f"{entry} can't be deleted: {error}.") from error
+    with holding(root / _DIRECTORY / move.to):  # as does what makes the next generation
+        old = list(_before(root, move))
+        try:
+            for entry in old:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        except OSError as error:
+            raise StoreError(f"{entry} can't be deleted: {error}.") from error
     return old
 
 

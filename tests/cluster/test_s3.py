@@ -14,7 +14,9 @@ from fusionrag_integrations.langchain import ChatFusionRAG, FusionKVRetriever
 from fusionrag_integrations.llama_index import FusionKVRetriever as LlamaIndexRetriever
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
-from fusionrag_integrations.store.published.verifying import find_damage_at
+from fusionrag_integrations.store.kv.shared import object_name
+from fusionrag_integrations.store.objects.base import Objects
+from fusionrag_integrations.store.published.verifying import find_damage_at, repair_at
 from tests.cluster.conftest import S3Server
 from tests.conftest import document_ids
 from tests.store.published.sharing import QUESTION, SETTINGS, Open, ask, live_keys, same, towns
@@ -101,6 +103,24 @@ def test_one_that_stays_away_ends_the_ingest_by_name(
     writer = opened(url)
     writer.ingest(towns(2))
     assert document_ids(writer.store.catalog) == ["town-0", "town-1"]
+
+
+@pytest.mark.parametrize("size", [0, 1 << 14, (1 << 14) + 100])
+def test_a_record_that_was_cut_is_named_and_repaired(
+    opened: Open, url: str, objects: Objects, size: int
+) -> None:
+    writer = opened(url)
+    writer.ingest(towns(2))
+    reader = opened(url, budgets=Budgets(host=0, disk=0))
+    names = [object_name(key) for key in live_keys(reader)]
+    for name in names:
+        objects.write(name, [objects.read(name)[:size]])
+    assert objects.existing(names) == set(names)
+    assert [problem.error for problem in find_damage_at(url)] == ["KVCorruptError"] * len(names)
+    assert ask(reader).usage.reused_tokens == 0
+    assert all(problem.fixed for problem in repair_at(url))
+    writer.ingest(towns(2))
+    assert ask(reader).missed_chunks == 0
 
 
 def test_streams_and_questions_at_once(opened: Open, url: str) -> None:

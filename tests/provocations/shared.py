@@ -133,6 +133,15 @@ def made_at_once(world: World) -> None:
     Store.create(url(world), engine.store.catalog.info)
 
 
+@provoked.by("... is damaged, and is fetched again: ...")
+def damaged_working_copy(world: World) -> list[Seen]:
+    engine = shared(world, 0)
+    engine.close()
+    (engine.store.path / "catalog.sqlite").unlink()
+    Store.open(url(world)).close()
+    return world.logged()
+
+
 @provoked.by("... is missing: its versions were collected.")
 def collected(world: World) -> None:
     VersionLog(objects(world)).read(3)

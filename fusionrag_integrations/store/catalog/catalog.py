@@ -115,12 +115,13 @@ class Catalog(Closable):
         draft: its file, on the same disk. Its counts go on from those of both, so that whatever
         follows them reads again. Raises `StoreError`.
         """
-        counts = [(self.revision, self.texts_revision)]
-        with Catalog.open(draft) as other:
-            counts.append((other.revision, other.texts_revision))
-        revision, texts = (max(of_both) + 1 for of_both in zip(*counts, strict=True))
-        store_row.set_counts(draft, revision, texts)
-        self._database.replace(draft)
+        with self._database.held():
+            counts = [(self.revision, self.texts_revision)]
+            with Catalog.open(draft) as other:
+                counts.append((other.revision, other.texts_revision))
+            revision, texts = (max(of_both) + 1 for of_both in zip(*counts, strict=True))
+            store_row.set_counts(draft, revision, texts)
+            self._database.replace(draft)
 
     def raise_revision(self) -> None:
         """Make all processes that have the store open read its index again."""

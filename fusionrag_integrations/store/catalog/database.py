@@ -53,6 +53,12 @@ class Database(Forkable):
         self._lock.release()
 
     @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other thread reads or writes meanwhile."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commits at the end of the block, and rolls back where it raises."""
         with self._lock, named_errors(self.path), self._connected() as db:
@@ -142,6 +148,7 @@ def connect(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
             db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")  # free pages are published with the others
             yield db
         except BaseException:
             db.close()

@@ -323,7 +323,7 @@ class TieredKV(Forkable, Closable):
             if load.cancelled:
                 return
             load.cancelled = True
-            if not load.from_shared and isinstance(error, KVCorruptError):
+            if not load.from_shared and isinstance(error, (KVCorruptError, KVForeignError)):
                 self.disk.drop_copy(load.key)
             if self._unopened.get(load.key) is load or self._active.get(load.key) is load:
                 self._forget(load.key)

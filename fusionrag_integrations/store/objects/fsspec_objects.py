@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,13 +83,20 @@ class FsspecObjects(Forkable, Closable):
         except FileNotFoundError:
             raise
         except Exception as error:  # each storage has errors of its own
+            if _is_beyond_the_end(error):
+                return self._read_shorter(name, ranges)
             raise self._unreachable(name, error) from error
+
+    def _read_shorter(self, name: str, ranges: Sequence[range]) -> list[bytes]:
+        """Of an object that ends before some of these ranges begin, which a storage may refuse."""
+        content = self.read(name)
+        return [content[wanted.start : wanted.stop] for wanted in ranges]
 
     def existing(self, names: Iterable[str]) -> set[str]:
         # One byte is read: fsspec's own question lists a folder of that name where there is none.
         def exists(name: str) -> bool:
             try:
-                self._patiently(name, lambda path: self._fs.cat_file(path, start=0, end=1))
+                self._patiently(name, self._read_a_byte)
             except FileNotFoundError:
                 return False
             return True
@@ -97,6 +105,13 @@ class FsspecObjects(Forkable, Closable):
         return {
             n for n, there in zip(asked, self._threads.map(exists, asked), strict=True) if there
         }
+
+    def _read_a_byte(self, path: str) -> None:
+        try:
+            self._fs.cat_file(path, start=0, end=1)
+        except Exception as error:  # each storage has errors of its own
+            if not _is_beyond_the_end(error):
+                raise
 
     def write(self, name: str, parts: Parts) -> None:
         content = b"".join(parts)
@@ -161,6 +176,12 @@ class FsspecObjects(Forkable, Closable):
     def _unreachable(self, name: str, error: Exception) -> StoreUnreachableError:
         what = f"{type(error).__name__}: {error}".rstrip(".")
         return StoreUnreachableError(f"{self.url} can't be used ({what}; object {name}).")
+
+
+def _is_beyond_the_end(error: Exception) -> bool:
+    """Whether a storage refuses to read what an object, being shorter, doesn't have."""
+    is_refused = isinstance(error, OSError) and error.errno == errno.EINVAL  # so does s3fs
+    return is_refused or "416" in str(error)
 
 
 def _modified(facts: dict[str, Any]) -> float:

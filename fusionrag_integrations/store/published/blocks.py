@@ -6,7 +6,7 @@ version are those of the one before, which are in the storage, and on a reader's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -25,16 +25,15 @@ def block_name(block: str) -> str:
     return f"{FOLDER}/{block[:2]}/{block}"
 
 
-def upload(objects: Objects, path: Path, known: Iterable[str]) -> PublishedFile:
-    """Write the blocks of a file that the storage lacks. known: blocks that it has.
+def upload(objects: Objects, path: Path) -> PublishedFile:
+    """Write the blocks of a file that the storage lacks, also those that it has lost.
 
     Raises `StoreUnreachableError`.
     """
-    there = set(known)
 
     def put(part: bytes) -> str:
         block = sha256(part).hexdigest()
-        if block not in there and not objects.existing([block_name(block)]):
+        if not objects.existing([block_name(block)]):
             objects.write(block_name(block), [part])
         return block
 

@@ -51,11 +51,13 @@ def collect(url: str, grace: float = DAY) -> Collected:
         if log.newest() is None:
             raise StoreNotFoundError(f"There is no store at {url}.")
         objects.check_exclusive()
-        with writer_lease.WriterLease(objects):
-            return _collect(objects, log, time.time() - grace)
+        with writer_lease.WriterLease(objects) as lease:
+            return _collect(objects, log, lease, time.time() - grace)
 
 
-def _collect(objects: Objects, log: VersionLog, since: float) -> Collected:
+def _collect(
+    objects: Objects, log: VersionLog, lease: writer_lease.WriterLease, since: float
+) -> Collected:
     noted, old_notes = reader_note.noted(objects)
     versions = [log.read(number) for number in log.numbers()]
     newest = versions[-1]
@@ -68,6 +70,7 @@ def _collect(objects: Objects, log: VersionLog, since: float) -> Collected:
     used_keys = _keys(objects, kept)
     old_blocks = _unused(objects, blocks.FOLDER, used_blocks, since)
     old_records = _unused(objects, KV_DIRECTORY, used_keys, since)
+    lease.check()  # another writer may have used them since they were listed
     objects.delete([entry.name for entry in (*old_blocks, *old_records)])
     objects.delete(old_notes)
     return Collected(

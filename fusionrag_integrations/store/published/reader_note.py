@@ -1,6 +1,6 @@
 """Which version a reader has, so that what it reads isn't collected.
 
-readers/<random>.json   the version's number, and until when the note counts
+readers/<random>.json   its number, the next one's while it is fetched, and until when that counts
 
 A reader that may not write leaves none. Its version then lasts for the grace that collecting was
 given.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from uuid import uuid4
 
@@ -30,32 +31,33 @@ class ReaderNote(Closable):
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._name = f"{FOLDER}/{uuid4().hex}.json"
-        self._number = 0
-        self._may_write = True
+        self._numbers: tuple[int, ...] = ()
+        self._is_written = False
+        self._process = os.getpid()
         self._beating = Beating("fusionrag-reader", SECONDS / 4, self._write)
 
-    def set(self, number: int) -> None:
-        """Note the number of the version that is read from now on."""
-        self._number = number
+    def set(self, *numbers: int) -> None:
+        """Note the numbers of the versions that are read from now on."""
+        self._numbers = numbers
         self._write()
 
     def close(self) -> None:
-        """Remove the note. May be called again."""
+        """Remove the note; a forked child leaves its parent's. May be called again."""
         self._beating.close()
-        if self._may_write:
+        if self._is_written and self._process == os.getpid():
             try:
                 self._objects.delete([self._name])
             except StoreUnreachableError as error:
                 logger.info("A reader's note is left until it expires: %s", error)
 
     def _write(self) -> None:
-        if not self._may_write or not self._number:
+        if not self._numbers:
             return
-        note = {"number": self._number, "until": time.time() + SECONDS}
+        note = {"numbers": self._numbers, "until": time.time() + SECONDS}
         try:
             self._objects.write(self._name, [json.dumps(note).encode()])
+            self._is_written = True
         except StoreUnreachableError as error:
-            self._may_write = False
             logger.info("This reader leaves no note of what it reads: %s", error)
 
 
@@ -67,14 +69,14 @@ def noted(objects: Objects) -> tuple[set[int], list[str]]:
         try:
             note = json.loads(objects.read(entry.name))
             lasts = float(note["until"]) > time.time()
-            number = int(note["number"])
+            read = [int(number) for number in note["numbers"]]
         except FileNotFoundError:
             continue  # its reader has ended
         except (ValueError, LookupError, TypeError):
             old.append(entry.name)
             continue
         if lasts:
-            numbers.add(number)
+            numbers.update(read)
         else:
             old.append(entry.name)
     return numbers, old

@@ -31,8 +31,8 @@ class VersionLog:
         number = self._noted()
         while self._objects.existing([_name(number + 1)]):  # published since, or not noted
             number += 1
-        if number and not self._objects.existing([_name(number)]):
-            number = max(self.numbers(), default=0)  # the note is old, or another's
+        if not number or not self._objects.existing([_name(number)]):
+            number = max(self.numbers(), default=0)  # the note is lost, old, or another's
         return self.read(number) if number else None
 
     def read(self, number: int) -> Version:
@@ -44,8 +44,15 @@ class VersionLog:
             raise StoreError(f"{name} is missing: its versions were collected.") from None
 
     def publish(self, version: Version) -> None:
-        """Add a version. Raises `StoreBusyError` where another writer has added this number."""
-        if not self._objects.create(_name(version.number), version.to_bytes()):
+        """Add a version. Raises `StoreBusyError` where another writer has added this number, even
+        if that was collected since.
+        """
+        name = _name(version.number)
+        created = self._objects.create(name, version.to_bytes())
+        if created and max(self.numbers()) > version.number:
+            self._objects.delete([name])
+            created = False
+        if not created:
             raise StoreBusyError(
                 f"Another writer has published version {version.number} of {self._objects.url} "
                 "meanwhile. What this one changed isn't in it: do it again."

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,8 +29,14 @@ from fusionrag_integrations.store.info import StoreInfo
 from fusionrag_integrations.store.kv.copied import CopiedKVFiles
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.shared import SharedKVFiles
-from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
+from fusionrag_integrations.store.layout import (
+    CATALOG_FILE,
+    DOCUMENTS_DIRECTORY,
+    KV_DIRECTORY,
+    UNFINISHED_FILE,
+)
 from fusionrag_integrations.store.objects.opening import open_objects
+from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.published import blocks
 from fusionrag_integrations.store.published.reader_note import ReaderNote
 from fusionrag_integrations.store.published.snapshot import published_names, snapshot
@@ -80,13 +87,14 @@ class WorkingCopy(Closable):
             self._is_writable = False  # known once it was tried
             self._is_new = is_new  # until it is published
             self._note = self._opened.enter_context(ReaderNote(self._objects))
+            if self.version is not None:
+                self._note.set(self.version.number)
             if is_new:
                 self._clear(keep=())
             elif self.version is not None and not self._has(self.version):
                 self._clear(keep=published_names(self.path))  # whose blocks may be the same
-                self._fetch(self.version, replace_index=True)
-            if self.version is not None:
-                self._note.set(self.version.number)
+                with _named_errors(self.path, self.url):
+                    self._fetch(self.version, replace_index=True)
             unless_opened.pop_all()
         self.shared = SharedKVFiles(self._objects)
         self.files = CopiedKVFiles(LocalKVFiles(self.path / KV_DIRECTORY), self.shared)
@@ -102,7 +110,7 @@ class WorkingCopy(Closable):
         `StoreMismatchError` where the store is another model's by now, and stays at its version.
         """
         newest = self._log.newest()
-        if newest is None or (self.version and newest.number <= self.version.number):
+        if newest is None or (self.version and newest.by == self.version.by):
             return False
         if newest.store != catalog.info:
             raise StoreMismatchError(
@@ -114,9 +122,12 @@ class WorkingCopy(Closable):
             logger.warning(
                 "Unpublished changes of %s give way to version %s", self.url, newest.number
             )
-        self._note.set(newest.number)
-        self._fetch(newest, replace_index=False, swap=catalog.replace)
+        self._note.set(*([self.version.number] if self.version else []), newest.number)
+        with _named_errors(self.path, self.url):
+            self._fetch(newest, replace_index=False, swap=catalog.replace)
+            self._forget_changes()
         self.version = newest
+        self._note.set(newest.number)
         return True
 
     @contextmanager
@@ -155,11 +166,8 @@ class WorkingCopy(Closable):
 
     def _publish(self, info: StoreInfo, lease: WriterLease) -> None:
         last = self.version
-        known = last.blocks if last else set()
         with snapshot(self.path, self._drafts) as found:
-            files = {
-                name: blocks.upload(self._objects, path, known) for name, path in found.items()
-            }
+            files = {name: blocks.upload(self._objects, path) for name, path in found.items()}
         if last is None or info != last.store or _truth(files) != _truth(last.files):
             lease.check()
             number = 1 if last is None else last.number + 1
@@ -192,9 +200,13 @@ class WorkingCopy(Closable):
                 swap(draft)
             else:
                 write_file(path, parts, self._drafts)
-        for journal in self.path.glob(f"{CATALOG_FILE}-*"):
-            remove_file(journal)  # of what was there before
         self._mark(changed=False, version=version)
+
+    def _forget_changes(self) -> None:
+        """What an interrupted change has left to be completed, which has given way."""
+        remove_file(self.path / UNFINISHED_FILE)
+        if (documents := self.path / DOCUMENTS_DIRECTORY).is_dir():
+            shutil.rmtree(documents)
 
     def _clear(self, keep: Iterable[str]) -> None:
         """Remove what an earlier user has left, but for copies of KV and files to keep."""
@@ -207,20 +219,28 @@ class WorkingCopy(Closable):
 
     def _mark(self, *, changed: bool, version: Version | None = None) -> None:
         version = None if self._is_new else version or self.version
-        note = {"url": self.url, "number": version.number if version else 0, "changed": changed}
-        write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
+        note = {"url": self.url, "by": version.by if version else "", "changed": changed}
+        with _named_errors(self.path, self.url):
+            write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
 
-    def _marked(self) -> tuple[int, bool]:
-        """The number of the version that is here, 0 for none, and whether it was changed since."""
+    def _marked(self) -> tuple[str, bool]:
+        """By whom the version is that is here, "" for none, and whether it was changed since."""
         try:
             note = json.loads((self.path / _NOTE).read_bytes())
-            return int(note["number"]), bool(note["changed"])
+            return str(note["by"]), bool(note["changed"])
         except (OSError, ValueError, LookupError, TypeError):
-            return 0, False
+            return "", False
 
     def _has(self, version: Version) -> bool:
         """Whether the directory is of this version, perhaps with changes that aren't published."""
-        return self._marked()[0] == version.number
+        if self._marked()[0] != version.by:
+            return False
+        try:
+            with open_catalog(self.path) as catalog:
+                return catalog.info == version.store
+        except StoreError as error:
+            logger.warning("%s is damaged, and is fetched again: %s", self.path, error)
+            return False
 
     def _is_changed(self) -> bool:
         return self._marked()[1]
@@ -241,18 +261,27 @@ def held_directory(url: str) -> Iterator[Path]:
     for number in count():
         path = of_url / str(number)
         try:
-            make_directory(path)
-            lock = locked(path / _LOCK)
+            with _named_errors(path, url):
+                make_directory(path)
+                lock = locked(path / _LOCK)
         except Timeout:
             continue
-        except OSError as error:
-            raise StoreError(
-                f"{path} can't be used for a working copy of {url}: {error}. Name another "
-                f"directory by the environment's {CACHE}."
-            ) from error
         with lock:
             yield path
         return
+
+
+@contextmanager
+def _named_errors(path: Path, url: str) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:  # an `OSError` too
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{path} can't be used for a working copy of {url}: {error}. Name another "
+            f"directory by the environment's {CACHE}."
+        ) from error
 
 
 def cache_directory() -> Path:

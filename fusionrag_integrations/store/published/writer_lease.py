@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import time
 from datetime import UTC, datetime
@@ -25,7 +26,9 @@ from fusionrag_integrations.support.threads import Closable
 logger = logging.getLogger(__name__)
 
 SECONDS = 60.0  # how long a lease lasts that isn't renewed
+_LONGEST = 600.0  # seconds; one that says it lasts longer is by a clock that is wrong
 FOLDER = "writers"
+_NAME = re.compile(rf"{FOLDER}/\d{{12}}\.json")
 
 
 class WriterLease(Closable):
@@ -35,21 +38,20 @@ class WriterLease(Closable):
         """Raises `StoreBusyError` while another writer has it, `StoreUnreachableError`."""
         self._objects = objects
         self._id = uuid4().hex
-        names = sorted(entry.name for entry in objects.entries(FOLDER))
+        names = _names(objects)
         if names:
             _check_ended(objects, names[-1])
         number = int(names[-1].removeprefix(f"{FOLDER}/").removesuffix(".json")) if names else 0
-        self._name, self._next = _name(number + 1), _name(number + 2)
+        self._name = _name(number + 1)
         created = objects.create(self._name, self._note(time.time() + SECONDS))
-        later = [entry.name for entry in objects.entries(FOLDER) if entry.name > self._name]
-        if not created or later:
+        if not created or self._is_overtaken():
             raise StoreBusyError(_busy(objects.url, "Another writer", "since a moment ago"))
         objects.delete(names)
         self._beating = Beating("fusionrag-lease", SECONDS / 4, self._renew)
 
     def check(self) -> None:
         """Raises `StoreBusyError` where another writer has taken over meanwhile."""
-        if self._objects.existing([self._next]):
+        if self._is_overtaken():
             raise StoreBusyError(
                 f"The lease to write to {self._objects.url} expired, since it couldn't be renewed "
                 "in time, and another writer has it now. Wait for it to end, and do this again."
@@ -59,10 +61,14 @@ class WriterLease(Closable):
         """End the lease, so that others needn't wait until it expires. May be called again."""
         self._beating.close()
         try:
-            if not self._objects.existing([self._next]):
+            if not self._is_overtaken():
                 self._objects.write(self._name, [self._note(0.0)])
         except StoreUnreachableError as error:
             logger.warning("The lease to write lasts until it expires: %s", error)
+
+    def _is_overtaken(self) -> bool:
+        # The next lease may be gone: the one behind that deletes it.
+        return _names(self._objects)[-1:] > [self._name]
 
     def _renew(self) -> None:
         self.check()
@@ -71,6 +77,11 @@ class WriterLease(Closable):
     def _note(self, until: float) -> bytes:
         who = f"process {os.getpid()} on {socket.gethostname()}"
         return json.dumps({"id": self._id, "who": who, "until": until}).encode()
+
+
+def _names(objects: Objects) -> list[str]:
+    """The names of all leases that are there, ascending."""
+    return sorted(e.name for e in objects.entries(FOLDER) if _NAME.fullmatch(e.name))
 
 
 def _check_ended(objects: Objects, name: str) -> None:
@@ -82,7 +93,7 @@ def _check_ended(objects: Objects, name: str) -> None:
         return  # deleted by the next one's writer, who is told of below
     except (ValueError, LookupError, TypeError):
         return  # written by nothing of this package
-    if until > time.time():
+    if 0 < until - time.time() < _LONGEST:
         when = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
         raise StoreBusyError(_busy(objects.url, who, f"until {when} unless it is renewed"))
 

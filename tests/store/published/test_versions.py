@@ -113,14 +113,14 @@ class TestBlocks:
         return written
 
     def test_a_file_comes_back(self, objects: Objects, path: Path) -> None:
-        file = upload(objects, path, [])
+        file = upload(objects, path)
         assert (file.nbytes, len(file.blocks)) == (2 * BLOCK_BYTES + 100, 3)
         assert b"".join(download(objects, file, path.with_name("none"))) == path.read_bytes()
         assert blocks.matches(path, file)
 
     def test_an_empty_file_has_no_blocks(self, objects: Objects, tmp_path: Path) -> None:
         (tmp_path / "empty").touch()
-        file = upload(objects, tmp_path / "empty", [])
+        file = upload(objects, tmp_path / "empty")
         assert file == PublishedFile(0, ())
         assert list(download(objects, file, tmp_path / "none")) == []
         assert blocks.matches(tmp_path / "empty", file)
@@ -128,14 +128,14 @@ class TestBlocks:
     def test_only_what_changed_is_moved(
         self, objects: Objects, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = upload(objects, path, [])
+        first = upload(objects, path)
         old = path.with_name("old")
         old.write_bytes(path.read_bytes())
         with path.open("r+b") as opened:
             opened.seek(BLOCK_BYTES + 5)
             opened.write(b"changed")
         written = self.count_writes(objects, monkeypatch)
-        second = upload(objects, path, first.blocks)
+        second = upload(objects, path)
         assert len(written) == 1
         assert [a == b for a, b in zip(first.blocks, second.blocks, strict=True)] == [1, 0, 1]
         read: list[str] = []
@@ -147,14 +147,14 @@ class TestBlocks:
     def test_what_is_there_is_not_written_again(
         self, objects: Objects, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        upload(objects, path, [])
+        upload(objects, path)
         written = self.count_writes(objects, monkeypatch)
-        upload(objects, path, [])
+        upload(objects, path)
         assert written == []
 
     @pytest.mark.parametrize("damage", ["missing", "altered"])
     def test_damage_is_named(self, objects: Objects, path: Path, damage: str) -> None:
-        file = upload(objects, path, [])
+        file = upload(objects, path)
         name = blocks.block_name(file.blocks[1])
         assert sha256(objects.read(name)).hexdigest() == file.blocks[1]
         if damage == "missing":
