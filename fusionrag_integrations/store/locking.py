@@ -14,14 +14,14 @@ from fusionrag_integrations.support.atomic_files import locked
 
 
 @contextmanager
-def holding(store: Path) -> Iterator[None]:
-    """Hold the lock of the store in a directory.
+def holding(store: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of the store in a directory. seconds: to wait for it.
 
     Raises `StoreBusyError` while another process or thread holds it, `StoreError` for a read-only
     store.
     """
     try:
-        lock = locked(store / LOCK_FILE)
+        lock = locked(store / LOCK_FILE, seconds)
     except Timeout as error:
         raise StoreBusyError(
             f"Another ingest or delete is changing the store at {store}. Wait for it to end."

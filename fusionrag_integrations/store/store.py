@@ -32,6 +32,8 @@ from fusionrag_integrations.support.atomic_files import (
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.threads import Closable, Threads
 
+REFRESH_SECONDS = 10.0  # that a refresh waits for changes of ad-hoc chunks
+
 
 class Store(Closable):
     """Documents, vectors and KV in one directory. Needs no model: a retriever opens it alone.
@@ -160,7 +162,7 @@ class Store(Closable):
         """
         if self._parts.working_copy is None:
             return False
-        with holding(self.path):
+        with holding(self.path, REFRESH_SECONDS):
             if not self._parts.working_copy.follow(self.catalog):
                 return False
             self._search.follow()

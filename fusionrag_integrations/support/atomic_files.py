@@ -222,14 +222,14 @@ def move_file(path: Path, target: Path) -> None:
     sync_directory(path.parent)
 
 
-def locked(path: Path) -> AbstractContextManager[object]:
-    """Hold a file's lock during a `with`; only one process at a time can.
+def locked(path: Path, seconds: float = 0.0) -> AbstractContextManager[object]:
+    """Hold a file's lock during a `with`; only one process at a time can. seconds: to wait for it.
 
     Raises `OSError`, also for a link, and `filelock.Timeout` while another process holds it.
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
-    return FileLock(path, timeout=0, mode=FILE_MODE).acquire()
+    return FileLock(path, timeout=seconds, mode=FILE_MODE).acquire()
 
 
 def make_private(directory: Path) -> None:

@@ -23,6 +23,7 @@ from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from fusionrag_integrations.support.beating import Beating
 from tests.conftest import town
+from tests.processes import in_child
 from tests.provocations.world import Provoked, Seen, World
 
 provoked = Provoked()
@@ -55,6 +56,11 @@ def refusing(world: World, *methods: str) -> None:
 @provoked.by("The store ... can't be opened: .... Install what fsspec needs for it; ...")
 def unknown_protocol(world: World) -> None:
     world.open("nosuch://bucket/store")
+
+
+@provoked.by("The store ... names no directory of this machine: give file:///path/to/store.")
+def another_machine(world: World) -> None:
+    world.open("file://server/share/store")
 
 
 @provoked.by("... can't be used: ....")
@@ -229,6 +235,13 @@ def away(world: World) -> list[Seen]:
     for _ in range(2):
         engine.answer(f"{town(0).text}\n\nWhere is the fox?")
     return [(kind, said.partition(" isn't used: ")[2]) for kind, said in world.logged()]
+
+
+@provoked.by("The working copy of ... is another process's, which was forked: ...")
+def forked(world: World) -> list[Seen]:
+    engine = shared(world, 0)
+    kind, _, said = in_child(engine.refresh).partition(": ")
+    return [(kind, said)]
 
 
 @provoked.by("The catalog ... can't be replaced: ....")

@@ -49,8 +49,11 @@ class Objects(Protocol):
         """
         ...
 
-    def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; those that aren't there are passed over."""
+    def delete(self, names: Iterable[str], *, patiently: bool = True) -> None:
+        """Delete objects; those that aren't there are passed over.
+
+        patiently: try again while the storage is away.
+        """
 
     def entries(self, folder: str) -> Iterator[ObjectEntry]:
         """All objects whose names begin with `folder` and a slash, in no order."""

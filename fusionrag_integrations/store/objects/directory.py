@@ -58,7 +58,7 @@ class DirectoryObjects(Closable):
                 return self.read(name) == content
         return True
 
-    def delete(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str], *, patiently: bool = True) -> None:
         for name in names:
             with self._named_errors(name), suppress(FileNotFoundError):
                 remove_file(self._path(name))

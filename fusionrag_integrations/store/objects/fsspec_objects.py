@@ -41,7 +41,7 @@ class FsspecObjects(Forkable, Closable):
     """`Objects` at a URL of fsspec's. See `Objects`.
 
     Its options, such as keys and endpoints, are fsspec's configuration and the environment's.
-    Everything but `read_ranges` is tried again for `PATIENCE` seconds.
+    Everything but `read_ranges` is tried again for `PATIENCE` seconds by default.
     """
 
     def __init__(self, url: str) -> None:
@@ -124,10 +124,10 @@ class FsspecObjects(Forkable, Closable):
             return self.read(name) == content
         return True
 
-    def delete(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str], *, patiently: bool = True) -> None:
         def remove(name: str) -> None:
             with suppress(FileNotFoundError):
-                self._patiently(name, self._fs.rm_file)
+                self._patiently(name, self._fs.rm_file, PATIENCE if patiently else 0.0)
 
         list(self._threads.map(remove, names))
 
@@ -158,9 +158,12 @@ class FsspecObjects(Forkable, Closable):
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    def _patiently(self, name: str, call: Callable[[str], Result]) -> Result:
-        """Call with a path, again and again while the storage is away."""
-        until, pause = monotonic() + PATIENCE, _FIRST_PAUSE
+    def _patiently(
+        self, name: str, call: Callable[[str], Result], patience: float | None = None
+    ) -> Result:
+        """Call with a path, again and again while the storage is away, for so many seconds."""
+        until = monotonic() + (PATIENCE if patience is None else patience)
+        pause = _FIRST_PAUSE
         while True:
             try:
                 return call(self._path(name))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeGuard
 from urllib.request import url2pathname
 
+from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.objects.directory import DirectoryObjects
 
@@ -20,9 +21,14 @@ def is_url(store: object) -> TypeGuard[str]:
 
 
 def open_objects(url: str) -> Objects:
-    """The objects at a URL. Raises `InvalidInputError` where nothing installed can read it."""
+    """The objects at a URL. Raises `InvalidInputError` where it names nothing that can be read."""
     if url.startswith(_FILE):
-        return DirectoryObjects(url, Path(url2pathname(url.removeprefix(_FILE))).absolute())
+        machine, slash, path = url.removeprefix(_FILE).partition("/")
+        if machine not in ("", "localhost") or not path:
+            raise InvalidInputError(
+                f"The store {url} names no directory of this machine: give file:///path/to/store."
+            )
+        return DirectoryObjects(url, Path(url2pathname(slash + path)))
     from fusionrag_integrations.store.objects.fsspec_objects import FsspecObjects
 
     return FsspecObjects(url)

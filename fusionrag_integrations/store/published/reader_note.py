@@ -46,7 +46,7 @@ class ReaderNote(Closable):
         self._beating.close()
         if self._is_written and self._process == os.getpid():
             try:
-                self._objects.delete([self._name])
+                self._objects.delete([self._name], patiently=False)
             except StoreUnreachableError as error:
                 logger.info("A reader's note is left until it expires: %s", error)
 

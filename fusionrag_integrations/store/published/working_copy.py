@@ -73,6 +73,7 @@ class WorkingCopy(Closable):
         `InvalidInputError` for a URL that can't be opened.
         """
         self.url = url.rstrip("/")
+        self._process = os.getpid()
         self._opened = ExitStack()
         with ExitStack() as unless_opened:
             unless_opened.callback(self._opened.close)
@@ -107,8 +108,10 @@ class WorkingCopy(Closable):
         """Bring the open catalog to the newest version; returns whether there was a newer one.
 
         Changes that weren't published are kept while there is none, else given up. Raises
-        `StoreMismatchError` where the store is another model's by now, and stays at its version.
+        `StoreMismatchError` where the store is another model's by now, and stays at its version;
+        and `StoreError` in a forked child.
         """
+        self._check_process()
         newest = self._log.newest()
         if newest is None or (self.version and newest.by == self.version.by):
             return False
@@ -151,6 +154,14 @@ class WorkingCopy(Closable):
                 self._publish(catalog.info, lease)
                 raise
             self._publish(catalog.info, lease)
+
+    def _check_process(self) -> None:
+        """Raises `StoreError` in a forked child, whose files are its parent's too."""
+        if self._process != os.getpid():
+            raise StoreError(
+                f"The working copy of {self.url} is another process's, which was forked: its "
+                "version can't be changed here. Open the store in this process."
+            )
 
     def publish_first(self, info: StoreInfo) -> None:
         """Publish a store that was just made, where there is none.
