@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
-from fusionrag_integrations.engine.parts import CALIBRATION_FILE, ingest_surroundings
+from fusionrag_integrations.engine.parts import CALIBRATION_FILE
 from fusionrag_integrations.execution.devices import device_name
+from fusionrag_integrations.prompt import ingest_surroundings
 from fusionrag_integrations.store.calibration import Calibration, write_calibration
 from tests.conftest import town
 from tests.tiny_models import build_for

@@ -357,7 +357,9 @@ def test_an_unknown_space_is_refused_before_anything_is_made(
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("given", ["http://localhost:8000", 8000, object()], ids=repr)
+@pytest.mark.parametrize(
+    "given", ["http://localhost:8000", 8000, object()], ids=["an address", "a port", "an object"]
+)
 def test_what_is_no_index_is_refused_before_anything_is_made(tmp_path: Path, given: object) -> None:
     with pytest.raises(InvalidInputError, match=r"index is .*give a client of chromadb"):
         make_store(tmp_path / "store", 0, EMBEDDING, index=given)
