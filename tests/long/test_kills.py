@@ -11,7 +11,7 @@ from tests.processes import run_module
 from tests.test_ingest_crashes import crashes
 
 Report = Callable[[str, str, object, object], None]
-INGESTS, OTHERS = 150, 40
+INGESTS, OTHERS, SHARED = 150, 40, 50
 
 
 def test_ingests_killed(model_dir: Path, tmp_path: Path, report: Report) -> None:
@@ -40,5 +40,18 @@ def test_runs_killed(what: str, model_dir: Path, tmp_path: Path, report: Report)
         done[what],
         f"{OTHERS} kills within {longest} s, as long as it takes",
         f"{wrong} stores that weren't in the end what they are without a kill",
+    )
+    assert int(wrong) == 0, run.stderr
+
+
+def test_writers_of_a_shared_store_killed(model_dir: Path, tmp_path: Path, report: Report) -> None:
+    run = run_module("tests.long.killed_writers", tmp_path, model_dir, SHARED)
+    wrong, cut, longest = run.stdout.splitlines()[-1].split()
+    report(
+        "Kills",
+        "A writer of a store at a URL killed at a random moment, the newest version checked, read "
+        "and written by others, and old versions collected",
+        f"{SHARED} kills within {longest} s, as long as it takes; {cut} before its version was out",
+        f"{wrong} versions damaged, neither old nor new, or answering otherwise than a directory",
     )
     assert int(wrong) == 0, run.stderr

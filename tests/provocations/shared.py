@@ -46,7 +46,7 @@ def objects(world: World) -> DirectoryObjects:
 
 
 def refusing(world: World, *methods: str) -> None:
-    def refuse(*given: object) -> None:
+    def refuse(*given: object, **named: object) -> None:
         raise StoreUnreachableError(f"{url(world)} is away.")
 
     for method in methods:

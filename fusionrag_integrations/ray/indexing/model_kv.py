@@ -26,7 +26,7 @@ from fusionrag_integrations.store.kv.tiered_kv import TieredKV
 from fusionrag_integrations.store.kv.types import ChunkKV
 from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
 from fusionrag_integrations.store.objects.opening import is_url, open_objects
-from fusionrag_integrations.store.published.working_copy import held_directory
+from fusionrag_integrations.store.published.cache import held_directory
 from fusionrag_integrations.support.threads import Closable
 
 

@@ -5,6 +5,7 @@ blocks.py        those files, as blocks named by their content
 version_log.py   the versions in order; publishing one
 writer_lease.py  one writer at a time
 reader_note.py   which version a reader has
+cache.py         where working copies are on this machine
 working_copy.py  the directory on this machine in which a version is opened, followed and changed
 snapshot.py      the files of a working copy, as they are published
 verifying.py     finds damage, and fixes what needs no model

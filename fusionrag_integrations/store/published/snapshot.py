@@ -37,7 +37,7 @@ def snapshot(store: Path, drafts: Path) -> Iterator[dict[str, Path]]:
             if name in found:
                 copy = drafts / Path(name).name
                 copies.append(copy)
-                _copy_database(found[name], copy)
+                copy_database(found[name], copy)
                 if name == CATALOG_FILE:
                     _forget_adhoc(copy)
                 found[name] = copy
@@ -63,7 +63,7 @@ def _names(store: Path) -> list[str]:
     )
 
 
-def _copy_database(path: Path, copy: Path) -> None:
+def copy_database(path: Path, copy: Path) -> None:
     """Page by page, so that unchanged blocks stay the same, with what is only in its journal."""
     copy.unlink(missing_ok=True)
     with (

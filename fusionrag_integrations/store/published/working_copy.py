@@ -3,8 +3,6 @@
 It is a store's directory like any other, but for its KV, which are copies of those in the storage.
 It follows the versions at the URL when it is told to, and what is changed in it is published as
 the next one.
-
-<cache>/<of the URL>/<0, 1, ...>/   one for each process that has the store open at the same time
 """
 
 from __future__ import annotations
@@ -16,12 +14,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from hashlib import sha256
-from itertools import count
 from pathlib import Path
 from uuid import uuid4
-
-from filelock import Timeout
 
 from fusionrag_integrations.errors import StoreError, StoreMismatchError, StoreNotFoundError
 from fusionrag_integrations.store.catalog import Catalog
@@ -33,19 +27,20 @@ from fusionrag_integrations.store.layout import (
     CATALOG_FILE,
     DOCUMENTS_DIRECTORY,
     KV_DIRECTORY,
+    REVISION_FILE,
     UNFINISHED_FILE,
 )
 from fusionrag_integrations.store.objects.opening import open_objects
 from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.published import blocks
+from fusionrag_integrations.store.published.cache import LOCK, held_directory, named_errors
 from fusionrag_integrations.store.published.reader_note import ReaderNote
-from fusionrag_integrations.store.published.snapshot import published_names, snapshot
+from fusionrag_integrations.store.published.snapshot import copy_database, published_names, snapshot
 from fusionrag_integrations.store.published.version import PublishedFile, Version
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from fusionrag_integrations.support.atomic_files import (
-    locked,
-    make_directory,
+    move_file,
     remove_file,
     write_file,
 )
@@ -53,9 +48,8 @@ from fusionrag_integrations.support.threads import Closable
 
 logger = logging.getLogger(__name__)
 
-CACHE = "FUSIONRAG_CACHE"  # the environment's variable
 _NOTE = "version.json"  # of which version a working copy is, and whether it was changed since
-_LOCK = "in-use.lock"
+_UNPUBLISHED = "unpublished.sqlite"  # a catalog with changes that the next writer goes on with
 _DRAFTS = "drafts"
 
 
@@ -94,8 +88,11 @@ class WorkingCopy(Closable):
                 self._clear(keep=())
             elif self.version is not None and not self._has(self.version):
                 self._clear(keep=published_names(self.path))  # whose blocks may be the same
-                with _named_errors(self.path, self.url):
+                with named_errors(self.path, self.url):
                     self._fetch(self.version, replace_index=True)
+            elif self.version is not None and self._is_changed():
+                with named_errors(self.path, self.url):
+                    self._set_aside(self.version)
             unless_opened.pop_all()
         self.shared = SharedKVFiles(self._objects)
         self.files = CopiedKVFiles(LocalKVFiles(self.path / KV_DIRECTORY), self.shared)
@@ -121,12 +118,12 @@ class WorkingCopy(Closable):
                 f"({newest.store.kv_format}), and this one for {catalog.info.model_source} "
                 f"({catalog.info.kv_format}), which stays open. Open the store anew to use it."
             )
-        if self._is_changed():
+        if self._is_changed() or (self.path / _UNPUBLISHED).exists():
             logger.warning(
                 "Unpublished changes of %s give way to version %s", self.url, newest.number
             )
         self._note.set(*([self.version.number] if self.version else []), newest.number)
-        with _named_errors(self.path, self.url):
+        with named_errors(self.path, self.url):
             self._fetch(newest, replace_index=False, swap=catalog.replace)
             self._forget_changes()
         self.version = newest
@@ -146,6 +143,7 @@ class WorkingCopy(Closable):
         with WriterLease(self._objects) as lease:
             self.follow(catalog)
             self._mark(changed=True)
+            self._take_up(catalog)
             try:
                 yield
             except StoreError:
@@ -213,15 +211,37 @@ class WorkingCopy(Closable):
                 write_file(path, parts, self._drafts)
         self._mark(changed=False, version=version)
 
+    def _set_aside(self, version: Version) -> None:
+        """Put away what an interrupted change has left, so that the version itself is read."""
+        draft = self._drafts / _UNPUBLISHED
+        try:
+            copy_database(self.path / CATALOG_FILE, draft)
+            move_file(draft, self.path / _UNPUBLISHED)
+        except StoreError as error:
+            logger.warning("Unpublished changes of %s are lost: %s", self.url, error)
+        remove_file(self.path / DOCUMENTS_DIRECTORY / REVISION_FILE)  # the version has a lower one
+        self._fetch(version, replace_index=False)
+
+    def _take_up(self, catalog: Catalog) -> None:
+        """Go on from what `_set_aside` put away; the index follows the catalog."""
+        aside = self.path / _UNPUBLISHED
+        if aside.exists():
+            try:
+                catalog.replace(aside)
+            except StoreError as error:
+                logger.warning("Unpublished changes of %s are lost: %s", self.url, error)
+                remove_file(aside)
+
     def _forget_changes(self) -> None:
         """What an interrupted change has left to be completed, which has given way."""
+        remove_file(self.path / _UNPUBLISHED)
         remove_file(self.path / UNFINISHED_FILE)
         if (documents := self.path / DOCUMENTS_DIRECTORY).is_dir():
             shutil.rmtree(documents)
 
     def _clear(self, keep: Iterable[str]) -> None:
         """Remove what an earlier user has left, but for copies of KV and files to keep."""
-        kept = {_LOCK, *keep}
+        kept = {LOCK, *keep}
         for path in sorted(self.path.rglob("*"), reverse=True):
             name = path.relative_to(self.path).as_posix()
             if name not in kept and not name.startswith(f"{KV_DIRECTORY}/"):
@@ -231,7 +251,7 @@ class WorkingCopy(Closable):
     def _mark(self, *, changed: bool, version: Version | None = None) -> None:
         version = None if self._is_new else version or self.version
         note = {"url": self.url, "by": version.by if version else "", "changed": changed}
-        with _named_errors(self.path, self.url):
+        with named_errors(self.path, self.url):
             write_file(self.path / _NOTE, [json.dumps(note).encode()], self._drafts)
 
     def _marked(self) -> tuple[str, bool]:
@@ -260,44 +280,3 @@ class WorkingCopy(Closable):
 def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
     """The files without the index, which is made of them and changes when it is opened."""
     return {name: file for name, file in files.items() if not name.startswith("index/")}
-
-
-@contextmanager
-def held_directory(url: str) -> Iterator[Path]:
-    """The first directory for a URL that no process uses, which is held meanwhile.
-
-    Raises `StoreError` where it can't be used.
-    """
-    of_url = cache_directory() / sha256(url.encode()).hexdigest()[:16]
-    for number in count():
-        path = of_url / str(number)
-        try:
-            with _named_errors(path, url):
-                make_directory(path)
-                lock = locked(path / _LOCK)
-        except Timeout:
-            continue
-        with lock:
-            yield path
-        return
-
-
-@contextmanager
-def _named_errors(path: Path, url: str) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:  # an `OSError` too
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"{path} can't be used for a working copy of {url}: {error}. Name another "
-            f"directory by the environment's {CACHE}."
-        ) from error
-
-
-def cache_directory() -> Path:
-    """Where working copies are: by the environment, or in the user's cache."""
-    if given := os.environ.get(CACHE):
-        return Path(given).absolute()
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches).absolute() / "fusionrag"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
@@ -15,11 +17,12 @@ Open = Callable[..., FusionEngine]
 """Opens an engine over a store, which is closed at the test's end."""
 
 
-def ask(engine: FusionEngine, question: str = QUESTION) -> Answer:
+def ask(engine: FusionEngine, question: str = QUESTION, **settings: Any) -> Answer:
     """The answer over the nearest chunks, which must be found."""
     hits = engine.store.search(question, 3)
     assert hits
-    return engine.answer(question_prompt([hit.chunk.text for hit in hits], question), SETTINGS)
+    prompt = question_prompt([hit.chunk.text for hit in hits], question)
+    return engine.answer(prompt, replace(SETTINGS, **settings))
 
 
 def same(one: Answer, other: Answer) -> bool:

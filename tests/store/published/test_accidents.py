@@ -275,3 +275,26 @@ def test_a_full_disk_is_named(opened: Open, url: str, monkeypatch: pytest.Monkey
     for act in (reader.refresh, lambda: reader.ingest(towns(3)), lambda: opened(url)):
         with pytest.raises(StoreError, match="No space left"):
             act()
+
+
+def test_what_was_interrupted_is_read_by_nobody_and_gone_on_with(
+    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = opened(url)
+    writer.ingest(towns(2))
+    wanted = ask(writer)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "isolated":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.ingest(towns(4), progress=interrupt)
+    writer.close()
+    reader = opened(url)
+    assert reader.store.path == writer.store.path
+    assert document_ids(reader.store.catalog) == ["town-0", "town-1"]
+    assert same(ask(reader), wanted)
+    report = reader.ingest(towns(4))
+    assert (report.documents_new, report.documents_unchanged) == (0, 4)  # nothing embedded again
+    assert same(ask(opened(url)), ask(reader))

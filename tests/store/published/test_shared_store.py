@@ -249,7 +249,7 @@ class TestWriters:
         wanted = ask(writer)
         storage = type(opened(url).store._parts.working_copy._objects)
 
-        def refuse(objects: Objects, name: str, *given: object) -> None:
+        def refuse(objects: Objects, name: str, *given: object, **named: object) -> None:
             raise StoreUnreachableError(f"PermissionError: {name}")
 
         for method in ("write", "create", "delete"):
