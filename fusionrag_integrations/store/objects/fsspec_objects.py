@@ -183,8 +183,9 @@ class FsspecObjects(Forkable, Closable):
 
 def _is_beyond_the_end(error: Exception) -> bool:
     """Whether a storage refuses to read what an object, being shorter, doesn't have."""
-    is_refused = isinstance(error, OSError) and error.errno == errno.EINVAL  # so does s3fs
-    return is_refused or "416" in str(error)
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:  # as s3fs says it
+        return True
+    return 416 in (getattr(error, "status", None), getattr(error, "code", None))
 
 
 def _modified(facts: dict[str, Any]) -> float:

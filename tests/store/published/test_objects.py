@@ -44,6 +44,7 @@ def test_what_is_not_there_is_missing(objects: Objects) -> None:
     assert list(objects.entries("a")) == []
     objects.write("a/b/c", [b"x"])
     assert objects.existing(["a/b", "a/b/c", "a"]) == {"a/b/c"}  # a folder is no object
+    assert objects.existing(["kv/41/416", "404"]) == set()  # whatever its name looks like
 
 
 def test_entries_say_name_size_and_time(objects: Objects) -> None:
