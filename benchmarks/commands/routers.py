@@ -8,12 +8,12 @@ import click
 
 from benchmarks.results.tables import routers_markdown
 from fusionrag_integrations.cli.console import bars, json_option, out, print_json
-from fusionrag_integrations.cli.models import find_model
+from fusionrag_integrations.cli.models import MODEL_HELP, find_model
 from fusionrag_integrations.cli.numbers import SHARE, Number, count
 
 
 @click.command()
-@click.option("--model", default="demo", show_default=True, help="Which model the replicas load.")
+@click.option("--model", default="demo", show_default=True, help=MODEL_HELP)
 @click.option("--replicas", type=count(), default=4, show_default=True)
 @click.option("--topics", type=count(), default=40, show_default=True, help="Of eight chunks each.")
 @click.option("--requests", type=count(), default=600, show_default=True)

@@ -79,11 +79,15 @@ class MissingKV:
         counts = Counter[str]()
         told = -1
         self._progress("isolated", 0, len(missing))
+        if not missing:
+            self._progress("fused", 0, len(unfused))
         for made in self._work.kv(self._tokens(missing), self._to_fuse(unfused, fusing)):
             self.full = self.full or not made.is_stored
             counts[made.kind] += 1
             if made.kind == "isolated":
                 self._progress("isolated", counts["isolated"], len(missing))
+                if counts["isolated"] == len(missing):
+                    self._progress("fused", 0, len(unfused))
                 continue
             self._take_in(made, fusing)
             told = fusing.done

@@ -180,7 +180,7 @@ def expired(world: World) -> None:
 @provoked.by("The lease to write lasts until it expires: ...")
 def left(world: World) -> list[Seen]:
     lease = WriterLease(objects(world))
-    refusing(world, "existing")
+    refusing(world, "existing", "entries", "write")
     lease.close()
     return world.logged()
 
