@@ -78,7 +78,7 @@ def measure_shared_ttft(
             if number:
                 found[way].append(ttft)
     summary = _summed_up(found, asking.read_bytes // (len(rows) + 1))
-    what = {"model": described(model), "ratio": ratio, "gap_ms": gap_ms}
+    what = described(model) | {"ratio": ratio, "gap_ms": gap_ms}
     return where_and_when() | what | asdict(summary)
 
 

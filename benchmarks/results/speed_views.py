@@ -8,6 +8,7 @@ from benchmarks.results.tables import (
     formats_markdown,
     kernel_markdown,
     routers_markdown,
+    shared_markdown,
     store_markdown,
 )
 from fusionrag_integrations.bench.tables import ttft_markdown
@@ -65,6 +66,19 @@ def routers(mark: Mark) -> str:
         f"time; Ray {result['ray']}"
     )
     return f"{routers_markdown(result['rows'])}\n\n({setting}; {_measured(result)}.)"
+
+
+def shared(mark: Mark) -> str:
+    result = mark.only
+    second, hidden = result["second"], result["hidden"]
+    said = (
+        f"{result['model']}, {result['questions']} questions, {result['ratio']:.0%} recomputed, "
+        f"{result['read_bytes'] / 1e6:.0f} MB of KV a question, a gap of {result['gap_ms']:.0f} ms "
+        f"behind the search. Copied against a directory, question by question: {second[0]:.2f} "
+        f"({second[1]:.2f} to {second[2]:.2f}). The prefetch hides {hidden[0]:.0%} "
+        f"({hidden[1]:.0%} to {hidden[2]:.0%}) of what the storage adds"
+    )
+    return f"{shared_markdown(result)}\n\n({said}; {_measured(result)}.)"
 
 
 def _measured(result: Result) -> str:

@@ -118,6 +118,25 @@ def format_scores_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(headings, [[*name, *(line[r] for r in ratios)] for name, line in lines.items()])
 
 
+def shared_markdown(result: Mapping[str, Any]) -> str:
+    """One line a way: where KV is, and the time to first token."""
+    names = {
+        "directory": "in a directory on this disk",
+        "first": "in object storage",
+        "prefetched": "in object storage, with a prefetch",
+        "second": "copied to this disk by an earlier request",
+    }
+    lines = [
+        (
+            name,
+            f"{result['ttft_ms'][way]:.0f}",
+            "{:.0f} to {:.0f}".format(*result["spread_ms"][way]),
+        )
+        for way, name in names.items()
+    ]
+    return markdown(("KV is", "TTFT (ms)", "quartiles"), lines)
+
+
 def routers_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line a router: KV found in memory, and how evenly requests were spread."""
     headings = ("router", "KV in memory", "read from disk", "requests of each replica")
