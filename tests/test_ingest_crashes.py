@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import run_module
 
-CRASHES = 20
+CRASHES = 10
 
 
 def crashes(store: Path, model: Path, rounds: int) -> tuple[int, int, str]:
