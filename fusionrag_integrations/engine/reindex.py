@@ -55,7 +55,7 @@ def reindex(
         if not is_url(store):
             old = opened.enter_context(Store.open(store, embedding))
             opened.enter_context(holding(old.path))  # nothing is changed that was copied already
-        making = _Making(store)
+        making = _Making()
         parts = EngineParts.open(
             loaded,
             store,
@@ -80,8 +80,7 @@ def reindex(
 class _Making:
     """Creates the new store; or opens what an interrupted call has made of it."""
 
-    def __init__(self, place: str | Path) -> None:
-        self._place = place
+    def __init__(self) -> None:
         self.name = ""  # of a new generation
 
     def __call__(

@@ -19,7 +19,16 @@ from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.published.verifying import find_damage_at, repair_at
 from tests.cluster.conftest import S3Server
 from tests.conftest import document_ids
-from tests.store.published.sharing import QUESTION, SETTINGS, Open, ask, live_keys, same, towns
+from tests.store.published.sharing import (
+    QUESTION,
+    SETTINGS,
+    Open,
+    ask,
+    live_keys,
+    reads_as_a_directory,
+    same,
+    towns,
+)
 from tests.store.published.test_objects import (  # noqa: F401
     test_an_attempt_whose_reply_was_lost_is_told_apart_from_another_s,
     test_entries_say_name_size_and_time,
@@ -32,15 +41,7 @@ from tests.store.published.test_objects import (  # noqa: F401
 
 
 def test_answers_are_those_of_a_directory(opened: Open, url: str, tmp_path: Path) -> None:
-    directory, writer = opened(tmp_path / "store"), opened(url)
-    for engine in (directory, writer):
-        engine.ingest(towns(4))
-    reader = opened(url)
-    assert live_keys(reader) == live_keys(directory)
-    wanted = ask(directory)
-    assert wanted.usage.reused_tokens > 0
-    for engine in (writer, reader):
-        assert same(ask(engine), wanted)
+    reader = reads_as_a_directory(opened, url, tmp_path / "store")
     assert reader.metrics().shared.moved_bytes > 0
 
 

@@ -3,7 +3,7 @@
 kv/ab/abcd....safetensors   the record with the key abcd...
 
 A key stands for one content, so a file is written once and never replaced; who deletes it is
-`published/collect.py`.
+`published/collecting.py`.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from fusionrag_integrations.store.kv.shared import SharedKVFiles
 from fusionrag_integrations.store.layout import (
     CATALOG_FILE,
     DOCUMENTS_DIRECTORY,
+    INDEX_DIRECTORY,
     KV_DIRECTORY,
     REVISION_FILE,
     UNFINISHED_FILE,
@@ -196,11 +197,11 @@ class WorkingCopy(Closable):
     ) -> None:
         """Make the files those of a version. swap: puts a catalog in the place of an open one."""
         for name in set(published_names(self.path)) - version.files.keys():
-            if replace_index or not name.startswith("index/"):
+            if replace_index or not _is_of_index(name):
                 remove_file(self.path / name)
         for name, file in version.files.items():
             path = self.path / name
-            if (name.startswith("index/") and not replace_index) or blocks.matches(path, file):
+            if (_is_of_index(name) and not replace_index) or blocks.matches(path, file):
                 continue
             parts = blocks.download(self._objects, file, path)
             if name == CATALOG_FILE and swap is not None:
@@ -277,6 +278,10 @@ class WorkingCopy(Closable):
         return self._marked()[1]
 
 
+def _is_of_index(name: str) -> bool:
+    return name.startswith(f"{INDEX_DIRECTORY}/")
+
+
 def _truth(files: Mapping[str, PublishedFile]) -> dict[str, PublishedFile]:
     """The files without the index, which is made of them and changes when it is opened."""
-    return {name: file for name, file in files.items() if not name.startswith("index/")}
+    return {name: file for name, file in files.items() if not _is_of_index(name)}

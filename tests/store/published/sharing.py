@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
@@ -27,6 +28,20 @@ def ask(engine: FusionEngine, question: str = QUESTION, **settings: Any) -> Answ
 
 def same(one: Answer, other: Answer) -> bool:
     return (one.text, one.usage, one.fallbacks) == (other.text, other.usage, other.fallbacks)
+
+
+def reads_as_a_directory(opened: Open, url: str, directory: Path) -> FusionEngine:
+    """Checks that a writer and a reader at a URL answer as a store in a directory; the reader."""
+    alone, writer = opened(directory), opened(url)
+    for engine in (alone, writer):
+        engine.ingest(towns(4))
+    reader = opened(url)
+    assert live_keys(reader) == live_keys(alone)
+    wanted = ask(alone)
+    assert wanted.usage.reused_tokens > 0
+    for engine in (writer, reader):
+        assert same(ask(engine), wanted)
+    return reader
 
 
 def towns(count: int) -> list[Document]:

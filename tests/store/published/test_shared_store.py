@@ -24,7 +24,15 @@ from fusionrag_integrations.store.published.verifying import find_damage_at, rep
 from fusionrag_integrations.store.published.version_log import VersionLog
 from fusionrag_integrations.store.published.writer_lease import WriterLease
 from tests.conftest import all_records, document_ids, town
-from tests.store.published.sharing import SETTINGS, Open, ask, live_keys, same, towns
+from tests.store.published.sharing import (
+    SETTINGS,
+    Open,
+    ask,
+    live_keys,
+    reads_as_a_directory,
+    same,
+    towns,
+)
 
 
 @pytest.fixture
@@ -42,15 +50,7 @@ def forget(engine: FusionEngine) -> None:
 
 class TestAnswers:
     def test_they_are_those_of_a_directory(self, opened: Open, url: str, tmp_path: Path) -> None:
-        directory, writer = opened(tmp_path / "store"), opened(url)
-        for engine in (directory, writer):
-            engine.ingest(towns(4))
-        reader = opened(url)
-        assert live_keys(reader) == live_keys(directory)
-        wanted = ask(directory)
-        assert wanted.usage.reused_tokens > 0
-        for engine in (writer, reader):
-            assert same(ask(engine), wanted)
+        reads_as_a_directory(opened, url, tmp_path / "store")
 
     def test_kv_comes_from_the_storage_once_and_then_from_this_disk(
         self, opened: Open, url: str
