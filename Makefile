@@ -40,18 +40,19 @@ test: $(VENV)/.installed
 # take a process each, since Ray Serve leaves threads behind.
 CLUSTER := $(BIN)/python -m pytest --force-enable-socket
 ON_RAY := tests/cluster/test_ray_index.py tests/cluster/test_serve.py
-COMMAND_ON_RAY := tests/cluster/test_serve_command.py
+LONG_ON_RAY := tests/cluster/test_serve_command.py tests/cluster/test_ray_kills.py \
+    tests/cluster/test_serve_kills.py
 
 test-cluster: $(VENV)/.installed
-	$(CLUSTER) -m "not long" tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(COMMAND_ON_RAY))
+	$(CLUSTER) -m "not long" tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(LONG_ON_RAY))
 	for file in $(ON_RAY); do $(CLUSTER) -m "not long" $$file || exit; done
 
 # Load, kills, damage, forks, leaks, at length; `python -m tests.long.rows` writes what was found into
 # docs/reliability.md.
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/long --record
-	$(CLUSTER) -m long tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(COMMAND_ON_RAY))
-	for file in $(ON_RAY) $(COMMAND_ON_RAY); do $(CLUSTER) -m long $$file || exit; done
+	$(CLUSTER) -m long --record tests/cluster $(patsubst %,--ignore %,$(ON_RAY) $(LONG_ON_RAY))
+	for file in $(ON_RAY) $(LONG_ON_RAY); do $(CLUSTER) -m long --record $$file || exit; done
 
 # The same tests with the lowest versions of what the package needs, in an environment of their own.
 test-lowest:

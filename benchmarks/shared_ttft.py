@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import sleep
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.bench.clock import quartiles
@@ -30,26 +30,45 @@ from fusionrag_integrations.demo.real_text import (
 from fusionrag_integrations.documents.readers import read_documents
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.store.kv.types import KVFormat
 from fusionrag_integrations.support.progress import Progress
 
-Way = Literal["directory", "first", "prefetched", "second"]
-WAYS: tuple[Way, ...] = get_args(Way)
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of one way. ttft_ms: the median over questions, with quartiles in spread_ms."""
+
+    ttft_ms: float
+    spread_ms: tuple[float, float]
+
+    @classmethod
+    def of(cls, ttft: Sequence[float]) -> Times:
+        return cls(median(ttft), quartiles(ttft))
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """With a gap. hidden: the share of what `first` takes longer than `directory` that this
+    doesn't, as a median over questions and quartiles.
+    """
+
+    gap_ms: float
+    times: Times
+    hidden: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class SharedTTFT:
-    """Medians over questions. ttft_ms: by way, with quartiles in spread_ms.
-
-    second: how much longer `second` takes than `directory`, as a ratio, with quartiles. hidden: the
-    share of what `first` takes longer than `directory` that `prefetched` doesn't. read_bytes: by a
-    question from the storage.
+    """later: how many times as long `second` takes as `directory`, as a median over questions and
+    quartiles. read_bytes: by a question from the storage.
     """
 
     questions: int
-    ttft_ms: dict[str, float]
-    spread_ms: dict[str, tuple[float, float]]
-    second: tuple[float, float, float]
-    hidden: tuple[float, float, float]
+    directory: Times
+    first: Times
+    prefetched: tuple[Prefetched, ...]
+    second: Times
+    later: tuple[float, float, float]
     read_bytes: int
 
 
@@ -59,74 +78,99 @@ def measure_shared_ttft(
     directory: Path,
     questions: int,
     ratio: float,
-    gap_ms: float,
+    gaps_ms: Sequence[float],
+    kv_format: KVFormat | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Index the demo's real text at a URL and in a directory, and ask its questions of both."""
     documents = list(read_documents([PARAGRAPHS_PATH]))
     for place in (url, directory):
-        with FusionEngine.open(model, place, chunk_tokens=CHUNK_TOKENS) as engine:
+        with FusionEngine.open(
+            model, place, chunk_tokens=CHUNK_TOKENS, kv_format=kv_format
+        ) as engine:
             engine.ingest(documents, progress=progress)
+            stored = engine.store.catalog.info.kv_format
     rows = QUESTIONS_PATH.read_text(encoding="utf-8").splitlines()[:questions]
-    settings = AnswerSettings(max_tokens=1, ratio=ratio)
-    asking = _Asking(model, url, directory, settings, gap_ms)
-    found: dict[Way, list[float]] = {way: [] for way in WAYS}
+    asking = _Asking(model, AnswerSettings(max_tokens=1, ratio=ratio))
+    turns: list[_Turn] = []
     for number, row in enumerate((rows[0], *rows)):  # the first one warms up
         progress("ask", number, len(rows))
-        for way in WAYS:
-            ttft = asking.ask(way, json.loads(row)["question"])
-            if number:
-                found[way].append(ttft)
-    summary = _summed_up(found, asking.read_bytes // (len(rows) + 1))
-    what = described(model) | {"ratio": ratio, "gap_ms": gap_ms}
+        question = json.loads(row)["question"]
+        on_disk = asking.ask(directory, question)
+        prefetched = tuple(asking.ask(url, question, afresh=True, gap_ms=gap) for gap in gaps_ms)
+        turns.append(
+            _Turn(
+                on_disk,
+                asking.ask(url, question, afresh=True),
+                prefetched,
+                asking.ask(url, question),
+            )
+        )
+    progress("ask", len(rows), len(rows))
+    summary = _summed_up(turns[1:], gaps_ms, asking.read_bytes // len(turns))
+    what = described(model) | {"ratio": ratio, "kv_format": stored}
     return where_and_when() | what | asdict(summary)
 
 
-class _Asking:
-    """Asks machines that have nothing in memory. read_bytes: by `first` ones, from the storage."""
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """TTFT of one question in milliseconds."""
 
-    def __init__(
-        self, model: CausalModel, url: str, directory: Path, settings: AnswerSettings, gap_ms: float
-    ) -> None:
+    directory: float
+    first: float
+    prefetched: tuple[float, ...]
+    second: float
+
+    def hidden(self, number: int) -> float:
+        """The share that the prefetch with this gap hides."""
+        return (self.first - self.prefetched[number]) / (self.first - self.directory)
+
+
+class _Asking:
+    """Asks machines that have nothing in memory. read_bytes: without a prefetch, from storage."""
+
+    def __init__(self, model: CausalModel, settings: AnswerSettings) -> None:
         self._model = model
-        self._places = {way: directory if way == "directory" else url for way in WAYS}
         self._settings = settings
-        self._gap = gap_ms / 1e3
         self.read_bytes = 0
 
-    def ask(self, way: Way, question: str) -> float:
-        """The TTFT in milliseconds."""
-        with FusionEngine.open(self._model, self._places[way]) as engine:
+    def ask(
+        self, place: str | Path, question: str, *, afresh: bool = False, gap_ms: float | None = None
+    ) -> float:
+        """The TTFT in milliseconds. afresh: without copies on the disk. gap_ms: of a prefetch."""
+        with FusionEngine.open(self._model, place) as engine:
             hits = engine.store.search(question, CHUNKS)
             prompt = question_prompt([hit.chunk.text for hit in hits], question)
-            if way in ("first", "prefetched"):
+            if afresh:
                 for key in list(engine.kv.keys()):
-                    engine.kv.delete(key)  # the copies
-            if way == "prefetched":
+                    engine.kv.delete(key)
+            if gap_ms is not None:
                 engine.prefetch(hit.handle for hit in hits if hit.handle)
-            sleep(self._gap)
+                sleep(gap_ms / 1e3)
             answer = engine.answer(prompt, self._settings)
             if answer.fallbacks:
                 raise RuntimeError(f"{question!r} was answered without KV: {answer.fallbacks}")
-            if way == "first":
+            if afresh and gap_ms is None:
                 self.read_bytes += engine.metrics().shared.moved_bytes
             return answer.ttft.total
 
 
-def _summed_up(found: dict[Way, list[float]], read_bytes: int) -> SharedTTFT:
-    turns = [dict(zip(WAYS, turn, strict=True)) for turn in zip(*found.values(), strict=True)]
-    later = [turn for turn in turns if turn["first"] > turn["directory"]]
+def _summed_up(turns: Sequence[_Turn], gaps_ms: Sequence[float], read_bytes: int) -> SharedTTFT:
+    later = [turn for turn in turns if turn.first > turn.directory]
     return SharedTTFT(
         questions=len(turns),
-        ttft_ms={way: median(times) for way, times in found.items()},
-        spread_ms={way: quartiles(times) for way, times in found.items()},
-        second=_spread([turn["second"] / turn["directory"] for turn in turns]),
-        hidden=_spread(
-            [
-                (turn["first"] - turn["prefetched"]) / (turn["first"] - turn["directory"])
-                for turn in later
-            ]
+        directory=Times.of([turn.directory for turn in turns]),
+        first=Times.of([turn.first for turn in turns]),
+        prefetched=tuple(
+            Prefetched(
+                gap,
+                Times.of([turn.prefetched[number] for turn in turns]),
+                _spread([turn.hidden(number) for turn in later]),
+            )
+            for number, gap in enumerate(gaps_ms)
         ),
+        second=Times.of([turn.second for turn in turns]),
+        later=_spread([turn.second / turn.directory for turn in turns]),
         read_bytes=read_bytes,
     )
 

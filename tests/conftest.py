@@ -39,6 +39,13 @@ FIND = KnownStarts.find
 torch.set_num_threads(1)  # tiny tensors are slower on many threads, and rounding varies
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For soaks, wherever they are."""
+    parser.addoption(
+        "--record", action="store_true", help="keep what was found in docs/results/reliability"
+    )
+
+
 def pytest_configure() -> None:
     """Files in memory: stores sync what they write, and some tests wait a third of their time."""
     memory = Path("/dev/shm")

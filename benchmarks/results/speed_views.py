@@ -70,13 +70,11 @@ def routers(mark: Mark) -> str:
 
 def shared(mark: Mark) -> str:
     result = mark.only
-    second, hidden = result["second"], result["hidden"]
+    middle, low, high = result["later"]
     said = (
-        f"{result['model']}, {result['questions']} questions, {result['ratio']:.0%} recomputed, "
-        f"{result['read_bytes'] / 1e6:.0f} MB of KV a question, a gap of {result['gap_ms']:.0f} ms "
-        f"behind the search. Copied against a directory, question by question: {second[0]:.2f} "
-        f"({second[1]:.2f} to {second[2]:.2f}). The prefetch hides {hidden[0]:.0%} "
-        f"({hidden[1]:.0%} to {hidden[2]:.0%}) of what the storage adds"
+        f"{result['model']}, KV in {result['kv_format']}, {result['questions']} questions, "
+        f"{result['ratio']:.0%} recomputed, {result['read_bytes'] / 1e6:.0f} MB of KV a question. "
+        f"Copied against a directory, question by question: {middle:.2f} ({low:.2f} to {high:.2f})"
     )
     return f"{shared_markdown(result)}\n\n({said}; {_measured(result)}.)"
 

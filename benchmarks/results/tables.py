@@ -119,22 +119,26 @@ def format_scores_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shared_markdown(result: Mapping[str, Any]) -> str:
-    """One line a way: where KV is, and the time to first token."""
-    names = {
-        "directory": "in a directory on this disk",
-        "first": "in object storage",
-        "prefetched": "in object storage, with a prefetch",
-        "second": "copied to this disk by an earlier request",
-    }
+    """One line a way: where KV is, the time to first token, and what a prefetch hides."""
+
+    def line(name: str, times: Mapping[str, Any], hidden: str = "") -> Sequence[str]:
+        low, high = times["spread_ms"]
+        return name, f"{times['ttft_ms']:.0f}", f"{low:.0f} to {high:.0f}", hidden
+
     lines = [
-        (
-            name,
-            f"{result['ttft_ms'][way]:.0f}",
-            "{:.0f} to {:.0f}".format(*result["spread_ms"][way]),
-        )
-        for way, name in names.items()
+        line("in a directory on this disk", result["directory"]),
+        line("in object storage", result["first"]),
+        *(
+            line(
+                f"in object storage, with a prefetch {each['gap_ms']:.0f} ms before",
+                each["times"],
+                "{:.0%} ({:.0%} to {:.0%})".format(*each["hidden"]),
+            )
+            for each in result["prefetched"]
+        ),
+        line("copied to this disk by an earlier request", result["second"]),
     ]
-    return markdown(("KV is", "TTFT (ms)", "quartiles"), lines)
+    return markdown(("KV is", "TTFT (ms)", "quartiles", "hidden"), lines)
 
 
 def routers_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -30,9 +30,8 @@ def stored_info(place: str | Path) -> StoreInfo:
     if not is_url(place):
         with open_catalog(directory_of(place)) as catalog:
             return catalog.info
-    url = place.rstrip("/")
-    with closing(open_objects(url)) as objects:
+    with closing(open_objects(place)) as objects:
         newest = VersionLog(objects).newest()
     if newest is None:
-        raise StoreNotFoundError(f"There is no store at {url}.")
+        raise StoreNotFoundError(f"There is no store at {objects.url}.")
     return newest.store

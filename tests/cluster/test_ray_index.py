@@ -7,144 +7,43 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import ray
 
-from fusionrag_integrations import AnswerSettings, Document, FusionEngine
-from fusionrag_integrations.documents.chunk_record import ChunkRecord
 from fusionrag_integrations.errors import StoreBusyError
 from fusionrag_integrations.execution.hf.model import CausalModel
-from fusionrag_integrations.ray.indexing import (
-    RayReport,
-    StageAccount,
-    Workers,
-    index_on_ray,
-    stages,
-)
+from fusionrag_integrations.ray.indexing import stages
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
 from fusionrag_integrations.store.verify import find_damage
 from tests.cluster.conftest import S3Server
-from tests.conftest import all_records, town
+from tests.cluster.ray_ingest import (
+    MANY,
+    SECONDS,
+    account,
+    answers,
+    driver,
+    fusionrag,
+    indexed,
+    same,
+    wait_for,
+    workers,
+)
+from tests.cluster.ray_processes import title
 from tests.store.published.sharing import Open
 
 pytestmark = pytest.mark.enable_socket
 
-TWO = Workers(count=2, price_per_hour=3.6)
-MANY = [town(number) for number in range(120)]  # seconds of work
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
-QUESTION = "\n\nWhat does the fox jump over?"
-SECONDS = 120.0  # for something to happen, on a machine that is busy
-
-
-@pytest.fixture(scope="module")
-def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Ray on this machine; its address. Workers inherit the environment that is set here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSIONRAG_CACHE", str(tmp_path_factory.mktemp("workers")))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
-        patch.setenv("RAY_worker_niceness", "0")  # other tests may run at the same time
-        patch.setenv("OMP_NUM_THREADS", "1")
-        ray.init(
-            address="local",
-            num_cpus=4,
-            object_store_memory=100 << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
-def indexed(
-    documents: list[Document],
-    model_dir: Path,
-    store: Path | str,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> RayReport:
-    return index_on_ray(
-        documents, model_dir, store, workers=TWO, chunk_tokens=48, progress=progress
-    )
-
-
-def account(report: RayReport, name: str) -> StageAccount:
-    (found,) = (stage for stage in report.stages if stage.stage == name)
-    return found
-
-
-def untraced(engine: FusionEngine) -> list[ChunkRecord]:
-    """All records; traces are rounded a little differently in other passes."""
-    return [replace(record, trace=None) for record in all_records(engine.store.catalog)]
-
-
-def answers(engine: FusionEngine) -> list[tuple[int, ...]]:
-    texts = [record.chunk.text for record in all_records(engine.store.catalog)[:9]]
-    prompts = ["\n\n".join(texts[i : i + 3]) + QUESTION for i in (0, 3, 6)]
-    made = [engine.answer(prompt, AnswerSettings(max_tokens=8)) for prompt in prompts]
-    assert [(a.fused_chunks, a.isolated_chunks) for a in made] == [(2, 1)] * 3
-    return [answer.token_ids for answer in made]
-
-
-def same(made: FusionEngine, local: FusionEngine) -> None:
-    """Documents, keys, links, the correction and answers are what an ingest here makes."""
-    assert untraced(made) == untraced(local)
-    assert len(untraced(made)) > 0
-    for engine in (made, local):
-        assert engine.store.corrections.of("")[0] is not None
-    assert answers(made) == answers(local)
-
-
-def title(process: psutil.Process) -> str:
-    """What Ray says that a process does."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def workers() -> list[psutil.Process]:
-    """The processes that hold the model for an ingest: those of this test's Ray alone."""
-    own = psutil.Process().children(recursive=True)
-    return [process for process in own if "KVWorker" in title(process)]
-
-
-def fusionrag(*arguments: object, **how: Any) -> subprocess.Popen[str]:
-    """The command, in a process of its own."""
-    program = "from fusionrag_integrations.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        **{"stderr": subprocess.DEVNULL} | how,
-    )
-
-
-def driver(files: Path, store: Path, model: Path, address: str) -> subprocess.Popen[str]:
-    """An `index` whose workers are of the cluster at this address."""
-    chosen = ("--store", store, "--model", model, "--chunk-tokens", "48", "--json")
-    return fusionrag("index", files, *chosen, "--ray", address, "--workers", "2")
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    ended = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < ended
-        time.sleep(0.02)
 
 
 def test_a_directory_is_filled_as_by_an_ingest_here(
-    cluster: str, model: CausalModel, model_dir: Path, tmp_path: Path, opened: Open
+    ray_address: str, model: CausalModel, model_dir: Path, tmp_path: Path, opened: Open
 ) -> None:
     documents = MANY[:12]
     seen: dict[str, tuple[int, int]] = {}
@@ -173,7 +72,7 @@ def test_a_directory_is_filled_as_by_an_ingest_here(
 
 @pytest.mark.long
 def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
-    cluster: str,
+    ray_address: str,
     s3_server: S3Server,
     url: str,
     model_dir: Path,
@@ -212,14 +111,14 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
 
 @pytest.mark.long
 def test_a_driver_that_is_killed_is_gone_on_from(
-    cluster: str, model_dir: Path, tmp_path: Path, opened: Open
+    ray_address: str, model_dir: Path, tmp_path: Path, opened: Open
 ) -> None:
     store, files = tmp_path / "s", tmp_path / "files"
     files.mkdir()
     for document in MANY:
         (files / f"{document.id}.txt").write_text(document.text)
     kv = LocalKVFiles(store / KV_DIRECTORY)
-    first = driver(files, store, model_dir, cluster)
+    first = driver(files, store, model_dir, ray_address)
     try:
         wait_for(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
         first.send_signal(signal.SIGSTOP)
@@ -235,7 +134,7 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     noted = [fused for _, _, fused in keys if fused]
     assert len(keys) == 360
     assert len(there) > 100
-    second = driver(files, store, model_dir, cluster)
+    second = driver(files, store, model_dir, ray_address)
     said, _ = second.communicate(timeout=SECONDS * 2)
     assert second.returncode == 0
     report = json.loads(said)

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.ray import deploying
-from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.passing import Head, PlainRequest
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
-from fusionrag_integrations.server import Keys, Limits
+from fusionrag_integrations.server import Limits
+from tests.cluster.conftest import bucket
+from tests.cluster.serving import (
+    COMPLETIONS,
+    PATIENCE,
+    PROMPT,
+    Served,
+    actor,
+    model,
+    until,
+    written_keys,
+)
 from tests.conftest import town
-from tests.langchain.templates import WITH_TOOLS
-from tests.server.conftest import KEYS, KEYS_FILE, running
-from tests.tiny_models import COMMON, heads
+from tests.server.conftest import KEYS, running
 
 pytestmark = pytest.mark.enable_socket
-PATIENCE = 60
-REPLICA = re.compile(r'replica="(\w+)"')
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-PROMPT = f"{town(0).text}\n\n{town(1).text}\n\nWhich house?"
+CHAT = "/v1/chat/completions"
 LONG = {"prompt": PROMPT, "max_tokens": 1_500}  # which takes more than a second
 MESSAGES = [{"role": "user", "content": PROMPT}]
 TOOL = {
@@ -66,68 +63,10 @@ SAME = {
 }
 
 
-@dataclass(frozen=True)
-class Served:
-    """Replicas with keys, and a single engine over the same store."""
-
-    port: int
-    keys_file: Path
-    settings: ServingSettings
-    alone: FusionEngine
-    deployed: str
-
-    def client(self, key: str = "admin") -> httpx.Client:
-        headers = {"Authorization": f"Bearer {KEYS[key]}"} if key else {}
-        url = f"http://127.0.0.1:{self.port}"
-        return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE)
-
-    def ask(self, path: str = COMPLETIONS, body: Any = None, key: str = "admin") -> httpx.Response:
-        with self.client(key) as client:
-            return client.post(path, json={"prompt": PROMPT, "max_tokens": 4} | (body or {}))
-
-    def now(self, name: str = "fusionrag_requests_now", of: str = "answering") -> Counter[str]:
-        """A number of each replica, by its name."""
-        with self.client() as client:
-            lines = client.get("/metrics").text.splitlines()
-        counts: Counter[str] = Counter()
-        for line in lines:
-            if line.startswith(f"{name}{{") and f'"{of}"' in line:
-                counts[REPLICA.findall(line)[0]] += int(float(line.split()[-1]))
-        return counts
-
-
-def model(path: Path, model_dir: Path, seed: int) -> Path:
-    """A tiny model, whose answers don't end by themselves, and a template that knows tools."""
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, chat_template=WITH_TOOLS)
-    torch.manual_seed(seed)
-    config = COMMON | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 2048,
-        "eos_token_id": None,
-    }
-    LlamaForCausalLM(LlamaConfig(**config, **heads(4, 2))).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def fill(model: Path, store: Path) -> FusionEngine:
+def fill(model: Path, store: Path | str) -> FusionEngine:
     engine = FusionEngine.from_pretrained(model, store=store, chunk_tokens=48)
     engine.ingest([town(0), town(1), replace(town(2), scope="board")])
     return engine
-
-
-@pytest.fixture(scope="module")
-def ray_port() -> Iterator[int]:
-    """Ray on this machine, which listens for HTTP at this port of the loopback address."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short,  # for sockets' paths
-        cluster(None, num_cpus=8, _temp_dir=short),
-    ):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        deploying.listen("127.0.0.1", port)
-        yield port
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +76,17 @@ def home(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(home: Path, model_dir: Path, ray_port: int) -> Iterator[Served]:
-    file = home / "keys.toml"
-    digests = {name: sha256(key.encode()).hexdigest() for name, key in KEYS.items()}
-    file.write_text(KEYS_FILE.format(**digests))
+    """Replicas of a store in S3."""
     first = model(home / "first", model_dir, 0)
-    with fill(first, home / "store") as alone:
+    url = f"{bucket()}/store"
+    with fill(first, url) as alone:
         settings = ServingSettings(
-            EngineSettings(str(first), str(home / "store")),
-            Keys.read(file),
+            EngineSettings(str(first), url, refresh=0.2),
+            written_keys(home / "keys.toml"),
             Limits(grace_seconds=20.0),
             Replicas(2, 2, cpus=0.1),
         )
-        yield Served(ray_port, file, settings, alone, deploying.deploy(settings))
+        yield Served(ray_port, home / "keys.toml", settings, alone, deploying.deploy(settings))
 
 
 @contextmanager
@@ -160,14 +98,6 @@ def streamed(served: Served, key: str = "admin") -> Iterator[Iterator[str]]:
         lines = response.iter_lines()
         next(lines)
         yield lines
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(10 * PATIENCE):
-        if holds():
-            return
-        time.sleep(0.1)
-    pytest.fail("It never came to hold.")
 
 
 def lasting(response: httpx.Response) -> Any:
@@ -249,15 +179,6 @@ def test_what_a_search_finds_is_loaded_where_its_prompt_goes(served: Served) -> 
     assert served.ask(body={"prompt": prompt}).status_code == 200
     assert served.now("fusionrag_requests_total", COMPLETIONS) - requests == {loading: 1}
     assert served.now("fusionrag_kv_hits_total", "disk") == read
-
-
-def actor(part: str) -> Any:
-    """The Serve replica in whose name this is."""
-    import ray
-    from ray.util import list_named_actors
-
-    [name] = [a["name"] for a in list_named_actors(all_namespaces=True) if part in a["name"]]
-    return ray.get_actor(name, namespace="serve")
 
 
 def test_the_endpoint_has_loaded_no_model(served: Served) -> None:

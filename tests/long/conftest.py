@@ -11,12 +11,6 @@ import pytest
 from tests.long.rows import Row
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--record", action="store_true", help="keep what was found in docs/results/reliability"
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long here has limits of its own."""
     here = Path(__file__).parent

@@ -46,7 +46,8 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows():
-        command = f"`.venv/bin/pytest {quote(row.test)}`"
+        sockets = "--force-enable-socket " if row.test.startswith("tests/cluster/") else ""
+        command = f"`.venv/bin/pytest {sockets}{quote(row.test)}`"
         lines.append(
             f"| {row.group} | {row.done} | {row.times} | {row.lost} | {command} | {row.date} |"
         )

@@ -33,6 +33,7 @@ from fusionrag_integrations.support.progress import Progress
 
 TASK_PASSES = 4  # of the model in a batch: more would be done twice where a worker is lost
 TASK_TEXT = 1 << 17  # characters of the documents in a batch
+RETRIES = 4  # of a batch, or of a start, whose worker was lost: one that kills each has an end
 
 Measured = tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, ...]]
 
@@ -137,9 +138,11 @@ class RayWork:
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=(self._needed.tells, *given),
+            max_task_retries=RETRIES,
             **resources,
         )
         dataset.context.enable_progress_bars = False
+        dataset.context.max_consecutive_actor_init_deaths = RETRIES
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=0
         ):

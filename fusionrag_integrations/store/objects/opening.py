@@ -12,6 +12,7 @@ from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.objects.directory import DirectoryObjects
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|[a-z0-9]+::")
+_LAST_STROKES = re.compile(r"(?<=[^:/])/+$")  # not those of file:///
 _FILE = "file://"
 
 
@@ -21,7 +22,11 @@ def is_url(store: object) -> TypeGuard[str]:
 
 
 def open_objects(url: str) -> Objects:
-    """The objects at a URL. Raises `InvalidInputError` where it names nothing that can be read."""
+    """The objects at a URL, with or without a stroke at its end.
+
+    Raises `InvalidInputError` where it names nothing that can be read.
+    """
+    url = _LAST_STROKES.sub("", url)
     if url.startswith(_FILE):
         machine, slash, path = url.removeprefix(_FILE).partition("/")
         if machine not in ("", "localhost") or not path:

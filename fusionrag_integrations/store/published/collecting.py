@@ -45,11 +45,10 @@ def collect(url: str, grace: float = DAY) -> Collected:
     that is gone. Raises `StoreNotFoundError`, `StoreBusyError` while the store is being changed,
     and `StoreUnreachableError`.
     """
-    url = url.rstrip("/")
     with closing(open_objects(url)) as objects:
         log = VersionLog(objects)
         if log.newest() is None:
-            raise StoreNotFoundError(f"There is no store at {url}.")
+            raise StoreNotFoundError(f"There is no store at {objects.url}.")
         objects.check_exclusive()
         with writer_lease.WriterLease(objects) as lease:
             return _collect(objects, log, lease, time.time() - grace)

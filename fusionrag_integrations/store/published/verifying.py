@@ -40,7 +40,6 @@ def find_damage_at(url: str, progress: Counted = lambda done, total: None) -> It
 
     Raises `StoreNotFoundError` where there is no store, and `StoreUnreachableError`.
     """
-    url = url.rstrip("/")
     with closing(open_objects(url)) as objects:
         yield from _problems(objects, progress)
 
@@ -50,7 +49,6 @@ def repair_at(url: str, progress: Counted = lambda done, total: None) -> Iterato
 
     Raises as that does, and `StoreBusyError` while the store is being changed.
     """
-    url = url.rstrip("/")
     with closing(open_objects(url)) as objects:
         objects.check_exclusive()
         with WriterLease(objects):

@@ -67,12 +67,12 @@ class WorkingCopy(Closable):
         `StoreNotFoundError` where there is none, `StoreUnreachableError`, `StoreError`, and
         `InvalidInputError` for a URL that can't be opened.
         """
-        self.url = url.rstrip("/")
         self._process = os.getpid()
         self._opened = ExitStack()
         with ExitStack() as unless_opened:
             unless_opened.callback(self._opened.close)
-            self._objects = open_objects(self.url)
+            self._objects = open_objects(url)
+            self.url = self._objects.url
             self._opened.callback(self._objects.close)
             self._log = VersionLog(self._objects)
             self.version = self._log.newest()
