@@ -121,7 +121,11 @@ def test_what_there_is_nothing_to_do_for(
         reindex(model_dir, store=place, kv_format="int8", salt="pepper")
 
 
-def test_nothing_is_changed_meanwhile(old: FusionEngine, other: Path, place: str) -> None:
+def test_nothing_is_changed_meanwhile(
+    old: FusionEngine, other: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusionrag_integrations.store.store.PATIENCE", 0.0)
+
     def change(stage: str, done: int, total: int) -> None:
         if stage == "fused":
             with pytest.raises(StoreBusyError):

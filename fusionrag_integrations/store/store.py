@@ -32,7 +32,7 @@ from fusionrag_integrations.support.atomic_files import (
 from fusionrag_integrations.support.inputs import checked
 from fusionrag_integrations.support.threads import Closable, Threads
 
-REFRESH_SECONDS = 10.0  # that a refresh waits for changes of ad-hoc chunks
+PATIENCE = 5.0  # seconds, for changes that are short: refreshes, and those of ad-hoc chunks
 
 
 class Store(Closable):
@@ -137,7 +137,7 @@ class Store(Closable):
         There, what was changed is published at the end. Raises `StoreBusyError` while another
         process, thread or machine holds it, `StoreError` for a read-only store.
         """
-        with holding(self.path), self._publishing():
+        with holding(self.path, PATIENCE), self._publishing():
             self._search.follow()
             self.manifests.notes.write_info(self.catalog.info)
             if self._parts.index_place and self._parts.working_copy is None:
@@ -160,10 +160,11 @@ class Store(Closable):
         changed here, and `StoreMismatchError` where it is another model's by now: it then stays at
         its version, and can be used on.
         """
-        if self._parts.working_copy is None:
+        copy = self._parts.working_copy
+        if copy is None or not copy.is_behind():
             return False
-        with holding(self.path, REFRESH_SECONDS):
-            if not self._parts.working_copy.follow(self.catalog):
+        with holding(self.path, PATIENCE):
+            if not copy.follow(self.catalog):
                 return False
             self._search.follow()
             if not self._parts.index_place:  # others may have a newer version's chunks there

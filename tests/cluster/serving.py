@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from tests.langchain.templates import WITH_TOOLS
 from tests.server.conftest import KEYS, KEYS_FILE
 from tests.tiny_models import COMMON, heads
 
+T = TypeVar("T")
 PATIENCE = 60
 COMPLETIONS = "/v1/completions"
 PROMPT = f"{town(0).text}\n\n{town(1).text}\n\nWhich house?"
@@ -81,10 +82,11 @@ def written_keys(file: Path) -> Keys:
     return Keys.read(file)
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(holds: Callable[[], T]) -> T:
+    """Wait for something, and give it."""
     for _ in range(10 * PATIENCE):
-        if holds():
-            return
+        if found := holds():
+            return found
         time.sleep(0.1)
     pytest.fail("It never came to hold.")
 

@@ -78,8 +78,9 @@ def test_ingests_on_ray_disturbed(
     often = Counter(KINDS)
     report(
         "Kills",
-        "Ingests of 40 documents by two workers on Ray into S3: at a random moment a worker is killed, "
-        f"the command is killed and run again, or the storage is away for {AWAY:.0f} s",
+        "Ingests of 40 documents by two workers on Ray into S3: at a random moment a worker is "
+        "killed, the command is killed and run again, or the storage is away for "
+        f"{AWAY:.0f} s",
         f"{often['worker']}, {often['command']} and {often['storage']} ingests, one after another",
         "0 stores that differ from one that was filled in one process, by documents, keys, links, "
         "answers or damages; of "

@@ -167,10 +167,16 @@ def test_what_a_search_finds_is_loaded_where_its_prompt_goes(served: Served) -> 
     new = town(4)
     document = {"id": new.id, "text": new.text, "title": new.title, "scope": "of this test"}
     asked = {"query": "Which house?", "k": 3, "scopes": [document["scope"]]}
+
+    def search() -> list[Any]:
+        """What is found, once it is known where this is asked."""
+        return list(served.ask("/v1/retrieve", asked).json().get("data", ()))
+
     with served.client() as client:
-        assert client.post("/v1/documents", json={"documents": [document]}).status_code == 200
+        response = client.post("/v1/documents", json={"documents": [document]})
+        assert response.status_code == 200, response.text
         before = served.now("fusionrag_kv_records", "host")
-        found = client.post("/v1/retrieve", json=asked).json()["data"]
+        found = until(search)
     until(lambda: (served.now("fusionrag_kv_records", "host") - before).total() >= 3)
     [loading] = served.now("fusionrag_kv_records", "host") - before
     requests = served.now("fusionrag_requests_total", COMPLETIONS)
@@ -215,9 +221,9 @@ def test_documents_change_at_all_replicas(served: Served) -> None:
             lambda _: client.post("/v1/documents", json={"documents": documents}), range(4)
         )
         assert [response.status_code for response in added] == [200] * 4  # they wait for each other
-        assert reused() == [3, 3]
+        until(lambda: reused() == [3, 3])
         assert client.delete(f"/v1/documents/{new.id}").status_code == 200
-    assert reused() == [0, 0]
+    until(lambda: reused() == [0, 0])
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -202,7 +202,10 @@ def test_a_document_is_given_once(changing: Running, engine: FusionEngine) -> No
         assert client.post("/v1/documents", json=apart).json()["documents_new"] == 2
 
 
-def test_a_store_that_another_process_changes(changing: Running, engine: FusionEngine) -> None:
+def test_a_store_that_another_process_changes(
+    changing: Running, engine: FusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusionrag_integrations.store.store.PATIENCE", 0.0)
     with engine.store.writing(), changing.client() as client:
         body = {"documents": [{"id": "a", "text": "b"}]}
         response = client.post("/v1/documents", json=body)

@@ -102,6 +102,11 @@ class WorkingCopy(Closable):
         """Let other processes have the directory. May be called again."""
         self._opened.close()
 
+    def is_behind(self) -> bool:
+        """Whether there is a newer version. Raises as `follow` does, but for a mismatch."""
+        self._check_process()
+        return self._newer() is not None
+
     def follow(self, catalog: Catalog) -> bool:
         """Bring the open catalog to the newest version; returns whether there was a newer one.
 
@@ -110,8 +115,8 @@ class WorkingCopy(Closable):
         and `StoreError` in a forked child.
         """
         self._check_process()
-        newest = self._log.newest()
-        if newest is None or (self.version and newest.by == self.version.by):
+        newest = self._newer()
+        if newest is None:
             return False
         if newest.store != catalog.info:
             raise StoreMismatchError(
@@ -153,6 +158,10 @@ class WorkingCopy(Closable):
                 self._publish(catalog.info, lease)
                 raise
             self._publish(catalog.info, lease)
+
+    def _newer(self) -> Version | None:
+        newest, mine = self._log.newest(), self.version
+        return None if newest and mine and newest.by == mine.by else newest
 
     def _check_process(self) -> None:
         """Raises `StoreError` in a forked child, whose files are its parent's too."""

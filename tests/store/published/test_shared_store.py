@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,27 @@ class TestWriters:
         with WriterLease(objects), pytest.raises(StoreBusyError, match="has the lease"):
             writer.ingest(towns(1))
         writer.ingest(towns(1))
+
+    def test_one_waits_for_what_takes_a_moment(self, opened: Open, url: str) -> None:
+        writer = opened(url)
+        begun, late = threading.Event(), threading.Event()
+
+        def change() -> None:
+            with writer.store.changing_here():
+                begun.set()
+                late.wait(0.3)
+
+        with ThreadPoolExecutor(1) as pool:
+            changing = pool.submit(change)
+            begun.wait()
+            writer.ingest(towns(1))
+            changing.result()
+        assert document_ids(writer.store.catalog) == ["town-0"]
+
+    def test_a_look_for_a_newer_version_is_in_nobodys_way(self, opened: Open, url: str) -> None:
+        reader = opened(url)
+        with reader.store.changing_here():
+            assert not reader.refresh()
 
     def test_one_whose_lease_was_taken_over_publishes_nothing(
         self, opened: Open, url: str, monkeypatch: pytest.MonkeyPatch
