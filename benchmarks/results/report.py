@@ -138,6 +138,7 @@ _VIEWS: Mapping[str, Callable[[Mark], str]] = {
     "kernel": speed_views.kernel,
     "store": speed_views.store,
     "routers": speed_views.routers,
+    "ray-ingest": speed_views.ray_ingest,
     "shared": speed_views.shared,
     "formats": speed_views.formats,
     "format-scores": speed_views.format_scores,

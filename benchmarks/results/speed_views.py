@@ -7,6 +7,7 @@ from benchmarks.results.tables import (
     format_scores_markdown,
     formats_markdown,
     kernel_markdown,
+    ray_ingest_markdown,
     routers_markdown,
     shared_markdown,
     store_markdown,
@@ -66,6 +67,15 @@ def routers(mark: Mark) -> str:
         f"time; Ray {result['ray']}"
     )
     return f"{routers_markdown(result['rows'])}\n\n({setting}; {_measured(result)}.)"
+
+
+def ray_ingest(mark: Mark) -> str:
+    result = mark.only
+    setting = (
+        f"{result['model']}, {result['chunks']} chunks of {result['words_a_chunk']} words, "
+        "a thread each"
+    )
+    return f"{ray_ingest_markdown(result)}\n\n({setting}; {_measured(result)}.)"
 
 
 def shared(mark: Mark) -> str:

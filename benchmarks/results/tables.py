@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from fusionrag_integrations.bench.tables import markdown
@@ -139,6 +140,23 @@ def shared_markdown(result: Mapping[str, Any]) -> str:
         line("copied to this disk by an earlier request", result["second"]),
     ]
     return markdown(("KV is", "TTFT (ms)", "quartiles", "hidden"), lines)
+
+
+def ray_ingest_markdown(result: Mapping[str, Any]) -> str:
+    """One line a way and a number of workers: medians over turns, beside the fastest and slowest.
+
+    With how many times as fast two are as one.
+    """
+    names = {"ray": "`index --ray`", "processes": "plain processes, isolated KV alone"}
+    lines = []
+    for how, name in names.items():
+        for workers in (1, 2):
+            turns = [t for t in result["turns"] if (t["how"], t["workers"]) == (how, workers)]
+            rates = [turn["chunks_per_second"] for turn in turns]
+            times = result["speedup"][how] if workers == 2 else 1.0
+            spread = f"{min(rates):.2f} to {max(rates):.2f}"
+            lines.append((name, str(workers), f"{median(rates):.2f}", spread, f"{times:.2f}x"))
+    return markdown(("ingest by", "workers", "chunks/s", "of all turns", "speed-up"), lines)
 
 
 def routers_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -78,7 +78,7 @@ def fusionrag(*arguments: object, **how: Any) -> subprocess.Popen[str]:
     )
 
 
-def driver(files: Path, store: Path, model: Path, address: str) -> subprocess.Popen[str]:
+def driver(files: Path, store: Path | str, model: Path, address: str) -> subprocess.Popen[str]:
     """An `index` whose workers are of the cluster at this address."""
     chosen = ("--store", store, "--model", model, "--chunk-tokens", "48", "--json")
     return fusionrag("index", files, *chosen, "--ray", address, "--workers", "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fusionrag_integrations.errors import StoreBusyError
+from fusionrag_integrations import Store
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
+from fusionrag_integrations.errors import FusionRAGError, StoreBusyError
 from fusionrag_integrations.execution.hf.model import CausalModel
-from fusionrag_integrations.ray.indexing import stages
+from fusionrag_integrations.ray.indexing import index_on_ray, stages
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
@@ -25,6 +28,7 @@ from tests.cluster.conftest import S3Server
 from tests.cluster.ray_ingest import (
     MANY,
     SECONDS,
+    TWO,
     account,
     answers,
     driver,
@@ -35,6 +39,7 @@ from tests.cluster.ray_ingest import (
     workers,
 )
 from tests.cluster.ray_processes import title
+from tests.conftest import document_ids
 from tests.store.published.sharing import Open
 
 pytestmark = pytest.mark.enable_socket
@@ -107,6 +112,26 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
     again = indexed(documents, model_dir, url)
     assert (again.ingest.isolated_computed, again.ingest.fused_computed) == (0, 0)
     assert [stage.stage for stage in again.stages] == ["model"]
+
+
+@pytest.mark.long
+def test_a_document_that_kills_each_worker_ends_it_by_name(
+    ray_address: str, model_dir: Path, tmp_path: Path
+) -> None:
+    def deadly() -> object:  # what is local travels to workers whole
+        class Deadly(LexicalEmbedder):
+            def embed_documents(self, texts: list[str]) -> list[list[float]]:
+                if any("Town number 1 " in text for text in texts):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().embed_documents(texts)
+
+        return Deadly()
+
+    store = tmp_path / "s"
+    with pytest.raises(FusionRAGError, match="Ray gave up"):
+        index_on_ray(MANY[:2], model_dir, store, workers=TWO, embedding=deadly)
+    with Store.open(store, deadly()) as made:
+        assert document_ids(made.catalog) == []
 
 
 @pytest.mark.long
