@@ -58,6 +58,20 @@ class Prefetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """TTFT of one question in milliseconds."""
+
+    directory: float
+    first: float
+    prefetched: tuple[float, ...]
+    second: float
+
+    def hidden(self, number: int) -> float:
+        """The share that the prefetch with this gap hides."""
+        return (self.first - self.prefetched[number]) / (self.first - self.directory)
+
+
+@dataclass(frozen=True, slots=True)
 class SharedTTFT:
     """later: how many times as long `second` takes as `directory`, as a median over questions and
     quartiles. read_bytes: by a question from the storage.
@@ -92,14 +106,14 @@ def measure_shared_ttft(
             stored = engine.store.catalog.info.kv_format
     rows = QUESTIONS_PATH.read_text(encoding="utf-8").splitlines()[:questions]
     asking = _Asking(model, AnswerSettings(max_tokens=1, ratio=ratio))
-    turns: list[_Turn] = []
+    turns: list[Turn] = []
     for number, row in enumerate((rows[0], *rows)):  # the first one warms up
         progress("ask", number, len(rows))
         question = json.loads(row)["question"]
         on_disk = asking.ask(directory, question)
         prefetched = tuple(asking.ask(url, question, afresh=True, gap_ms=gap) for gap in gaps_ms)
         turns.append(
-            _Turn(
+            Turn(
                 on_disk,
                 asking.ask(url, question, afresh=True),
                 prefetched,
@@ -107,23 +121,30 @@ def measure_shared_ttft(
             )
         )
     progress("ask", len(rows), len(rows))
-    summary = _summed_up(turns[1:], gaps_ms, asking.read_bytes // len(turns))
+    summary = summed_up(turns[1:], gaps_ms, asking.read_bytes // len(turns))
     what = described(model) | {"ratio": ratio, "kv_format": stored}
     return where_and_when() | what | asdict(summary)
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """TTFT of one question in milliseconds."""
-
-    directory: float
-    first: float
-    prefetched: tuple[float, ...]
-    second: float
-
-    def hidden(self, number: int) -> float:
-        """The share that the prefetch with this gap hides."""
-        return (self.first - self.prefetched[number]) / (self.first - self.directory)
+def summed_up(turns: Sequence[Turn], gaps_ms: Sequence[float], read_bytes: int) -> SharedTTFT:
+    """Medians and quartiles. gaps_ms: of each turn's prefetches. read_bytes: by a question."""
+    later = [turn for turn in turns if turn.first > turn.directory]
+    return SharedTTFT(
+        questions=len(turns),
+        directory=Times.of([turn.directory for turn in turns]),
+        first=Times.of([turn.first for turn in turns]),
+        prefetched=tuple(
+            Prefetched(
+                gap,
+                Times.of([turn.prefetched[number] for turn in turns]),
+                _spread([turn.hidden(number) for turn in later]),
+            )
+            for number, gap in enumerate(gaps_ms)
+        ),
+        second=Times.of([turn.second for turn in turns]),
+        later=_spread([turn.second / turn.directory for turn in turns]),
+        read_bytes=read_bytes,
+    )
 
 
 class _Asking:
@@ -153,26 +174,6 @@ class _Asking:
             if afresh and gap_ms is None:
                 self.read_bytes += engine.metrics().shared.moved_bytes
             return answer.ttft.total
-
-
-def _summed_up(turns: Sequence[_Turn], gaps_ms: Sequence[float], read_bytes: int) -> SharedTTFT:
-    later = [turn for turn in turns if turn.first > turn.directory]
-    return SharedTTFT(
-        questions=len(turns),
-        directory=Times.of([turn.directory for turn in turns]),
-        first=Times.of([turn.first for turn in turns]),
-        prefetched=tuple(
-            Prefetched(
-                gap,
-                Times.of([turn.prefetched[number] for turn in turns]),
-                _spread([turn.hidden(number) for turn in later]),
-            )
-            for number, gap in enumerate(gaps_ms)
-        ),
-        second=Times.of([turn.second for turn in turns]),
-        later=_spread([turn.second / turn.directory for turn in turns]),
-        read_bytes=read_bytes,
-    )
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

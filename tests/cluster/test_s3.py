@@ -32,6 +32,7 @@ from tests.store.published.sharing import (
 from tests.store.published.test_objects import (  # noqa: F401
     test_an_attempt_whose_reply_was_lost_is_told_apart_from_another_s,
     test_entries_say_name_size_and_time,
+    test_many_of_a_folder_are_found_as_a_few_are,
     test_of_several_that_create_a_name_one_does,
     test_ranges_are_read_as_far_as_there_is_anything,
     test_what_creates_exclusively_passes_the_trial,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,7 @@ from fusionrag_integrations.support.threads import Closable
 
 logger = logging.getLogger(__name__)
 
+LISTED = 100  # names of a folder that are asked for, from which on it is listed instead
 AT_ONCE = 16  # questions to the storage, each of which takes a round trip
 PATIENCE = 60.0  # seconds that a storage may be away before what writes to it gives up
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 4.0  # seconds between attempts
@@ -93,18 +95,30 @@ class FsspecObjects(Forkable, Closable):
         return [content[wanted.start : wanted.stop] for wanted in ranges]
 
     def existing(self, names: Iterable[str]) -> set[str]:
-        # One byte is read: fsspec's own question lists a folder of that name where there is none.
-        def exists(name: str) -> bool:
-            try:
-                self._patiently(name, self._read_a_byte)
-            except FileNotFoundError:
-                return False
-            return True
-
-        asked = list(names)
-        return {
-            n for n, there in zip(asked, self._threads.map(exists, asked), strict=True) if there
+        by_folder: defaultdict[str, list[str]] = defaultdict(list)
+        for name in names:
+            by_folder[name.rpartition("/")[0]].append(name)
+        listed = [folder for folder, asked in by_folder.items() if len(asked) >= LISTED]
+        singly = [name for folder in by_folder.keys() - listed for name in by_folder[folder]]
+        there = {
+            name
+            for name, exists in zip(singly, self._threads.map(self._exists, singly), strict=True)
+            if exists
         }
+        for folder, names_in in zip(listed, self._threads.map(self._names, listed), strict=True):
+            there.update(names_in.intersection(by_folder[folder]))
+        return there
+
+    def _names(self, folder: str) -> set[str]:
+        return {entry.name for entry in self.entries(folder)}
+
+    def _exists(self, name: str) -> bool:
+        # One byte is read: fsspec's own question lists a folder of that name where there is none.
+        try:
+            self._patiently(name, self._read_a_byte)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _read_a_byte(self, path: str) -> None:
         try:

@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.store.objects import fsspec_objects
 from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.objects.fsspec_objects import FsspecObjects
 from fusionrag_integrations.store.objects.opening import is_url, open_objects
@@ -56,6 +57,17 @@ def test_entries_say_name_size_and_time(objects: Objects) -> None:
     assert all(before - 2 <= entry.modified <= time.time() + 2 for entry in found)
     objects.delete(["a/x", "never/was"])
     assert objects.existing(["a/x", "a/b/y"]) == {"a/b/y"}
+
+
+def test_many_of_a_folder_are_found_as_a_few_are(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsspec_objects, "LISTED", 3)
+    there = {"kv/ab/a", "kv/ab/b", "kv/cd/c", "kv/cd/e/f"}
+    for name in there:
+        objects.write(name, [b"x"])
+    asked = [*there, "kv/ab/no", "kv/cd/no", "kv/cd/e", "kv/no/a", "kv/no/b", "kv/no/c", "none"]
+    assert objects.existing(asked) == there
 
 
 def test_of_several_that_create_a_name_one_does(objects: Objects) -> None:
