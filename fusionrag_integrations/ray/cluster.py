@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fusionrag_integrations.errors import InvalidInputError
 
 OBJECT_STORE = 256 << 20  # bytes, for what is on its way; what finds no room goes to the disk
+CONNECT_SECONDS = 5.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # each request is a line of its own
@@ -37,16 +39,25 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
     }
     given = started if address is None else {"address": address}
     try:
+        _check_answers(address or "")
         ray.init(**{"logging_level": logging.WARNING} | given | options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise InvalidInputError(
             f"There is no Ray to connect to at {address!r}: {error}. Give the address of a cluster "
-            "that runs, or none to start Ray here."
+            "that runs, or none to start Ray here. One that asks for a token needs "
+            "RAY_AUTH_MODE=token in the environment."
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises `OSError` where nothing listens at host:port, for which Ray itself waits long."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def resources() -> tuple[float, float]:

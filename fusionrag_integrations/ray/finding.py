@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from fusionrag_integrations.prompt.assembled import TextMatch
 from fusionrag_integrations.serving.catalog_matcher import CatalogMatcher
 from fusionrag_integrations.store.catalog import Catalog
+from fusionrag_integrations.store.generations import directory_of
 from fusionrag_integrations.store.objects.opening import is_url
 from fusionrag_integrations.store.opening import open_catalog
 from fusionrag_integrations.store.published.working_copy import WorkingCopy
@@ -35,7 +35,7 @@ class KVFinder(Closable):
         """
         with ExitStack() as opened:
             if not is_url(store):
-                catalog = opened.enter_context(open_catalog(Path(store)))
+                catalog = opened.enter_context(open_catalog(directory_of(store)))
             else:
                 copy = opened.enter_context(WorkingCopy(store))
                 catalog = opened.enter_context(open_catalog(copy.path))

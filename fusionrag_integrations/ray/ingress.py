@@ -9,11 +9,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from fusionrag_integrations.ray.finding import KVFinder
 from fusionrag_integrations.ray.relay import Relay
-from fusionrag_integrations.ray.settings import EngineSettings
+from fusionrag_integrations.ray.settings import ServingSettings
 from fusionrag_integrations.server.entrance import Entrance
 from fusionrag_integrations.server.gate import Gate
-from fusionrag_integrations.server.keys import Keys
-from fusionrag_integrations.server.limits import Limits
 from fusionrag_integrations.server.records import Record, log_as_json
 from fusionrag_integrations.server.traffic import Traffic
 
@@ -27,8 +25,12 @@ class Application:
         self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # told as status 403
             return
         given = Headers(scope=scope).get(REQUEST_ID.decode(), "")
         record = Record(request_id=given, method=scope["method"])
@@ -45,14 +47,7 @@ class Application:
 class Ingress:
     """Ray's application over a handle of the replicas."""
 
-    def __init__(
-        self,
-        engine: EngineSettings,
-        keys: Keys | None,
-        limits: Limits,
-        deployed: str,
-        replicas: Any,
-    ) -> None:
+    def __init__(self, settings: ServingSettings, deployed: str, replicas: Any) -> None:
         """deployed: which deployment this belongs to. Raises as `Store.open`."""
         from ray.exceptions import (
             NodeDiedError,
@@ -68,17 +63,22 @@ class Ingress:
             *(DeploymentUnavailableError, ReplicaUnavailableError),
         )
         log_as_json()
+        engine, limits = settings.engine, settings.limits
+        self._settings = settings
         self._deployed = deployed
-        self._limits = limits
         self._traffic = Traffic()
         self._hurry = False
         self._finder = KVFinder.open(engine.store, engine.refresh)
         relay = Relay(replicas, self._finder, limits, losses)
-        self._gate = Gate(relay, Entrance(keys, limits, self._traffic), _ended)
+        self._gate = Gate(relay, Entrance(settings.keys, limits, self._traffic), _ended)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Ray serves."""
         return Application(self._gate)
+
+    async def what(self) -> tuple[ServingSettings, str]:
+        """What is served, and by which deployment."""
+        return self._settings, self._deployed
 
     async def close(self, deployed: str) -> bool:
         """Let nobody in, and wait for requests under way, as `Traffic.end`.
@@ -87,7 +87,7 @@ class Ingress:
         """
         if deployed != self._deployed:
             return False
-        await self._traffic.end(self._limits.grace_seconds, hurry=lambda: self._hurry)
+        await self._traffic.end(self._settings.limits.grace_seconds, hurry=lambda: self._hurry)
         return True
 
     async def hurry(self) -> None:
@@ -95,7 +95,8 @@ class Ingress:
         self._hurry = True
 
     def __del__(self) -> None:
-        self._finder.close()
+        if hasattr(self, "_finder"):  # which may have failed to open
+            self._finder.close()
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
@@ -60,12 +60,14 @@ class Relay:
             if request.path == METRICS:
                 await self._send_metrics(request, send)
                 record.passed_on = True
+            elif _changes_documents(request):  # it goes on where its client goes away
+                await _to_its_end(self._pass_on(request, caller, record, send))
             else:
                 await self._pass_on(request, caller, record, send)
 
     def _place(self, request: PlainRequest, caller: Caller) -> AbstractAsyncContextManager[None]:
         """Where the request waits and is counted."""
-        if _changes_documents(request):
+        if _changes_documents(request) and caller.may_write:  # who may not is told so at once
             return self._changes.place(caller)
         return self._requests.place(caller) if request.path in _LIMITED else nullcontext()
 
@@ -129,9 +131,11 @@ class Relay:
 
     async def _send_metrics(self, request: PlainRequest, send: Send) -> None:
         """Of all replicas, or the refusal of one."""
-        replies: list[tuple[str, Head, bytes]] = await self._replicas.broadcast(
-            "whole", request
-        ).results_async()
+        asked = self._replicas.broadcast("whole", request)
+        try:
+            replies: list[tuple[str, Head, bytes]] = await asked.results_async()
+        except self._losses as error:
+            raise lost() from error
         if not replies:
             raise lost()
         refusals = [reply for reply in replies if reply[1].status != HTTPStatus.OK]
@@ -142,6 +146,16 @@ class Relay:
             head = Head(head.status, (*kept, (b"content-length", str(len(body)).encode())))
         await send(_message(head))
         await send({"type": "http.response.body", "body": body})
+
+
+async def _to_its_end(call: Coroutine[None, None, None]) -> None:
+    """Await a call that isn't broken off, however this is: only then is its place free."""
+    task = asyncio.create_task(call)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _changes_documents(request: PlainRequest) -> bool:

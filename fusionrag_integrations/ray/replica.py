@@ -33,6 +33,7 @@ class EngineReplica:
             beating = Beating("fusionrag-refresh", engine.refresh, self._engine.refresh)
             self._opened.enter_context(beating)
         # What a search has found is loaded by the replica that the prompt will go to.
+        self._room = limits.at_once + limits.queue
         self._app = create_app(
             self._engine, keys=keys, limits=limits, prefetch=lambda handles: None
         )
@@ -64,7 +65,7 @@ class EngineReplica:
         held = await asyncio.to_thread(self._engine.kv.memory_keys)
         found = self._engine.metrics()
         uses = sum(tier.hits for tier in (found.device, found.host, found.disk))
-        return {"held": pack(held), "uses": uses}
+        return {"held": pack(held), "uses": uses, "room": self._room}
 
     def check_health(self) -> None:
         """Raises where the engine can't be used any more, so that Ray replaces the replica."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import inf
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -10,7 +11,8 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from fusionrag_integrations.ray.memory import Memory
 from fusionrag_integrations.ray.routing import ReplicaState, rank
 
-HELD, USES = "held", "uses"  # what replicas tell: packed keys, and how often KV was used
+# What replicas tell: packed keys, how often KV was used, and how many requests they take.
+HELD, USES, ROOM = "held", "uses", "room"
 
 
 class ChunkRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
@@ -23,6 +25,7 @@ class ChunkRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         """Begin without knowing any replica."""
         self._memory: defaultdict[str, Memory] = defaultdict(Memory)
         self._told: dict[str, int] = {}  # which report of a replica was read last
+        self._room: dict[str, int] = {}
         self._under_way: defaultdict[str, set[str]] = defaultdict(set)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -35,6 +38,7 @@ class ChunkRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         for name, told in stats.items():
             if HELD in told and self._told.get(name) != told[USES]:
                 self._memory[name].report(told[HELD])
+        self._room = {name: told[ROOM] for name, told in stats.items() if ROOM in told}
         self._told = {name: told[USES] for name, told in stats.items() if HELD in told}
 
     async def choose_replicas(
@@ -49,7 +53,10 @@ class ChunkRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
             pending_request.routing_context.should_backoff = True  # where all are full
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         states = [
-            ReplicaState(name, len(self._under_way[name]), self._memory[name]) for name in replicas
+            ReplicaState(
+                name, len(self._under_way[name]), self._memory[name], self._room.get(name, inf)
+            )
+            for name in replicas
         ]
         return [[replicas[name]] for name in rank(needed, states)]
 

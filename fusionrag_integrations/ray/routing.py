@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 import xxhash
 
@@ -28,12 +28,14 @@ class ReplicaState:
     """What a router knows of a replica.
 
     name: the same for as long as it lives. load: requests under way or waiting there. in_memory:
-    ids of the chunks whose KV it reports to hold in memory; may be outdated or empty.
+    ids of the chunks whose KV it reports to hold in memory; may be outdated or empty. room: how
+    many requests it takes before it turns others away.
     """
 
     name: str
     load: int
     in_memory: Container[str]
+    room: float = inf
 
 
 def rank(
@@ -42,8 +44,8 @@ def rank(
     """Names of replicas, best first, for a prompt with these chunks.
 
     chunks: tokens by chunk id. slack: how many times the average load, this request counted, a
-    replica may have; those that have reached it come last, the least loaded of them first. Raises
-    `InvalidInputError` for a slack below 1.
+    replica may have; those that have reached it, or have no room, come last, the least loaded of
+    them first. Raises `InvalidInputError` for a slack below 1.
     """
     if not slack >= 1.0:
         raise InvalidInputError(f"The slack is {slack}; give 1 or more, such as {SLACK}.")
@@ -54,7 +56,7 @@ def rank(
 
     def order(replica: ReplicaState) -> tuple[bool, float, int]:
         name, load = replica.name, replica.load
-        full = load >= most
+        full = load >= min(most, replica.room)
         rated = load if full else LOAD * load / average - scores[name]
         return full, rated, -_drawn(heaviest, name)
 

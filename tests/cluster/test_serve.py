@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import httpx
 import pytest
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
 from fusionrag_integrations.ray import deploying
+from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.passing import Head, PlainRequest
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.server import Limits
@@ -148,6 +151,19 @@ def test_keys_are_held_to_what_they_may_do(served: Served) -> None:
         assert client.post(COMPLETIONS, content=too_much).status_code == 413
 
 
+def test_what_is_no_request_is_refused(served: Served) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    with served.client("") as client:
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        assert client.get(COMPLETIONS, headers=upgrade | key).status_code == 403
+        assert client.get("/health").status_code == 200
+
+
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    with pytest.raises(InvalidInputError, match="There is no Ray"), cluster("127.0.0.1:1"):
+        pass
+
+
 def test_a_keys_limit_counts_requests_at_all_replicas(served: Served) -> None:
     with streamed(served, "guest"):
         answers = [served.ask(key="guest") for _ in range(4)]
@@ -170,11 +186,10 @@ def test_what_a_search_finds_is_loaded_where_its_prompt_goes(served: Served) -> 
 
     def search() -> list[Any]:
         """What is found, once it is known where this is asked."""
-        return list(served.ask("/v1/retrieve", asked).json().get("data", ()))
+        return list(client.post("/v1/retrieve", json=asked).json().get("data", ()))
 
     with served.client() as client:
-        response = client.post("/v1/documents", json={"documents": [document]})
-        assert response.status_code == 200, response.text
+        assert client.post("/v1/documents", json={"documents": [document]}).status_code == 200
         before = served.now("fusionrag_kv_records", "host")
         found = until(search)
     until(lambda: (served.now("fusionrag_kv_records", "host") - before).total() >= 3)
@@ -255,6 +270,20 @@ def test_a_replica_that_is_killed_costs_no_answer(served: Served) -> None:
             assert response.status_code == 200
             assert response.json()["choices"][0]["text"] == expected
     until(lambda: len(served.now()) == 2)
+
+
+@pytest.mark.long
+def test_a_model_that_cannot_be_loaded_leaves_what_was_served(served: Served, home: Path) -> None:
+    broken = home / "broken"
+    shutil.copytree(served.settings.engine.model, broken)
+    (broken / "model.safetensors").unlink()
+    expected = served.ask().json()["choices"][0]["text"]
+    wrong = replace(served.settings, engine=replace(served.settings.engine, model=str(broken)))
+    with pytest.raises(FusionRAGError, match="safetensors"):
+        deploying.deploy(wrong)
+    until(lambda: served.ask().status_code == 200)
+    assert served.ask().json()["choices"][0]["text"] == expected
+    assert served.ask().json()["model"] == "first"
 
 
 @pytest.mark.long

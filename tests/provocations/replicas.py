@@ -35,7 +35,7 @@ def failing(error: Exception) -> Any:
 @provoked.by("There is no Ray to connect to at ...: ...")
 def no_cluster(world: World) -> None:
     play(world, ray={"init": failing(ConnectionError("nobody answers"))})
-    with cluster("10.0.0.1:6379"):
+    with cluster("auto"):
         pass
 
 
@@ -54,7 +54,12 @@ def served_elsewhere(world: World) -> None:
 
 @provoked.by("Ray couldn't serve ... from ...: ...")
 def replicas_that_do_not_start(world: World) -> None:
-    play(world, ray={"serve": SimpleNamespace(run=failing(RuntimeError("It failed to start")))})
+    serve = SimpleNamespace(
+        run=failing(RuntimeError("It failed to start")),
+        status=lambda: SimpleNamespace(applications={}),
+        delete=lambda name: None,
+    )
+    play(world, ray={"serve": serve})
     world.patch.setattr(deploying, "application", lambda *given: None)
     deploying.deploy(ServingSettings(ENGINE))
 

@@ -14,8 +14,10 @@ import pytest
 
 from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
+from fusionrag_integrations.engine.reindex import reindex
 from fusionrag_integrations.ray.finding import KVFinder
 from fusionrag_integrations.serving.settings import AnswerSettings
+from fusionrag_integrations.store.generations import collect_generations
 from tests.conftest import all_records, town
 from tests.server.conftest import until
 
@@ -101,6 +103,16 @@ def test_documents_that_change_are_found(filled: FusionEngine, finder: KVFinder)
     assert len(needed(finder, prompt=town(5).text)) == 3
     filled.delete(["town-5"])
     assert needed(finder, prompt=town(5).text) == {}
+
+
+def test_a_directory_that_was_made_anew_is_followed_there(model_dir: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with FusionEngine.from_pretrained(model_dir, store=store, chunk_tokens=48) as engine:
+        engine.ingest([town(0)])
+    reindex(model_dir, store=store, kv_format="int8")
+    collect_generations(store, grace=0)
+    with KVFinder.open(str(store)) as finder:
+        assert len(needed(finder, prompt=town(0).text)) == 3
 
 
 def test_versions_of_a_store_at_a_url_are_followed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from fusionrag_integrations.server.records import Record
 from fusionrag_integrations.server.traffic import Traffic
 
 CHAT, DOCUMENTS = "/v1/chat/completions", "/v1/documents"
-KEY = "the key"
+KEY, GUEST = "the key", "a guest's"
 OK = Head(200, ((b"content-type", b"application/json"),))
 EVENTS = Head(200, ((b"content-type", b"text/event-stream"),))
 
@@ -35,7 +36,9 @@ class ReplicaLostError(Exception):
 class Replicas:
     """A handle, whose replicas give these pieces in turn, or raise them."""
 
-    def __init__(self, *replies: list[Any], metrics: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *replies: list[Any], metrics: Mapping[str, str] | Exception | None = None
+    ) -> None:
         self._replies = iter(replies)
         self._metrics = metrics or {}
         self.asked: list[tuple[PlainRequest, dict[str, int]]] = []
@@ -61,6 +64,8 @@ class Replicas:
         return self
 
     async def results_async(self) -> list[tuple[str, Head, bytes]]:
+        if isinstance(self._metrics, Exception):
+            raise self._metrics
         return [(name, OK, text.encode()) for name, text in self._metrics.items()]
 
 
@@ -95,8 +100,9 @@ class Finder:
 class World:
     def __init__(self, replicas: Replicas, found: Any = None, caller: Caller | None = None) -> None:
         limits = Limits()
-        digest = "3a0aac44832e55528a834fec737786c999e7b8dea8bd601bb59f195237d58b2e"
-        keys = None if caller is None else Keys({digest: caller})
+        callers = {} if caller is None else {KEY: caller, GUEST: Caller("guest")}
+        digests = {sha256(key.encode()).hexdigest(): who for key, who in callers.items()}
+        keys = Keys(digests) if digests else None
         self.ended: list[Record] = []
         relay = Relay(replicas, Finder(found or {}), limits, (ReplicaLostError,))  # type: ignore[arg-type]
         self.gate = Gate(relay, Entrance(keys, limits, Traffic()), self.ended.append)
@@ -205,6 +211,16 @@ def test_changes_of_documents_wait_for_each_other() -> None:
     assert concurrently(World(replicas), replicas, *asks) == [1, 200, 200, 200]
 
 
+def test_who_may_not_change_documents_does_not_wait_to_hear_it() -> None:
+    replicas = Replicas([OK, b"{}"], [Head(403, ()), b"{}"])
+    world = World(replicas, caller=Caller("writer", may_write=True))
+    asks = [
+        lambda client: client.post(DOCUMENTS, headers={"Authorization": f"Bearer {KEY}"}),
+        lambda client: client.post(DOCUMENTS, headers={"Authorization": f"Bearer {GUEST}"}),
+    ]
+    assert concurrently(world, replicas, *asks) == [2, 200, 403]
+
+
 def test_a_keys_requests_are_counted_together() -> None:
     replicas = Replicas(*[[OK, b"{}"]] * 3)
     world = World(replicas, caller=Caller("a", may_write=True, at_once=2))
@@ -233,6 +249,32 @@ def test_a_client_that_goes_away_cancels_the_replicas_answer() -> None:
 
     asyncio.run(leave())
     assert replicas.cancelled == 1
+
+
+def test_a_change_whose_client_goes_away_is_made_to_its_end_before_the_next() -> None:
+    replicas = Replicas([OK, b"{}"], [OK, b"{}"])
+    world = World(replicas)
+
+    async def leave() -> None:
+        replicas.hold = asyncio.Event()
+        async with world.client() as client:
+            first, second = (asyncio.create_task(client.post(DOCUMENTS)) for _ in range(2))
+            await asyncio.sleep(0.05)
+            first.cancel()
+            await asyncio.sleep(0.05)
+            assert len(replicas.asked) == 1
+            replicas.hold.set()
+            assert (await second).status_code == 200
+            with pytest.raises(asyncio.CancelledError):
+                await first
+
+    asyncio.run(leave())
+    assert replicas.cancelled == 0
+
+
+def test_metrics_that_a_lost_replica_cannot_give_are_told_as_that() -> None:
+    replicas = Replicas(metrics=ReplicaLostError())
+    assert World(replicas).ask("GET", "/metrics").json()["error"]["code"] == "replica_lost"
 
 
 def test_metrics_are_of_all_replicas() -> None:

@@ -50,6 +50,12 @@ class TestMemory:
         assert rank({chunk: 10}, idle(*NAMES, c={chunk}))[0] == "c"
 
 
+class TestRoom:
+    def test_a_replica_without_room_comes_last_whatever_it_holds(self) -> None:
+        full = ReplicaState("a", 1, {"x"}, room=1)
+        assert rank({"x": 10}, [full, ReplicaState("b", 1, set(), room=2)]) == ["b", "a"]
+
+
 class TestOwners:
     def test_a_replica_that_goes_moves_its_own_chunks_alone(self) -> None:
         for chunk in CHUNKS:
