@@ -21,6 +21,8 @@ from fusionrag_integrations.ray import deploying
 from fusionrag_integrations.ray.indexing import Workers, index_on_ray
 from fusionrag_integrations.ray.settings import EngineSettings, Replicas, ServingSettings
 from fusionrag_integrations.store import Budgets
+from fusionrag_integrations.store.kv.local import LocalKVFiles
+from fusionrag_integrations.store.layout import KV_DIRECTORY
 from tests.cluster.conftest import S3Server, bucket
 from tests.cluster.ray_processes import ray_processes
 from tests.cluster.serving import Served, model, until, written_keys
@@ -46,8 +48,8 @@ def test_replicas_disturbed(
     path, url = model(tmp_path / "model", model_dir, 0), f"{bucket()}/store"
     index_on_ray(DOCUMENTS, path, url, workers=Workers(2), chunk_tokens=48)
     right, keys = all_answers(path, tmp_path / "store"), tmp_path / "keys.toml"
-    with FusionEngine.from_pretrained(path, store=url) as alone:
-        nbytes = max(file.nbytes for file in alone.kv.files.entries())
+    nbytes = max(file.nbytes for file in LocalKVFiles(tmp_path / "store" / KV_DIRECTORY).entries())
+    with FusionEngine.from_pretrained(path, store=tmp_path / "store") as alone:
         settings = ServingSettings(
             EngineSettings(str(path), url, budgets=Budgets(host=RECORDS * nbytes, disk=0)),
             written_keys(keys),
@@ -114,7 +116,7 @@ def all_answers(path: Path, store: Path) -> list[dict[Obtained, set[str]]]:
             shutil.copytree(store, copy)
             with FusionEngine.open(loaded, copy) as engine:
                 catalog = engine.store.catalog
-                ids = catalog.chunks.ids([DocumentKey("", document.id)])
+                ids = catalog.chunks.ids([DocumentKey(document.id)])
                 kept = {chunk: (fused, kv) for chunk, kv, fused in catalog.kv.keys_by_chunk()}
                 for chunk, count in zip(ids, lacking, strict=True):
                     for key in kept[chunk][:count]:

@@ -138,7 +138,7 @@ class RayWork:
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=(self._needed.tells, *given),
-            max_task_retries=RETRIES,
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
             **resources,
         )
         dataset.context.enable_progress_bars = False
