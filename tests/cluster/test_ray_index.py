@@ -38,7 +38,7 @@ from tests.cluster.ray_ingest import (
     wait_for,
     workers,
 )
-from tests.cluster.ray_processes import title
+from tests.cluster.ray_processes import ray_processes, title
 from tests.conftest import document_ids
 from tests.store.published.sharing import Open
 
@@ -104,6 +104,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
     lost = sum(stage.lost for stage in report.stages)
     assert 0 < lost <= 8  # chunks of a pass
     assert account(report, "model").starts >= 3  # facts, the one that was killed, another one
+    wait_for(lambda: not ray_processes("Ledger"))
     local = opened(tmp_path / "local")
     local.ingest(documents)
     with opened(url) as made:

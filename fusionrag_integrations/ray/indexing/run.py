@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -76,11 +76,10 @@ def index_on_ray(
     """
     place = store if is_url(store) else Path(store).resolve()
     is_new = _is_new(place)
-    with connected(address, workers):
+    with connected(address, workers), _ledger() as ledger:
         from fusionrag_integrations.ray.indexing.stages import Needed, RayWork
 
         started = perf_counter()
-        ledger = _ledger()
         tells = RemoteLedger(ledger)
         where = ModelPlace(model, workers.cpus)
         facts = _facts(where, workers, tells, try_it=is_new)
@@ -111,14 +110,19 @@ def _is_new(place: str | Path) -> bool:
     return True
 
 
-def _ledger() -> Any:
+@contextmanager
+def _ledger() -> Iterator[Any]:
     """A ledger on this machine, so that no other's loss takes it along."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     strategy = NodeAffinitySchedulingStrategy(here, soft=False)
-    return ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=strategy).remote()
+    ledger = ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=strategy).remote()
+    try:
+        yield ledger
+    finally:
+        ray.kill(ledger)  # workers that were killed would hold it for ever
 
 
 def _facts(where: ModelPlace, workers: Workers, tells: Tells, *, try_it: bool) -> ModelFacts:
