@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.enable_socket, pytest.mark.long, pytest.mark.timeout(0
 
 Report = Callable[[str, str, object, object], None]
 DOCUMENTS = MANY[:40]
-KINDS = ["worker"] * 20 + ["command"] * 15 + ["storage"] * 15
+KINDS = ["worker"] * 12 + ["command"] * 9 + ["storage"] * 9
 WORK = ("KVWorker", "_measure")
 AWAY = 30.0  # seconds that the storage answers nothing
 

@@ -29,6 +29,7 @@ from fusionrag_integrations.support.threads import Threads
 
 STAGES = 4  # groups of layers, read one after another
 WHOLE_BYTES = 1 << 20  # smaller records are read at once
+WHOLE_BYTES_OF_SHARED = 4 << 20  # for which a storage takes as long as for some small requests
 THREADS = min(4, os.cpu_count() or 1)
 THREADS_OF_SHARED = 16  # which wait for a network
 
@@ -89,6 +90,7 @@ class Loader:
         """
         self._files = files
         self._pinned = pinned
+        self._whole_bytes = WHOLE_BYTES_OF_SHARED if is_shared else WHOLE_BYTES
         self._events = events
         self._order = count()
         self._waiting: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
@@ -112,7 +114,7 @@ class Loader:
         def read_record(file: RecordFile) -> None:
             started = perf_counter()
             header = file.header
-            small = header.data_bytes < WHOLE_BYTES
+            small = header.data_bytes < self._whole_bytes
             data = torch.empty(header.data_bytes, dtype=torch.uint8, pin_memory=self._pinned)
             view = data.numpy().data
             groups = [] if small else _groups(header.layers)
