@@ -151,6 +151,8 @@ class FsspecObjects(Forkable, Closable):
         except FileNotFoundError:
             return
         for path, facts in found.items():
+            if facts.get("type") == "directory":  # which came into being while it was listed
+                continue
             name = path.removeprefix(self._root).lstrip("/")
             yield ObjectEntry(name, int(facts["size"]), _modified(facts))
 

@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from uuid import uuid4
 
 import pytest
 
@@ -68,6 +69,16 @@ def test_many_of_a_folder_are_found_as_a_few_are(
         objects.write(name, [b"x"])
     asked = [*there, "kv/ab/no", "kv/cd/no", "kv/cd/e", "kv/no/a", "kv/no/b", "kv/no/c", "none"]
     assert objects.existing(asked) == there
+
+
+def test_a_folder_that_comes_into_being_while_it_is_listed_has_no_objects_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = FsspecObjects("memory://" + uuid4().hex)
+    listed = {f"{objects.url}/a": {"type": "directory", "size": 0, "name": "a"}}
+    monkeypatch.setattr(type(objects._fs), "find", lambda *given, **how: listed)
+    assert list(objects.entries("a")) == []
+    objects.close()
 
 
 def test_of_several_that_create_a_name_one_does(objects: Objects) -> None:

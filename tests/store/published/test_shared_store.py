@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from fusionrag_integrations.errors import (
 from fusionrag_integrations.prompt import question_prompt
 from fusionrag_integrations.store import Budgets
 from fusionrag_integrations.store.catalog import Catalog
-from fusionrag_integrations.store.kv.shared import object_name
+from fusionrag_integrations.store.kv import loader
+from fusionrag_integrations.store.kv.shared import SharedKVFiles, object_name
 from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.published import writer_lease
 from fusionrag_integrations.store.published.verifying import find_damage_at, repair_at
@@ -67,6 +70,24 @@ class TestAnswers:
         second = reader.metrics()
         assert second.shared == first.shared
         assert second.disk.moved_bytes > first.disk.moved_bytes
+
+    def test_a_small_record_is_read_by_one_request_behind_its_beginning(
+        self, opened: Open, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loader, "WHOLE_BYTES", 0)  # in a directory it would be read by layers
+        opened(url).ingest(towns(4))
+        reader = opened(url, budgets=Budgets(disk=0))
+        asked: list[tuple[str, int]] = []
+        read_ranges = SharedKVFiles.read_ranges
+
+        def counted(files: SharedKVFiles, name: str, ranges: Sequence[range]) -> list[bytes]:
+            asked.append((name, len(ranges)))
+            return read_ranges(files, name, ranges)
+
+        monkeypatch.setattr(SharedKVFiles, "read_ranges", counted)
+        assert ask(reader).missed_chunks == 0
+        assert Counter(asked) == {(name, 1): 2 for name, _ in asked}
+        assert len(asked) == 2 * 3
 
     def test_copies_stay_within_their_budget(self, opened: Open, url: str) -> None:
         writer = opened(url)
