@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import ray
 import ray.data
+import ray.util.annotations
 import torch
 
 from fusionrag_integrations.documents.chunk_record import ChunkRecord
@@ -132,15 +134,18 @@ class RayWork:
         if not blocks:
             return
         size = min(self._workers.count, len(blocks))
-        dataset = ray.data.from_pandas_refs(blocks).map_batches(
-            kind,
-            batch_size=None,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=(self._needed.tells, *given),
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
-            **resources,
-        )
+        with warnings.catch_warnings():
+            # Deprecated, but there is no other way yet to say how often a batch is tried again.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            dataset = ray.data.from_pandas_refs(blocks).map_batches(
+                kind,
+                batch_size=None,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=size),
+                fn_constructor_args=(self._needed.tells, *given),
+                ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
+                **resources,
+            )
         dataset.context.enable_progress_bars = False
         dataset.context.max_consecutive_actor_init_deaths = RETRIES
         for batch in dataset.iter_batches(
