@@ -16,11 +16,10 @@ from fusionrag_integrations import Document
 from fusionrag_integrations.ray.indexing import RayReport, stages
 from fusionrag_integrations.store.objects.opening import open_objects
 from fusionrag_integrations.store.published.verifying import find_damage_at
-from fusionrag_integrations.store.published.writer_lease import FOLDER
 from tests.cluster.conftest import S3Server
 from tests.cluster.ray_ingest import MANY, SECONDS, driver, indexed, same, wait_for, workers
 from tests.cluster.ray_processes import ray_processes
-from tests.store.published.sharing import Open, live_keys
+from tests.store.published.sharing import Open, expire, live_keys
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.long, pytest.mark.timeout(0)]
 
@@ -106,14 +105,6 @@ def stored(url: str) -> set[str]:
     with open_objects(url) as objects:
         names = [Path(entry.name).name for entry in objects.entries("kv")]
     return {name.partition(".")[0] for name in names}
-
-
-def expire(url: str) -> None:
-    """As if a minute had passed since the writer was killed."""
-    with open_objects(url) as objects:
-        for entry in list(objects.entries(FOLDER)):
-            note = json.loads(objects.read(entry.name)) | {"until": 0.0}
-            objects.write(entry.name, [json.dumps(note).encode()])
 
 
 def kill_a_worker() -> bool:

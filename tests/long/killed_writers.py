@@ -28,7 +28,7 @@ from fusionrag_integrations.store.published.collecting import collect
 from fusionrag_integrations.store.published.verifying import find_damage_at
 from tests.conftest import document_ids, town
 from tests.crashing_ingest import killed, succeeds
-from tests.store.published.sharing import ask, same
+from tests.store.published.sharing import ask, expire, same
 
 NAMES = 6
 Ids = frozenset[str]
@@ -62,12 +62,6 @@ def compare(model: CausalModel, url: str, ids: Ids, directory: Path) -> None:
         assert same(ask(shared, kv="isolated"), ask(alone, kv="isolated"))
 
 
-def expire(directory: Path) -> None:
-    """As if a minute had passed since the writer was killed."""
-    for path in (directory / "writers").glob("*.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"until": 0.0}))
-
-
 def main(directory: Path, model_dir: Path, times: int) -> None:
     torch.set_num_threads(1)  # other threads don't live on in a fork
     os.environ["FUSIONRAG_CACHE"] = str(directory / "cache")
@@ -83,7 +77,7 @@ def main(directory: Path, model_dir: Path, times: int) -> None:
         chance = random.Random(number)
         after = frozenset(chance.sample(sorted(every), chance.randint(2, NAMES)))
         killed(partial(write, model, url, after), chance.uniform(0.0, longest))
-        expire(directory / "shared")
+        expire(url)
         if not succeeds(partial(check, model, url, (before, after), told)):
             sys.stderr.write(f"Wrong after kill {number}.\n")
             wrong += 1

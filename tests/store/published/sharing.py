@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from fusionrag_integrations import Answer, AnswerSettings, Document, FusionEngine
 from fusionrag_integrations.prompt import question_prompt
+from fusionrag_integrations.store.objects.opening import open_objects
+from fusionrag_integrations.store.published.writer_lease import FOLDER
 from tests.conftest import town
 
 SETTINGS = AnswerSettings(max_tokens=8)
@@ -42,6 +45,14 @@ def reads_as_a_directory(opened: Open, url: str, directory: Path) -> FusionEngin
     for engine in (writer, reader):
         assert same(ask(engine), wanted)
     return reader
+
+
+def expire(url: str) -> None:
+    """As if a minute had passed since the writer was killed."""
+    with open_objects(url) as objects:
+        for entry in list(objects.entries(FOLDER)):
+            note = json.loads(objects.read(entry.name)) | {"until": 0.0}
+            objects.write(entry.name, [json.dumps(note).encode()])
 
 
 def towns(count: int) -> list[Document]:
