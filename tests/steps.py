@@ -29,6 +29,7 @@ class Steps:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self._hold_at: int | None = None
+        self._held: Request | None = None
         self.is_held, self._go = threading.Event(), threading.Event()
         decode = Pipeline.decode
 
@@ -36,6 +37,7 @@ class Steps:
             if request.output.token_ids:  # the first token needs no step of the model
                 self.count += 1
             if self.count == self._hold_at:
+                self._held = request
                 self.is_held.set()
                 assert self._go.wait(PATIENCE)
             decode(pipeline, request, logits)
@@ -49,6 +51,17 @@ class Steps:
     async def held(self) -> None:
         """Wait until it does."""
         assert await asyncio.to_thread(self.is_held.wait, PATIENCE)
+
+    async def cancelled(self) -> None:
+        """Wait until the request that is held has heard that nobody reads it any more.
+
+        A framework whose own generators lie between may close ours a turn of the loop later.
+        """
+        for _ in range(100 * PATIENCE):
+            if self._held is not None and self._held.cancelled:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("What was cancelled goes on.")
 
     def go_on(self) -> None:
         self._go.set()
@@ -64,6 +77,7 @@ class Steps:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task  # at once, for the step is still held
+        await self.cancelled()
         self.go_on()
         await until_kv_is_free(engine)
 

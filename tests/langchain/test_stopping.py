@@ -187,6 +187,7 @@ async def test_a_chain_that_is_cancelled_does_so_behind_a_parser_too(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await steps.cancelled()
     steps.go_on()
     await until_kv_is_free(engine)
     assert steps.count == 3
