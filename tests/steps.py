@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fusionrag_integrations.prompt.messages import Prompt
 from fusionrag_integrations.serving.answer.pieces import Pieces
 from fusionrag_integrations.serving.pipeline import Pipeline
 from fusionrag_integrations.serving.request import Request
+from tests.waiting import until
 
 PATIENCE = 30  # seconds, after which a test fails
 
@@ -57,11 +57,11 @@ class Steps:
 
         A framework whose own generators lie between may close ours a turn of the loop later.
         """
-        for _ in range(100 * PATIENCE):
-            if self._held is not None and self._held.cancelled:
-                return
-            await asyncio.sleep(0.01)
-        pytest.fail("What was cancelled goes on.")
+
+        def heard() -> bool:
+            return self._held is not None and self._held.cancelled
+
+        await asyncio.to_thread(until, heard)
 
     def go_on(self) -> None:
         self._go.set()
@@ -144,11 +144,7 @@ def kv_in_use(engine: FusionEngine) -> int:
 
 def wait_until_kv_is_free(engine: FusionEngine) -> None:
     """Wait until no request holds any: what is closed ends after the pass that is under way."""
-    for _ in range(100 * PATIENCE):
-        if not kv_in_use(engine):
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{kv_in_use(engine)} records are still in use.")
+    until(lambda: not kv_in_use(engine))
 
 
 async def until_kv_is_free(engine: FusionEngine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,10 +81,3 @@ def driver(files: Path, store: Path | str, model: Path, address: str) -> subproc
     """An `index` whose workers are of the cluster at this address."""
     chosen = ("--store", store, "--model", model, "--chunk-tokens", "48", "--json")
     return fusionrag("index", files, *chosen, "--ray", address, "--workers", "2")
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    ended = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < ended
-        time.sleep(0.02)

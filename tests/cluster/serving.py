@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -24,7 +21,6 @@ from tests.langchain.templates import WITH_TOOLS
 from tests.server.conftest import KEYS, KEYS_FILE
 from tests.tiny_models import COMMON, heads
 
-T = TypeVar("T")
 PATIENCE = 60
 COMPLETIONS = "/v1/completions"
 PROMPT = f"{town(0).text}\n\n{town(1).text}\n\nWhich house?"
@@ -80,15 +76,6 @@ def written_keys(file: Path) -> Keys:
     digests = {name: sha256(key.encode()).hexdigest() for name, key in KEYS.items()}
     file.write_text(KEYS_FILE.format(**digests))
     return Keys.read(file)
-
-
-def until(holds: Callable[[], T]) -> T:
-    """Wait for something, and give it."""
-    for _ in range(10 * PATIENCE):
-        if found := holds():
-            return found
-        time.sleep(0.1)
-    pytest.fail("It never came to hold.")
 
 
 def actor(part: str) -> Any:

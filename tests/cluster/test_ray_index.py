@@ -35,12 +35,12 @@ from tests.cluster.ray_ingest import (
     fusionrag,
     indexed,
     same,
-    wait_for,
     workers,
 )
 from tests.cluster.ray_processes import ray_processes, title
 from tests.conftest import document_ids
 from tests.store.published.sharing import Open
+from tests.waiting import until
 
 pytestmark = pytest.mark.enable_socket
 
@@ -104,7 +104,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(
     lost = sum(stage.lost for stage in report.stages)
     assert 0 < lost <= 8  # chunks of a pass
     assert account(report, "model").starts >= 3  # facts, the one that was killed, another one
-    wait_for(lambda: not ray_processes("Ledger"))
+    until(lambda: not ray_processes("Ledger"))
     local = opened(tmp_path / "local")
     local.ingest(documents)
     with opened(url) as made:
@@ -146,14 +146,14 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     kv = LocalKVFiles(store / KV_DIRECTORY)
     first = driver(files, store, model_dir, ray_address)
     try:
-        wait_for(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
+        until(lambda: kv.directory.is_dir() and len(kv.paths()) > 400)
         first.send_signal(signal.SIGSTOP)
         with pytest.raises(StoreBusyError, match="Another ingest or delete"):
             indexed(MANY, model_dir, store)
     finally:
         first.kill()
         first.wait()
-    wait_for(lambda: not workers())
+    until(lambda: not workers())
     with Catalog.open(store / CATALOG_FILE) as catalog:
         keys = catalog.kv.keys_by_chunk()
     there = kv.existing(isolated for _, isolated, _ in keys)
@@ -182,13 +182,13 @@ def test_the_pages_command_starts_ray_here_and_may_be_interrupted(tmp_path: Path
     arguments = shlex.split(command)
     first = fusionrag(*arguments, cwd=tmp_path, stderr=subprocess.PIPE)
     store = tmp_path / "my-store"
-    wait_for(lambda: (store / CATALOG_FILE).exists())  # Ray has started
+    until(lambda: (store / CATALOG_FILE).exists())  # Ray has started
     rays = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGINT)
     _, told = first.communicate(timeout=SECONDS)
     assert first.returncode == 130
     assert "run the command again" in told
-    wait_for(lambda: not any(process.is_running() for process in rays))
+    until(lambda: not any(process.is_running() for process in rays))
     second = fusionrag(*arguments, "--json", "--price-per-hour", "3.6", cwd=tmp_path)
     said, _ = second.communicate(timeout=SECONDS * 2)
     report = json.loads(said)

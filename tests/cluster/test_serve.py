@@ -33,11 +33,11 @@ from tests.cluster.serving import (
     Served,
     actor,
     model,
-    until,
     written_keys,
 )
 from tests.conftest import town
 from tests.server.conftest import KEYS, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.enable_socket
 CHAT = "/v1/chat/completions"

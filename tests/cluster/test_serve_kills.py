@@ -25,8 +25,9 @@ from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.layout import KV_DIRECTORY
 from tests.cluster.conftest import S3Server, bucket
 from tests.cluster.ray_processes import ray_processes
-from tests.cluster.serving import Served, model, until, written_keys
+from tests.cluster.serving import Served, model, written_keys
 from tests.conftest import town
+from tests.waiting import until
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.long, pytest.mark.timeout(0)]
 

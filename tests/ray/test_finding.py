@@ -19,7 +19,7 @@ from fusionrag_integrations.ray.finding import KVFinder
 from fusionrag_integrations.serving.settings import AnswerSettings
 from fusionrag_integrations.store.generations import collect_generations
 from tests.conftest import all_records, town
-from tests.server.conftest import until
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

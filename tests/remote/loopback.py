@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+
+from tests.waiting import until
 
 PATIENCE = 30  # seconds, after which a test fails
 # Marks tests whose server is on this machine.
@@ -35,15 +36,6 @@ def served(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Wait for something that another thread does."""
-    for _ in range(100 * PATIENCE):
-        if reached():
-            return
-        time.sleep(0.01)
-    pytest.fail("It hasn't come to pass.")
 
 
 def event(**content: Any) -> bytes:

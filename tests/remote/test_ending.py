@@ -12,8 +12,9 @@ import fusionrag_integrations.llama_index as li
 from fusionrag_integrations import AnswerSettings, FusionEngine
 from fusionrag_integrations.adapters.remote import RemoteEngine
 from fusionrag_integrations.errors import FusionRAGError
-from tests.remote.loopback import LOOPBACK, until
+from tests.remote.loopback import LOOPBACK
 from tests.steps import Steps, kv_in_use
+from tests.waiting import until
 
 pytestmark = LOOPBACK
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -19,6 +18,7 @@ from fusionrag_integrations.server import Keys, Limits, Server, bound
 from tests.conftest import town
 from tests.langchain.templates import WITH_TOOLS
 from tests.steps import PATIENCE
+from tests.waiting import until
 
 KEYS = {"board": "sk-of-the-board", "guest": "sk-of-a-guest", "admin": "sk-of-the-admin"}
 KEYS_FILE = """
@@ -70,15 +70,6 @@ def running(
             server.should_exit = True
             thread.join(PATIENCE)
     assert not thread.is_alive()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    for _ in range(100 * PATIENCE):
-        if holds():
-            return
-        time.sleep(0.01)
-    pytest.fail("It never came to hold.")
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.server import Keys, Limits, create_app, entrance
 from fusionrag_integrations.store.store import Store
 from tests.conftest import town
-from tests.server.conftest import Running, running, until
+from tests.server.conftest import Running, running
 from tests.steps import PATIENCE, Steps, kv_in_use
+from tests.waiting import until
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 PROMPT = f"{town(0).text}\n\nWhich house?"

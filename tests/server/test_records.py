@@ -13,7 +13,8 @@ from fusionrag_integrations import FusionEngine
 from fusionrag_integrations.server import create_app
 from fusionrag_integrations.server.records import JsonLines
 from tests.conftest import town
-from tests.server.conftest import Running, running, until
+from tests.server.conftest import Running, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 PROMPT = f"{town(0).text}\n\nWhich house?"

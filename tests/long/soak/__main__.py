@@ -29,9 +29,10 @@ from tests.long.soak.cases import AD_HOC, DOCUMENTS, Expected, records
 from tests.long.soak.faults import Damage, Disk, Logs
 from tests.long.soak.requests import Soak
 from tests.processes import Held
-from tests.server.conftest import Running, running, until
+from tests.server.conftest import Running, running
 from tests.server.test_load import counts
 from tests.steps import kv_in_use, until_kv_is_free
+from tests.waiting import until
 
 ROOM = 256 << 10  # KB: several times what the store takes
 LONGEST = 3600  # seconds, after which it counts as hanging
