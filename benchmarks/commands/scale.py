@@ -13,7 +13,7 @@ from benchmarks.scale.dollars import Prices
 from benchmarks.scale.driver import measure_driver
 from benchmarks.scale.routing import Setting
 from benchmarks.scale.serving import Plan
-from benchmarks.scale.studies import costs, ingesting, routing, serving
+from benchmarks.scale.studies import costs, hindsight, ingesting, routing, serving
 from fusionrag_integrations.cli.commands import Commands
 from fusionrag_integrations.cli.console import FilePath, json_option, out, print_json
 from fusionrag_integrations.cli.numbers import SEED, SHARE, Number, count, counts
@@ -28,6 +28,12 @@ results_option = click.option(
     show_default=True,
     help="The directory of what was measured.",
 )
+questions_option = click.option(
+    "--questions",
+    type=FilePath(exists=True, dir_okay=False),
+    multiple=True,
+    help="JSON lines of questions and their passages; may be given several times.",
+)
 
 
 @click.group(cls=Commands)
@@ -37,12 +43,7 @@ def scale() -> None:
 
 @scale.command("routing")
 @results_option
-@click.option(
-    "--questions",
-    type=FilePath(exists=True, dir_okay=False),
-    multiple=True,
-    help="JSON lines of questions and their passages; may be given several times.",
-)
+@questions_option
 @click.option("--requests", type=count(10), default=12_000, show_default=True)
 @click.option("--load", type=SHARE, default=0.7, show_default=True, help="Of the devices' time.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
@@ -57,6 +58,21 @@ def route(
     """
     found = routing(results, questions, Setting(requests, load, seed))
     _show(found, as_json, scale_views.hits, scale_views.times)
+
+
+@scale.command("hindsight")
+@results_option
+@questions_option
+@click.option("--requests", type=count(10), default=12_000, show_default=True)
+@click.option("--steps", type=count(), default=400_000, show_default=True, help="Of annealing.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@json_option
+def place(
+    results: Path, questions: tuple[Path, ...], requests: int, steps: int, seed: int, as_json: bool
+) -> None:
+    """What four memories would hold of the prompts, were these known beforehand."""
+    found = hindsight(results, questions, Setting(requests, seed=seed), steps)
+    _show(found, as_json, scale_views.hindsight)
 
 
 @scale.command("serving")

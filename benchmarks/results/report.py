@@ -29,6 +29,7 @@ formats NAME                      bytes, times and errors of the formats that st
 format-scores NAME                F1 and EM in each of these formats
 overlap-of-prompts NAME           how much the chunks of real questions have in common
 routing-hits NAME, routing-times NAME   hit rates and TTFT of each way to choose a replica
+routing-hindsight NAME            hit rates of placements that know the prompts
 serving NAME                      1 to 256 replicas, simulated
 workers NAME                      an ingest by 1 to 16 workers, simulated
 kv-bytes NAME, corpora NAME, break-even NAME, serving-cost NAME   the parts of the cost model
@@ -145,6 +146,7 @@ _VIEWS: Mapping[str, Callable[[Mark], str]] = {
     "overlap-of-prompts": scale_views.overlap,
     "routing-hits": scale_views.hits,
     "routing-times": scale_views.times,
+    "routing-hindsight": scale_views.hindsight,
     "serving": scale_views.serving,
     "workers": scale_views.ingest,
     "kv-bytes": scale_views.kv_bytes,

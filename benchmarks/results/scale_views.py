@@ -36,6 +36,17 @@ def times(mark: Mark) -> str:
     )
 
 
+def hindsight(mark: Mark) -> str:
+    """Hit rates of memory beside those of placements, and over random's."""
+    rows = mark.only["rows"]
+    ways = [name for name in rows[0] if name != "name"]
+    lines = [
+        (row["name"], *(f"{row[way]:.3f} ({row[way] / row['random']:.2f}x)" for way in ways))
+        for row in rows
+    ]
+    return markdown(("prompts", *ways), lines)
+
+
 def _by_workload(mark: Mark, cell: Any) -> str:
     works = mark.only["workloads"]
     columns = [[cell(row) for row in work["rows"]] for work in works]

@@ -5,6 +5,7 @@ prompts.py         prompts of many questions about few topics
 questions.py       the same from real questions, and how much their chunks overlap
 policies.py        which replica answers: the package's own way, and what it is compared with
 other_policies.py  ways that were tried and not taken
+hindsight.py       what a placement gives that is made with all prompts known
 replica.py         a replica: its tiers, its device, its links
 simulation.py      requests that arrive, wait and are answered; discrete events
 outcome.py         hit rates, waits and requests a second

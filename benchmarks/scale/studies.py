@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale.dollars import Prices, break_even, corpus_cost, serving_month
+from benchmarks.scale.hindsight import compare_with_hindsight
 from benchmarks.scale.ingest import ingest
 from benchmarks.scale.kv_bytes import CHUNK_TOKENS, FORMATS, MODELS, bytes_a_token, record_bytes
 from benchmarks.scale.measured import MODEL, ingest_works, services
@@ -51,13 +52,35 @@ def routing(results: Path, questions: Sequence[Path], setting: Setting) -> dict[
     return {"setting": asdict(setting), "workloads": workloads}
 
 
+def hindsight(
+    results: Path, questions: Sequence[Path], setting: Setting, steps: int
+) -> dict[str, Any]:
+    """The package's own policy beside placements, over these questions and invented topics."""
+    service, _ = both_services(results)
+    workloads: dict[str, Prompts] = {
+        path.stem: as_prompts(read_questions(path)) for path in questions
+    } | {_own(share): InventedTopics(own_share=share) for share in OWN_SHARES}
+    return {
+        "setting": asdict(setting),
+        "steps": steps,
+        "rows": [
+            {"name": name, **compare_with_hindsight(prompts, service, setting, steps)}
+            for name, prompts in workloads.items()
+        ],
+    }
+
+
 def invented_workloads(service: Service) -> Mapping[str, tuple[Prompts, Service]]:
     """Prompts of invented topics, each with what serves them."""
     slow = replace(service, object_storage=replace(service.object_storage, bytes_s=SLOW_BYTES_S))
-    return {
-        f"topics, {share:.0%} own": (InventedTopics(own_share=share), service)
-        for share in OWN_SHARES
-    } | {"long prompts": (LONG, service), "long prompts, 10 Gbit/s": (LONG, slow)}
+    return {_own(share): (InventedTopics(own_share=share), service) for share in OWN_SHARES} | {
+        "long prompts": (LONG, service),
+        "long prompts, 10 Gbit/s": (LONG, slow),
+    }
+
+
+def _own(share: float) -> str:
+    return f"topics, {share:.0%} own"
 
 
 def serving(results: Path, plan: Plan) -> dict[str, Any]:
