@@ -135,6 +135,12 @@ def test_a_path_that_can_be_none(name: str) -> None:
         assert said in result.stderr
 
 
+def test_a_storage_that_ends_with_the_command_is_refused() -> None:
+    result = run_command("index", "docs", "--store", "Memory://store", "--model", "demo")
+    assert result.exit_code == 2
+    assert "Memory://store is gone when this command ends" in " ".join(result.stderr.split())
+
+
 def test_names_of_files_that_are_no_unicode(index: Run, files: Path) -> None:
     (files / ".hidden\udcff").mkdir()
     assert "hidden\\udcff" in index("--json").stdout

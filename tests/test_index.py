@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -39,6 +40,14 @@ def test_reopening_finds_what_was_there(tmp_path: Path) -> None:
     again = ChromaIndex(tmp_path)
     assert again.search([3.0, 4.0], 2) == [("a", pytest.approx(1.0))]
     again.close()
+
+
+def test_it_closes_while_python_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing can be imported any more."""
+    index = ChromaIndex(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "chromadb.errors", None)
+        index.close()
 
 
 def test_a_directory_made_anew_is_empty(tmp_path: Path) -> None:

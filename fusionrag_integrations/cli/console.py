@@ -63,7 +63,11 @@ class StorePlace(FilePath):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
-        return value if is_url(value) else super().convert(value, param, ctx)
+        if not is_url(value):
+            return super().convert(value, param, ctx)
+        if value.lower().startswith("memory:"):
+            self.fail(f"{value} is gone when this command ends; give a directory.", param, ctx)
+        return value
 
 
 store_option = click.option(

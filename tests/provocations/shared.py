@@ -63,6 +63,11 @@ def another_machine(world: World) -> None:
     world.open("file://server/share/store")
 
 
+@provoked.by("The store ... is no URL: two strokes follow the protocol, ...")
+def one_stroke(world: World) -> None:
+    world.open("s3:/bucket/store")
+
+
 @provoked.by("... can't be used: ....")
 def unreadable_directory(world: World) -> None:
     world.file("shared")
@@ -133,6 +138,13 @@ def damaged_block(world: World) -> None:
     Store.open(url(world))
 
 
+@provoked.by("... is damaged: .... Put it back, or delete it; if it is the newest, ...")
+def damaged_version(world: World) -> None:
+    shared(world, 0)
+    objects(world).write("versions/000000000002.json", [b"{}"])
+    Store.open(url(world))
+
+
 @provoked.by("There is a store at ... already; open it instead.")
 def made_at_once(world: World) -> None:
     engine = shared(world, 0)
@@ -195,10 +207,7 @@ def not_renewed(world: World) -> list[Seen]:
     return world.logged()
 
 
-@provoked.by(
-    "Version ... of ... was made for ..., and this one for ..., which stays open. Open the store "
-    "anew to use it."
-)
+@provoked.by("Version ... of ... is a store made anew, for .... This one, for ..., stays open. ...")
 def made_for_another(world: World) -> None:
     reader = shared(world, 0)
     reindex(world.model_dir, store=url(world), kv_format="int8")

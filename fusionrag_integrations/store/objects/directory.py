@@ -47,11 +47,11 @@ class DirectoryObjects(Closable):
         return {name for name in names if self._path(name).is_file()}
 
     def write(self, name: str, parts: Parts) -> None:
-        with self._named_errors(name):
+        with self._named_errors(name, is_written=True):
             write_file(self._path(name), parts, self._drafts)
 
     def create(self, name: str, content: bytes) -> bool:
-        with self._named_errors(name):
+        with self._named_errors(name, is_written=True):
             try:
                 create_file(self._path(name), content, self._drafts)
             except FileExistsError:
@@ -82,10 +82,10 @@ class DirectoryObjects(Closable):
         return self._directory / name
 
     @contextmanager
-    def _named_errors(self, name: str) -> Iterator[None]:
+    def _named_errors(self, name: str, *, is_written: bool = False) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not is_written:
+                raise
             raise StoreUnreachableError(f"{self._path(name)} can't be used: {error}.") from error

@@ -129,13 +129,18 @@ class FsspecObjects(Forkable, Closable):
 
     def write(self, name: str, parts: Parts) -> None:
         content = b"".join(parts)
-        self._patiently(name, lambda path: self._fs.pipe_file(path, content))
+        try:
+            self._patiently(name, lambda path: self._fs.pipe_file(path, content))
+        except FileNotFoundError as error:  # such as a bucket that isn't there
+            raise self._unreachable(name, error) from error
 
     def create(self, name: str, content: bytes) -> bool:
         try:
             self._patiently(name, lambda path: self._fs.pipe_file(path, content, mode="create"))
         except FileExistsError:  # perhaps by an attempt whose reply was lost
             return self.read(name) == content
+        except FileNotFoundError as error:
+            raise self._unreachable(name, error) from error
         return True
 
     def delete(self, names: Iterable[str], *, patiently: bool = True) -> None:

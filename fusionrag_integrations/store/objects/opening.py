@@ -11,7 +11,8 @@ from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.objects.directory import DirectoryObjects
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|[a-z0-9]+::")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|[a-z0-9]+::")  # one stroke is a slip
+_PROTOCOL = re.compile(r"[A-Za-z0-9+.-]+(?=://)")
 _LAST_STROKES = re.compile(r"(?<=[^:/])/+$")  # not those of file:///
 _FILE = "file://"
 
@@ -26,7 +27,12 @@ def open_objects(url: str) -> Objects:
 
     Raises `InvalidInputError` where it names nothing that can be read.
     """
-    url = _LAST_STROKES.sub("", url)
+    url = _LAST_STROKES.sub("", _PROTOCOL.sub(lambda found: found[0].lower(), url, count=1))
+    if "://" not in url and "::" not in url:
+        raise InvalidInputError(
+            f"The store {url} is no URL: two strokes follow the protocol, as in "
+            f"s3://bucket/prefix. A directory of this name is ./{url}."
+        )
     if url.startswith(_FILE):
         machine, slash, path = url.removeprefix(_FILE).partition("/")
         if machine not in ("", "localhost") or not path:

@@ -18,6 +18,10 @@ from fusionrag_integrations.store.published.version import PublishedFile
 BLOCK_BYTES = 4 << 20
 FOLDER = "blocks"
 _AT_ONCE = 8  # blocks that are moved at once
+_ADVICE = (
+    "Put it back, or let a machine that has the store's working copy change a document, which "
+    "writes it again. Otherwise the documents have to be indexed into a new store."
+)
 
 
 def block_name(block: str) -> str:
@@ -60,12 +64,12 @@ def download(objects: Objects, file: PublishedFile, near: Path) -> Iterator[byte
             except FileNotFoundError:
                 raise StoreError(
                     f"{objects.url} has lost {block_name(block)}, of which its version consists. "
-                    "Put it back, or index the documents again."
+                    f"{_ADVICE}"
                 ) from None
         if sha256(part).hexdigest() != block:
             raise StoreError(
                 f"{objects.url} is damaged: {block_name(block)} has another content than its name "
-                "says. Delete it, and index again, or put it back."
+                f"says. Delete it. {_ADVICE}"
             )
         return part
 

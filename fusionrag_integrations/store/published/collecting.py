@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from fusionrag_integrations.errors import StoreNotFoundError
+from fusionrag_integrations.errors import StoreError, StoreNotFoundError
 from fusionrag_integrations.store.catalog.database import named_errors
 from fusionrag_integrations.store.kv.local import SUFFIX
 from fusionrag_integrations.store.layout import CATALOG_FILE, KV_DIRECTORY
@@ -28,7 +28,9 @@ DAY = 86_400.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was deleted. kept_versions: numbers of those that stay. nbytes: of KV and blocks."""
+    """What was deleted. kept_versions: numbers of those whose files and KV stay. nbytes: of KV and
+    blocks.
+    """
 
     kept_versions: tuple[int, ...]
     versions: int
@@ -43,7 +45,7 @@ def collect(url: str, grace: float = DAY) -> Collected:
     grace: in seconds. What was written within it stays too: a writer may be about to publish it.
     Ends in a new version, equal to the newest, so that no writer that began before can publish KV
     that is gone. Raises `StoreNotFoundError`, `StoreBusyError` while the store is being changed,
-    and `StoreUnreachableError`.
+    `StoreError` where a version that stays is damaged, and `StoreUnreachableError`.
     """
     with closing(open_objects(url)) as objects:
         log = VersionLog(objects)
@@ -58,13 +60,10 @@ def _collect(
     objects: Objects, log: VersionLog, lease: writer_lease.WriterLease, since: float
 ) -> Collected:
     noted, old_notes = reader_note.noted(objects)
-    versions = [log.read(number) for number in log.numbers()]
-    newest = versions[-1]
+    kept = _kept(log, noted, since)
+    newest = kept[0]
     log.publish(replace(newest, number=newest.number + 1, made=time.time(), by=uuid4().hex))
-    ended = {v.number: later.made for v, later in pairwise(versions)}
-    kept = [v for v in versions if v is newest or v.number in noted or ended[v.number] >= since]
-    dead = [version.number for version in versions if version not in kept]
-    log.delete(dead)  # first, so that no reader begins with one
+    deleted = log.delete_below(kept[-1].number)  # first, so that no reader begins with one
     used_blocks = {block for version in kept for block in version.blocks}
     used_keys = _keys(objects, kept)
     old_blocks = _unused(objects, blocks.FOLDER, used_blocks, since)
@@ -73,12 +72,33 @@ def _collect(
     objects.delete([entry.name for entry in (*old_blocks, *old_records)])
     objects.delete(old_notes)
     return Collected(
-        kept_versions=(*(version.number for version in kept), newest.number + 1),
-        versions=len(dead),
+        kept_versions=(*(version.number for version in reversed(kept)), newest.number + 1),
+        versions=deleted,
         kv_records=len(old_records),
         blocks=len(old_blocks),
         nbytes=sum(entry.nbytes for entry in (*old_blocks, *old_records)),
     )
+
+
+def _kept(log: VersionLog, noted: set[int], since: float) -> list[Version]:
+    """The newest version, and those that a reader has or that were the newest since; newest first.
+
+    Raises `StoreError` where one of them is damaged: which KV it has isn't known.
+    """
+    kept: list[Version] = []
+    next_made = inf  # when the version was made that came after
+    for number in reversed(log.numbers()):
+        is_kept = number in noted or next_made >= since
+        try:
+            version = log.read(number)
+        except StoreError:
+            if is_kept:
+                raise
+            continue
+        if is_kept:
+            kept.append(version)
+        next_made = version.made
+    return kept
 
 
 def _unused(objects: Objects, folder: str, used: set[str], since: float) -> list[ObjectEntry]:

@@ -1,7 +1,7 @@
 """Finds and fixes what is damaged or missing of a store at a URL. Needs no model.
 
-versions   damaged, or with blocks that are missing or damaged: reported; a working copy that has
-           what is missing publishes it with its next change
+versions   damaged, or the newest with blocks that are missing or damaged: reported; a working copy
+           that has what is missing publishes it with its next change
 kv         damaged or foreign records: removed; the next ingest computes them again
 """
 
@@ -36,9 +36,10 @@ from fusionrag_integrations.support.atomic_files import write_file
 
 
 def find_damage_at(url: str, progress: Counted = lambda done, total: None) -> Iterator[Problem]:
-    """Everything that is damaged or missing of the newest version; changes nothing.
+    """Everything that is damaged or missing of the newest version, and damaged older versions.
 
-    Raises `StoreNotFoundError` where there is no store, and `StoreUnreachableError`.
+    Changes nothing. Raises `StoreNotFoundError` where there is no store, and
+    `StoreUnreachableError`.
     """
     with closing(open_objects(url)) as objects:
         yield from _problems(objects, progress)
@@ -57,13 +58,15 @@ def repair_at(url: str, progress: Counted = lambda done, total: None) -> Iterato
 
 
 def _problems(objects: Objects, progress: Counted) -> Iterator[Problem]:
+    log = VersionLog(objects)
     try:
-        newest = VersionLog(objects).newest()
+        newest = log.newest()
     except StoreError as error:
         yield problem_of("catalog", Path(FOLDER), error)
         return
     if newest is None:
         raise StoreNotFoundError(f"There is no store at {objects.url}.")
+    yield from _older_problems(log, newest)
     with ExitStack() as opened:
         directory = Path(opened.enter_context(TemporaryDirectory()))
         is_whole = True
@@ -78,6 +81,15 @@ def _problems(objects: Objects, progress: Counted) -> Iterator[Problem]:
             catalog = opened.enter_context(Catalog.open(directory / CATALOG_FILE))
             yield from _row_problems(catalog)
             yield from _record_problems(objects, newest, catalog, progress)
+
+
+def _older_problems(log: VersionLog, newest: Version) -> Iterator[Problem]:
+    for number in log.numbers():
+        try:
+            if number != newest.number:
+                log.read(number)
+        except StoreError as error:
+            yield problem_of("catalog", Path(FOLDER), error)
 
 
 def _row_problems(catalog: Catalog) -> Iterator[Problem]:

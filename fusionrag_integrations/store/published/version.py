@@ -29,7 +29,7 @@ class PublishedFile:
 class Version:
     """What a store was at one time, but for its KV, whose keys are in the catalog.
 
-    number: from 1 on, without gaps. made: in seconds since the epoch, by the writer's clock. by:
+    number: from 1 on. made: in seconds since the epoch, by the writer's clock. by:
     random, tells writers apart. store: what it was made with. files: by their paths in a store's
     directory.
     """
@@ -75,7 +75,11 @@ class Version:
                 raise ValueError("its content doesn't match its checksum")
             return cls._from_json(json.loads(body))
         except (ValueError, LookupError, TypeError, AttributeError, InvalidInputError) as error:
-            raise StoreError(f"{name} is damaged: {error}.") from error
+            raise StoreError(
+                f"{name} is damaged: {error}. Put it back, or delete it; if it is the newest, the "
+                "store goes back to the version before it, and what was changed since has to be "
+                "changed again."
+            ) from error
 
     @classmethod
     def _from_json(cls, found: dict[str, Any]) -> Version:

@@ -1,6 +1,6 @@
 """The versions of a store in order. Whoever creates the next number has published it.
 
-versions/000000000007.json   a version, never changed
+versions/000000000007.json   a version, never changed; from the oldest on there is no gap
 newest                       the number of a late version, from which later ones are looked for
 
 A storage needs only one promise for this: that of several writers that create the same name, one
@@ -29,10 +29,11 @@ class VersionLog:
         Raises `StoreError` where it is damaged.
         """
         number = self._noted()
-        while self._objects.existing([_name(number + 1)]):  # published since, or not noted
-            number += 1
-        if not number or not self._objects.existing([_name(number)]):
-            number = max(self.numbers(), default=0)  # the note is lost, old, or another's
+        if number and self._objects.existing([_name(number)]):
+            while self._objects.existing([_name(number + 1)]):  # published since, or not noted
+                number += 1
+        else:  # the note is lost, old, or another's
+            number = max(self.numbers(), default=0)
         return self.read(number) if number else None
 
     def read(self, number: int) -> Version:
@@ -65,9 +66,13 @@ class VersionLog:
         stems = (name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in names)
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def delete(self, numbers: list[int]) -> None:
-        """Delete versions, whose files and KV then are no longer needed for them."""
-        self._objects.delete(_name(number) for number in numbers)
+    def delete_below(self, number: int) -> int:
+        """Delete older versions, and return how many; numbers have no gaps, or `newest` stops at
+        one.
+        """
+        older = [other for other in self.numbers() if other < number]
+        self._objects.delete(map(_name, older))
+        return len(older)
 
     def _noted(self) -> int:
         try:

@@ -120,9 +120,10 @@ class WorkingCopy(Closable):
             return False
         if newest.store != catalog.info:
             raise StoreMismatchError(
-                f"Version {newest.number} of {self.url} was made for {newest.store.model_source} "
-                f"({newest.store.kv_format}), and this one for {catalog.info.model_source} "
-                f"({catalog.info.kv_format}), which stays open. Open the store anew to use it."
+                f"Version {newest.number} of {self.url} is a store made anew, for "
+                f"{newest.store.model_source} ({newest.store.kv_format}). This one, for "
+                f"{catalog.info.model_source} ({catalog.info.kv_format}), stays open. Open the "
+                "store anew to use the new one."
             )
         if self._is_changed() or (self.path / _UNPUBLISHED).exists():
             logger.warning(

@@ -55,11 +55,14 @@ class ChromaConnection(Protocol):
 @contextmanager
 def named_arguments(connection: ChromaConnection) -> Iterator[None]:
     """What Chroma refuses, as errors of this package."""
-    from chromadb.errors import InvalidArgumentError
-
     try:
         yield
-    except InvalidArgumentError as error:
+    except Exception as error:
+        # Imported where it is needed: an index may be closed while Python ends.
+        from chromadb.errors import InvalidArgumentError
+
+        if not isinstance(error, InvalidArgumentError):
+            raise
         if "dimension" in str(error):
             raise connection.mismatch(error) from error
         what = "A filter" if "where" in str(error) else "An embedding"

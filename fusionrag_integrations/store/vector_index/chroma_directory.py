@@ -159,12 +159,14 @@ class ChromaDirectory(Forkable, Closable):
     @contextmanager
     def _named_errors(self, *others: type[Exception]) -> Iterator[None]:
         """Raise Chroma's errors, the system's and `others` as this package's, naming the path."""
-        from chromadb.errors import ChromaError
-
         try:
             with named_arguments(self):
                 yield
-        except (ChromaError, OSError, *others) as error:
+        except Exception as error:
+            from chromadb.errors import ChromaError  # not while Python ends
+
+            if not isinstance(error, (ChromaError, OSError, *others)):
+                raise
             raise StoreError(
                 f"The index in {self.directory} can't be used: {error}. If it is damaged, "
                 "`fusionrag repair` rebuilds it."

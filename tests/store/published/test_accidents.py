@@ -83,6 +83,66 @@ def test_a_lost_note_hides_nothing_after_collecting(
     assert document_ids(opened(url).store.catalog) == ["town-0", "town-1"]
 
 
+@pytest.mark.parametrize("note", [None, b"", b"of another format", b"1", b"2", b"3"])
+def test_what_a_note_says_hides_nothing_where_an_old_version_was_kept(
+    opened: Open, url: str, objects: Objects, note: bytes | None
+) -> None:
+    """A reader holds the first version, so that collecting leaves it, and what is between goes."""
+    reader, writer = opened(url), opened(url)
+    writer.ingest([town(0)])
+    for number in (1, 2, 3):
+        writer.ingest([town(number)])
+    collect(url, grace=0)
+    assert VersionLog(objects).numbers()[0] == reader.store.version
+    objects.delete(["newest"])
+    if note is not None:
+        objects.write("newest", [note])
+    everything = [f"town-{number}" for number in range(4)]
+    assert document_ids(opened(url).store.catalog) == everything
+    writer.refresh()
+    assert document_ids(writer.store.catalog) == everything
+    writer.delete(["town-0"])
+    assert reader.refresh()
+    assert document_ids(reader.store.catalog) == everything[1:]
+
+
+def damage(objects: Objects, number: int) -> None:
+    objects.write(f"versions/{number:012d}.json", [b"{}"])
+
+
+def test_an_old_version_that_is_damaged_is_found_and_collected(
+    opened: Open, url: str, objects: Objects
+) -> None:
+    writer = opened(url)
+    writer.ingest(towns(2))
+    writer.delete(["town-1"])
+    damage(objects, 2)
+    (problem,) = find_damage_at(url)
+    assert "000000000002.json is damaged" in problem.message
+    with pytest.raises(StoreError, match="Put it back, or delete it"):
+        collect(url)  # within its grace, so which KV it needs must be known
+    assert collect(url, grace=0).versions == 2
+    assert list(find_damage_at(url)) == []
+    assert document_ids(opened(url).store.catalog) == ["town-0"]
+
+
+def test_the_newest_version_damaged_and_deleted_gives_way_to_the_one_before(
+    opened: Open, url: str, objects: Objects
+) -> None:
+    writer = opened(url)
+    writer.ingest(towns(1))
+    writer.ingest(towns(2))
+    damage(objects, writer.store.version)
+    with pytest.raises(StoreError, match="the store goes back to the version before it"):
+        opened(url)
+    objects.delete([f"versions/{writer.store.version:012d}.json"])
+    again = opened(url)
+    assert document_ids(again.store.catalog) == ["town-0"]
+    again.ingest(towns(3))
+    writer.refresh()
+    assert len(document_ids(writer.store.catalog)) == 3
+
+
 def test_another_store_at_the_same_url_is_told_apart(
     opened: Open, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,16 +298,16 @@ def test_a_collection_that_was_overtaken_deletes_nothing(
     writer.ingest(towns(2))
     writer.delete(["town-0", "town-1"])
     now = time.time()
-    delete = VersionLog.delete
+    delete = VersionLog.delete_below
 
-    def sleep(log: VersionLog, numbers: list[int]) -> None:
-        monkeypatch.setattr(VersionLog, "delete", delete)
+    def sleep(log: VersionLog, number: int) -> int:
+        monkeypatch.setattr(VersionLog, "delete_below", delete)
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda: now + writer_lease.SECONDS + 1)
             writer.ingest(towns(2))
-        delete(log, numbers)
+        return delete(log, number)
 
-    monkeypatch.setattr(VersionLog, "delete", sleep)
+    monkeypatch.setattr(VersionLog, "delete_below", sleep)
     with pytest.raises(StoreBusyError, match="another writer has it now"):
         collect(url, grace=0)
     assert list(find_damage_at(url)) == []

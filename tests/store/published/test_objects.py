@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from uuid import uuid4
 
 import pytest
 
-from fusionrag_integrations.errors import InvalidInputError, StoreError
+from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreUnreachableError
 from fusionrag_integrations.store.objects import fsspec_objects
 from fusionrag_integrations.store.objects.base import Objects
 from fusionrag_integrations.store.objects.fsspec_objects import FsspecObjects
@@ -156,6 +157,36 @@ def test_a_storage_that_refuses_is_not_tried_again(monkeypatch: pytest.MonkeyPat
 def test_urls_are_told_from_paths(text: str) -> None:
     assert is_url(text)
     assert not is_url(text.replace("://", "/"))
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/store", "file:/tmp/store", "S3:/b"])
+def test_a_stroke_that_is_missing_is_told_of(text: str) -> None:
+    assert is_url(text)
+    with pytest.raises(InvalidInputError, match="two strokes follow the protocol"):
+        open_objects(text)
+
+
+def test_protocols_may_be_in_capitals(tmp_path: Path) -> None:
+    open_objects(f"FILE://{tmp_path}").write("one", [b"x"])
+    assert (tmp_path / "one").read_bytes() == b"x"
+    open_objects("Memory://Capitals").write("one", [b"x"])
+    assert open_objects("memory://Capitals").read("one") == b"x"
+
+
+def test_what_cannot_be_written_for_want_of_a_place_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = FsspecObjects("memory://lacking")
+
+    def refuse(path: str, content: bytes, **given: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(objects._fs, "pipe_file", refuse)
+    for place in (objects, open_objects("file:///proc/nosuch")):
+        with pytest.raises(StoreUnreachableError, match="can't be used"):
+            place.write("one", [b"x"])
+        with pytest.raises(StoreUnreachableError, match="can't be used"):
+            place.create("one", b"x")
 
 
 def test_a_url_that_nothing_can_open_is_refused() -> None:

@@ -93,7 +93,7 @@ class TestLog:
         log = VersionLog(objects)
         for number in (1, 2):
             log.publish(version(number))
-        log.delete([1])
+        assert log.delete_below(2) == 1
         assert log.newest() == version(2)
         with pytest.raises(StoreError, match=r"000000000001.json is missing"):
             log.read(1)
