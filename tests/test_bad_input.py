@@ -331,7 +331,7 @@ class TestModels:
         return path
 
     def test_a_store_of_another_model(self, engine: FusionEngine, other: Path) -> None:
-        with pytest.raises(StoreMismatchError, match=r"was made by .*Load that model or make a"):
+        with pytest.raises(StoreMismatchError, match=r"was made by .*Load that model, or make"):
             FusionEngine.from_pretrained(other, store=engine.store.path)
         assert_nothing_lost(engine)
 

@@ -107,7 +107,7 @@ def test_the_format_is_the_stores_own(model_dir: Path, tmp_path: Path) -> None:
     assert engine.store.catalog.info.kv_format == "int8"
     again = FusionEngine.from_pretrained(model_dir, store=tmp_path / "a")
     assert fused_chunks(again) == 3
-    with pytest.raises(InvalidInputError, match=r"int8.*'int4' needs a new store"):
+    with pytest.raises(InvalidInputError, match=r"int8, not 'int4'; fusionrag reindex"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "a", kv_format="int4")
     with pytest.raises(InvalidInputError, match=r"'int3'; choose one of float32"):
         FusionEngine.from_pretrained(model_dir, store=tmp_path / "b", kv_format="int3")  # type: ignore[arg-type]

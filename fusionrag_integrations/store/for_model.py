@@ -68,7 +68,7 @@ def open_or_create(
     with suppress(StoreNotFoundError), ExitStack() as opened:
         store = Store.open(path, embedding, index=index, kv_files=kv_files)
         opened.enter_context(store)
-        _check_same(store, wanted, chunk_tokens, kv_format)
+        _check_same(path, store.catalog.info, wanted, chunk_tokens, kv_format)
         opened.pop_all()
         return store
     before()
@@ -76,9 +76,12 @@ def open_or_create(
 
 
 def _check_same(
-    store: Store, wanted: StoreInfo, chunk_tokens: int | None, kv_format: KVFormat | None
+    path: Path | str,
+    info: StoreInfo,
+    wanted: StoreInfo,
+    chunk_tokens: int | None,
+    kv_format: KVFormat | None,
 ) -> None:
-    info, path = store.catalog.info, store.path
     if info.format_version != wanted.format_version:
         raise StoreMismatchError(
             f"The store at {path} has format {info.format_version}; this version reads format "
@@ -89,7 +92,7 @@ def _check_same(
         raise StoreMismatchError(
             f"The store at {path} was made by {info.model_source} (signature {info.signature}), "
             f"not by {wanted.model_source} (signature {wanted.signature}). What differs: {parts}. "
-            "Load that model or make a new store."
+            "Load that model, or make the store anew for this one by fusionrag reindex."
         )
     if chunk_tokens is not None and chunk_tokens != info.chunk_tokens:
         raise InvalidInputError(
@@ -98,8 +101,8 @@ def _check_same(
         )
     if kv_format is not None and kv_format != info.kv_format:
         raise InvalidInputError(
-            f"The store at {path} keeps KV as {info.kv_format}; kv_format={kv_format!r} needs a "
-            "new store."
+            f"The store at {path} keeps KV as {info.kv_format}, not {kv_format!r}; "
+            "fusionrag reindex makes it anew with another kv_format."
         )
     if wanted.salt_id != info.salt_id:
         raise StoreMismatchError(

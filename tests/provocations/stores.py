@@ -197,8 +197,8 @@ provoked.each(
         "The store at ... has chunks of up to ... tokens; chunk_tokens=... needs a new store.": (
             lambda w: w.open(w.store, chunk_tokens=64)
         ),
-        "The store at ... keeps KV as ...; kv_format=... needs a new store.": lambda w: w.open(
-            w.store, kv_format="int8"
+        "The store at ... keeps KV as ..., not ...; fusionrag reindex makes it anew ...": (
+            lambda w: w.open(w.store, kv_format="int8")
         ),
         "The store at ... was made ... KV..., and kv is ...": lambda w: (
             FusionEngine.from_pretrained(w.model_dir, store=w.store, kv="none")
