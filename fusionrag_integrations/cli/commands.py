@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fusionrag_integrations.cli.console import err
+from fusionrag_integrations.cli.signals import Terminated
 from fusionrag_integrations.errors import FusionRAGError
 
 
@@ -21,6 +22,6 @@ class Commands(click.Group):
             # Names of files may be no Unicode.
             err.print(str(error).encode(errors="backslashreplace").decode(), markup=False)
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             err.print("Interrupted. What is on disk is kept: run the command again to go on.")
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(error, Terminated) else 130)

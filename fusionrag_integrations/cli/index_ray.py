@@ -12,6 +12,7 @@ import click
 
 from fusionrag_integrations.cli.console import bars, model_for, out
 from fusionrag_integrations.cli.numbers import MOST, Number, count
+from fusionrag_integrations.cli.signals import terminable
 from fusionrag_integrations.documents.named import imported
 from fusionrag_integrations.errors import InvalidInputError
 
@@ -95,7 +96,7 @@ def index_with_ray(
         given["gpus_per_worker"] or 0.0,
         given["price_per_hour"],
     )
-    with bars() as progress:
+    with terminable(), bars() as progress:
         return index_on_ray(
             documents,
             model_for(model, store),

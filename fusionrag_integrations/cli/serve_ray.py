@@ -14,6 +14,7 @@ import click
 
 from fusionrag_integrations.cli.console import err, out
 from fusionrag_integrations.cli.numbers import MOST, Number, count
+from fusionrag_integrations.cli.signals import terminable
 from fusionrag_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def serve_on_ray(
         port = _free(host, port)
     elif port == 0:
         raise InvalidInputError("--port 0 can't be given with an address of --ray; give a number.")
-    with cluster(address):
+    with terminable(), cluster(address):
         replicas = _replicas(options)
         deploying.listen(host, port)
         with err.status("Starting replicas"):

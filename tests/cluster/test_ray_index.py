@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.enable_socket
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 def test_a_directory_is_filled_as_by_an_ingest_here(
@@ -173,23 +176,58 @@ def test_a_driver_that_is_killed_is_gone_on_from(
     assert list(find_damage(store)) == []
 
 
-@pytest.mark.long
-def test_the_pages_command_starts_ray_here_and_may_be_interrupted(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^fusionrag (index .* --ray --workers 2)$", PAGE, re.MULTILINE)
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """The page's command that starts Ray, and its files."""
+    (found,) = re.findall(r"^fusionrag (index .* --ray --workers 2)$", PAGE, re.MULTILINE)
     (tmp_path / "docs").mkdir()
     for document in MANY[:40]:
         (tmp_path / "docs" / f"{document.id}.txt").write_text(document.text)
-    arguments = shlex.split(command)
-    first = fusionrag(*arguments, cwd=tmp_path, stderr=subprocess.PIPE)
-    store = tmp_path / "my-store"
-    until(lambda: (store / CATALOG_FILE).exists())  # Ray has started
+    return shlex.split(found)
+
+
+def starts(first: subprocess.Popen[str], part: str) -> None:
+    """Wait until this part of Ray runs."""
+    process = psutil.Process(first.pid)
+    until(lambda: any(part in title(child) for child in process.children(recursive=True)))
+
+
+def ends(first: subprocess.Popen[str], sig: signal.Signals, status: int) -> None:
+    """The signal ends the command and all that it started, which it tells of in one line."""
     rays = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(sig)
+    while first.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            rays += psutil.Process(first.pid).children(recursive=True)
+        time.sleep(0.1)
     _, told = first.communicate(timeout=SECONDS)
-    assert first.returncode == 130
-    assert "run the command again" in told
+    assert first.returncode == status
+    assert told.splitlines()[-1].endswith("run the command again to go on.")
+    assert "***" not in told  # as of a crash
     until(lambda: not any(process.is_running() for process in rays))
-    second = fusionrag(*arguments, "--json", "--price-per-hour", "3.6", cwd=tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("sig", "status"), SIGNALS)
+def test_the_pages_command_ends_ray_when_it_is_ended_while_ray_starts(
+    tmp_path: Path, command: list[str], sig: signal.Signals, status: int
+) -> None:
+    first = fusionrag(*command, cwd=tmp_path, stderr=subprocess.PIPE)
+    starts(first, "raylet/raylet")
+    ends(first, sig, status)
+    assert not (tmp_path / "my-store").exists()
+
+
+@pytest.mark.long
+def test_the_pages_command_starts_ray_here_and_may_be_interrupted(
+    tmp_path: Path, command: list[str]
+) -> None:
+    store = tmp_path / "my-store"
+    for sig, status in SIGNALS:
+        first = fusionrag(*command, cwd=tmp_path, stderr=subprocess.PIPE)
+        starts(first, "Worker(")
+        ends(first, sig, status)
+    second = fusionrag(*command, "--json", "--price-per-hour", "3.6", cwd=tmp_path)
     said, _ = second.communicate(timeout=SECONDS * 2)
     report = json.loads(said)
     assert report["documents_new"] + report["documents_unchanged"] == 40

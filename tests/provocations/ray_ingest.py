@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from fusionrag_integrations import FusionEngine
-from fusionrag_integrations.ingest.work import ChunkTokens
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
+from fusionrag_integrations.ingest.model_facts import ModelFacts
+from fusionrag_integrations.ingest.work import ChangedDocument, ChunkTokens
 from fusionrag_integrations.ray.indexing import Workers, index_on_ray
 from fusionrag_integrations.ray.indexing.connecting import connected
 from fusionrag_integrations.ray.indexing.ledger import Ledger
 from fusionrag_integrations.ray.indexing.model_kv import KVPlace, ModelPlace
-from fusionrag_integrations.ray.indexing.workers import KVWorker
+from fusionrag_integrations.ray.indexing.workers import KVWorker, TextWorker, Worker
 from tests.conftest import town
 from tests.provocations.world import Provoked, Seen, World
 
@@ -106,27 +108,42 @@ def negative_price(world: World) -> None:
     Workers(price_per_hour=-1)
 
 
-def told_by_worker(world: World, **place: Any) -> None:
+def told_by(worker: Worker, task: object) -> None:
     """What a worker says of its first batch is raised by whoever waits for it."""
+    batch = np.empty(1, dtype=object)
+    batch[0] = task
+    (error,) = worker({"task": batch})["result"]
+    raise error
+
+
+def told_by_model(world: World, **place: Any) -> None:
     info = world.engine.store.catalog.info
     given = {"store": world.store, "info": info, "workers": 1} | place
     worker = KVWorker(
         Ledger(), ModelPlace(world.model_dir, threads=1), KVPlace(**given), isolated=0
     )
-    batch = np.empty(1, dtype=object)
-    batch[0] = ChunkTokens("ab", (1,))
-    (error,) = worker({"task": batch})["result"]
-    raise error
+    told_by(worker, ChunkTokens("ab", (1,)))
+
+
+@provoked.by("On ..., the embedding ... makes other vectors of the same texts than ...")
+def other_embedding(world: World) -> None:
+    class Other(LexicalEmbedder):
+        def embed_query(self, text: str) -> list[float]:
+            return super().embed_query(text)[::-1]
+
+    facts = ModelFacts.of(world.engine.model)
+    worker = TextWorker(Ledger(), facts, world.engine.store.catalog.info, Other)
+    told_by(worker, ChangedDocument(town(0), "hash"))
 
 
 @provoked.by("On ..., ... is another model (signature ...) than the one that the store ...")
 def other_model(world: World) -> None:
-    told_by_worker(world, info=replace(world.engine.store.catalog.info, signature="other"))
+    told_by_model(world, info=replace(world.engine.store.catalog.info, signature="other"))
 
 
 @provoked.by("The store's directory ... isn't on ..., where a worker runs. ...")
 def not_shared(world: World) -> None:
-    told_by_worker(world, store=world.tmp / "elsewhere")
+    told_by_model(world, store=world.tmp / "elsewhere")
 
 
 @provoked.by("The store at ... keeps no KV, so that its documents need no workers. ...")

@@ -34,7 +34,10 @@ def failing(error: Exception) -> Any:
 
 @provoked.by("There is no Ray to connect to at ...: ...")
 def no_cluster(world: World) -> None:
-    play(world, ray={"init": failing(ConnectionError("nobody answers"))})
+    play(
+        world,
+        ray={"init": failing(ConnectionError("nobody answers")), "shutdown": lambda: None},
+    )
     with cluster("auto"):
         pass
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fusionrag_integrations import FusionEngine
+from fusionrag_integrations.documents.embedding import LexicalEmbedder
 from fusionrag_integrations.errors import InvalidInputError, StoreError, StoreMismatchError
 from fusionrag_integrations.execution.hf.model import CausalModel
 from fusionrag_integrations.ingest.model_facts import ModelFacts
@@ -21,6 +22,7 @@ from fusionrag_integrations.ray.indexing import StageAccount, Workers, workers
 from fusionrag_integrations.ray.indexing.ledger import Ledger, told
 from fusionrag_integrations.ray.indexing.model_kv import KVPlace, ModelPlace
 from fusionrag_integrations.ray.indexing.workers import KVWorker, TextWorker
+from fusionrag_integrations.store.changes import Update
 from fusionrag_integrations.store.kv.base import KVFiles
 from fusionrag_integrations.store.kv.local import LocalKVFiles
 from fusionrag_integrations.store.kv.shared import SharedKVFiles
@@ -188,6 +190,43 @@ def test_a_chunk_that_is_too_long_comes_back_as_the_error_that_it_is(engine: Fus
     (error,) = made(batch([ChangedDocument(town(0), "hash")]))["result"]
     assert isinstance(error, InvalidInputError)
     assert "smaller chunk_tokens" in str(error)
+
+
+class Longer(LexicalEmbedder):
+    """A vector's length is another."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return [*super().embed_query(text), 1.0]
+
+
+class Turned(LexicalEmbedder):
+    """A vector is another of the same length."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return super().embed_query(text)[::-1]
+
+
+class Rounded(LexicalEmbedder):
+    """As on other hardware."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return [x + 1e-6 for x in super().embed_query(text)]
+
+
+@pytest.mark.parametrize("other", [Longer, Turned])
+def test_a_worker_with_another_embedding_than_the_stores_makes_no_vectors(
+    engine: FusionEngine, other: type[LexicalEmbedder]
+) -> None:
+    made = TextWorker(Ledger(), ModelFacts.of(engine.model), engine.store.catalog.info, other)
+    (error,) = made(batch([ChangedDocument(town(0), "hash")]))["result"]
+    assert isinstance(error, StoreMismatchError)
+    assert repr(LexicalEmbedder.name) in str(error)
+
+
+def test_a_worker_whose_vectors_are_rounded_otherwise_makes_them(engine: FusionEngine) -> None:
+    made = TextWorker(Ledger(), ModelFacts.of(engine.model), engine.store.catalog.info, Rounded)
+    (update,) = made(batch([ChangedDocument(town(0), "hash")]))["result"]
+    assert isinstance(update, Update)
 
 
 def test_what_a_lost_worker_had_begun_is_counted() -> None:

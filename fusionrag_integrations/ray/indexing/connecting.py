@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 
 from fusionrag_integrations.errors import FusionRAGError, InvalidInputError
-from fusionrag_integrations.ray.cluster import cluster, resources
+from fusionrag_integrations.ray.cluster import cluster, loaded, resources
 from fusionrag_integrations.ray.indexing.settings import Workers
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,11 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
 @contextmanager
 def _connection(address: str | None) -> Iterator[bool]:
     """Whether the cluster may be one that grows."""
-    import ray
-
-    if ray.is_initialized():
+    if loaded().is_initialized():
         yield True
         return
     with cluster(address, logging_level=logging.ERROR, log_to_driver=False):
-        import ray.data
-
+        import_module("ray.data")  # which sets its level
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # this package tells of progress
         yield address is not None
 

@@ -6,6 +6,7 @@ what comes back. An error of this package's comes back as a result: it is told a
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic, perf_counter, sleep
@@ -13,8 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fusionrag_integrations.documents.embedding import as_embedder, as_vector
-from fusionrag_integrations.errors import FusionRAGError
+from fusionrag_integrations.documents.embedding import (
+    as_embedder,
+    as_vector,
+    probe,
+    same_embedding,
+)
+from fusionrag_integrations.errors import FusionRAGError, StoreMismatchError
 from fusionrag_integrations.ingest.documents import Splitter
 from fusionrag_integrations.ingest.model_facts import ModelFacts
 from fusionrag_integrations.ingest.work import ChangedDocument, ChunkTokens, Computed, FusedChunk
@@ -76,7 +82,10 @@ class Worker:
 
 
 class TextWorker(Worker):
-    """Splits documents, tokenizes their chunks and embeds them. Needs no weights."""
+    """Splits documents, tokenizes their chunks and embeds them. Needs no weights.
+
+    An embedding that isn't the store's is a `StoreMismatchError`.
+    """
 
     name = "text"
 
@@ -87,6 +96,13 @@ class TextWorker(Worker):
     def prepare(self) -> None:
         self._splitter = Splitter(self._facts, self._info)
         self._embedder = as_embedder(self._make())
+        if not same_embedding(self._info.probes, probe(self._embedder)):
+            raise StoreMismatchError(
+                f"On {socket.gethostname()}, the embedding {self._embedder.name!r} makes other "
+                f"vectors of the same texts than {self._info.embedding!r}, which the store is for. "
+                "All machines need the same embedding: install the same module, model and versions "
+                "on each."
+            )
 
     def results(self, tasks: Sequence[ChangedDocument], done: Done) -> list[Update]:
         updates = [self._splitter.split(task) for task in tasks]
