@@ -52,12 +52,15 @@ def deploy(settings: ServingSettings) -> str:
 
     Where something is served already, its replicas are replaced one after another: each finishes
     its requests first. Returns what `end` needs. Raises `FusionRAGError` where none can start; what
-    was served before is then served again.
+    was served before is then served again, as where this is interrupted.
     """
     deployed = uuid4().hex
     before = _served()
     try:
         _run(settings, deployed)
+    except KeyboardInterrupt:
+        _restore(before)
+        raise
     except Exception as error:  # Ray tells of whatever a replica raised
         why = _why(error)
         _restore(before)
