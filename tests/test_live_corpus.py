@@ -196,6 +196,7 @@ class LiveCorpus(RuleBasedStateMachine):
         self.pages: dict[str, Page] = {}
         self.untrue: set[str] = set()  # documents that a call touched which hasn't ended
         self.all_fused = True
+        self.sides: tuple[dict[str, Page], ...] = ()  # what documents may be while one is written
         self.handles: list[KVHandle] = []  # all that there ever were
         self.writer = self.open()
         self.reader = self.open()
@@ -310,10 +311,11 @@ class LiveCorpus(RuleBasedStateMachine):
         action: Callable[[], None] = crash,
         delete_others: bool = False,
     ) -> None:
-        kept = {} if delete_others else self.pages
-        changed = [name for name, page in new.items() if self.pages.get(name) != page]
-        known = sum(name in self.pages for name in changed)
-        gone = self.pages.keys() - kept.keys() - new.keys()
+        there = self.left_by_deletes()
+        kept = {} if delete_others else there
+        changed = [name for name, page in new.items() if there.get(name) != page]
+        known = sum(name in there for name in changed)
+        gone = there.keys() - kept.keys() - new.keys()
         with self.changing({**kept, **new}, {*changed, *gone}):
             with self.writer.acting(moment, action):
                 report = self.writer.engine.ingest(
@@ -330,8 +332,9 @@ class LiveCorpus(RuleBasedStateMachine):
             self.check_completed()
 
     def remove(self, names: list[str], moment: Moment | None = None) -> None:
-        gone = self.pages.keys() & set(names)
-        left = {name: page for name, page in self.pages.items() if name not in gone}
+        there = self.left_by_deletes()
+        gone = there.keys() & set(names)
+        left = {name: page for name, page in there.items() if name not in gone}
         with self.changing(left, gone):
             with self.writer.acting(moment, crash):
                 deleted = [
@@ -342,10 +345,18 @@ class LiveCorpus(RuleBasedStateMachine):
             unused = {*self.writer.kv.keys()} - self.writer.catalog.kv.live_keys()
             assert not unused, "records are left that no chunk uses"
 
+    def left_by_deletes(self) -> dict[str, Page]:
+        """The documents without those whose deletion crashed: the next write completes it first."""
+        begun = self.writer.store.manifests.deleted(self.writer.catalog.documents.all())
+        going = {document.id for document in begun}
+        return {name: page for name, page in self.pages.items() if name not in going}
+
     @contextmanager
     def changing(self, after: dict[str, Page], touched: set[str]) -> Iterator[None]:
         """A write that may crash: then each document it touched is the old or the new one."""
-        self.before, self.after = self.pages, after
+        left = self.left_by_deletes()
+        touched = touched | (self.pages.keys() - left.keys())
+        self.sides = (self.pages, left, after)
         self.untrue |= touched
         self.all_fused = False
         try:
@@ -353,10 +364,10 @@ class LiveCorpus(RuleBasedStateMachine):
         except Crashed:
             note("crashed")
         else:
-            self.before = after
+            self.sides = (after,)
         self.check_catalog()
         self.check_search()
-        sides = [side.get(name) for side in (self.before, self.pages) for name in sorted(touched)]
+        sides = [side.get(name) for side in (*self.sides, self.pages) for name in sorted(touched)]
         numbers = dict.fromkeys(number for page in sides if page for number in page.texts)
         self.ask(self.reader, [*numbers], self.handles[-len(numbers) :])
 
@@ -377,8 +388,8 @@ class LiveCorpus(RuleBasedStateMachine):
             page = held.setdefault(chunk.document_id, Page(chunk.scope, (), chunk.title))
             number = TEXTS.index(chunk.text)
             held[chunk.document_id] = replace(page, texts=(*page.texts, number))
-        for name in self.before.keys() | self.after.keys() | held.keys():
-            sides = self.before.get(name), self.after.get(name)
+        for name in held.keys() | {name for side in self.sides for name in side}:
+            sides = [side.get(name) for side in self.sides]
             assert held.get(name) in sides, f"{name} is {held.get(name)}, not one of {sides}"
         self.pages = held
         expected = self.chunks()
