@@ -63,7 +63,10 @@ def cluster(address: str | None, **options: Any) -> Iterator[None]:
                 "cluster that runs, or none to start Ray here. One that asks for a token needs "
                 "RAY_AUTH_MODE=token in the environment."
             ) from error
-        else:
+        except (KeyboardInterrupt, SystemExit):  # of a signal: what has started meanwhile is ended
+            thread.submit(ray.shutdown).result()
+            raise
+        try:
             yield
         finally:
             thread.submit(ray.shutdown).result()

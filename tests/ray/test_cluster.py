@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from fusionrag_integrations.cli import main
 from fusionrag_integrations.cli.serve_ray import RayOptions, serve_on_ray
 from fusionrag_integrations.cli.signals import Terminated
+from fusionrag_integrations.errors import InvalidInputError
 from fusionrag_integrations.ray.cluster import cluster
 from fusionrag_integrations.ray.settings import EngineSettings
 from fusionrag_integrations.server import Limits
@@ -73,6 +74,16 @@ def test_a_signal_waits_until_ray_has_started_which_is_ended_then(
         told.append("used")
     assert raised.value.code == sig
     assert told == ["begun", "started", "ended"]
+
+
+def test_where_none_can_be_started_a_ray_of_somebody_else_s_goes_on(ray: Start) -> None:
+    def fail() -> None:
+        raise ConnectionError("nobody is there")
+
+    told = ray(fail)
+    with pytest.raises(InvalidInputError, match="nobody is there"), cluster(None):
+        told.append("used")
+    assert told == ["begun"]
 
 
 def test_ray_is_not_started_in_the_main_thread_whose_handler_it_would_replace(ray: Start) -> None:
