@@ -20,6 +20,7 @@ from fusionrag_integrations.errors import (
     KVUnreadableError,
     StoreError,
     StoreNotFoundError,
+    StoreUnreachableError,
 )
 from fusionrag_integrations.store.catalog import Catalog
 from fusionrag_integrations.store.kv.record_files import RecordFiles
@@ -62,7 +63,7 @@ def _problems(objects: Objects, progress: Counted) -> Iterator[Problem]:
     try:
         newest = log.newest()
     except StoreError as error:
-        yield problem_of("catalog", Path(FOLDER), error)
+        yield _damage(Path(FOLDER), error)
         return
     if newest is None:
         raise StoreNotFoundError(f"There is no store at {objects.url}.")
@@ -76,11 +77,18 @@ def _problems(objects: Objects, progress: Counted) -> Iterator[Problem]:
                 write_file(directory / name, parts, directory / "drafts", sync=False)
             except StoreError as error:
                 is_whole = is_whole and name != CATALOG_FILE
-                yield problem_of("catalog", Path(name), error)
+                yield _damage(Path(name), error)
         if is_whole:
             catalog = opened.enter_context(Catalog.open(directory / CATALOG_FILE))
             yield from _row_problems(catalog)
             yield from _record_problems(objects, newest, catalog, progress)
+
+
+def _damage(path: Path, error: StoreError) -> Problem:
+    """A problem of the catalog. Raises the error where only the storage is away."""
+    if isinstance(error, StoreUnreachableError):
+        raise error
+    return problem_of("catalog", path, error)
 
 
 def _older_problems(log: VersionLog, newest: Version) -> Iterator[Problem]:
@@ -89,7 +97,7 @@ def _older_problems(log: VersionLog, newest: Version) -> Iterator[Problem]:
             if number != newest.number:
                 log.read(number)
         except StoreError as error:
-            yield problem_of("catalog", Path(FOLDER), error)
+            yield _damage(Path(FOLDER), error)
 
 
 def _row_problems(catalog: Catalog) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from fusionrag_integrations.errors import StoreBusyError, StoreError, StoreUnrea
 from fusionrag_integrations.store import Budgets
 from fusionrag_integrations.store.kv.shared import object_name
 from fusionrag_integrations.store.objects.base import Objects
+from fusionrag_integrations.store.objects.directory import DirectoryObjects
 from fusionrag_integrations.store.published import reader_note, writer_lease
 from fusionrag_integrations.store.published.collecting import collect
 from fusionrag_integrations.store.published.verifying import find_damage_at
@@ -124,6 +125,23 @@ def test_an_old_version_that_is_damaged_is_found_and_collected(
     assert collect(url, grace=0).versions == 2
     assert list(find_damage_at(url)) == []
     assert document_ids(opened(url).store.catalog) == ["town-0"]
+
+
+@pytest.mark.parametrize("away", ["versions/000000000001", "versions/000000000002", "blocks/"])
+def test_a_storage_that_is_away_is_no_damage(
+    opened: Open, url: str, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    opened(url).ingest(towns(1))
+    read = DirectoryObjects.read
+
+    def refuse(objects: DirectoryObjects, name: str) -> bytes:
+        if name.startswith(away):
+            raise StoreUnreachableError("it is away")
+        return read(objects, name)
+
+    monkeypatch.setattr(DirectoryObjects, "read", refuse)
+    with pytest.raises(StoreUnreachableError, match="it is away"):
+        list(find_damage_at(url))
 
 
 def test_the_newest_version_damaged_and_deleted_gives_way_to_the_one_before(
